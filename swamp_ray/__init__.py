@@ -1,0 +1,59 @@
+"""SWAMP on Ray: sparse networks by iterative magnitude pruning with averaged particles.
+
+Public names are imported when they are first used, so that ``import swamp_ray`` and ``swamp --help`` are fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swamp_ray.api import Result, SwampTrainer
+    from swamp_ray.config import SwampConfig, load_config
+    from swamp_ray.errors import DivergedError, RunError, SwampError, UserError
+    from swamp_ray.storage.tickets import Ticket, load_ticket
+    from swamp_ray.training.tasks import Classification, Regression, Task
+
+__version__ = "0.1.0"
+__all__ = [
+    "Classification",
+    "DivergedError",
+    "Regression",
+    "Result",
+    "RunError",
+    "SwampConfig",
+    "SwampError",
+    "SwampTrainer",
+    "Task",
+    "Ticket",
+    "UserError",
+    "load_config",
+    "load_ticket",
+]
+
+_HOMES = {
+    "Classification": "training.tasks",
+    "DivergedError": "errors",
+    "Regression": "training.tasks",
+    "Result": "api",
+    "RunError": "errors",
+    "SwampConfig": "config",
+    "SwampError": "errors",
+    "SwampTrainer": "api",
+    "Task": "training.tasks",
+    "Ticket": "storage.tickets",
+    "UserError": "errors",
+    "load_config": "config",
+    "load_ticket": "storage.tickets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'swamp_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"swamp_ray.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,124 @@
+"""SWAMP from Python: :class:`SwampTrainer` and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from swamp_ray.config import SwampConfig, build_config, with_values
+from swamp_ray.console import make_reporter
+from swamp_ray.errors import UserError
+from swamp_ray.orchestration.messages import RoundRecord
+from swamp_ray.orchestration.ray_configs import run_values, scaling_values
+from swamp_ray.orchestration.running import Run, run
+from swamp_ray.storage.tickets import Ticket, load_ticket
+
+if TYPE_CHECKING:
+    from swamp_ray.orchestration.ray_configs import RunConfig, ScalingConfig
+
+
+SPARSITY_TOLERANCE = 0.005
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        path: The run's folder.
+        rounds: One record a round: sparsity, metrics of particles and of their average, artifact names.
+        ticket_paths: The ticket of each round, in order of sparsity.
+    """
+
+    path: Path
+    rounds: list[RoundRecord]
+    ticket_paths: list[Path]
+    _frame: list[pd.DataFrame] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Every scalar of the run, as in ``metrics.parquet``."""
+        if not self._frame:
+            self._frame.append(pd.read_parquet(self.path / "metrics.parquet"))
+        return self._frame[0]
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row a round: sparsity, survivors, particles, and the metrics of average and particles."""
+        return pd.DataFrame([_summary(record) for record in self.rounds])
+
+    def ticket(self, sparsity: float | None = None) -> Ticket:
+        """The ticket of a sparsity in [0, 1]; by default the sparsest.
+
+        Raises:
+            UserError: No round has this sparsity to within half a percent of the weights.
+        """
+        found = [record.sparsity for record in self.rounds]
+        wanted = max(found) if sparsity is None else sparsity
+        nearest = min(range(len(found)), key=lambda index: abs(found[index] - wanted))
+        if abs(found[nearest] - wanted) > SPARSITY_TOLERANCE:
+            raise UserError("no round has this sparsity", got=sparsity, where="ticket",
+                            do=f"There are: {', '.join(f'{value:.4f}' for value in found)}.")
+        return load_ticket(self.ticket_paths[nearest])
+
+
+class SwampTrainer:
+    """Runs a config, as ``swamp run`` does.
+
+    Args:
+        config: A :class:`SwampConfig`, or nested plain values of one.
+        run_config: Ray Train's own; ``name``, ``storage_path`` and ``failure_config.max_failures`` (retries of a
+            particle whose worker died) are read.
+        scaling_config: Ray Train's own; ``num_workers``, ``use_gpu`` and ``resources_per_worker`` are read.
+        quiet: Print nothing.
+
+    Raises:
+        UserError: The config is wrong, or one of Ray's settings has no meaning here.
+    """
+
+    def __init__(
+        self,
+        config: SwampConfig | Mapping[str, Any],
+        *,
+        run_config: RunConfig | None = None,
+        scaling_config: ScalingConfig | None = None,
+        quiet: bool = False,
+    ) -> None:
+        built = config if isinstance(config, SwampConfig) else build_config(config)
+        values: dict[str, Any] = {"name": built.name or "swamp"}
+        if run_config is not None:
+            values |= run_values(run_config)
+        if scaling_config is not None:
+            values |= scaling_values(scaling_config)
+        self.config = with_values(built, values)
+        self._quiet = quiet
+
+    def fit(self) -> Result:
+        """Carry the run to its end, from wherever it stands.
+
+        Raises:
+            UserError: Data, model or cluster do not fit the config; nothing has been started.
+            RunError: Something failed for good; what is finished is kept, and the next call goes on.
+        """
+        reporter, _ = make_reporter(self._quiet)
+        return result_of(run(self.config, reporter))
+
+
+def result_of(done: Run) -> Result:
+    """The public result of a finished run."""
+    tickets = [done.rundir.storage / record.ticket for record in done.records]
+    return Result(done.rundir.path, done.records, tickets)
+
+
+def _summary(record: RoundRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {"round": record.round, "sparsity": record.sparsity, "survivors": record.survivors,
+                           "num_particles": record.num_particles, "spread": record.spread}
+    for prefix, metrics in (("average", record.average), ("particles_mean", record.mean),
+                            ("particles_std", record.std)):
+        row |= {f"{prefix}/{split}/{name}": value for split, values in metrics.items()
+                for name, value in values.items()}
+    return row

@@ -1,0 +1,189 @@
+"""The ``swamp`` command. Nothing heavy is imported before a command really needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from swamp_ray import __version__
+from swamp_ray.config import SwampConfig, load_config, with_values
+from swamp_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, SwampError
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+class Commands(click.Group):
+    """Turns the project's errors into one message and an exit code, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; SWAMP_TRACEBACK=1 shows the traceback of an error as well."""
+        try:
+            return super().invoke(ctx)
+        except SwampError as error:
+            if os.environ.get("SWAMP_TRACEBACK"):
+                raise
+            click.echo(f"swamp: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            if os.environ.get("SWAMP_TRACEBACK"):
+                raise
+            click.echo(f"swamp: {error}. Once that is mended, the same command goes on.", err=True)
+            ctx.exit(EXIT_FAILED)
+        except KeyboardInterrupt:
+            click.echo("swamp: stopped. Run the same command again to go on.", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+class _Stop:
+    """A signal handler: the first signal stops the run, further ones must not disturb the tidying up."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self)
+
+    def __call__(self, _signal: int, _frame: object) -> None:
+        self._asked = True
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        sys.unraisablehook = _quiet_interrupts
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise again, should the exception have come where it had no effect: in a callback, as around a fork."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+
+def _quiet_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+
+
+CONFIG = click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
+SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one option, e.g. "
+                   "--set pruning.target=0.9; may be repeated.")
+STORAGE = click.option("--storage", metavar="FOLDER", help="Storage root; default: the config's, or ./results.")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="swamp")
+def main() -> None:
+    """Sparse networks by iterative magnitude pruning with averaged particles, on Ray.
+
+    \b
+    Example:
+      swamp run configs/quickstart.yaml
+    """
+
+
+@main.command(short_help="Run CONFIG to its end, or go on where it stopped.")
+@CONFIG
+@SET
+@click.option("--name", help="Name of the run; default: the config's, or the file's name.")
+@STORAGE
+@click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; default: embedded.")
+@click.option("--executor", type=click.Choice(["ray", "inline"]), help="inline: in this process, without Ray.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def run(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
+        executor: str | None, quiet: bool) -> None:
+    """Run CONFIG to its end, or go on where it stopped.
+
+    \b
+    Examples:
+      swamp run configs/quickstart.yaml
+      swamp run configs/quickstart.yaml --set seed=1 --name quickstart-seed1
+    """
+    resolved = _resolve(config, overrides, name, storage,
+                        {"execution.address": address, "execution.executor": executor})
+    stop = _Stop()
+    from swamp_ray.console import make_reporter, print_results
+    from swamp_ray.orchestration.running import run as run_config
+
+    reporter, console = make_reporter(quiet)
+    reporter.tick = stop.check
+    done = run_config(resolved, reporter)
+    print_results(console, done.rundir.path, done.records, done.prepared.task.primary, done.rundir.storage)
+
+
+@main.command()
+@CONFIG
+@SET
+@STORAGE
+@click.option("--name", help="Name of the run; default: the config's, or the file's name.")
+def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: str | None) -> None:
+    """Validate CONFIG, print what it would do, and exit.
+
+    \b
+    Example:
+      swamp check configs/cifar10_resnet20.yaml --set particles.count=8
+    """
+    resolved = _resolve(config, overrides, name, storage, {})
+    from swamp_ray.planning import print_plan
+
+    print_plan(resolved)
+
+
+@main.command()
+@click.argument("run", metavar="RUN")
+@STORAGE
+@click.option("--watch", is_flag=True, help="Refresh until the run is over.")
+def status(run: str, storage: str | None, watch: bool) -> None:
+    """Show what is done of RUN (a name, or the path of its folder).
+
+    \b
+    Example:
+      swamp status quickstart
+    """
+    from swamp_ray.status import show_status
+
+    show_status(run, storage, watch)
+
+
+@main.command(short_help="Evaluate tickets, and ensembles of several runs.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@STORAGE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def evaluate(runs: tuple[str, ...], storage: str | None, as_json: bool) -> None:
+    """Evaluate the tickets of each RUN, and of several the ensemble at equal sparsity.
+
+    An ensemble is the mean of its members' softmax outputs: with two IMP runs it is the yardstick "two IMP solutions".
+
+    \b
+    Example:
+      swamp evaluate imp-seed0 imp-seed1
+    """
+    from swamp_ray.evaluation import print_evaluation
+
+    print_evaluation(runs, storage, as_json)
+
+
+@main.command(short_help="Check this machine.")
+@STORAGE
+def doctor(storage: str | None) -> None:
+    """Check this machine: versions, devices, memory, storage, data, and that Ray starts.
+
+    \b
+    Example:
+      swamp doctor
+    """
+    from swamp_ray.doctor import examine
+
+    if not examine(storage):
+        sys.exit(EXIT_FAILED)
+
+
+def _resolve(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None,
+             values: dict[str, Any]) -> SwampConfig:
+    loaded = load_config(config, overrides)
+    if loaded.data.root is not None:
+        values["data.root"] = str(Path(loaded.data.root).expanduser())
+    values["name"] = name
+    values["storage"] = storage
+    return with_values(loaded, {key: value for key, value in values.items() if value is not None})
+

@@ -1,0 +1,550 @@
+"""The configuration of a run: one typed tree, read from YAML and ``--set``, written back as resolved.
+
+Precedence: defaults < file < ``--set``. An unknown key is an error.
+Sparsities, densities and rates are fractions in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from swamp_ray.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long something lasts: a number of epochs or of optimiser steps."""
+
+    amount: float
+    unit: Literal["epochs", "steps"] = "epochs"
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """The same length in optimiser steps, rounded to the nearest step."""
+        return round(self.amount * steps_per_epoch) if self.unit == "epochs" else int(self.amount)
+
+    def __str__(self) -> str:
+        # Exact, so that a saved config reads back as the same length.
+        amount = int(self.amount) if self.amount == int(self.amount) else repr(self.amount)
+        return f"{amount} {self.unit.removesuffix('s') if self.amount == 1 else self.unit}"
+
+
+_LENGTH = re.compile(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(k?)\s*(epochs?|steps?)?\s*")
+
+
+def parse_length(value: object) -> Length:
+    """A :class:`Length` from ``4``, ``"4 epochs"``, ``"0.5 epochs"``, ``"800 steps"`` or ``"16k steps"``."""
+    if isinstance(value, Length):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("must be a length such as '4 epochs' or '800 steps'")
+    match = _LENGTH.fullmatch(f"{value}")
+    if match is None:
+        raise ValueError("must be a length such as '4 epochs' or '800 steps', and not negative")
+    amount = float(match[1]) * (1000 if match[2] else 1)
+    if not math.isfinite(amount):
+        raise ValueError("must be finite")
+    unit: Literal["epochs", "steps"] = "steps" if (match[3] or "").startswith("step") else "epochs"
+    if unit == "steps" and amount != int(amount):
+        raise ValueError("must be a whole number of steps")
+    return Length(amount, unit)
+
+
+LengthField = Annotated[
+    Length,
+    BeforeValidator(parse_length),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": ["string", "number"]}),
+]
+Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """What the networks are trained and evaluated on."""
+
+    name: str = Field(default="digits", description="A dataset's name, or package.module:function of your own.")
+    root: str | None = Field(default=None, description="Folder of the data; default: environment variable SWAMP_DATA.")
+    download: bool = Field(default=False, description="May torchvision download the dataset into root?")
+    validation: Share = Field(default=0.1, description="Share of the training set that is held out for decisions.")
+    split_seed: int = Field(default=0, ge=0, description="Seed of the train/validation split, shared by all run seeds.")
+    limit_train: int | None = Field(default=None, gt=0, description="Use only so many samples, before the split.")
+    limit_test: int | None = Field(default=None, gt=0, description="Use only so many test samples.")
+    augment: Literal["auto", "none", "crop_flip", "crop"] = Field(
+        default="auto", description="auto: crop_flip for CIFAR and image_folder, none otherwise."
+    )
+    crop_padding: int = Field(default=4, ge=0, description="Pixels of zero padding before a random crop.")
+    image_size: int = Field(default=224, gt=0, description="image_folder: side of the crop, in pixels.")
+    resize: int = Field(default=256, gt=0, description="image_folder: shorter side before the centre crop, in pixels.")
+    loader_workers: int = Field(default=4, ge=0, description="Processes that decode images not held in memory.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of your own function.")
+    version: str | None = Field(default=None, description="Your own version of code or data; default: a digest of it.")
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: str = Field(default="digits_cnn", description="A model's name, torchvision/NAME, or package.module:callable.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model.")
+    version: str | None = Field(default=None, description="Your own version of the code; default: its source's digest.")
+
+
+class TaskConfig(Section):
+    """What is learned: the loss and the metrics."""
+
+    name: str = Field(default="classification", description="classification, regression, or package.module:callable.")
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0, description="classification: share for all classes.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of your own task.")
+    version: str | None = Field(default=None, description="Your own version of the code; default: a digest of it.")
+
+
+class ScheduleConfig(Section):
+    """The learning rate over one training of full length."""
+
+    name: Literal["cosine", "linear", "multistep", "constant"] = Field(
+        default="cosine", description="Course of the rate after the warm-up."
+    )
+    warmup: Literal["auto"] | LengthField = Field(
+        default="auto", description="Linear warm-up from 0. auto: one epoch without SWA, none with SWA."
+    )
+    milestones: tuple[Share, ...] = Field(default=(0.5, 0.75), description="multistep: shares of the length.")
+    gamma: float = Field(default=0.1, gt=0.0, le=1.0, description="multistep: factor at each milestone.")
+    final_lr: float = Field(default=0.0, ge=0.0, description="cosine, linear: rate at the end.")
+
+
+class TrainingConfig(Section):
+    """The optimiser and its learning rate."""
+
+    batch_size: int = Field(default=128, gt=0, description="Samples a step; a last partial batch is dropped.")
+    micro_batch: int | None = Field(default=None, gt=0, description="Accumulate gradients over batches of this size.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="Weight decay is coupled in sgd and decoupled in adamw."
+    )
+    lr: float = Field(default=0.1, gt=0.0, description="The base learning rate.")
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0, description="sgd: momentum.")
+    nesterov: bool = Field(default=False, description="sgd: Nesterov's form of momentum.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.999), description="adamw: decay of the running means of gradient and squared gradient."
+    )
+    eps: float = Field(default=1e-8, gt=0.0, description="adamw: added to the denominator.")
+    weight_decay: float = Field(default=5e-4, ge=0.0, description="Coefficient of the weight decay.")
+    decay_norm_and_bias: bool = Field(default=True, description="Apply weight decay to biases and normalisation too.")
+    clip_norm: float | None = Field(default=None, gt=0.0, description="Largest Euclidean norm of the gradient.")
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch must divide batch_size, but {self.batch_size} % {self.micro_batch} != 0")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer: sgd with momentum > 0")
+        return self
+
+
+class DenseConfig(Section):
+    """The dense phase, whose end is the rewind point."""
+
+    length: LengthField = Field(default=Length(4), description="T0, in epochs or steps; 0: the initialisation is w0.")
+    warmup: LengthField = Field(default=Length(1), description="Linear warm-up, then the constant base rate.")
+
+
+class RoundConfig(Section):
+    """How long a particle trains in each round."""
+
+    length: LengthField = Field(default=Length(24), description="T, in epochs or steps.")
+    schedule: Literal["full", "retrain"] = Field(
+        default="full", description="retrain: rounds after the first train retrain_length with a linear rate to 0."
+    )
+    retrain_length: LengthField | None = Field(default=None, description="retrain: its length; default length / 4.")
+    retrain_lr: float | None = Field(default=None, gt=0.0, description="retrain: first rate; default training.lr.")
+
+
+class RewindConfig(Section):
+    """Where each round starts."""
+
+    weights: Literal["t0", "init", "none"] = Field(
+        default="t0", description="t0: the rewind point; init: the initialisation; none: the pruned average."
+    )
+    schedule: Literal["restart", "continue"] = Field(
+        default="restart", description="continue: take up position T0 of a schedule of length T."
+    )
+
+
+class AveragingConfig(Section):
+    """Averaging along one particle's training."""
+
+    within: Literal["swa", "ema", "none"] = Field(
+        default="swa", description="swa: mean of snapshots; ema: exponential moving average; none: the last weights."
+    )
+    start: Share = Field(default=0.75, description="swa: share of the training before the first snapshot (1 - f).")
+    lr: float | None = Field(default=None, gt=0.0, description="swa: constant rate of that part; default half of lr.")
+    every: LengthField = Field(default=Length(1), description="swa: distance of snapshots.")
+    ema_decay: float = Field(default=0.999, gt=0.0, lt=1.0, description="ema: decay per step.")
+
+
+class ParticleStage(Section):
+    """From a sparsity on, this many particles."""
+
+    sparsity: Sparsity = Field(description="Rounds of this sparsity and above belong to the stage.")
+    count: int = Field(gt=0, description="Particles of each of its rounds.")
+
+
+class VaryConfig(Section):
+    """What differs between particles besides their batch order: entry n mod length for particle n."""
+
+    weight_decay: tuple[Annotated[float, Field(ge=0.0)], ...] = Field(
+        default=(), description="In place of training.weight_decay."
+    )
+    lr: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(default=(), description="In place of training.lr.")
+    length: tuple[LengthField, ...] = Field(
+        default=(), description="In place of round.length; in retraining, of round.retrain_length."
+    )
+
+
+class ParticlesConfig(Section):
+    """The particles of a round and what becomes of them."""
+
+    count: int = Field(default=4, gt=0, description="N, the particles of a round.")
+    schedule: tuple[ParticleStage, ...] = Field(
+        default=(), description="SWAMP+: stages by increasing sparsity; count holds below the first."
+    )
+    combine: Literal["average", "best"] = Field(default="average", description="best: the best on validation goes on.")
+    vary: VaryConfig = VaryConfig()
+
+    @model_validator(mode="after")
+    def _increasing(self) -> ParticlesConfig:
+        stages = [stage.sparsity for stage in self.schedule]
+        if stages != sorted(set(stages)):
+            raise ValueError(f"schedule must list stages by increasing sparsity, but got {stages}")
+        return self
+
+    def at(self, sparsity: float, tolerance: float = 1e-12) -> int:
+        """How many particles a round of this sparsity trains.
+
+        A stage begins at its sparsity less a tolerance, because a round keeps a whole number of weights.
+        """
+        reached = [stage.count for stage in self.schedule if stage.sparsity <= sparsity + tolerance]
+        return reached[-1] if reached else self.count
+
+
+class PruningConfig(Section):
+    """Which weights go, and how many a round."""
+
+    target: Sparsity = Field(default=0.95, description="Sparsity of the last round.")
+    rate: Share = Field(default=0.2, description="Share of the surviving weights that each round prunes.")
+    score: str = Field(default="magnitude", description="magnitude, movement, random, or package.module:function.")
+    scope: Literal["global", "uniform", "erk"] = Field(
+        default="global", description="uniform, erk: every layer gets its own density."
+    )
+    include: tuple[str, ...] = Field(default=("*",), description="Patterns of parameter names that may be pruned.")
+    exclude: tuple[str, ...] = Field(default=(), description="Patterns of parameter names that are never pruned.")
+    empty_layers: Literal["warn", "refuse"] = Field(
+        default="warn", description="What happens when a mask leaves a layer without a weight."
+    )
+    version: str | None = Field(default=None, description="Your own version of a score's code.")
+
+
+class ExecutionConfig(Section):
+    """Where and how the work is done. Nothing here belongs to the recipe."""
+
+    executor: Literal["ray", "inline"] = Field(
+        default="ray", description="inline: in this process, one job after the other, without Ray."
+    )
+    address: str | None = Field(default=None, description="A running Ray cluster; default: embedded and local.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where GPUs exist, else cpu.")
+    num_workers: int | None = Field(default=None, gt=0, description="Default: as many as fit, at most one a particle.")
+    num_gpus: float | None = Field(default=None, ge=0.0, description="Per worker; default 1 where GPUs exist.")
+    num_cpus: float = Field(default=1.0, ge=0.0, description="Per worker.")
+    threads: int = Field(default=1, gt=0, description="torch threads of a particle; part of the arithmetic.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA, else fp32.")
+    channels_last: bool | Literal["auto"] = Field(default="auto", description="auto: on where there are convolutions.")
+    compile: bool = Field(default=False, description="torch.compile the network.")
+    deterministic: bool = Field(default=False, description="CUDA: use deterministic algorithms only.")
+    fused: bool | Literal["auto"] = Field(default="auto", description="Fused optimiser; auto: where torch has one.")
+    data_on_device: bool | Literal["auto"] = Field(default="auto", description="Data in device memory; auto: on CUDA.")
+    checkpoint_every: LengthField = Field(
+        default=Length(1), description="Epochs between a particle's checkpoints; 0: none."
+    )
+    max_retries: int = Field(default=3, ge=0, description="How often a particle is tried again after its worker died.")
+    max_waiting_states: int = Field(
+        default=8, ge=0, description="Finished states that wait in memory for their turn in the average."
+    )
+    log_every_s: float = Field(default=60.0, gt=0.0, description="Plain progress output: seconds between lines.")
+
+
+class IdentityConfig(Section):
+    """What names a result."""
+
+    strict: bool = Field(default=False, description="Put library versions and hardware models into every name.")
+
+
+class StartFrom(Section):
+    """Replaces the dense phase: a checkpoint of your own, or an earlier ticket, whose mask is kept."""
+
+    path: str = Field(description="A ticket, a safetensors file, or a torch file of plain tensors.")
+    prefix: str = Field(default="", description="Key of the state dict inside a checkpoint, e.g. 'state_dict'.")
+
+
+class SwampConfig(Section):
+    """One run: its recipe and how it is executed."""
+
+    name: str | None = Field(default=None, description="Name of the run; default: the config file's name.")
+    storage: str = Field(default="results", description="Folder of artifacts and runs.")
+    seed: int = Field(default=0, ge=0, description="Initialisation, batch order, augmentation.")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    training: TrainingConfig = TrainingConfig()
+    dense: DenseConfig = DenseConfig()
+    round: RoundConfig = RoundConfig()
+    rewind: RewindConfig = RewindConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    particles: ParticlesConfig = ParticlesConfig()
+    pruning: PruningConfig = PruningConfig()
+    start_from: StartFrom | None = None
+    execution: ExecutionConfig = ExecutionConfig()
+    identity: IdentityConfig = IdentityConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SwampConfig:
+        for problem in _contradictions(self):
+            raise ValueError(problem)
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """What decides the numbers: the config without names, places and execution.
+
+        The data's and a checkpoint's content decide as well; they are compared by their digests.
+        """
+        return self.model_dump(mode="json", exclude={
+            "name": True, "storage": True, "execution": True, "identity": True,
+            "data": {"root", "download", "loader_workers"}, "start_from": {"path"},
+        })
+
+
+EXECUTION_KEYS = ("name", "storage", "execution")
+
+
+def _contradictions(config: SwampConfig) -> Iterator[str]:
+    """What only shows when several sections are read together."""
+    dense, length = config.dense.length, config.round.length
+    if length.amount <= 0:
+        yield "round.length must be greater than 0"
+    if config.rewind.schedule == "continue":
+        if dense.unit == length.unit and dense.amount >= length.amount:
+            yield (
+                f"dense.length (T0) must be shorter than round.length (T) under rewind.schedule: continue, but got "
+                f"{dense} and {length}. Shorten dense.length or use rewind.schedule: restart"
+            )
+        if config.averaging.within == "swa":
+            yield (
+                "rewind.schedule: continue takes up a schedule that SWA replaces. Use averaging.within: none or ema, "
+                "or rewind.schedule: restart"
+            )
+    if config.round.schedule == "retrain" and config.averaging.within == "swa":
+        yield (
+            "round.schedule: retrain ends at rate 0, where SWA has nothing to average. "
+            "Use averaging.within: none or ema"
+        )
+    if config.round.schedule == "retrain" and config.rewind.schedule == "continue":
+        yield "round.schedule: retrain has a schedule of its own. Use rewind.schedule: restart"
+    every = config.averaging.every
+    if config.averaging.within == "swa":
+        if every.amount <= 0:
+            yield "averaging.every must be greater than 0"
+        if every.unit == length.unit and (1 - config.averaging.start) * length.amount < every.amount - 1e-9:
+            yield (
+                f"averaging.start ({config.averaging.start:g}) leaves {(1 - config.averaging.start) * length.amount:g} "
+                f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
+                "Start earlier, train longer or take snapshots more often"
+            )
+    if config.execution.checkpoint_every.unit != "epochs" or config.execution.checkpoint_every.amount % 1:
+        yield "execution.checkpoint_every must be a whole number of epochs (0: never)"
+
+
+def exact(value: float) -> Fraction:
+    """The rational number that was written, e.g. 1/5 for 0.2."""
+    return Fraction(repr(float(value)))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SwampConfig:
+    """Read a YAML file and apply ``key=value`` overrides.
+
+    Args:
+        path: The YAML file.
+        overrides: Entries such as ``"pruning.target=0.9"``; values are YAML.
+
+    Returns:
+        The config; a run that it does not name is called as the file.
+
+    Raises:
+        UserError: The file cannot be read, is no YAML mapping, or does not fit the config; every problem is
+            named with its option path.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the config cannot be read: {error}", where=str(path), do=_similar_file(path)) from error
+    config = parse_config(text, overrides, source=str(path))
+    return config if config.name is not None else config.model_copy(update={"name": path.stem})
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> SwampConfig:
+    """Like :func:`load_config`, from the YAML text itself; ``source`` names it in errors."""
+    try:
+        tree = yaml.load(text, Loader=_OnceLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"this is not valid YAML: {error}", where=source) from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise UserError("a config must be a mapping of sections", got=type(tree).__name__, where=source)
+    for override in overrides:
+        _override(tree, override)
+    return build_config(tree, source)
+
+
+def build_config(tree: Mapping[str, Any], source: str = "config") -> SwampConfig:
+    """A config from nested plain values, with errors in the words of :class:`UserError`."""
+    try:
+        return SwampConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error), where=source) from None
+
+
+def dump_config(config: SwampConfig) -> str:
+    """The resolved config as YAML, in the order of the sections; reading it back gives an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def with_values(config: SwampConfig, values: Mapping[str, Any]) -> SwampConfig:
+    """A copy with some dotted keys set, e.g. ``{"execution.executor": "inline"}``, validated again."""
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        _set(tree, key, value)
+    return build_config(tree)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines ``key: old -> new`` for every leaf in which two nested mappings differ."""
+    lines: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        left, right = old.get(key), new.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            lines += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            lines.append(f"{prefix}{key}: {left!r} -> {right!r}")
+    return lines
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Plain YAML in which a key stands once: by default the last of two sections would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands here twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError("an override must look like KEY=VALUE", got=override, where="--set",
+                        do="For example --set pruning.target=0.9.")
+    try:
+        parsed = yaml.load(value, Loader=_OnceLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of {key} is not valid YAML: {error}", where="--set") from error
+    _set(tree, key.strip(), parsed)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    node = tree
+    for part in parents:
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise UserError(f"{key} cannot be set: {part} is not a section", where="--set")
+        node = child
+    node[leaf] = value
+
+
+def _explain(error: ValidationError) -> str:
+    texts: dict[str, list[str]] = {}
+    for problem in error.errors(include_url=False):
+        place = tuple(part for part in problem["loc"] if not str(part).startswith(("function-", "literal[", "bool")))
+        path = ".".join(str(part) for part in place)
+        text = _explain_one(problem, place, path)
+        if text not in texts.setdefault(path, []):
+            texts[path].append(text)
+    lines = [(f"{path}: " if path else "") + " or ".join(found) for path, found in texts.items()]
+    return lines[0] if len(lines) == 1 else "several options are wrong:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+def _explain_one(problem: Any, place: Sequence[str | int], path: str) -> str:
+    text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(place[:-1])
+        hint = nearest(str(place[-1]), known)
+        return " ".join(filter(None, ["there is no such option.", hint, f"Known here: {', '.join(known)}"]))
+    if problem["type"] == "value_error" and not place:
+        return text
+    text = text.replace("Input should be", "must be")
+    got = problem.get("input")
+    return text if isinstance(got, Mapping) else f"{text}, but got {got!r}"
+
+
+def _keys_at(place: Sequence[str | int]) -> list[str]:
+    section: Any = SwampConfig
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = _section_of(field.annotation) if field is not None else section
+    return list(getattr(section, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_of(part)) is not None), None)
+
+
+def _similar_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    return nearest(path.name, [found.name for found in path.parent.iterdir() if found.suffix in {".yaml", ".yml"}])
+
+
+def steps_and_epochs(length: Length, steps_per_epoch: int) -> tuple[int, int]:
+    """Steps of a length, and the number of (possibly cut) epochs they span."""
+    steps = length.steps(steps_per_epoch)
+    return steps, math.ceil(steps / steps_per_epoch)

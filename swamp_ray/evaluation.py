@@ -1,0 +1,168 @@
+"""``swamp evaluate``: stored tickets on validation and test, and ensembles of several runs at equal sparsity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from swamp_ray.config import SwampConfig
+from swamp_ray.errors import UserError
+from swamp_ray.locating import config_of, find_run
+from swamp_ray.orchestration.preparation import device_kind
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.tickets import load_ticket
+from swamp_ray.tables import number, percent
+from swamp_ray.training.arithmetic import applied, resolve_arithmetic
+from swamp_ray.training.data import Data, load_data
+from swamp_ray.training.particle import ParticleTrainer, initial_model
+from swamp_ray.training.tasks import Task
+
+SPLITS = ("validation", "test")
+EQUAL = 1e-9
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class SparsityLevel:
+    """What was measured at one sparsity.
+
+    Attributes:
+        sparsity: In [0, 1).
+        members: Metrics of each run's averaged network, by split; in the order of the runs.
+        ensemble: Metrics of the ensemble of all of them; None for a single run.
+    """
+
+    sparsity: float
+    members: list[Metrics]
+    ensemble: Metrics | None
+
+
+def evaluate_runs(runs: Sequence[RunDir]) -> tuple[list[SparsityLevel], Task]:
+    """Evaluate the tickets of runs at every sparsity that all of them have.
+
+    Args:
+        runs: Their configs may differ in everything but data and task.
+
+    Returns:
+        One entry a sparsity, in increasing order, and the task.
+
+    Raises:
+        UserError: The runs were trained on other data or tasks than each other, or share no sparsity.
+    """
+    configs = [config_of(rundir) for rundir in runs]
+    data = load_data(configs[0].data)
+    _same_data(runs, configs, data)
+    common = _common_sparsities(runs)
+    members = [_Member(rundir, config, data) for rundir, config in zip(runs, configs, strict=True)]
+    task = members[0].trainer.task
+    return [_level(sparsity, tickets, members, task) for sparsity, tickets in common], task
+
+
+def _level(sparsity: float, tickets: list[str], members: list[_Member], task: Task) -> SparsityLevel:
+    measured: list[Metrics] = [{} for _ in members]
+    ensemble: Metrics = {}
+    for split in SPLITS:
+        predictions = [member.predict(ticket, split) for member, ticket in zip(members, tickets, strict=True)]
+        batches = members[0].batches(split)
+        for found, prediction in zip(measured, predictions, strict=True):
+            found[split] = _metrics(task, prediction, batches)
+        if len(members) > 1:
+            combined = [task.combine(parts) for parts in zip(*predictions, strict=True)]
+            ensemble[split] = _metrics(task, combined, batches)
+    return SparsityLevel(sparsity, measured, ensemble or None)
+
+
+class _Member:
+    """One run's network, ready to take its tickets."""
+
+    def __init__(self, rundir: RunDir, config: SwampConfig, data: Data) -> None:
+        self._rundir = rundir
+        self.arithmetic = resolve_arithmetic(config.execution, device_kind(config), initial_model(config, data))
+        self.trainer = ParticleTrainer(config, data, self.arithmetic)
+
+    def batches(self, split: str) -> list[Any]:
+        """The batches of a split in fixed order, on the device."""
+        return list(self.trainer.feed(split).batches(128, seed=None, drop_last=False))
+
+    @torch.no_grad()
+    def predict(self, ticket: str, split: str) -> list[Tensor]:
+        """Predictions of a stored ticket, one tensor a batch."""
+        load_ticket(self._rundir.storage / ticket).load_into(self.trainer.model)
+        self.trainer.model.eval()
+        with applied(self.arithmetic), self.trainer.autocast():
+            return [self.trainer.task.predict(self.trainer.model, batch) for batch in self.batches(split)]
+
+
+def _metrics(task: Task, predictions: Sequence[Tensor], batches: Sequence[Any]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    count = 0
+    for prediction, batch in zip(predictions, batches, strict=True):
+        values = task.metrics(prediction, batch)
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + float(value.double().sum())
+        count += len(next(iter(values.values())))
+    return {name: total / count for name, total in sums.items()}
+
+
+def _same_data(runs: Sequence[RunDir], configs: Sequence[SwampConfig], data: Data) -> None:
+    for rundir, config in zip(runs, configs, strict=True):
+        stored = (rundir.read_run() or {}).get("data", {}).get("digest")
+        if stored is not None and stored != data.digest:
+            raise UserError(f"the run {rundir.name!r} was trained on other data or another split than {runs[0].name!r} "
+                            "has now", where="RUN", do="Compare runs with the same data section and split_seed.")
+        if config.task != configs[0].task:
+            raise UserError(f"the runs {runs[0].name!r} and {rundir.name!r} have different tasks", where="RUN")
+
+
+def _common_sparsities(runs: Sequence[RunDir]) -> list[tuple[float, list[str]]]:
+    """Sparsities that all runs have finished, with the path of each run's ticket."""
+    tables = []
+    for rundir in runs:
+        rounds = rundir.read_rounds()
+        if not rounds:
+            raise UserError(f"the run {rundir.name!r} has no finished round yet", where="RUN")
+        tables.append(rounds)
+    common = []
+    for first in sorted(tables[0], key=lambda record: record["sparsity"]):
+        matches = [next((other for other in table if abs(other["sparsity"] - first["sparsity"]) < EQUAL), None)
+                   for table in tables]
+        if all(match is not None for match in matches):
+            common.append((first["sparsity"], [match["ticket"] for match in matches if match is not None]))
+    if not common:
+        raise UserError("the runs share no sparsity", where="RUN",
+                        do="An ensemble needs networks of equal sparsity: use the same pruning.rate and target.")
+    return common
+
+
+def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -> None:
+    """Evaluate runs and print a table, or JSON."""
+    runs = [find_run(name, storage) for name in names]
+    levels, task = evaluate_runs(runs)
+    if as_json:
+        print(json.dumps([{"sparsity": level.sparsity,
+                           "members": {rundir.name: found for rundir, found in zip(runs, level.members, strict=True)},
+                           "ensemble": level.ensemble} for level in levels], indent=2))
+        return
+    Console(highlight=False).print(evaluation_table(levels, [rundir.name for rundir in runs], task.primary))
+
+
+def evaluation_table(levels: Sequence[SparsityLevel], names: Sequence[str], primary: str) -> Table:
+    """Test and validation metric of each run, and of the ensemble, by sparsity."""
+    caption = f"{primary} on test (validation)"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    for heading in ("sparsity", *names, *(["ensemble"] if levels[0].ensemble else [])):
+        table.add_column(heading, justify="right")
+    for level in levels:
+        columns = [*level.members, *([level.ensemble] if level.ensemble else [])]
+        table.add_row(percent(level.sparsity), *(
+            f"{number(found['test'][primary], primary)} ({number(found['validation'][primary], primary)})"
+            for found in columns))
+    return table

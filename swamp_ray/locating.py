@@ -1,0 +1,48 @@
+"""Runs by the name or path that a user types."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from swamp_ray.config import SwampConfig, parse_config
+from swamp_ray.errors import UserError, nearest
+from swamp_ray.storage.rundir import RunDir
+
+DEFAULT_STORAGE = "results"
+
+
+def find_run(run: str, storage: str | None = None) -> RunDir:
+    """The folder of a run that exists.
+
+    Args:
+        run: Its name in the storage, or the path of its folder.
+        storage: Storage root; default ``./results``.
+
+    Raises:
+        UserError: There is no such run; similar names are suggested.
+    """
+    path = Path(run).expanduser()
+    if os.sep in run and not path.is_dir():
+        raise UserError("there is no such folder", got=run, where="RUN",
+                        do="Give the folder of a run, or its name and --storage.")
+    if os.sep in run or (storage is None and (path / "config.yaml").is_file()):
+        path = path.absolute()
+        found = RunDir(path.parent.parent, path.name)
+    else:
+        found = RunDir(Path(storage or DEFAULT_STORAGE).expanduser().absolute(), run)
+    if not found.config_path.is_file():
+        runs = found.storage / "runs"
+        names = sorted(entry.name for entry in runs.iterdir() if entry.is_dir()) if runs.is_dir() else []
+        hint = nearest(found.name, names) or (f"There are: {', '.join(names[:10])}." if names else
+                                              "Name its storage with --storage.")
+        raise UserError(f"there is no run {found.name!r} in {runs}", where="RUN", do=hint)
+    return found
+
+
+def config_of(rundir: RunDir) -> SwampConfig:
+    """The resolved config of a run."""
+    text = rundir.read_config()
+    if text is None:
+        raise UserError("the run has no config", where=str(rundir.config_path))
+    return parse_config(text, source=str(rundir.config_path))

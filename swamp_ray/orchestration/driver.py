@@ -1,0 +1,406 @@
+"""The driver: carries out what the state machine of the rounds asks for, and keeps the run's records.
+
+Before any job is given out its name is looked up in the storage; what is there is used and not computed again.
+Workers are started only when the first job is really needed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from swamp_ray.errors import CorruptArtifactError, RunError, SwampError
+from swamp_ray.orchestration.averager import read_mask
+from swamp_ray.orchestration.journal import Journal
+from swamp_ray.orchestration.messages import (
+    Advanced,
+    AverageDone,
+    AverageLost,
+    AverageSpec,
+    Broken,
+    Done,
+    Executor,
+    Handle,
+    Outcome,
+    Report,
+    RoundRecord,
+    StateLost,
+    WorkItem,
+)
+from swamp_ray.orchestration.preparation import Prepared, State
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.worker import STATE_FILE, outcome_of, read_packed
+from swamp_ray.rounds import (
+    DENSE,
+    Add,
+    Average,
+    Averaged,
+    AveragerLost,
+    Do,
+    Drop,
+    Event,
+    Failed,
+    Finished,
+    Instruction,
+    Lost,
+    Record,
+    Rounds,
+    Work,
+)
+from swamp_ray.sparsity.masks import from_bits, to_bits
+from swamp_ray.sparsity.packing import Packed, pack_state, unpack
+from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest
+from swamp_ray.storage.recipes import Named
+
+WAIT_S = 0.2
+ExecutorFactory = Callable[[Prepared, str], Executor]
+
+
+@dataclass
+class _RoundInputs:
+    """What the particles of a round share."""
+
+    mask: np.ndarray
+    mask_digest: str
+    values_digest: str | None = None
+    values: Packed | None = None
+    mask_handle: Handle | None = None
+    values_handle: Handle | None = None
+
+
+class Driver:
+    """One run.
+
+    Args:
+        prepared: The run, checked.
+        store: Artifacts of the storage root.
+        journal: The run's own records.
+        reporter: Who is told.
+        make_executor: Called when the first job is needed.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        store: ArtifactStore,
+        journal: Journal,
+        reporter: Reporter,
+        make_executor: ExecutorFactory,
+    ) -> None:
+        self._prepared, self._store, self._journal, self._reporter = prepared, store, journal, reporter
+        self._make_executor = make_executor
+        self._executor: Executor | None = None
+        self._start: State | None = prepared.initial
+        self._start_digest = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+        self._dense_outcome: Outcome | None = None
+        self._start_handle: Handle | None = None
+        self._inputs = {0: self._inputs_of(prepared.first_mask)}
+        self._outcomes: dict[Work, Outcome] = {}
+        self._averages: dict[int, Manifest] = {}
+        self._from_storage: list[Work] = []
+        self._written: dict[int, RoundRecord] = {}
+        self._num_reported = 0
+        self._error: BaseException | None = None
+        execution = prepared.config.execution
+        self._machine = Rounds(
+            prepared.plan,
+            dense=prepared.dense is not None,
+            combine=prepared.config.particles.combine,
+            max_retries=execution.max_retries,
+            max_waiting=execution.max_waiting_states,
+        )
+
+    def run(self) -> list[RoundRecord]:
+        """Carry the run to its end.
+
+        Returns:
+            The record of every round.
+
+        Raises:
+            RunError: Something failed for good; what was finished is kept.
+        """
+        pending: deque[Instruction] = deque(self._machine.start())
+        try:
+            while not self._machine.finished:
+                self._carry_out_all(pending)
+                if self._machine.finished:
+                    break
+                self._reporter.tick()
+                for report in self._executor_now().wait(WAIT_S):
+                    for event in self._translate(report):
+                        pending.extend(self._machine.handle(event))
+            self._carry_out_all(pending)
+        finally:
+            if self._executor is not None:
+                self._executor.close()
+        if self._machine.failed is not None:
+            if isinstance(self._error, SwampError) and self._error.exit_code != 1:
+                raise self._error
+            raise RunError(self._machine.failed) from self._error
+        return [self._record_of(plan.index) for plan in self._prepared.plan]
+
+    # Instructions
+
+    def _carry_out_all(self, pending: deque[Instruction]) -> None:
+        while pending:
+            for event in self._carry_out(pending.popleft()):
+                pending.extend(self._machine.handle(event))
+
+    def _carry_out(self, instruction: Instruction) -> list[Event]:
+        match instruction:
+            case Do():
+                return self._do(instruction)
+            case Add(round=index, particle=particle, from_storage=True):
+                self._from_storage.append(Work("particle", index, particle))
+            case Add(round=index, particle=particle):
+                self._flush_from_storage()
+                work = Work("particle", index, particle)
+                self._executor_now().add(work, self._outcomes[work], from_storage=False)
+            case Drop(round=index, particle=particle):
+                self._executor_now().drop(Work("particle", index, particle))
+            case Average():
+                return self._average(instruction)
+            case Record(round=index):
+                self._write_round(index)
+            case _:
+                pass
+        return []
+
+    def _do(self, instruction: Do) -> list[Event]:
+        item = self._item(instruction)
+        found = self._find(item.named, verify=item.work.kind != "particle")
+        if found is not None:
+            self._reporter.work_submitted(item)
+            return self._finished(item.work, outcome_of(found), held=False, found=True)
+        executor = self._executor_now()
+        inputs = self._inputs[max(0, item.work.round)]
+        start = self._initial_handle() if item.work == DENSE else self._start_handle_now()
+        if inputs.mask_handle is None:
+            inputs.mask_handle = executor.put(to_bits(inputs.mask))
+        if inputs.values is not None and inputs.values_handle is None:
+            inputs.values_handle = executor.put(inputs.values)
+        self._reporter.work_submitted(item)
+        executor.submit(item, start, inputs.mask_handle, inputs.values_handle, instruction.urgent)
+        return []
+
+    def _item(self, instruction: Do) -> WorkItem:
+        prepared, work = self._prepared, instruction.work
+        inputs = self._inputs[max(0, work.round)]
+        log_path = self._journal.log_path(work)
+        if work.kind == "evaluation":
+            average = self._averages[work.round]
+            state = average.files[STATE_FILE].sha256
+            named = prepared.recipes.evaluation(state, inputs.mask_digest, self._start_digest)
+            return WorkItem(work, instruction.attempt, named, average=average.name, log_path=log_path)
+        if work == DENSE:
+            assert prepared.dense is not None
+            program, seed = prepared.dense, prepared.particle_seed(-1, 0)
+        else:
+            program = prepared.program(work.round, work.particle)
+            seed = prepared.particle_seed(work.round, work.particle)
+        named = prepared.recipes.training(
+            program.as_dict(), seed, self._start_digest, inputs.mask_digest, inputs.values_digest)
+        return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path)
+
+    def _average(self, instruction: Average) -> list[Event]:
+        index = instruction.round
+        plan, inputs = self._prepared.plan[index], self._inputs[index]
+        outcomes = [self._outcomes[Work("particle", index, particle)] for particle in instruction.particles]
+        seed = self._prepared.particle_seed(index, -1)
+        named = self._prepared.recipes.average(
+            [outcome.digest for outcome in outcomes], inputs.mask_digest, self._start_digest, plan.next_survivors, seed)
+        if self._find(named, verify=True) is not None:
+            self._from_storage.clear()
+            return self._averaged(index, named.name)
+        self._flush_from_storage()
+        executor = self._executor_now()
+        if inputs.mask_handle is None:
+            inputs.mask_handle = executor.put(to_bits(inputs.mask))
+        spec = AverageSpec(index, named, instruction.particles, plan.survivors, plan.next_survivors, seed)
+        executor.average(spec, self._start_handle_now(), inputs.mask_handle)
+        return []
+
+    def _flush_from_storage(self) -> None:
+        """Additions from storage wait until it is clear that the average itself is not stored."""
+        for work in self._from_storage:
+            self._executor_now().add(work, self._outcomes[work], from_storage=True)
+        self._from_storage.clear()
+
+    # Reports
+
+    def _translate(self, report: Report) -> list[Event]:
+        match report:
+            case Advanced(work=work, progress=progress):
+                self._reporter.work_advanced(work, progress)
+                return []
+            case Done(work=work, outcome=outcome, held=held):
+                self._journal.trained(work, outcome.trained_epochs)
+                return self._finished(work, outcome, held, found=False)
+            case Broken(work=work, error=error, retry=retry):
+                return [self._failed(work, error, retry)]
+            case AverageDone(round=index, name=name):
+                return self._averaged(index, name)
+            case AverageLost(reason=reason):
+                self._reporter.warning(f"the averaging actor died and is started again: {reason}")
+                self._journal.incident("averaging actor", reason)
+                return [AveragerLost(reason)]
+            case StateLost(work=work, reason=reason):
+                self._reporter.warning(f"{work} is trained again, because its stored state is damaged: {reason}")
+                self._journal.incident(str(work), reason)
+                self._store.discard(self._outcomes.pop(work).name, RESULT)
+                return [Lost(work, reason)]
+
+    def _finished(self, work: Work, outcome: Outcome, held: bool, found: bool) -> list[Event]:
+        self._outcomes[work] = outcome
+        if work == DENSE:
+            self._dense_outcome, self._start = outcome, None
+            self._start_digest, self._start_handle = outcome.digest, None
+        self._journal.finished(work, outcome)
+        self._reporter.work_finished(work, found)
+        return [Finished(work, self._score(work, outcome), held and work.kind == "particle")]
+
+    def _failed(self, work: Work, error: BaseException, retry: bool) -> Failed:
+        reason = str(error).strip() or type(error).__name__
+        self._error = error
+        self._journal.incident(str(work), reason)
+        if retry:
+            self._reporter.work_failed(work, reason.splitlines()[0], retry)
+        return Failed(work, reason if isinstance(error, SwampError) else f"{type(error).__name__}: {reason}", retry)
+
+    def _averaged(self, index: int, name: str) -> list[Event]:
+        manifest = self._store.find(name)
+        if manifest is None:
+            raise CorruptArtifactError(f"the average of round {index} has vanished from the storage")
+        self._averages[index] = manifest
+        for emptied in manifest.info.get("emptied_layers", []):
+            self._reporter.warning(f"round {index + 1} leaves no weight in {emptied}")
+        bits = read_mask(self._store, manifest)
+        if bits is not None:
+            mask = from_bits(bits, self._prepared.layout.num_prunable)
+            self._inputs[index + 1] = self._inputs_of(mask, manifest if self._keeps_values else None, index)
+        return [Averaged(index)]
+
+    @property
+    def _keeps_values(self) -> bool:
+        return self._prepared.config.rewind.weights == "none"
+
+    def _inputs_of(self, mask: np.ndarray, average: Manifest | None = None, index: int = -1) -> _RoundInputs:
+        inputs = _RoundInputs(mask, self._prepared.recipes.mask_digest(mask))
+        if average is not None:
+            layout = self._prepared.layout
+            full = unpack(read_packed(self._store, average), layout, self._inputs[index].mask)
+            inputs.values_digest = average.files[STATE_FILE].sha256
+            inputs.values = pack_state(full, layout, mask, drop_outside=True)
+        return inputs
+
+    def _score(self, work: Work, outcome: Outcome) -> float:
+        if work.kind != "particle":
+            return 0.0
+        task = self._prepared.task
+        value = float(outcome.info["metrics"]["validation"][task.primary])
+        return value if task.higher_is_better else -value
+
+    # Storage and workers
+
+    def _find(self, named: Named, verify: bool) -> Manifest | None:
+        """A stored result; one whose payloads are found damaged is removed, so that it is computed again.
+
+        Particles' states are verified when they enter an average, which for most of a resumed run they never do.
+        """
+        try:
+            manifest = self._store.find(named.name)
+            if manifest is not None and verify:
+                for file in manifest.files:
+                    self._store.read(manifest, file)
+            return manifest
+        except CorruptArtifactError as error:
+            self._reporter.warning(f"a stored result is damaged and is computed again: {error}")
+            self._store.discard(named.name, RESULT)
+            return None
+
+    def _executor_now(self) -> Executor:
+        if self._executor is None:
+            self._reporter.executor_starting(self._prepared.config.execution.executor)
+            self._executor = self._make_executor(self._prepared, str(self._store.storage))
+            self._reporter.executor_started(self._executor.num_workers)
+            self._journal.started_workers(self._executor.num_workers)
+        return self._executor
+
+    def _initial_handle(self) -> Handle:
+        return self._executor_now().put(self._prepared.initial)
+
+    def _start_handle_now(self) -> Handle:
+        """The rewind weights, put into the object store once."""
+        if self._start_handle is None:
+            self._start_handle = self._executor_now().put(self._start_now())
+        return self._start_handle
+
+    def _start_now(self) -> State:
+        if self._start is None:
+            assert self._dense_outcome is not None
+            manifest = self._store.find(self._dense_outcome.name)
+            if manifest is None:
+                raise CorruptArtifactError("the dense phase's result has vanished from the storage")
+            layout = self._prepared.layout
+            dense = read_packed(self._store, manifest)
+            full = unpack(dense, layout, np.ones(layout.num_prunable, dtype=bool))
+            self._start = State(full, self._prepared.initial.buffers)
+        return self._start
+
+    # Records
+
+    def _write_round(self, index: int) -> None:
+        record = self._record_of(index)
+        average, evaluation = self._averages[index], self._outcomes[Work("evaluation", index)]
+        self._journal.write_ticket(self._prepared, record, average, evaluation.name, self._inputs[index].mask)
+        self._journal.write_round(record)
+        self._written[index] = record
+        # The last round is evaluated before the one before it, but people read rounds in order.
+        while (following := self._written.pop(self._num_reported, None)) is not None:
+            self._num_reported += 1
+            self._reporter.round_finished(following)
+
+    def _record_of(self, index: int) -> RoundRecord:
+        plan, average = self._prepared.plan[index], self._averages[index]
+        works = [Work("particle", index, particle) for particle in range(plan.num_particles)]
+        outcomes = [self._outcomes[work] for work in works]
+        evaluation = self._outcomes[Work("evaluation", index)]
+        metrics = [outcome.info["metrics"] for outcome in outcomes]
+        return RoundRecord(
+            round=index,
+            sparsity=plan.sparsity,
+            survivors=plan.survivors,
+            num_particles=plan.num_particles,
+            average=evaluation.info["metrics"],
+            particles=metrics,
+            mean=_over_particles(metrics, statistics.fmean),
+            std=_over_particles(metrics, lambda values: statistics.stdev(values) if len(values) > 1 else 0.0),
+            layer_densities=average.info["layer_densities"],
+            spread=average.info["spread"],
+            combined=average.info["particles"],
+            artifacts={
+                "particles": [{"name": outcome.name, "sha256": outcome.digest} for outcome in outcomes],
+                "average": {"name": average.name, "sha256": average.files[STATE_FILE].sha256},
+                "evaluation": {"name": evaluation.name},
+            },
+            ticket=self._journal.ticket_name(plan.sparsity),
+            emptied_layers=average.info.get("emptied_layers", []),
+        )
+
+
+def _over_particles(
+    metrics: list[dict[str, dict[str, float]]], statistic: Callable[[list[float]], float]
+) -> dict[str, dict[str, float]]:
+    first: Mapping[str, Mapping[str, float]] = metrics[0]
+    return {split: {name: statistic([one[split][name] for one in metrics]) for name in values}
+            for split, values in first.items()}
+
+
+def record_as_dict(record: RoundRecord) -> dict[str, Any]:
+    """Plain values of a record, for JSON."""
+    return asdict(record)

@@ -1,0 +1,112 @@
+"""The executor without Ray: everything in this process, one job at a time.
+
+For a debugger, and as the yardstick for what the orchestration costs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from swamp_ray.errors import CorruptArtifactError
+from swamp_ray.orchestration.averager import Averager
+from swamp_ray.orchestration.messages import (
+    Advanced,
+    AverageDone,
+    AverageSpec,
+    Broken,
+    Done,
+    Handle,
+    Outcome,
+    Report,
+    StateLost,
+    WorkItem,
+)
+from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.worker import Worker
+from swamp_ray.rounds import Work
+from swamp_ray.sparsity.packing import Packed
+from swamp_ray.training.particle import Progress
+
+
+class InlineExecutor:
+    """Runs jobs in the order of the queue, an epoch a call of :meth:`wait`."""
+
+    def __init__(self, prepared: Prepared, storage: str) -> None:
+        self._worker = Worker(prepared.config, prepared.data, prepared.arithmetic, storage)
+        self._averager = Averager(prepared.config, prepared.layout, storage)
+        self._queue: deque[tuple[WorkItem, Handle, Handle, Handle | None]] = deque()
+        self._running: tuple[Work, Iterator[Progress | Outcome | Packed]] | None = None
+        self._held: dict[Work, Packed] = {}
+        self._reports: list[Report] = []
+
+    @property
+    def num_workers(self) -> int:
+        """One job at a time."""
+        return 1
+
+    def put(self, value: Any) -> Handle:
+        """The value itself."""
+        return value
+
+    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+        """Queue a job."""
+        entry = (item, start, mask_bits, values)
+        if urgent:
+            self._queue.appendleft(entry)
+        else:
+            self._queue.append(entry)
+
+    def add(self, work: Work, outcome: Outcome, from_storage: bool) -> None:
+        """Average a state now."""
+        packed = None if from_storage else self._held.pop(work)
+        try:
+            self._averager.add(work.round, work.particle, outcome.name, outcome.digest, packed)
+        except CorruptArtifactError as error:
+            self._reports.append(StateLost(work, str(error)))
+
+    def drop(self, work: Work) -> None:
+        """Release a held state."""
+        self._held.pop(work, None)
+
+    def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
+        """Close the round's average now."""
+        if any(isinstance(report, StateLost) for report in self._reports):
+            return
+        self._reports.append(AverageDone(spec.round, self._averager.finish(spec, start, mask_bits)))
+
+    def wait(self, timeout_s: float) -> Sequence[Report]:
+        """Work until there is something to report."""
+        while not self._reports and (self._running or self._queue):
+            self._step()
+        reports, self._reports = self._reports, []
+        return reports
+
+    def close(self) -> None:
+        """Forget whatever is queued or running."""
+        if self._running is not None:
+            getattr(self._running[1], "close", lambda: None)()
+        self._queue.clear()
+        self._running = None
+
+    def _step(self) -> None:
+        if self._running is None:
+            item, start, mask_bits, values = self._queue.popleft()
+            self._running = item.work, self._worker.run(item, start, mask_bits, values)
+        work, steps = self._running
+        try:
+            message = next(steps)
+        except Exception as error:
+            self._running = None
+            self._reports.append(Broken(work, error, retry=False))
+            return
+        if isinstance(message, Progress):
+            self._reports.append(Advanced(work, message))
+            return
+        assert isinstance(message, Outcome)
+        for rest in steps:
+            assert isinstance(rest, Packed)
+            self._held[work] = rest
+        self._running = None
+        self._reports.append(Done(work, message, held=work in self._held))

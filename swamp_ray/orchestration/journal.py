@@ -1,0 +1,243 @@
+"""What a run writes about itself: config, run.json, rounds, metrics, tickets, logs."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+
+from swamp_ray.config import differences, dump_config, parse_config
+from swamp_ray.errors import RunError, UserError
+from swamp_ray.orchestration.messages import Outcome, RoundRecord
+from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.worker import BUFFERS_FILE, read_packed
+from swamp_ray.rounds import Work
+from swamp_ray.sparsity.masks import split
+from swamp_ray.sparsity.packing import unpack
+from swamp_ray.storage.arrays import arrays_from_bytes
+from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.files import write_atomic
+from swamp_ray.storage.identity import digest_bytes
+from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.tickets import ticket_bytes
+
+PACKAGES = ("swamp_ray", "torch", "torchvision", "ray", "numpy")
+
+
+class Journal:
+    """The records of one attempt at a run. Nothing is written before :meth:`open`.
+
+    Args:
+        rundir: The run's folder.
+        store: Artifacts of the storage root.
+    """
+
+    def __init__(self, rundir: RunDir, store: ArtifactStore) -> None:
+        self._rundir, self._store = rundir, store
+        self._metrics: MetricsLog | None = None
+        self._logged: set[tuple[Any, ...]] = set()
+        self._written: dict[int, dict[str, Any]] = {}
+        self._run: dict[str, Any] = {}
+        self._attempt: dict[str, Any] = {}
+        self._began = 0.0
+        self._lock: TextIO | None = None
+
+    def check(self, prepared: Prepared) -> None:
+        """Refuse a name that was used with another recipe or under another arithmetic.
+
+        Raises:
+            UserError: With the differences, old -> new.
+        """
+        text, run = self._rundir.read_config(), self._rundir.read_run()
+        if text is None:
+            return
+        changed = differences(parse_config(text, source=str(self._rundir.config_path)).recipe(),
+                              prepared.config.recipe())
+        if changed:
+            raise self._taken("with another recipe", changed)
+        if run and run.get("data", {}).get("digest") not in (None, prepared.data.digest):
+            raise self._taken("on other data", [f"data: {run['data']['digest'][:12]} -> {prepared.data.digest[:12]}"])
+        start = _start_digest(prepared)
+        if run and run.get("start") not in (None, start):
+            raise self._taken("from another start", [f"start_from: {run['start'][:12]} -> {start[:12]}"])
+        if run and run.get("arithmetic"):
+            changed = differences(run["arithmetic"], prepared.arithmetic.as_dict())
+            if changed:
+                raise self._taken("under another arithmetic", changed)
+
+    def _taken(self, how: str, changed: list[str]) -> UserError:
+        return UserError(
+            f"the run {self._rundir.name!r} exists already {how}:\n  " + "\n  ".join(changed) + "\n",
+            do="Choose another name with --name; finished particles that both have in common are shared.",
+            where=str(self._rundir.path))
+
+    def open(self, prepared: Prepared) -> None:
+        """Write config and run.json, and begin an attempt.
+
+        Raises:
+            UserError: Another process is working on the run.
+        """
+        self._lock = self._rundir.hold()
+        self._began = time.monotonic()
+        self._rundir.write_config(dump_config(prepared.config))
+        earlier = self._rundir.read_run() or {}
+        attempt: dict[str, Any] = {
+            "started": _now(), "argv": sys.argv, "host": socket.gethostname(), "python": platform.python_version(),
+            "versions": {name: _version(name) for name in PACKAGES}, "commit": _commit(), "facts": prepared.facts,
+            "executor": prepared.config.execution.executor, "workers": 0, "trained_epochs": 0, "trained": 0, "found": 0,
+            "incidents": [],
+        }
+        run = earlier | {
+            "name": self._rundir.name, "status": "running", "arithmetic": prepared.arithmetic.as_dict(),
+            "data": {**prepared.data.description, "digest": prepared.data.digest},
+            "start": _start_digest(prepared), "num_prunable": prepared.layout.num_prunable,
+            "primary": prepared.task.primary,
+            "higher_is_better": prepared.task.higher_is_better,
+            "rounds": [asdict(plan) for plan in prepared.plan],
+            "attempts": [*earlier.get("attempts", []), attempt],
+        }
+        self._run, self._attempt = run, attempt
+        self._save()
+        known = read_jsonl(self._rundir.metrics_path)
+        self._logged = {(line.get("kind"), line.get("round"), line.get("particle")) for line in known}
+        self._metrics = MetricsLog(self._rundir.metrics_path, self._rundir.tensorboard_path)
+        self._written = {line["round"]: line for line in self._rundir.read_rounds()}
+
+    def close(self, status: str, reason: str = "") -> None:
+        """End the attempt: ``complete``, ``failed`` or ``interrupted``; one that was never opened leaves no trace."""
+        try:
+            if not self._attempt:
+                return
+            self._close_metrics()
+            self._attempt |= {"ended": _now(), "seconds": time.monotonic() - self._began, "status": status}
+            if reason:
+                self._attempt["reason"] = reason
+            self._run["status"] = status
+            self._save()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+            write_parquet(self._rundir.metrics_path, self._rundir.metrics_parquet_path)
+
+    def _save(self) -> None:
+        self._rundir.write_run(self._run)
+
+    def log_path(self, work: Work) -> str:
+        """Absolute path of a job's log file in this attempt."""
+        name = str(work).replace(", ", "-").replace(" ", "-")
+        return str(self._rundir.log_path(len(self._run.get("attempts", [1])), name).absolute())
+
+    def started_workers(self, num_workers: int) -> None:
+        """Note how many workers the attempt has."""
+        self._attempt["workers"] = num_workers
+        self._save()
+
+    def trained(self, work: Work, epochs: int) -> None:
+        """Note what this attempt really computed."""
+        self._attempt["trained_epochs"] += epochs
+        self._attempt["trained"] += work.kind != "evaluation" and epochs > 0
+
+    def incident(self, who: str, reason: str) -> None:
+        """Note a failure, whether or not it is overcome."""
+        self._attempt["incidents"].append({"time": _now(), "who": who, "reason": reason})
+        self._save()
+
+    def finished(self, work: Work, outcome: Outcome) -> None:
+        """Write a job's metrics, unless an earlier attempt has."""
+        if work.kind == "evaluation":
+            return
+        self._attempt["found"] += outcome.trained_epochs == 0
+        particle = work.particle if work.kind == "particle" else None
+        where = {"round": work.round if work.kind == "particle" else None, "particle": particle}
+        if self._metrics is None or (f"{work.kind}_end", where["round"], particle) in self._logged:
+            return
+        for line in outcome.info["history"]:
+            self._metrics.log(kind=f"{work.kind}_epoch", **where, **line)
+        for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", outcome.info["metrics"])):
+            if metrics is not None:
+                self._metrics.log(kind=f"{work.kind}_{name}", **where, **flat(metrics))
+
+    def write_round(self, record: RoundRecord) -> None:
+        """Write a round's record and metrics, unless an earlier attempt has written the same."""
+        plain = asdict(record)
+        if self._written.get(record.round) != plain:
+            self._rundir.append_round(plain)
+            self._written[record.round] = plain
+        if self._metrics is not None and ("round", record.round, None) not in self._logged:
+            self._metrics.log(kind="round", round=record.round, sparsity=record.sparsity, spread=record.spread,
+                              num_particles=record.num_particles, **flat(record.average),
+                              **{f"particles_mean/{k}": v for k, v in flat(record.mean).items()},
+                              **{f"particles_std/{k}": v for k, v in flat(record.std).items()})
+
+    def ticket_name(self, sparsity: float) -> str:
+        """Path of a round's ticket, relative to the storage root."""
+        return self._rundir.relative(self._rundir.ticket_path(sparsity))
+
+    def write_ticket(self, prepared: Prepared, record: RoundRecord, average: Manifest, evaluation: str,
+                     mask: np.ndarray) -> None:
+        """Write a round's averaged network, with its normalisation statistics and its mask."""
+        layout = prepared.layout
+        found = self._store.find(evaluation)
+        if found is None:
+            raise RunError(f"the evaluation of round {record.round} has vanished from the storage")
+        state = unpack(read_packed(self._store, average), layout, mask)
+        state |= {name: state[stands] for name, stands in prepared.tied.items()}
+        state |= arrays_from_bytes(self._store.read(found, BUFFERS_FILE))
+        meta = {"round": record.round, "sparsity": record.sparsity, "survivors": record.survivors,
+                "average": average.name, "model": prepared.config.model.model_dump(mode="json")}
+        data = ticket_bytes({name: torch.tensor(array) for name, array in state.items()},
+                            {name: torch.tensor(part) for name, part in split(layout, mask).items()}, meta)
+        path = self._rundir.ticket_path(record.sparsity)
+        if not (path.is_file() and path.read_bytes() == data):
+            write_atomic(path, data)
+
+
+def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """``{"validation": {"accuracy": x}}`` as ``{"validation/accuracy": x}``."""
+    return {f"{part}/{name}": value for part, values in metrics.items() for name, value in values.items()}
+
+
+def _start_digest(prepared: Prepared) -> str:
+    """Digest of the weights before the first training, and of the mask that a ticket brought along."""
+    state = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+    return digest_bytes((state + prepared.recipes.mask_digest(prepared.first_mask)).encode())
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the working copy that the code runs from, if it is one."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

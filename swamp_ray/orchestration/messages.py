@@ -1,0 +1,192 @@
+"""What passes between the driver, its executor and the workers. Plain values and numpy arrays only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from swamp_ray.rounds import Work
+from swamp_ray.storage.recipes import Named
+from swamp_ray.training.particle import Progress
+from swamp_ray.training.program import Program
+
+Handle = Any
+"""A value that an executor keeps where its workers can read it: the value itself, or a Ray reference."""
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """One job for a worker.
+
+    Attributes:
+        work: Which job of the run.
+        attempt: 0, or how often it was tried before.
+        named: Name and recipe of its result.
+        seed: Seed of a training run.
+        program: What a training run does; None for an evaluation.
+        average: Evaluation: name of the average's artifact.
+        log_path: Log file of the job, or None.
+    """
+
+    work: Work
+    attempt: int
+    named: Named
+    seed: int = 0
+    program: Program | None = None
+    average: str | None = None
+    log_path: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job's stored result.
+
+    Attributes:
+        name: Its artifact.
+        digest: SHA-256 of its state's payload; empty for an evaluation.
+        info: Metrics, history and timings.
+        trained_epochs: Epochs that this attempt really trained; 0 where the result was found.
+    """
+
+    name: str
+    digest: str
+    info: dict[str, Any]
+    trained_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class AverageSpec:
+    """What the averaging actor has to do once all states of a round have been added.
+
+    Attributes:
+        round: r.
+        named: Name and recipe of the average.
+        particles: Indices of the states that must have entered, in order.
+        survivors: k_r.
+        next_survivors: k_(r+1), or None.
+        seed: Seed of random scores.
+    """
+
+    round: int
+    named: Named
+    particles: tuple[int, ...]
+    survivors: int
+    next_survivors: int | None
+    seed: int
+
+
+# What an executor reports
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """A job has trained another epoch."""
+
+    work: Work
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job is finished; ``held``: the executor keeps its state for the average."""
+
+    work: Work
+    outcome: Outcome
+    held: bool
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A job's attempt failed; ``retry``: because of the machine, not of the work."""
+
+    work: Work
+    error: BaseException
+    retry: bool
+
+
+@dataclass(frozen=True)
+class AverageDone:
+    """A round's average and next mask are stored in this artifact."""
+
+    round: int
+    name: str
+
+
+@dataclass(frozen=True)
+class AverageLost:
+    """The averaging actor died."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class StateLost:
+    """A particle's stored state cannot be read when its turn in the average comes."""
+
+    work: Work
+    reason: str
+
+
+Report = Advanced | Done | Broken | AverageDone | AverageLost | StateLost
+
+
+class Executor(Protocol):
+    """Carries out jobs and averages. :mod:`inline` does it in this process, :mod:`pool` on Ray."""
+
+    @property
+    def num_workers(self) -> int:
+        """How many jobs run side by side."""
+        ...
+
+    def put(self, value: Any) -> Handle:
+        """Keep a value where every worker can read it."""
+        ...
+
+    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+        """Queue a job."""
+        ...
+
+    def add(self, work: Work, outcome: Outcome, from_storage: bool) -> None:
+        """Let a particle's state enter the average of its round."""
+        ...
+
+    def drop(self, work: Work) -> None:
+        """Release a state that is held for the average."""
+        ...
+
+    def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
+        """Close a round's average."""
+        ...
+
+    def wait(self, timeout_s: float) -> Sequence[Report]:
+        """What has happened since the last call; waits at most so long if nothing has."""
+        ...
+
+    def close(self) -> None:
+        """Stop all work at once and release everything."""
+        ...
+
+
+@dataclass
+class RoundRecord:
+    """One line of ``rounds.jsonl``: a finished round.
+
+    Metrics are by split and name. ``particles`` lists every particle's metrics in index order; ``mean`` and
+    ``std`` are over them (std with N - 1, 0 for N = 1).
+    """
+
+    round: int
+    sparsity: float
+    survivors: int
+    num_particles: int
+    average: dict[str, dict[str, float]]
+    particles: list[dict[str, dict[str, float]]]
+    mean: dict[str, dict[str, float]]
+    std: dict[str, dict[str, float]]
+    layer_densities: dict[str, float]
+    spread: float
+    combined: list[int]
+    artifacts: dict[str, Any]
+    ticket: str
+    emptied_layers: list[str] = field(default_factory=list)

@@ -1,0 +1,267 @@
+"""Everything that is known, and checked, before any work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from swamp_ray.config import StartFrom, SwampConfig
+from swamp_ray.errors import RunError, UserError
+from swamp_ray.importing import is_import_path
+from swamp_ray.rounds import RoundPlan, plan_rounds
+from swamp_ray.seeding import derive_seed
+from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors
+from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survivors
+from swamp_ray.storage.recipes import Recipes
+from swamp_ray.storage.tickets import load_ticket
+from swamp_ray.training.arithmetic import Arithmetic, machine_facts, resolve_arithmetic
+from swamp_ray.training.data import Data, Feed, load_data
+from swamp_ray.training.models import check_outputs
+from swamp_ray.training.particle import initial_model, steps_per_epoch
+from swamp_ray.training.program import Program, dense_program, round_program
+from swamp_ray.training.reproducible import seeded
+from swamp_ray.training.tasks import Classification, build_task
+
+
+@dataclass(frozen=True)
+class State:
+    """A whole network as numpy arrays by name; it travels to workers once."""
+
+    parameters: dict[str, np.ndarray]
+    buffers: dict[str, np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all arrays."""
+        return sum(array.nbytes for array in [*self.parameters.values(), *self.buffers.values()])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start.
+
+    Attributes:
+        config: The run.
+        data: Its decoded data.
+        layout: Prunable weights and the rest.
+        arithmetic: Device kind, precision, layout, threads.
+        facts: Versions and hardware, recorded.
+        initial: The network at its initialisation, or as ``start_from`` gave it.
+        first_mask: Mask of round 0, bool ``[P]``.
+        plan: All rounds.
+        dense: Program of the dense phase; None if there is none.
+        recipes: The names of results.
+        tied: Names of parameters by the further names that the model knows them by.
+    """
+
+    config: SwampConfig
+    data: Data
+    layout: Layout
+    arithmetic: Arithmetic
+    facts: dict[str, str]
+    initial: State
+    first_mask: np.ndarray
+    plan: list[RoundPlan]
+    dense: Program | None
+    steps_per_epoch: int
+    recipes: Recipes
+    tied: dict[str, str]
+    task: Any
+
+    def program(self, round_index: int, particle: int) -> Program:
+        """What a particle does."""
+        return round_program(self.config, self.steps_per_epoch, round_index, particle)
+
+    def particle_seed(self, round_index: int, particle: int, attempt: int = 0) -> int:
+        """The seed of a particle; never a function of how many there are."""
+        return derive_seed(self.config.seed, "particle", round_index, particle, attempt)
+
+
+def device_kind(config: SwampConfig, num_gpus: float | None = None) -> str:
+    """``"cuda"`` or ``"cpu"``: as configured, else whether the machine (or the cluster) has GPUs."""
+    if config.execution.device != "auto":
+        return config.execution.device
+    if num_gpus is not None:
+        return "cuda" if num_gpus > 0 else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def prepare(config: SwampConfig, device: str | None = None) -> Prepared:
+    """Load the data, build the network, plan all rounds.
+
+    Args:
+        config: The run.
+        device: Kind of device that particles will train on; default: what this machine has.
+
+    Raises:
+        UserError: Whatever is wrong with config, data, network or task.
+    """
+    task = build_task(config.task)
+    make_score(config.pruning.score, seed=0)
+    data = load_data(config.data)
+    steps = steps_per_epoch(config, data)
+    model = initial_model(config, data)
+    layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
+    _check_score(config, model, layout)
+    _check_training_step(config, data, model, task)
+    model = initial_model(config, data)
+    initial, first_mask = _start(config, model, layout)
+    start = int(first_mask.sum())
+    survivors = plan_survivors(layout.num_prunable, config.pruning.rate, config.pruning.target,
+                               None if start == layout.num_prunable else start)
+    sparsities = [1 - kept / layout.num_prunable for kept in survivors]
+    half_a_weight = 0.5 / layout.num_prunable + 1e-12
+    counts = [config.particles.at(sparsity, half_a_weight) for sparsity in sparsities]
+    plan = plan_rounds(layout.num_prunable, survivors, counts)
+    arithmetic = resolve_arithmetic(config.execution, device or device_kind(config), model)
+    facts = machine_facts()
+    prepared = Prepared(
+        config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
+        first_mask=first_mask, plan=plan, dense=_dense(config, steps), steps_per_epoch=steps,
+        recipes=Recipes(config, data.digest, layout, arithmetic.as_dict(), facts),
+        tied=tied_names(model), task=task)
+    _check_programs(prepared)
+    return prepared
+
+
+def state_of(model: nn.Module) -> State:
+    """Copies of a model's parameters and buffers under their clean names."""
+    return State(
+        {clean_name(name): p.detach().cpu().contiguous().numpy().copy() for name, p in model.named_parameters()},
+        {clean_name(name): b.detach().cpu().contiguous().numpy().copy() for name, b in model.named_buffers()},
+    )
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Further names of tied parameters and the name that stands for each of them."""
+    first = {id(parameter): clean_name(name) for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {clean_name(name): first[id(p)] for name, p in every if clean_name(name) != first[id(p)]}
+
+
+def _dense(config: SwampConfig, steps: int) -> Program | None:
+    if config.start_from is not None or config.rewind.weights == "init":
+        return None
+    program = dense_program(config, steps)
+    return program if program.num_steps > 0 else None
+
+
+def _check_programs(prepared: Prepared) -> None:
+    """Every program of the run is built once, so that an impossible one is refused now and not in round 7."""
+    for plan in prepared.plan:
+        for particle in range(plan.num_particles):
+            prepared.program(plan.index, particle)
+
+
+def _check_score(config: SwampConfig, model: nn.Module, layout: Layout) -> None:
+    """A score of the user's is tried on the initial weights, so that a broken one is not found after a round."""
+    if not is_import_path(config.pruning.score):
+        return
+    weights = flatten(prunable_tensors(model, layout))
+    mask = np.ones(layout.num_prunable, dtype=bool)
+    # Untrained weights may well give NaN, as a share of the change does: it counts only once there is training.
+    with contextlib.suppress(RunError):
+        score_survivors(layout, mask, weights, weights, make_score(config.pruning.score, seed=0))
+
+
+def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task: Any) -> None:
+    """One step on two samples (one, where the batch is one): what does not fit together is refused before any work."""
+    feed = Feed(data.train, device=torch.device("cpu"), channels_last=False, on_device=False)
+    size = min(2, config.training.micro_batch or config.training.batch_size, len(data.train))
+    batch = next(iter(feed.batches(size, seed=None, drop_last=False)))
+    if isinstance(task, Classification) and data.num_classes is not None:
+        check_outputs(model, batch, data.num_classes)
+    try:
+        with seeded(0):
+            model.train()
+            loss = task.training_step(model, batch)[0]
+            loss.backward()
+            model.eval()
+        with torch.no_grad():
+            metrics = task.metrics(task.predict(model, batch), batch)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the model {config.model.name!r} and the task {config.task.name!r} fail on a training batch of {size}: "
+            f"{type(error).__name__}: {error}", do="Check model.options, task and data against each other.",
+            where="model.name") from error
+    if loss.ndim != 0:
+        raise UserError("the task's loss must be a scalar", got=f"shape {tuple(loss.shape)}", where="task.name")
+    if task.primary not in metrics:
+        raise UserError(f"the task's metrics must contain its primary metric {task.primary!r}",
+                        got=", ".join(metrics), where="task.name")
+    for name, values in metrics.items():
+        if values.ndim != 1:
+            raise UserError(f"the metric {name!r} must have one value a sample", got=f"shape {tuple(values.shape)}",
+                            where="task.name")
+
+
+def _start(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[State, np.ndarray]:
+    """The weights before the first training, and the mask of round 0."""
+    mask = np.ones(layout.num_prunable, dtype=bool)
+    if config.start_from is None:
+        return state_of(model), mask
+    tensors, masks = _read_checkpoint(config.start_from)
+    _fit(model, tensors, config.start_from.path)
+    model.load_state_dict(tensors, strict=True)
+    for layer in layout.layers:
+        if layer.name in masks:
+            mask[layer.span] = masks[layer.name].reshape(-1)
+    unknown = set(masks) - {layer.name for layer in layout.layers}
+    if unknown:
+        raise UserError("the ticket prunes tensors that this config does not", got=", ".join(sorted(unknown)),
+                        where="pruning.include", do="Use the include and exclude patterns of the ticket's run.")
+    return state_of(model), mask
+
+
+def _read_checkpoint(start: StartFrom) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    """State dict and masks (by parameter name; empty for a plain checkpoint)."""
+    path = Path(start.path)
+    where = "start_from.path"
+    if not path.is_file():
+        raise UserError("the checkpoint does not exist", got=str(path), where=where)
+    data = path.read_bytes()
+    try:
+        tensors: Any = load_safetensors(data)
+        if any(name.startswith("swamp.mask/") for name in tensors):
+            ticket = load_ticket(path)
+            return ticket.state, {name: mask.numpy() for name, mask in ticket.masks.items()}
+    except SafetensorError:
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the checkpoint is neither safetensors nor a torch file of plain tensors: {reason}",
+                            got=str(path), where=where, do="Save model.state_dict() alone.") from error
+    for key in filter(None, start.prefix.split(".")):
+        if not isinstance(tensors, Mapping) or key not in tensors:
+            raise UserError(f"the checkpoint has no key {start.prefix!r}", where="start_from.prefix")
+        tensors = tensors[key]
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        keys = ", ".join(map(str, tensors)) if isinstance(tensors, Mapping) else type(tensors).__name__
+        raise UserError("the checkpoint must be a state dict of tensors", got=keys[:200], where=where,
+                        do="Name the key that holds it in start_from.prefix, e.g. 'state_dict'.")
+    return {clean_name(str(name)): value for name, value in tensors.items()}, {}
+
+
+def _fit(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+    expected = {clean_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
+    lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    lines += [f"not in the model: {name} {tuple(value.shape)}" for name, value in tensors.items()
+              if name not in expected]
+    lines += [f"{name}: the model has {expected[name]}, the checkpoint {tuple(value.shape)}"
+              for name, value in tensors.items() if name in expected and expected[name] != tuple(value.shape)]
+    if lines:
+        shown = "\n  ".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
+        raise UserError(f"{len(lines)} tensors of {path} do not fit the model:\n  {shown}\n", where="start_from.path")

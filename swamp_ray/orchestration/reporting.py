@@ -1,0 +1,45 @@
+"""What a run tells whoever watches it; every method may be left as it is."""
+
+from __future__ import annotations
+
+from swamp_ray.orchestration.messages import RoundRecord, WorkItem
+from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.rounds import Work
+from swamp_ray.training.particle import Progress
+
+
+class Reporter:
+    """A silent watcher; the console derives from it."""
+
+    def run_started(self, prepared: Prepared, path: str) -> None:
+        """The plan stands; nothing has been trained yet. ``path``: the run's folder."""
+
+    def executor_starting(self, executor: str) -> None:
+        """The first job that is not in the storage needs workers."""
+
+    def executor_started(self, num_workers: int) -> None:
+        """Workers can be had."""
+
+    def work_submitted(self, item: WorkItem) -> None:
+        """A job waits for a worker."""
+
+    def work_advanced(self, work: Work, progress: Progress) -> None:
+        """A job has finished an epoch."""
+
+    def work_finished(self, work: Work, found: bool) -> None:
+        """A job is done; ``found``: its result was in the storage already."""
+
+    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
+        """An attempt failed; ``retry``: another one follows."""
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """A round is averaged, evaluated and written."""
+
+    def warning(self, text: str) -> None:
+        """Something the user should know."""
+
+    def tick(self) -> None:
+        """Called often, for displays that move."""
+
+    def run_finished(self, complete: bool) -> None:
+        """Nothing more will come; called however the run ends."""

@@ -1,0 +1,123 @@
+"""Run a config from beginning to end: what ``swamp run`` and :class:`swamp_ray.SwampTrainer` have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from swamp_ray.config import ExecutionConfig, SwampConfig
+from swamp_ray.errors import Interrupted, SwampError, UserError
+from swamp_ray.orchestration.driver import Driver
+from swamp_ray.orchestration.journal import Journal
+from swamp_ray.orchestration.messages import Executor, RoundRecord
+from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine
+from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and the records of its rounds."""
+
+    rundir: RunDir
+    records: list[RoundRecord]
+    prepared: Prepared
+
+
+def run(config: SwampConfig, reporter: Reporter | None = None) -> Run:
+    """Carry a run to its end, from wherever it stands.
+
+    Raises:
+        UserError: The config, the data or the cluster has to be changed; nothing has been started.
+        RunError: Something failed for good while the run was working.
+        Interrupted: The user or the system asked it to stop; the same call goes on.
+    """
+    if config.name is None:
+        raise UserError("a run needs a name", where="name", do="Set name in the config, or give --name.")
+    rundir, store = RunDir(config.storage, config.name), ArtifactStore(config.storage)
+    check_address(config.execution)
+    check_device(config.execution)
+    with _joined(config.execution):
+        return _run(config, rundir, store, reporter or Reporter())
+
+
+def _run(config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter) -> Run:
+    prepared = prepare(config, _device(config))
+    store.check_writable()
+    journal = Journal(rundir, store)
+    journal.check(prepared)
+    if (rundir.read_run() or {}).get("status") != "complete":
+        _check_room(prepared)
+    driver = Driver(prepared, store, journal, reporter, make_executor)
+    try:
+        journal.open(prepared)
+        reporter.run_started(prepared, str(rundir.path))
+        records = driver.run()
+    except KeyboardInterrupt:
+        journal.close("interrupted")
+        reporter.run_finished(complete=False)
+        raise Interrupted(f"stopped; what is finished is in {rundir.path}. "
+                          "Run the same command again to go on.") from None
+    except BaseException as error:
+        with contextlib.suppress(SwampError, OSError):
+            journal.close("failed", str(error) if isinstance(error, SwampError) else f"{type(error).__name__}: {error}")
+        reporter.run_finished(complete=False)
+        raise
+    journal.close("complete")
+    reporter.run_finished(complete=True)
+    return Run(rundir, records, prepared)
+
+
+def _check_room(prepared: Prepared) -> None:
+    """Refuse a plan that can never be scheduled, before anything is written or started."""
+    execution = prepared.config.execution
+    if execution.executor == "inline":
+        return
+    import ray
+
+    from swamp_ray.orchestration.pool import node_resources
+
+    nodes = node_resources() if ray.is_initialized() else [this_machine()]
+    pool_size(execution, prepared.arithmetic.device, max(plan.num_particles for plan in prepared.plan), nodes)
+
+
+def make_executor(prepared: Prepared, storage: str) -> Executor:
+    """The executor that the config names."""
+    if prepared.config.execution.executor == "inline":
+        from swamp_ray.orchestration.inline import InlineExecutor
+
+        return InlineExecutor(prepared, storage)
+    from swamp_ray.orchestration.pool import RayExecutor
+
+    return RayExecutor(prepared, storage)
+
+
+@contextlib.contextmanager
+def _joined(execution: ExecutionConfig) -> Iterator[None]:
+    """Join the cluster that the config names, for as long as the run takes; an embedded Ray starts when needed."""
+    if execution.executor == "inline" or execution.address is None:
+        yield
+        return
+    import ray
+
+    from swamp_ray.orchestration.pool import connect
+
+    owns = connect(execution)
+    try:
+        yield
+    finally:
+        if owns:
+            ray.shutdown()
+
+
+def _device(config: SwampConfig) -> str:
+    """The device kind; a cluster is asked, an embedded run looks at this machine."""
+    execution = config.execution
+    if execution.device != "auto" or execution.executor == "inline" or execution.address is None:
+        return device_kind(config)
+    from swamp_ray.orchestration.pool import cluster_gpus
+
+    return device_kind(config, cluster_gpus())

@@ -1,0 +1,192 @@
+"""A particle worker: does jobs one after the other and stores what they give.
+
+It stays warm between rounds: data, network and compiled kernels are kept. The class knows no Ray; the pool
+wraps it into an actor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swamp_ray.config import SwampConfig
+from swamp_ray.errors import CorruptArtifactError
+from swamp_ray.orchestration.messages import Outcome, WorkItem
+from swamp_ray.orchestration.preparation import State
+from swamp_ray.sparsity.masks import from_bits
+from swamp_ray.sparsity.packing import Packed, from_bytes, pack_state, to_bytes
+from swamp_ray.storage.arrays import arrays_to_bytes
+from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
+from swamp_ray.training.arithmetic import Arithmetic, applied
+from swamp_ray.training.data import Data
+from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun
+
+STATE_FILE = "state.safetensors"
+BUFFERS_FILE = "buffers.safetensors"
+RUN_FILE = "run.pt"
+
+
+class Worker:
+    """Trains particles and evaluates averages of one run.
+
+    Args:
+        config: The run.
+        data: Its decoded data; arrays may be read-only and shared.
+        arithmetic: As resolved when the run started.
+        storage: Storage root.
+    """
+
+    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str) -> None:
+        self.config, self.arithmetic = config, arithmetic
+        self.store = ArtifactStore(storage)
+        with applied(arithmetic):
+            self.trainer = ParticleTrainer(config, data, arithmetic)
+
+    def run(
+        self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None
+    ) -> Iterator[Progress | Outcome | Packed]:
+        """Do one job: progress after each epoch, then the outcome, then (for training) the state.
+
+        Args:
+            item: What to do.
+            start: The rewind weights (or the initialisation) and the buffers.
+            mask_bits: The round's mask, one bit a prunable weight.
+            values: Surviving weights to start from instead of ``start``'s.
+        """
+        mask = from_bits(mask_bits, self.trainer.layout.num_prunable)
+        with applied(self.arithmetic), _log(item) as log:
+            if item.program is None:
+                yield self._evaluate(item, start, mask, log)
+                return
+            if (found := self._stored(item)) is not None:
+                log(f"{item.work}: found {item.named.name[:12]} in storage")
+                yield from found
+                return
+            yield from self._train(item, start, mask, values, log)
+
+    def _stored(self, item: WorkItem) -> tuple[Outcome, Packed] | None:
+        """A result that an earlier attempt, or another run, has left behind."""
+        manifest = self.store.find(item.named.name)
+        if manifest is None:
+            return None
+        return outcome_of(manifest), read_packed(self.store, manifest)
+
+    def _train(
+        self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any
+    ) -> Iterator[Progress | Outcome | Packed]:
+        began = time.perf_counter()
+        run = self._begin(item, start, mask, values, log)
+        first_epoch = len(run.history)
+        every = int(self.config.execution.checkpoint_every.amount)
+        while not run.done:
+            progress = run.epoch()
+            log(_epoch_line(progress))
+            yield progress
+            if every and progress.epoch % every == 0 and not run.done:
+                self.store.put(item.named.name, {RUN_FILE: run.checkpoint()}, {"epoch": progress.epoch}, CHECKPOINT)
+        result = run.finish()
+        manifest = self._keep(item, result, time.perf_counter() - began)
+        self.store.discard(item.named.name, CHECKPOINT)
+        log(f"{item.work}: finished, {_metrics_text(result.evaluation.metrics)}")
+        yield outcome_of(manifest, trained_epochs=len(run.history) - first_epoch)
+        yield result.packed
+
+    def _begin(self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any) -> TrainingRun:
+        assert item.program is not None
+        layout = self.trainer.layout
+        packed = values if values is not None else pack_state(start.parameters, layout, mask, drop_outside=True)
+        job = ParticleJob(str(item.work), item.seed, item.program)
+        checkpoint = self._checkpoint(item, log)
+        try:
+            run = self.trainer.begin(job, packed, mask, start.buffers, checkpoint)
+        except CorruptArtifactError as error:
+            log(f"{item.work}: {error}; starting afresh")
+            self.store.discard(item.named.name, CHECKPOINT)
+            run = self.trainer.begin(job, packed, mask, start.buffers)
+        origin = f"epoch {run.history[-1]['epoch']}" if run.history else "the start"
+        log(f"{item.work}: attempt {item.attempt}, from {origin}, {item.program.num_steps} steps, "
+            f"density {mask.mean():.4f}, result {item.named.name[:12]}")
+        return run
+
+    def _checkpoint(self, item: WorkItem, log: Any) -> bytes | None:
+        """What an earlier attempt left; a damaged checkpoint only costs its epochs."""
+        try:
+            manifest = self.store.find(item.named.name, CHECKPOINT)
+            return None if manifest is None else self.store.read(manifest, RUN_FILE)
+        except CorruptArtifactError as error:
+            log(f"{item.work}: {error}")
+            self.store.discard(item.named.name, CHECKPOINT)
+            return None
+
+    def _keep(self, item: WorkItem, result: TrainedParticle, seconds: float) -> Manifest:
+        files = {STATE_FILE: to_bytes(result.packed, item.named.recipe)}
+        info: dict[str, Any] = {"metrics": result.evaluation.metrics, "history": result.history, "seconds": seconds,
+                                "work": str(item.work)}
+        if result.as_trained is not None:
+            info["as_trained"] = result.as_trained
+        return self.store.put(item.named.name, files, info)
+
+    def _evaluate(self, item: WorkItem, start: State, mask: np.ndarray, log: Any) -> Outcome:
+        assert item.average is not None
+        average = self.store.find(item.average)
+        if average is None:
+            raise CorruptArtifactError(f"the average {item.average} of {item.work} is not in the storage")
+        began = time.perf_counter()
+        evaluation = self.trainer.evaluate(read_packed(self.store, average), mask, start.buffers)
+        files = {BUFFERS_FILE: arrays_to_bytes(evaluation.buffers)}
+        info = {"metrics": evaluation.metrics, "seconds": time.perf_counter() - began, "work": str(item.work)}
+        log(f"{item.work}: {_metrics_text(evaluation.metrics)}")
+        return outcome_of(self.store.put(item.named.name, files, info))
+
+
+def outcome_of(manifest: Manifest, trained_epochs: int = 0) -> Outcome:
+    """The outcome that a stored result stands for."""
+    state = manifest.files.get(STATE_FILE)
+    return Outcome(manifest.name, state.sha256 if state else "", manifest.info, trained_epochs)
+
+
+def read_packed(store: ArtifactStore, manifest: Manifest) -> Packed:
+    """The verified state of a particle or an average."""
+    return from_bytes(store.read(manifest, STATE_FILE))[0]
+
+
+@contextlib.contextmanager
+def _log(item: WorkItem) -> Iterator[Any]:
+    """A function that writes lines into the job's own log file."""
+    path = Path(item.log_path) if item.log_path is not None else None
+
+    def write(line: str) -> None:
+        # A log that cannot be written, because the disk is full, must not end the work.
+        if path is not None:
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    try:
+        yield write
+    except BaseException as error:
+        write(f"ended by {type(error).__name__}: {error}")
+        raise
+
+
+def _epoch_line(progress: Progress) -> str:
+    extra = "".join(f", {name} {value:.4f}" for name, value in progress.metrics.items())
+    return (f"epoch {progress.epoch}/{progress.num_epochs}: loss {progress.loss:.4f}{extra}, "
+            f"lr {progress.lr:.4g}, {progress.samples_per_s:.0f} samples/s")
+
+
+def _metrics_text(metrics: dict[str, dict[str, float]]) -> str:
+    return "; ".join(f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+                     for split, values in metrics.items())
+
+
+def describe(item: WorkItem) -> dict[str, Any]:
+    """Plain values of a job, for records."""
+    return asdict(item.work) | {"attempt": item.attempt, "name": item.named.name}

@@ -1,0 +1,147 @@
+"""``swamp check``: what a config would do, before it does it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from swamp_ray.config import SwampConfig
+from swamp_ray.console import header
+from swamp_ray.errors import SwampError
+from swamp_ray.orchestration.preparation import Prepared, prepare
+from swamp_ray.orchestration.resources import pool_size, this_machine
+from swamp_ray.sparsity.selection import layer_budgets
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.tables import percent, size
+
+
+def print_plan(config: SwampConfig) -> None:
+    """Validate a config against its data and network, and print rounds, layers, bytes and waves.
+
+    Raises:
+        UserError: Whatever ``swamp run`` would refuse.
+    """
+    prepared = prepare(config)
+    console = Console(highlight=False)
+    rundir = RunDir(Path(config.storage).expanduser().absolute(), config.name or "run")
+    for line in header(prepared, str(rundir.path)):
+        console.print(line, soft_wrap=True)
+    console.print(_data_line(prepared), soft_wrap=True)
+    console.print(layers_table(prepared))
+    console.print(rounds_table(prepared))
+    for line in [*traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
+        console.print(line, soft_wrap=True)
+    console.print(workers_line(prepared), soft_wrap=True)
+
+
+def _data_line(prepared: Prepared) -> str:
+    data = prepared.data
+    return (f"data: {len(data.train):,} training, {len(data.validation):,} validation and {len(data.test):,} test "
+            f"samples; {prepared.steps_per_epoch} steps of {prepared.config.training.batch_size} an epoch")
+
+
+def layers_table(prepared: Prepared) -> Table:
+    """Prunable tensors, and how many parameters are not pruned."""
+    table = _table("prunable weights")
+    table.add_column("layer")
+    table.add_column("kind")
+    for heading in ("shape", "weights", "share"):
+        table.add_column(heading, justify="right")
+    total = prepared.layout.num_prunable
+    for layer in prepared.layout.layers:
+        shape = " x ".join(str(extent) for extent in layer.shape)
+        table.add_row(layer.name, layer.kind, shape, f"{layer.size:,}", percent(layer.size / total))
+    table.add_section()
+    table.add_row("all", "", "", f"{total:,}", "")
+    table.add_row("not pruned", "", f"{len(prepared.layout.rest)} tensors", f"{prepared.layout.num_rest:,}", "")
+    return table
+
+
+def rounds_table(prepared: Prepared) -> Table:
+    """What each round trains."""
+    table = _table("rounds")
+    for heading in ("round", "sparsity", "weights left", "particles", "steps each", "epochs in all"):
+        table.add_column(heading, justify="right")
+    if prepared.dense is not None:
+        steps = prepared.dense.num_steps
+        table.add_row("dense", "0.0 %", f"{prepared.layout.num_prunable:,}", "1", f"{steps:,}",
+                      f"{steps / prepared.steps_per_epoch:g}")
+    for plan in prepared.plan:
+        steps = [prepared.program(plan.index, particle).num_steps for particle in range(plan.num_particles)]
+        each = f"{steps[0]:,}" if len(set(steps)) == 1 else f"{min(steps):,} to {max(steps):,}"
+        table.add_row(str(plan.index), percent(plan.sparsity), f"{plan.survivors:,}", str(plan.num_particles), each,
+                      f"{sum(steps) / prepared.steps_per_epoch:g}")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", header_style="bold")
+
+
+def packed_bytes(prepared: Prepared, survivors: int) -> int:
+    """Bytes of a particle's state: 4 x (survivors + other parameters)."""
+    return 4 * (survivors + prepared.layout.num_rest)
+
+
+def traffic_lines(prepared: Prepared) -> list[str]:
+    """What travels through the object store."""
+    first, last = prepared.plan[0], prepared.plan[-1]
+    mask = math.ceil(prepared.layout.num_prunable / 8)
+    return [
+        f"travels: rewind weights {size(prepared.initial.num_bytes)} once; a round's mask {size(mask)}; "
+        f"a particle's state {size(packed_bytes(prepared, first.survivors))} in round 0, "
+        f"{size(packed_bytes(prepared, last.survivors))} in round {last.index}"
+    ]
+
+
+def space_lines(prepared: Prepared) -> list[str]:
+    """What the run writes, against what is free."""
+    full = prepared.initial.num_bytes
+    states = sum(packed_bytes(prepared, plan.survivors) * (plan.num_particles + 1) for plan in prepared.plan)
+    tickets = (full + math.ceil(prepared.layout.num_prunable / 8)) * len(prepared.plan)
+    momenta = 2 if prepared.config.training.optimizer == "adamw" else 1
+    checkpoint = full * (1 + momenta) + (2 * full if prepared.config.averaging.within != "none" else 0)
+    needed = states + tickets + full + checkpoint * max(plan.num_particles for plan in prepared.plan)
+    folder = Path(prepared.config.storage).expanduser().absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    line = f"writes at most about {size(needed)}; {size(free)} are free in {prepared.config.storage}"
+    return [line, "[red]warning: this does not fit[/red]"] if needed > free else [line]
+
+
+def warnings(prepared: Prepared) -> list[str]:
+    """Layers that the plan is sure to empty."""
+    config, layers = prepared.config.pruning, prepared.layout.layers
+    if config.scope == "global":
+        share = prepared.plan[-1].survivors / len(layers)
+        if share < 1:
+            return ["[yellow]warning: fewer weights than layers are left at the target[/yellow]"]
+        return []
+    counts = [int(np.count_nonzero(prepared.first_mask[layer.span])) for layer in layers]
+    budgets = layer_budgets(prepared.layout, counts, prepared.plan[-1].survivors, config.scope)
+    empty = [layer.name for layer, budget in zip(layers, budgets, strict=True) if budget == 0]
+    return [f"[yellow]warning: the target leaves no weight in {', '.join(empty)}[/yellow]"] if empty else []
+
+
+def workers_line(prepared: Prepared) -> str:
+    """Workers and waves on this machine, or why the plan cannot run here."""
+    execution = prepared.config.execution
+    most = max(plan.num_particles for plan in prepared.plan)
+    if execution.executor == "inline":
+        return "executor inline: one particle at a time, in this process"
+    if execution.address is not None:
+        return f"workers: as the cluster at {execution.address} has room for, at most {most}"
+    try:
+        workers = pool_size(execution, prepared.arithmetic.device, most, [this_machine()])
+    except SwampError as error:
+        return f"[red]on this machine it cannot run: {error}[/red]"
+    waves = math.ceil(most / workers)
+    return (f"on this machine: {workers} worker{'s' * (workers > 1)}, "
+            f"{waves} wave{'s' * (waves > 1)} a round of {most} particles")

@@ -1,0 +1,353 @@
+"""The rounds of a run as a state machine: event in, instructions out.
+
+It knows nothing of training, files or Ray, so that every order of events can be tested. Whoever drives it
+carries the instructions out and reports what happened::
+
+    machine = Rounds(plan, ...)
+    instructions = machine.start()
+    while not machine.finished:
+        ...carry out instructions, wait for an event...
+        instructions = machine.handle(event)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round before it runs.
+
+    Attributes:
+        index: r, counted from 0.
+        survivors: k_r, the weights that the round's mask keeps.
+        sparsity: 1 - k_r / P.
+        num_particles: N.
+        next_survivors: k_(r+1); None in the last round, which prunes nothing.
+    """
+
+    index: int
+    survivors: int
+    sparsity: float
+    num_particles: int
+    next_survivors: int | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job for a worker: the dense phase, a particle, or the evaluation of a round's average."""
+
+    kind: str
+    round: int = -1
+    particle: int = -1
+
+    def __str__(self) -> str:
+        if self.kind == "dense":
+            return "dense phase"
+        part = f"particle {self.particle}" if self.kind == "particle" else "evaluation"
+        return f"round {self.round}, {part}"
+
+
+DENSE = Work("dense")
+
+
+# Instructions
+
+
+@dataclass(frozen=True)
+class Do:
+    """Give a job to the queue of workers; ``urgent`` jobs go to its front."""
+
+    work: Work
+    attempt: int = 0
+    urgent: bool = False
+
+
+@dataclass(frozen=True)
+class Add:
+    """Let the next particle's state enter the average; from storage if it is not held in memory any more."""
+
+    round: int
+    particle: int
+    from_storage: bool = False
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Release the state of a particle that waits for its turn: it is read from storage then."""
+
+    round: int
+    particle: int
+
+
+@dataclass(frozen=True)
+class Average:
+    """Close the average of these particles and choose the next mask."""
+
+    round: int
+    particles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The round is averaged and evaluated: write its record and its ticket."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Stop the run."""
+
+    reason: str
+
+
+Instruction = Do | Add | Drop | Average | Record | Fail
+
+
+# Events
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job is done and its result is stored. ``score``: a particle's validation metric, higher is better."""
+
+    work: Work
+    score: float = 0.0
+    held: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An attempt at a job ended without a result; ``retry``: the machine failed, not the work."""
+
+    work: Work
+    reason: str
+    retry: bool = True
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A round's average and its next mask are stored."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class AveragerLost:
+    """The averaging actor died; whatever it had added is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A finished particle's stored state turned out to be damaged before it was averaged."""
+
+    work: Work
+    reason: str
+
+
+Event = Finished | Failed | Averaged | AveragerLost | Lost
+
+
+@dataclass
+class _Round:
+    """What has happened in the current round."""
+
+    finished: dict[int, float] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
+    added: list[int] = field(default_factory=list)
+    closing: bool = False
+
+
+class Rounds:
+    """The state of a run.
+
+    Args:
+        plan: All rounds.
+        dense: Whether a dense phase comes first.
+        combine: ``"average"`` of all particles, or ``"best"``: the one with the highest score.
+        max_retries: How often a job is tried again after its worker died; the averager likewise.
+        max_waiting: How many finished states may wait in memory for their turn.
+        evaluate_first: Evaluate each round before the next one trains (for a scheduler that may stop the run).
+    """
+
+    def __init__(
+        self,
+        plan: Sequence[RoundPlan],
+        *,
+        dense: bool,
+        combine: str = "average",
+        max_retries: int = 3,
+        max_waiting: int = 8,
+        evaluate_first: bool = False,
+    ) -> None:
+        self.plan = tuple(plan)
+        self.current = -1
+        self.failed: str | None = None
+        self._dense, self._combine = dense, combine
+        self._max_retries, self._max_waiting = max_retries, max_waiting
+        self._evaluate_first = evaluate_first
+        self._round = _Round()
+        self._open: dict[Work, int] = {}
+        self._averager_losses = 0
+        self._losses: dict[Work, int] = {}
+        self._averaged: set[int] = set()
+        self._recorded: set[int] = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: every round is recorded, or the run failed."""
+        return self.failed is not None or len(self._recorded) == len(self.plan)
+
+    @property
+    def open_work(self) -> frozenset[Work]:
+        """Jobs that were given out and have neither finished nor failed for good."""
+        return frozenset(self._open)
+
+    def start(self) -> list[Instruction]:
+        """The first instructions."""
+        return [self._do(DENSE)] if self._dense else self._begin(0)
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """What has to be done because of an event; late and repeated events change nothing."""
+        if self.finished:
+            return []
+        if isinstance(event, Finished):
+            return self._on_finished(event)
+        if isinstance(event, Failed):
+            return self._on_failed(event)
+        if isinstance(event, Averaged):
+            return self._on_averaged(event)
+        if isinstance(event, Lost):
+            return self._on_lost(event)
+        return self._on_averager_lost(event)
+
+    def _do(self, work: Work, *, urgent: bool = False) -> Do:
+        attempt = self._open.setdefault(work, 0)
+        return Do(work, attempt, urgent)
+
+    def _begin(self, index: int) -> list[Instruction]:
+        self.current, self._round, self._averager_losses = index, _Round(), 0
+        return [self._do(Work("particle", index, n)) for n in range(self.plan[index].num_particles)]
+
+    def _on_finished(self, event: Finished) -> list[Instruction]:
+        if self._open.pop(event.work, None) is None:
+            return []
+        if event.work.kind == "dense":
+            return self._begin(0)
+        if event.work.kind == "evaluation":
+            self._recorded.add(event.work.round)
+            instructions: list[Instruction] = [Record(event.work.round)]
+            if self._evaluate_first and event.work.round + 1 < len(self.plan):
+                instructions += self._begin(event.work.round + 1)
+            return instructions
+        self._round.finished[event.work.particle] = event.score
+        if event.held:
+            self._round.held.add(event.work.particle)
+        return self._advance()
+
+    def _advance(self) -> list[Instruction]:
+        """Add whatever has its turn; drop what waits beyond the bound; close a complete round."""
+        state, num = self._round, self.plan[self.current].num_particles
+        complete = len(state.finished) == num
+        if self._combine == "best":
+            turn = [self._best()] if complete else []
+        else:
+            turn = list(range(num))
+        instructions: list[Instruction] = []
+        for particle in turn[len(state.added):]:
+            if particle not in state.finished:
+                break
+            instructions.append(Add(self.current, particle, from_storage=particle not in state.held))
+            state.added.append(particle)
+            state.held.discard(particle)
+        instructions += self._drop_excess()
+        if complete and not state.closing:
+            state.closing = True
+            instructions += [Drop(self.current, particle) for particle in sorted(state.held)]
+            state.held.clear()
+            instructions.append(Average(self.current, tuple(state.added)))
+        return instructions
+
+    def _drop_excess(self) -> list[Instruction]:
+        """States furthest from their turn go first."""
+        dropped = sorted(self._round.held)[self._max_waiting:]
+        self._round.held.difference_update(dropped)
+        return [Drop(self.current, particle) for particle in dropped]
+
+    def _best(self) -> int:
+        """The particle with the highest score; equal scores keep the lower index, NaN is worse than any number."""
+        scores = self._round.finished
+        return max(scores, key=lambda particle: (
+            -math.inf if math.isnan(scores[particle]) else scores[particle], -particle))
+
+    def _on_failed(self, event: Failed) -> list[Instruction]:
+        if event.work not in self._open:
+            return []
+        self._open[event.work] += 1
+        if event.retry and self._open[event.work] <= self._max_retries:
+            return [Do(event.work, self._open[event.work], urgent=True)]
+        attempts = self._open[event.work]
+        times = f" after {attempts} attempts" if attempts > 1 else ""
+        return self._fail(f"{event.work} failed{times}: {event.reason}")
+
+    def _on_averaged(self, event: Averaged) -> list[Instruction]:
+        if event.round != self.current or event.round in self._averaged or not self._round.closing:
+            return []
+        self._averaged.add(event.round)
+        last = event.round + 1 == len(self.plan)
+        evaluation = self._do(Work("evaluation", event.round), urgent=last or self._evaluate_first)
+        if last or self._evaluate_first:
+            return [evaluation]
+        return [*self._begin(event.round + 1), evaluation]
+
+    def _on_averager_lost(self, event: AveragerLost) -> list[Instruction]:
+        """A new averager gets what the old one had, in the same order, from storage."""
+        state = self._round
+        if self.current in self._averaged or self.current < 0:
+            return []
+        self._averager_losses += 1
+        if self._averager_losses > self._max_retries:
+            return self._fail(f"the averaging actor died {self._averager_losses} times: {event.reason}")
+        instructions: list[Instruction] = [Add(self.current, n, from_storage=True) for n in state.added]
+        if state.closing:
+            instructions.append(Average(self.current, tuple(state.added)))
+        return instructions
+
+    def _on_lost(self, event: Lost) -> list[Instruction]:
+        """The particle is done again, and the round's average begins anew."""
+        state, work = self._round, event.work
+        if work.round != self.current or self.current in self._averaged or work.particle not in state.finished:
+            return []
+        self._losses[work] = self._losses.get(work, 0) + 1
+        if self._losses[work] > self._max_retries:
+            return self._fail(f"the state of {work} was lost {self._losses[work]} times: {event.reason}")
+        del state.finished[work.particle]
+        state.held.discard(work.particle)
+        state.added.clear()
+        state.closing = False
+        return [self._do(work)]
+
+    def _fail(self, reason: str) -> list[Instruction]:
+        self.failed = reason
+        return [Fail(reason)]
+
+
+def plan_rounds(num_prunable: int, survivors: Sequence[int], num_particles: Sequence[int]) -> list[RoundPlan]:
+    """Rounds from the survivors of each and the particles of each.
+
+    Args:
+        num_prunable: P.
+        survivors: k_0, ..., k_R.
+        num_particles: N of each round, as long as ``survivors``.
+    """
+    following: list[int | None] = [*survivors[1:], None]
+    return [
+        RoundPlan(index, kept, 1.0 - kept / num_prunable, particles, after)
+        for index, (kept, particles, after) in enumerate(zip(survivors, num_particles, following, strict=True))
+    ]

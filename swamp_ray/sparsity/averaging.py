@@ -1,0 +1,214 @@
+"""Averages of networks, over particles and along one particle, and normalisation statistics for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from swamp_ray.errors import RunError
+from swamp_ray.sparsity.packing import Packed
+
+
+class OrderedMean:
+    """The mean over particles: one float64 accumulator, rounded to float32 once.
+
+    Particles are added in index order, whichever finished first, so that the sum has the same bits.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._values: np.ndarray | None = None
+        self._rest: np.ndarray | None = None
+
+    def add(self, packed: Packed) -> None:
+        """Add the next particle; the given arrays are only read.
+
+        Raises:
+            RunError: Its shape is not that of the others, or it is not finite.
+        """
+        if not (np.isfinite(packed.values).all() and np.isfinite(packed.rest).all()):
+            raise RunError("a particle's weights are not finite and cannot be averaged")
+        if self._values is None or self._rest is None:
+            # Not from 0, which would turn negative zeros into positive ones.
+            self._values, self._rest = packed.values.astype(np.float64), packed.rest.astype(np.float64)
+            self.count = 1
+            return
+        if packed.values.shape != self._values.shape or packed.rest.shape != self._rest.shape:
+            raise RunError(f"particles of a round must share their mask, but one has {packed.values.size} surviving "
+                           f"weights and {packed.rest.size} others instead of {self._values.size} and "
+                           f"{self._rest.size}")
+        np.add(self._values, packed.values, out=self._values)
+        np.add(self._rest, packed.rest, out=self._rest)
+        self.count += 1
+
+    def mean(self) -> Packed:
+        """The mean of what was added.
+
+        Raises:
+            RunError: Nothing was added.
+        """
+        if self._values is None or self._rest is None or self.count == 0:
+            raise RunError("there is nothing to average")
+        return Packed((self._values / self.count).astype(np.float32), (self._rest / self.count).astype(np.float32))
+
+
+class SnapshotMean:
+    """The mean of weight snapshots along one training run (SWA; Izmailov et al., 2018).
+
+    The sum is kept in float64 on the particle's device (float32 where the device has no float64).
+
+    Args:
+        params: The trained tensors; snapshots have their shapes and order.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.count = 0
+        self._sums = [torch.zeros_like(p, dtype=_wide(p), requires_grad=False) for p in params]
+
+    @torch.no_grad()
+    def update(self, params: Sequence[Tensor]) -> None:
+        """Add a snapshot."""
+        for total, parameter in zip(self._sums, params, strict=True):
+            total += parameter
+        self.count += 1
+
+    @torch.no_grad()
+    def mean_into_(self, params: Sequence[Tensor]) -> None:
+        """Write the mean into tensors.
+
+        Raises:
+            RunError: No snapshot was taken.
+        """
+        if self.count == 0:
+            raise RunError("no snapshot was taken, so there is no mean")
+        for parameter, total in zip(params, self._sums, strict=True):
+            parameter.copy_(total / self.count)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and a number, for a checkpoint."""
+        return {"count": self.count, "sums": [total.to("cpu", copy=True) for total in self._sums]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        for total, saved in zip(self._sums, state["sums"], strict=True):
+            total.copy_(saved)
+        self.count = int(state["count"])
+
+
+class ExponentialMean:
+    """The exponential mean ``e = decay * e + (1 - decay) * w`` along one training run, from the first ``w`` on.
+
+    Args:
+        params: The trained tensors.
+        decay: In (0, 1).
+    """
+
+    def __init__(self, params: Sequence[Tensor], decay: float) -> None:
+        self.count, self._decay = 0, decay
+        self._means = [torch.zeros_like(p, dtype=_wide(p), requires_grad=False) for p in params]
+
+    @torch.no_grad()
+    def update(self, params: Sequence[Tensor]) -> None:
+        """Move the mean towards the weights."""
+        for mean, parameter in zip(self._means, params, strict=True):
+            if self.count == 0:
+                mean.copy_(parameter)
+            else:
+                mean.lerp_(parameter.to(mean.dtype), 1.0 - self._decay)
+        self.count += 1
+
+    @torch.no_grad()
+    def mean_into_(self, params: Sequence[Tensor]) -> None:
+        """Write the mean into tensors.
+
+        Raises:
+            RunError: Nothing was added yet.
+        """
+        if self.count == 0:
+            raise RunError("no weights were averaged, so there is no mean")
+        for parameter, mean in zip(params, self._means, strict=True):
+            parameter.copy_(mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and a number, for a checkpoint."""
+        return {"count": self.count, "means": [mean.to("cpu", copy=True) for mean in self._means]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up :meth:`state_dict`."""
+        for mean, saved in zip(self._means, state["means"], strict=True):
+            mean.copy_(saved)
+        self.count = int(state["count"])
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def norm_modules(model: nn.Module) -> list[_NormBase]:
+    """Modules with running statistics."""
+    return [module for module in model.modules()
+            if isinstance(module, _NormBase) and module.running_mean is not None]
+
+
+def reset_batchnorm(model: nn.Module) -> None:
+    """Set all running statistics to mean 0, variance 1, count 0."""
+    for module in norm_modules(model):
+        module.reset_running_stats()
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether any module has running statistics that an average of weights makes stale."""
+    return bool(norm_modules(model))
+
+
+class _CumulativeMomentum:
+    """Before each forward pass: the momentum that makes the running mean cumulative.
+
+    Instance normalisation reads ``momentum = None`` as 0, unlike batch normalisation.
+    """
+
+    def __init__(self) -> None:
+        self._passes = 0
+
+    def __call__(self, module: _NormBase, inputs: object) -> None:
+        self._passes += 1
+        module.momentum = 1.0 / self._passes
+
+
+@contextmanager
+def batchnorm_reestimation(model: nn.Module) -> Iterator[None]:
+    """Within the block, forward passes re-estimate all running statistics as a cumulative mean over batches.
+
+    The statistics are reset first. Only normalisation modules are in training mode, so that dropout is off; no
+    gradients are recorded. Momenta and modes are restored afterwards.
+    """
+    modes = {module: module.training for module in model.modules()}
+    norms = norm_modules(model)
+    momenta = [module.momentum for module in norms]
+    hooks = [module.register_forward_pre_hook(_CumulativeMomentum()) for module in norms
+             if isinstance(module, _InstanceNorm)]
+    reset_batchnorm(model)
+    try:
+        model.eval()
+        for module in norms:
+            # Not train(), which would also switch on dropout inside of the module.
+            module.training = True
+            module.momentum = None
+        with torch.no_grad():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,148 @@
+"""The compact form of a sparse network: surviving weights, all other parameters, nothing else.
+
+Particles of a round share their mask, so that it does not travel with their states.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+from torch import Tensor, nn
+
+from swamp_ray.errors import CorruptArtifactError, RunError
+from swamp_ray.sparsity.masks import Layout, check_support, clean_name, flatten, full_values, prunable_tensors
+
+METADATA_KEY = "swamp"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One network.
+
+    Attributes:
+        values: Surviving weights in flat order, float32 ``[k]``.
+        rest: All other parameters, in the layout's order, float32 ``[num_rest]``.
+    """
+
+    values: np.ndarray
+    rest: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that travel."""
+        return self.values.nbytes + self.rest.nbytes
+
+
+def pack_model(model: nn.Module, layout: Layout, mask: np.ndarray) -> Packed:
+    """Pack a model's parameters, on whatever device they are.
+
+    Raises:
+        RunError: A weight outside the mask is not zero.
+    """
+    parameters = _parameters(model)
+    together = flatten([*prunable_tensors(model, layout), *(parameters[name] for name, _ in layout.rest)])
+    flat = together[:layout.num_prunable]
+    check_support(flat, mask)
+    # Copied: a view would keep all pruned weights in memory.
+    return Packed(flat[mask], together[layout.num_prunable:].copy())
+
+
+def load_packed_(model: nn.Module, layout: Layout, mask: np.ndarray, packed: Packed) -> None:
+    """Write a packed network into a model's parameters, in place; pruned weights become 0."""
+    parameters = _parameters(model)
+    with torch.no_grad():
+        for name, array in unpack(packed, layout, mask).items():
+            parameters[name].copy_(torch.from_numpy(array))
+
+
+def pack_state(
+    state: Mapping[str, np.ndarray | Tensor], layout: Layout, mask: np.ndarray, *, drop_outside: bool = False
+) -> Packed:
+    """Pack full arrays by parameter name.
+
+    Args:
+        state: At least all parameters of the layout; further entries are ignored.
+        layout: Prunable weights and the rest.
+        mask: bool ``[P]``.
+        drop_outside: Drop weights outside the mask (the ticket of a mask); otherwise they must be zero.
+
+    Raises:
+        RunError: A weight outside the mask is not zero, or an array is missing or has another shape.
+    """
+    shapes = {**{layer.name: layer.shape for layer in layout.layers}, **dict(layout.rest)}
+    wrong = [name for name, shape in shapes.items() if name not in state or tuple(state[name].shape) != shape]
+    if wrong:
+        raise RunError(f"the state lacks these parameters, or has them in another shape: {', '.join(wrong)}")
+    arrays = {name: _array(state[name]) for name in shapes}
+    flat = np.concatenate([arrays[layer.name].reshape(-1) for layer in layout.layers])
+    if not drop_outside:
+        check_support(flat, mask)
+    rest = [arrays[name].reshape(-1) for name, _ in layout.rest]
+    return Packed(flat[mask], np.concatenate(rest) if rest else np.zeros(0, np.float32))
+
+
+def unpack(packed: Packed, layout: Layout, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Full arrays by parameter name: prunable ones with zeros outside the mask, then the rest.
+
+    Raises:
+        ValueError: The packed arrays are not of this layout and mask.
+    """
+    if packed.rest.shape != (layout.num_rest,):
+        raise ValueError(f"the rest must have {layout.num_rest} elements, but got {packed.rest.shape}")
+    if mask.shape != (layout.num_prunable,):
+        raise ValueError(f"the mask must be over {layout.num_prunable} weights, but got {mask.shape}")
+    flat = full_values(mask, packed.values)
+    full = {layer.name: flat[layer.span].reshape(layer.shape) for layer in layout.layers}
+    first = 0
+    for name, shape in layout.rest:
+        last = first + int(np.prod(shape, dtype=np.int64))
+        full[name] = packed.rest[first:last].reshape(shape).copy()
+        first = last
+    return full
+
+
+def to_bytes(packed: Packed, metadata: Mapping[str, object]) -> bytes:
+    """Safetensors bytes; equal content gives equal bytes.
+
+    Args:
+        packed: The network.
+        metadata: JSON, stored under the one key ``swamp`` (several keys would come out in random order).
+    """
+    text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # safetensors writes the memory behind a strided view, not its elements.
+    arrays = {"values": np.ascontiguousarray(packed.values), "rest": np.ascontiguousarray(packed.rest)}
+    return save(arrays, {METADATA_KEY: text})
+
+
+def from_bytes(data: bytes) -> tuple[Packed, dict[str, Any]]:
+    """A packed network and its metadata.
+
+    Raises:
+        CorruptArtifactError: The bytes are not those of :func:`to_bytes`.
+    """
+    try:
+        arrays = load(data)
+        packed = Packed(arrays["values"], arrays["rest"])
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(json.loads(data[8:8 + length])["__metadata__"][METADATA_KEY])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CorruptArtifactError(f"these bytes are not a packed network: {error}") from error
+    if any(array.dtype != np.float32 or array.ndim != 1 for array in (packed.values, packed.rest)):
+        raise CorruptArtifactError("a packed network must be two float32 vectors")
+    return packed, metadata
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {clean_name(name): parameter for name, parameter in model.named_parameters()}
+
+
+def _array(value: np.ndarray | Tensor) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    return np.asarray(array, dtype=np.float32)

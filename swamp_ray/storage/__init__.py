@@ -1,0 +1,1 @@
+"""What is kept on disk: names of results, artifacts, run directories, metrics and tickets."""

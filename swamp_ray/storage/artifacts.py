@@ -1,0 +1,270 @@
+"""Results and checkpoints, shared by all runs of a storage root: all there and verified, or not there.
+
+Each artifact has a name (64 hex digits, see `swamp_ray.storage.identity`) and lies in
+``STORAGE/artifacts/xx/<name>/``. Payloads lie there under the SHA-256 of their bytes; a manifest ``<slot>.json``,
+written last, says which payloads belong together. Without a manifest nothing exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swamp_ray.errors import CorruptArtifactError, RunError, UserError
+from swamp_ray.storage.files import TEMPORARY_SUFFIX, local_folder, sync_folder, write_atomic
+from swamp_ray.storage.identity import canonical_json, digest_bytes
+
+RESULT = "result"
+CHECKPOINT = "checkpoint"
+
+MANIFEST_FORMAT = 1
+STALE_S = 3600.0
+"""A file that no manifest names may be about to be named by another writer; older than this, nobody will."""
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+_SLOT = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_-]{0,63}(\.[A-Za-z0-9]{1,16})?")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One payload: SHA-256 of its bytes (64 hex digits) and their number."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one slot of an artifact consists of: payloads by file name, and small facts as JSON."""
+
+    name: str
+    slot: str
+    files: dict[str, FileEntry]
+    info: dict[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all payloads."""
+        return sum(entry.size for entry in self.files.values())
+
+
+class ArtifactStore:
+    """The artifacts under one storage root, a local folder that all nodes see.
+
+    The slot ``"result"`` belongs to its first writer; every other slot, such as ``"checkpoint"``, to its last.
+
+    Args:
+        storage: Storage root; artifacts lie in its subfolder ``artifacts``.
+    """
+
+    def __init__(self, storage: str | Path) -> None:
+        self.storage = local_folder(storage)
+        self.root = self.storage / "artifacts"
+
+    def put(self, name: str, files: Mapping[str, bytes], info: Mapping[str, object], slot: str = RESULT) -> Manifest:
+        """Store payloads and then the manifest that makes them exist.
+
+        Args:
+            name: The artifact, 64 hex digits.
+            files: Payloads by file name, e.g. ``"weights.safetensors"``.
+            info: Facts about them, JSON without NaN.
+            slot: ``"result"`` keeps what a first writer finished, whatever is given here; another slot is replaced
+                and the payloads that no slot names any more are removed.
+
+        Returns:
+            The manifest that now holds, for a result perhaps another writer's.
+
+        Raises:
+            RunError: If the storage could not be written; what was there before is unharmed.
+        """
+        path = self._manifest_path(name, slot)
+        data = _dump(name, slot, files, info)
+        manifest = _parse(data)
+        previous = self._sound(name, slot)
+        if slot == RESULT and previous is not None and self._is_whole(previous):
+            return previous
+        self._write_payloads(manifest, files)
+        first_wins = slot == RESULT and previous is None
+        if not write_atomic(path, data, keep_existing=first_wins):
+            winner = self._sound(name, slot)
+            if winner is not None:
+                return winner
+            write_atomic(path, data)
+        # A second writer of the same checkpoints may have removed a payload between our writing and naming it.
+        self._write_payloads(manifest, files, only_missing=True)
+        self._sweep(name, path, dropped=previous)
+        return manifest
+
+    def find(self, name: str, slot: str = RESULT) -> Manifest | None:
+        """The manifest of a slot; None if nothing was finished there.
+
+        Raises:
+            CorruptArtifactError: If the manifest is not what was written.
+            RunError: If the storage could not be read.
+        """
+        path = self._manifest_path(name, slot)
+        try:
+            data = _read(path)
+        except FileNotFoundError:
+            return None
+        if not data:
+            return None
+        try:
+            manifest = _parse(data)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise _corrupt(path, f"the manifest is damaged ({error})") from error
+        if (manifest.name, manifest.slot) != (name, slot):
+            raise _corrupt(path, "the manifest belongs to another artifact")
+        return manifest
+
+    def read(self, manifest: Manifest, file: str) -> bytes:
+        """The verified bytes of one payload.
+
+        Raises:
+            CorruptArtifactError: If they are missing or not those that were written.
+            RunError: If the storage could not be read.
+        """
+        entry = manifest.files[file]
+        path = self._payload_path(manifest.name, file, entry)
+        try:
+            data = _read(path)
+        except FileNotFoundError as error:
+            raise _corrupt(path, f"the payload {file} of slot {manifest.slot!r} is missing") from error
+        if len(data) != entry.size:
+            raise _corrupt(path, f"the payload {file} has {len(data)} bytes instead of {entry.size}")
+        if digest_bytes(data) != entry.sha256:
+            raise _corrupt(path, f"the bytes of the payload {file} have changed")
+        return data
+
+    def discard(self, name: str, slot: str) -> None:
+        """Remove a slot, damaged or not, and the payloads that no other slot names. No error if it is absent."""
+        path = self._manifest_path(name, slot)
+        dropped = self._sound(name, slot)
+        try:
+            path.unlink()
+            sync_folder(path.parent)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise RunError(f"{path}: could not be removed: {error.strerror}.") from error
+        self._sweep(name, path.parent, dropped)
+
+    def check_writable(self) -> None:
+        """Try that the storage root takes files. Raises UserError if it does not."""
+        try:
+            probe = self.root / f".probe-{uuid.uuid4().hex[:12]}"
+            write_atomic(probe, b"")
+            probe.unlink()
+        except (RunError, OSError) as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            reason = getattr(cause, "strerror", None) or cause
+            raise UserError(f"the storage root must be a folder that can be written ({reason})", where="storage",
+                            got=str(self.storage), do="Choose another with --storage, or change its rights.") from error
+
+    def _folder(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"an artifact's name must be 64 hex digits, but got {name!r}")
+        return self.root / name[:2] / name
+
+    def _manifest_path(self, name: str, slot: str) -> Path:
+        if not _SLOT.fullmatch(slot):
+            raise ValueError(f"a slot must be up to 32 of a-z, 0-9 and '-', but got {slot!r}")
+        return self._folder(name) / f"{slot}.json"
+
+    def _payload_path(self, name: str, file: str, entry: FileEntry) -> Path:
+        return self._folder(name) / _payload_name(file, entry)
+
+    def _sound(self, name: str, slot: str) -> Manifest | None:
+        """The manifest, None also if it is damaged: for those who are about to replace or remove it."""
+        try:
+            return self.find(name, slot)
+        except CorruptArtifactError:
+            return None
+
+    def _is_whole(self, manifest: Manifest) -> bool:
+        return all(_size(self._payload_path(manifest.name, file, entry)) == entry.size
+                   for file, entry in manifest.files.items())
+
+    def _write_payloads(self, manifest: Manifest, files: Mapping[str, bytes], only_missing: bool = False) -> None:
+        for file, entry in manifest.files.items():
+            path = self._payload_path(manifest.name, file, entry)
+            # One that is there already is written again: it might be damaged.
+            if not only_missing or _size(path) != entry.size:
+                write_atomic(path, files[file])
+
+    def _sweep(self, name: str, newest: Path, dropped: Manifest | None) -> None:
+        """Remove payloads that only `dropped` named, and what writers that died left behind long ago.
+
+        Nothing is removed while a manifest is damaged, since it could name anything. Failing to remove is no
+        failure: the files are in nobody's way and the next sweep finds them.
+        """
+        folder = self._folder(name)
+        candidates = {_payload_name(*item) for item in dropped.files.items()} if dropped else set[str]()
+        with contextlib.suppress(OSError, RunError):
+            entries = list(folder.iterdir())
+            slots = [entry.stem for entry in entries if entry.suffix == ".json" and _SLOT.fullmatch(entry.stem)]
+            manifests = [self.find(name, slot) for slot in slots]
+            named = {_payload_name(*item) for found in manifests if found for item in found.files.items()}
+            # Both times come from the file system's clock, which may not be this machine's.
+            now = newest.stat().st_mtime
+            for entry in entries:
+                is_ours = _NAME.fullmatch(entry.name[:64]) or entry.name.endswith(TEMPORARY_SUFFIX)
+                if is_ours and entry.name not in named and (entry.name in candidates
+                                                            or now - entry.stat().st_mtime > STALE_S):
+                    entry.unlink(missing_ok=True)
+
+
+def _payload_name(file: str, entry: FileEntry) -> str:
+    return entry.sha256 + Path(file).suffix
+
+
+def _dump(name: str, slot: str, files: Mapping[str, bytes], info: Mapping[str, object]) -> bytes:
+    entries = {file: {"sha256": digest_bytes(data), "size": len(data)} for file, data in files.items()}
+    body = {"format": MANIFEST_FORMAT, "name": name, "slot": slot, "files": entries, "info": dict(info)}
+    return canonical_json({**body, "check": digest_bytes(canonical_json(body))})
+
+
+def _parse(data: bytes) -> Manifest:
+    """The manifest with these bytes. Raises ValueError, TypeError, KeyError or AttributeError if it is not one."""
+    body = json.loads(data)
+    if canonical_json(body) != data or body.pop("check") != digest_bytes(canonical_json(body)):
+        raise ValueError("its checksum does not fit")
+    if body["format"] != MANIFEST_FORMAT:
+        raise ValueError(f"it has format {body['format']}, but this version reads {MANIFEST_FORMAT}")
+    files = {file: FileEntry(entry["sha256"], entry["size"]) for file, entry in body["files"].items()}
+    for file, entry in files.items():
+        # These become paths, so that even a forged manifest must not lead out of its folder.
+        if not _FILE.fullmatch(file) or not _NAME.fullmatch(entry.sha256) or not isinstance(entry.size, int):
+            raise ValueError(f"it names an impossible file {file!r}")
+    if not isinstance(body["info"], dict):
+        raise ValueError("its info is not an object")
+    return Manifest(body["name"], body["slot"], files, body["info"])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(f"{path}: could not be read: {error.strerror}. Repair the storage, then run the same command "
+                       "again: it goes on from there.") from error
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _corrupt(path: Path, what: str) -> CorruptArtifactError:
+    return CorruptArtifactError(f"{path}: {what}. Delete the folder {path.parent} and run the same command again: "
+                                "what is missing is computed anew.")

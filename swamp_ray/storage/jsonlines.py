@@ -1,0 +1,145 @@
+"""JSON for people and tools to read: single documents, and files that grow by one line at a time.
+
+JSON has no word for infinite numbers or NaN, and other readers refuse Python's; here they are the strings
+``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which are turned into numbers again on reading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swamp_ray.errors import CorruptArtifactError
+from swamp_ray.storage.files import make_folder, write_error
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_BLOCK_BYTES = 1 << 16
+
+
+def dump_json(value: object, indent: int | None = None) -> bytes:
+    """UTF-8 JSON in the given key order; numpy scalars and one-element tensors count as numbers."""
+    return json.dumps(_to_plain(value), indent=indent, ensure_ascii=False, allow_nan=False).encode()
+
+
+def load_json(data: bytes) -> Any:
+    """The value that `dump_json` was given. Raises ValueError for anything else."""
+    return _from_plain(json.loads(data))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All objects of a file of JSON lines, in order; a missing file has none.
+
+    A last line that a crash cut off is ignored.
+
+    Raises:
+        CorruptArtifactError: If a line before the last is not a JSON object.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        record = _parse_line(line)
+        if record is not None:
+            found.append(record)
+        elif number < len(lines):
+            raise CorruptArtifactError(f"{path}: line {number} is not a JSON object. The file was changed or damaged "
+                                       "after it was written; restore it, or delete that line.")
+    return found
+
+
+class LineWriter:
+    """Appends JSON lines to one file; whatever a crash left torn at its end is removed first.
+
+    Args:
+        path: The file; created with its folders if it is missing.
+        durable: Wait for the disk after each line.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        self._path, self._durable = path, durable
+        try:
+            make_folder(path.parent)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise write_error(path, error) from error
+        self._drop_torn_end()
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Add one line. Raises RunError if it could not be written; no part of it stays then."""
+        line = dump_json(dict(record)) + b"\n"
+        end = os.fstat(self._descriptor).st_size
+        try:
+            if os.write(self._descriptor, line) < len(line):
+                # A second write reports why the first one was cut short.
+                os.write(self._descriptor, line)
+            if self._durable:
+                os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, end)
+            raise write_error(self._path, error) from error
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> LineWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _drop_torn_end(self) -> None:
+        size = os.fstat(self._descriptor).st_size
+        end = self._line_start(size)
+        last = self._line_start(end - 1) if end else 0
+        if end and _parse_line(os.pread(self._descriptor, end - last, last)) is None:
+            end = last
+        if end < size:
+            os.ftruncate(self._descriptor, end)
+
+    def _line_start(self, position: int) -> int:
+        """Where the line begins in which `position` lies: one past the newline before it, or 0."""
+        while position > 0:
+            start = max(0, position - _BLOCK_BYTES)
+            newline = os.pread(self._descriptor, position - start, start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            position = start
+        return 0
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = load_json(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_plain(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,123 @@
+"""Every scalar of a run: JSON lines while it runs, Parquet afterwards, TensorBoard beside it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from swamp_ray.errors import UserError
+from swamp_ray.storage.files import write_atomic
+from swamp_ray.storage.jsonlines import LineWriter, dump_json, load_json, read_lines
+
+_LEADING: dict[str, pa.DataType] = {
+    "time": pa.float64(), "kind": pa.string(), "round": pa.int64(), "particle": pa.int64(), "epoch": pa.int64(),
+    "step": pa.int64(),
+}
+_FLUSH_S = 10
+
+
+class MetricsLog:
+    """Writes scalars as they happen, one line a call, after what earlier attempts of the run have written.
+
+    Args:
+        jsonl_path: The file of JSON lines.
+        tensorboard_dir: Folder for TensorBoard's event files, None for none.
+
+    Raises:
+        UserError: If TensorBoard files are wanted and tensorboardX is not installed.
+        RunError: If the file could not be written.
+    """
+
+    def __init__(self, jsonl_path: str | Path, tensorboard_dir: str | Path | None = None) -> None:
+        self._lines = LineWriter(Path(jsonl_path))
+        self._writer: Any = _summary_writer(Path(tensorboard_dir)) if tensorboard_dir is not None else None
+
+    def log(self, **fields: Any) -> None:
+        """Write one line.
+
+        Args:
+            fields: ``kind`` (text, e.g. ``"epoch"``), ``round``, ``particle``, ``epoch``, ``step`` as far as they
+                apply, then values by name. ``time`` (seconds since 1970) is filled in. None is left out.
+        """
+        record = {"time": time.time(), **{name: value for name, value in fields.items() if value is not None}}
+        # What is read back decides, so that TensorBoard, Parquet and the lines cannot disagree about a value.
+        plain: dict[str, Any] = load_json(dump_json(record))
+        self._lines.append(plain)
+        if self._writer is not None:
+            self._add_scalars(plain)
+
+    def close(self) -> None:
+        """Flush and close; a second call does nothing."""
+        self._lines.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _add_scalars(self, record: dict[str, Any]) -> None:
+        axis = next((name for name in ("step", "epoch", "round") if name in record), None)
+        suffix = "-".join(f"{name}-{record[name]:02d}" for name in ("round", "particle")
+                          if name in record and name != axis)
+        for name, value in record.items():
+            if name in _LEADING or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            tag = "/".join(part for part in (str(record.get("kind", "scalars")), name, suffix) if part)
+            self._writer.add_scalar(tag, value, record[axis] if axis else 0, walltime=record["time"])
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """All lines in order; a missing file has none, and a last line that a crash cut off is ignored.
+
+    Raises:
+        CorruptArtifactError: If a line before the last is damaged.
+    """
+    return read_lines(Path(path))
+
+
+def write_parquet(jsonl_path: str | Path, parquet_path: str | Path) -> None:
+    """Write the JSON lines as a table, atomically.
+
+    Columns: time, kind, round, particle, epoch, step (always there), then the others by name. A column of whole
+    numbers is int64, one with any fraction float64, one that mixes text or nested values with others JSON text.
+    """
+    records = read_jsonl(jsonl_path)
+    others = sorted({name for record in records for name in record} - _LEADING.keys())
+    columns = {name: _column([record.get(name) for record in records], _LEADING.get(name, pa.float64()))
+               for name in [*_LEADING, *others]}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), buffer)
+    write_atomic(Path(parquet_path), buffer.getvalue().to_pybytes())
+
+
+def _column(values: Sequence[Any], default: pa.DataType) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    if not kinds:
+        return pa.array(values, type=default)
+    if kinds == {bool}:
+        return pa.array(values, type=pa.bool_())
+    if kinds == {int} and all(value is None or abs(value) < 2**63 for value in values):
+        return pa.array(values, type=pa.int64())
+    if kinds <= {int, float}:
+        return pa.array([None if value is None else float(value) for value in values], type=pa.float64())
+    texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+    return pa.array(texts, type=pa.string())
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("TensorBoard files need the package tensorboardX", where="tensorboard",
+                        do="Install it with: pip install tensorboardX") from error
+    return SummaryWriter(str(folder), flush_secs=_FLUSH_S)

@@ -1,0 +1,132 @@
+"""What each result is made of: the recipe and the arithmetic behind its name.
+
+A recipe holds everything that decides the numbers and nothing else: never the run's name, the number of
+particles, the workers, paths or hosts. docs/identity.md explains each entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from swamp_ray.config import SwampConfig
+from swamp_ray.importing import is_import_path
+from swamp_ray.sparsity.masks import Layout, to_bits
+from swamp_ray.storage.identity import canonical_json, digest_arrays, digest_bytes, name_of, source_digest
+
+Recipe = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A result's name (64 hex digits) and the recipe that it was made from."""
+
+    name: str
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, kind: str, recipe: Recipe) -> Named:
+        """Name a recipe."""
+        return cls(name_of(kind, recipe), {"kind": kind, **recipe})
+
+
+class Recipes:
+    """The names of one run's results.
+
+    Args:
+        config: The run.
+        data_digest: Digest of the decoded samples and their split.
+        layout: Prunable weights and the rest.
+        arithmetic: As resolved when the run started, as plain values.
+        facts: Library versions and hardware models, for ``identity.strict``.
+    """
+
+    def __init__(
+        self,
+        config: SwampConfig,
+        data_digest: str,
+        layout: Layout,
+        arithmetic: dict[str, Any],
+        facts: dict[str, str],
+    ) -> None:
+        self.config = config
+        self._layout_digest = digest_bytes(canonical_json({
+            "layers": [[layer.name, list(layer.shape)] for layer in layout.layers],
+            "rest": [[name, list(shape)] for name, shape in layout.rest],
+        }))
+        self._shared: Recipe = {
+            "data": data_digest,
+            "model": _code(config.model.name, config.model.options, config.model.version),
+            "task": _code(config.task.name, config.task.options, config.task.version)
+            | {"label_smoothing": config.task.label_smoothing},
+            "batch_size": config.training.batch_size,
+            "micro_batch": config.training.micro_batch,
+            "arithmetic": arithmetic,
+        }
+        if config.identity.strict:
+            self._shared["machine"] = facts
+        self._optimizer = config.training.model_dump(
+            mode="json", exclude={"batch_size", "micro_batch", "lr", "weight_decay", "schedule"})
+
+    def mask_digest(self, mask: np.ndarray) -> str:
+        """Digest of a mask and of the tensors that it is over."""
+        return digest_bytes(self._layout_digest.encode() + to_bits(mask).tobytes())
+
+    def state_digest(self, parameters: dict[str, np.ndarray], buffers: dict[str, np.ndarray]) -> str:
+        """Digest of full weights and buffers, e.g. of the initialisation."""
+        return digest_arrays({**{f"parameter {k}": v for k, v in parameters.items()},
+                              **{f"buffer {k}": v for k, v in buffers.items()}})
+
+    def training(self, program: Recipe, seed: int, start: str, mask: str, values: str | None) -> Named:
+        """One training run: the dense phase or a particle.
+
+        Args:
+            program: Length, rates, decay and snapshots as plain values.
+            seed: The particle's own seed.
+            start: Digest of the weights that it starts from (before the mask).
+            mask: Digest of its mask.
+            values: Digest of the surviving weights, where they do not come from ``start``.
+        """
+        return Named.of("particle", {**self._shared, "optimizer": self._optimizer, "program": program, "seed": seed,
+                                     "start": start, "mask": mask, "values": values})
+
+    def average(self, states: list[str], mask: str, start: str, next_survivors: int | None, seed: int) -> Named:
+        """A round's average and its next mask.
+
+        Args:
+            states: Digests of the states that enter, in order.
+            mask: Digest of the round's mask.
+            start: Digest of the rewind weights, which scores may read.
+            next_survivors: Weights that the next mask keeps; None in a last round.
+            seed: Seed of random scores.
+        """
+        recipe: Recipe = {"states": states, "mask": mask, "next_survivors": next_survivors}
+        if next_survivors is not None:
+            pruning = self.config.pruning
+            recipe |= {"scope": pruning.scope, "score": _code(pruning.score, {}, pruning.version)}
+            if pruning.score != "magnitude":
+                recipe |= {"start": start}
+            if pruning.score == "random":
+                recipe |= {"seed": seed}
+        return Named.of("average", recipe)
+
+    def evaluation(self, average: str, mask: str, start: str) -> Named:
+        """The metrics of an average: digest of its state, of its mask, and of where its buffers come from."""
+        return Named.of("evaluation", {**self._shared, "state": average, "mask": mask, "start": start})
+
+
+def average_recipe(named: Named) -> Recipe:
+    """What the averaged weights alone depend on, and not the mask that is chosen from them.
+
+    Chains to different targets share the weights of their rounds, and with them whatever is named after these.
+    """
+    return {key: named.recipe[key] for key in ("kind", "states", "mask")}
+
+
+def _code(name: str, options: dict[str, Any], version: str | None) -> Recipe:
+    recipe: Recipe = {"name": name, "options": options}
+    if is_import_path(name):
+        recipe["code"] = source_digest(name, version)
+    return recipe

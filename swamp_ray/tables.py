@@ -1,0 +1,91 @@
+"""Tables and figures of speech that commands share. Light: nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+
+def results_table(records: Sequence[Mapping[str, Any]], primary: str) -> Table:
+    """The table at the end of a run.
+
+    Args:
+        records: Lines of ``rounds.jsonl``.
+        primary: The metric shown.
+    """
+    several = any(record["num_particles"] > 1 for record in records)
+    network = "averaged" if several else "network"
+    percents = "; accuracies in percent" if primary == "accuracy" else ""
+    caption = f"{primary} with re-estimated normalisation statistics{percents}"
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", caption=caption, caption_justify="left", pad_edge=False)
+    for heading in ("\nround", "\nsparsity", "weights\nleft", "dense\ntest",
+                    "particles\ntest" if several else "particle\ntest", f"{network}\nvalidation", f"{network}\ntest"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    dense = dense_metric(records, primary)
+    for record in records:
+        std = f" ± {short(record['std']['test'][primary], primary)}" if record["num_particles"] > 1 else ""
+        average = record["average"]
+        table.add_row(
+            str(record["round"]), percent(record["sparsity"]), f"{record['survivors']:,}",
+            "-" if dense is None else short(dense, primary),
+            short(record["mean"]["test"][primary], primary) + std,
+            short(average["validation"][primary], primary),
+            Text(short(average["test"][primary], primary), style="bold green"))
+    return table
+
+
+def dense_metric(records: Sequence[Mapping[str, Any]], primary: str) -> float | None:
+    """Test metric of the dense network: the mean of the particles that were trained without a mask."""
+    dense = [record for record in records if record["sparsity"] == 0]
+    return float(dense[0]["mean"]["test"][primary]) if dense else None
+
+
+def short(value: float, metric: str) -> str:
+    """A metric in a column whose unit is known: accuracies in percent without the sign."""
+    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4g}"
+
+
+def percent(fraction: float) -> str:
+    """A sparsity in percent, with as many digits as show one of a small density: 99.95 %."""
+    density = 100 * (1 - fraction)
+    digits = 1 if density >= 0.1 or density <= 0 else min(6, math.ceil(-math.log10(density)))
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def number(value: float, metric: str) -> str:
+    """A metric as people read it: accuracies in percent, everything else with four digits."""
+    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """``"3 min 20 s"``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(num_bytes: float) -> str:
+    """``"3.2 MB"``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.95 or unit == "TB":
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return ""
+
+
+def display_path(path: str | Path) -> str:
+    """Relative to the current folder where that is shorter."""
+    path = Path(path)
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,1 @@
+"""Networks, data, tasks and the training of one particle on one device."""

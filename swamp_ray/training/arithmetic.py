@@ -1,0 +1,128 @@
+"""What decides the last bits of a result besides the recipe: device kind, precision, layout, threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from swamp_ray.config import ExecutionConfig
+from swamp_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Fixed when a run starts, and part of every result's name.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda"``.
+        torch: Major and minor version of torch.
+        precision: ``"fp32"`` or ``"bf16"`` (autocast; weights stay float32).
+        channels_last: Memory layout of images and convolution weights.
+        threads: torch threads of a particle.
+        compile: Whether the network is compiled.
+        deterministic: Whether only deterministic algorithms are used (always so on the CPU).
+        fused: Whether the optimiser is torch's fused one.
+        packing: How many particles one device trains as one computation, and in which form.
+        ranks: Data-parallel ranks of a particle.
+    """
+
+    device: str
+    torch: str
+    precision: str
+    channels_last: bool
+    threads: int
+    compile: bool
+    deterministic: bool
+    fused: bool
+    packing: str = "single:1"
+    ranks: int = 1
+
+    def as_dict(self) -> dict[str, str | int | bool]:
+        """The fields as plain values, for names and records."""
+        return asdict(self)
+
+
+def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module) -> Arithmetic:
+    """Replace every ``auto`` by what this kind of device and network get.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``, where particles will train.
+        model: The network; channels_last is for networks with 2-D convolutions.
+    """
+    has_conv = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    precision = execution.precision if execution.precision != "auto" else ("bf16" if device == "cuda" else "fp32")
+    return Arithmetic(
+        device=device,
+        torch=".".join(torch.__version__.split(".")[:2]),
+        precision=precision,
+        channels_last=has_conv if execution.channels_last == "auto" else execution.channels_last,
+        threads=execution.threads,
+        compile=execution.compile,
+        deterministic=execution.deterministic or device == "cpu",
+        fused=True if execution.fused == "auto" else execution.fused,
+    )
+
+
+def local_device(kind: str) -> torch.device:
+    """The device of this process for a kind; on CUDA the first visible one.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is visible to this process", where="execution.device",
+                        do="Use execution.device: cpu, or a machine with a GPU and a CUDA build of torch.")
+    return torch.device(kind, 0) if kind == "cuda" else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def applied(arithmetic: Arithmetic) -> Iterator[None]:
+    """Run a block under an arithmetic's threads and determinism, and restore the process's own afterwards.
+
+    The global random state is restored as well, because training seeds it for dropout.
+    """
+    threads = torch.get_num_threads()
+    on_cuda = arithmetic.device == "cuda"
+    with torch.random.fork_rng(devices=[torch.device("cuda", 0)] if on_cuda else []):
+        try:
+            torch.set_num_threads(arithmetic.threads)
+            with _cuda_determinism(arithmetic.deterministic) if on_cuda else contextlib.nullcontext():
+                yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _cuda_determinism(deterministic: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if deterministic:
+        # Without it torch refuses cuBLAS under deterministic algorithms; read when CUDA is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = not deterministic
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def machine_facts() -> dict[str, str]:
+    """What is recorded, and named only under ``identity.strict``: processor, GPU and library versions."""
+    facts = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name(0)
+        facts["cudnn"] = str(torch.backends.cudnn.version())
+    return facts

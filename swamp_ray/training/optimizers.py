@@ -1,0 +1,93 @@
+"""One optimiser step under a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from swamp_ray.config import TrainingConfig
+from swamp_ray.sparsity.masks import apply_mask_
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def build_optimizer(
+    model: nn.Module, config: TrainingConfig, weight_decay: float, fused: bool
+) -> torch.optim.Optimizer:
+    """The optimiser of one training run; its learning rate is set at every step.
+
+    Args:
+        model: Its parameters that require gradients are trained.
+        config: Optimiser and hyper-parameters; ``weight_decay`` there is replaced by the argument.
+        weight_decay: Decay of weights, and of biases, normalisation and other vectors if
+            ``config.decay_norm_and_bias``.
+        fused: torch's fused implementation.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norms_and_biases = _norms_and_biases(model)
+    decayed = [parameter for parameter in trained if id(parameter) not in norms_and_biases]
+    others = [parameter for parameter in trained if id(parameter) in norms_and_biases]
+    other_decay = weight_decay if config.decay_norm_and_bias else 0.0
+    groups = [
+        {"params": members, "weight_decay": decay}
+        for members, decay in ((decayed, weight_decay), (others, other_decay))
+        if members
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+
+
+def _norms_and_biases(model: nn.Module) -> set[int]:
+    """Identities of all vectors, and of normalisation parameters and biases that have more dimensions."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim <= 1 or isinstance(module, _NORMS) or "bias" in name
+    }
+
+
+class MaskedStep:
+    """Gradient masking, clipping, the optimiser's step, and masking of the weights, in this order.
+
+    Masking the gradient first keeps pruned weights out of the clipped norm and out of the optimiser's
+    state; weight decay of a pruned weight is zero because the weight is.
+
+    Args:
+        optimizer: Holds the parameters.
+        weights: The prunable tensors.
+        masks: One 0/1 tensor a prunable tensor, or None where nothing is pruned.
+        clip_norm: Largest Euclidean norm of the gradient over all parameters, or None.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[Tensor],
+        masks: Sequence[Tensor] | None,
+        clip_norm: float | None,
+    ) -> None:
+        self.optimizer = optimizer
+        self._pairs = list(zip(weights, masks, strict=True)) if masks is not None else []
+        self._weights = [weight for weight, _ in self._pairs]
+        self._masks = [mask for _, mask in self._pairs]
+        self._clip_norm = clip_norm
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def __call__(self, lr: float) -> None:
+        """Take one step at a learning rate, from the gradients that are there, and clear them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self._pairs:
+            present = [(weight.grad, mask) for weight, mask in self._pairs if weight.grad is not None]
+            apply_mask_([gradient for gradient, _ in present], [mask for _, mask in present])
+        if self._clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        self.optimizer.step()
+        if self._pairs:
+            apply_mask_(self._weights, self._masks)
+        self.optimizer.zero_grad(set_to_none=True)

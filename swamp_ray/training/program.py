@@ -1,0 +1,204 @@
+"""What one training run does, step by step: its length, learning rate, decay and snapshots.
+
+A :class:`Program` is a frozen value made from the config; arms of the method differ only in their programs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from swamp_ray.config import Length, SwampConfig
+from swamp_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The learning rate at each optimiser step.
+
+    Attributes:
+        name: cosine, linear, multistep or constant.
+        base: Rate after the warm-up.
+        total: Length of the schedule in steps.
+        warmup: Steps of linear warm-up: step t trains with ``base * (t + 1) / warmup``.
+        final: Rate that cosine and linear end at.
+        milestones: multistep: steps at which the rate is multiplied by ``gamma``.
+        offset: Position in the schedule at which training starts.
+        hold: SWA: from this step on the rate is ``final``, constant.
+    """
+
+    name: str
+    base: float
+    total: int
+    warmup: int = 0
+    final: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 1.0
+    offset: int = 0
+    hold: int | None = None
+
+    def at(self, step: int) -> float:
+        """The rate of optimiser step ``step``, counted from 0 at the start of this training."""
+        position = step + self.offset
+        if self.hold is not None and position >= self.hold:
+            return self.final
+        if position < self.warmup:
+            return self.base * (position + 1) / self.warmup
+        end = self.total if self.hold is None else self.hold
+        progress = (position - self.warmup) / max(1, end - self.warmup)
+        if self.name == "cosine":
+            return self.final + (self.base - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        if self.name == "linear":
+            return self.base + (self.final - self.base) * progress
+        if self.name == "multistep":
+            return self.base * self.gamma ** sum(position >= milestone for milestone in self.milestones)
+        return self.base
+
+
+@dataclass(frozen=True)
+class Program:
+    """One training run of one network.
+
+    Attributes:
+        num_steps: Optimiser steps.
+        steps_per_epoch: Batches of one pass over the training split, the last partial one dropped.
+        rate: Learning rate.
+        weight_decay: Coefficient, coupled for SGD, decoupled for AdamW.
+        averaging: swa, ema or none.
+        first_snapshot: swa: number of finished steps at which the first snapshot is taken: the first multiple of
+            ``snapshot_every`` after the rate has become constant, so that snapshots fall on the ends of epochs.
+        snapshot_every: swa: steps between snapshots.
+        ema_decay: ema: decay per step.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    rate: Rate
+    weight_decay: float
+    averaging: str = "none"
+    first_snapshot: int = 0
+    snapshot_every: int = 0
+    ema_decay: float = 0.0
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the training split, the last one possibly cut."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
+    def snapshot_after(self, done: int) -> bool:
+        """Whether a snapshot enters the running mean once ``done`` steps are finished."""
+        late = done - self.first_snapshot
+        return self.averaging == "swa" and late >= 0 and late % self.snapshot_every == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested values, for the recipe."""
+        fields = asdict(self)
+        fields["rate"]["milestones"] = list(self.rate.milestones)
+        return fields
+
+
+def dense_program(config: SwampConfig, steps_per_epoch: int) -> Program:
+    """The dense phase: warm-up, then the constant base rate, for T0.
+
+    Under ``rewind.schedule: continue`` it is the first T0 of the rounds' own schedule (Frankle et al., 2020).
+    """
+    length = config.dense.length.steps(steps_per_epoch)
+    decay = config.training.weight_decay
+    if config.rewind.schedule == "continue":
+        rate = _full_rate(config, steps_per_epoch, config.round.length.steps(steps_per_epoch), config.training.lr)
+    else:
+        warmup = config.dense.warmup.steps(steps_per_epoch)
+        rate = Rate("constant", base=config.training.lr, total=length, warmup=min(warmup, length))
+    return Program(length, steps_per_epoch, rate, decay)
+
+
+def round_program(config: SwampConfig, steps_per_epoch: int, round_index: int, particle: int) -> Program:
+    """What particle ``particle`` of round ``round_index`` does, with what ``particles.vary`` changes for it.
+
+    Raises:
+        UserError: The lengths leave nothing to train or no snapshot to average.
+    """
+    vary = config.particles.vary
+    lr = _cycle(vary.lr, particle, config.training.lr)
+    decay = _cycle(vary.weight_decay, particle, config.training.weight_decay)
+    if config.round.schedule == "retrain" and round_index > 0:
+        program = _retrain_program(config, steps_per_epoch, particle, lr, decay)
+    else:
+        length = _cycle(vary.length, particle, config.round.length)
+        program = _full_program(config, steps_per_epoch, length.steps(steps_per_epoch), lr, decay)
+    if program.num_steps < 1:
+        raise UserError("a round must train at least one step", got=program.num_steps, where="round.length")
+    return program
+
+
+def _full_program(config: SwampConfig, steps_per_epoch: int, total: int, lr: float, decay: float) -> Program:
+    averaging = config.averaging
+    rate = _full_rate(config, steps_per_epoch, total, lr)
+    if config.rewind.schedule == "continue":
+        offset = config.dense.length.steps(steps_per_epoch)
+        if offset >= total:
+            raise UserError("dense.length must be shorter than round.length under rewind.schedule: continue",
+                            got=f"{offset} and {total} steps", where="dense.length")
+        program = Program(total - offset, steps_per_epoch, replace(rate, offset=offset), decay)
+    else:
+        program = Program(total, steps_per_epoch, rate, decay)
+    if averaging.within == "swa":
+        return _with_snapshots(config, program)
+    if averaging.within == "ema":
+        return replace(program, averaging="ema", ema_decay=averaging.ema_decay)
+    return program
+
+
+def _with_snapshots(config: SwampConfig, program: Program) -> Program:
+    every = config.averaging.every.steps(program.steps_per_epoch)
+    start = program.rate.hold or 0
+    first = (start // every + 1) * every if every else 0
+    if not 0 < first <= program.num_steps:
+        raise UserError(
+            "averaging.start and averaging.every must leave room for a snapshot",
+            got=f"a start at step {start} of {program.num_steps} and a snapshot every {every} steps",
+            do="Start earlier, train longer, or take snapshots more often.", where="averaging")
+    return replace(program, averaging="swa", first_snapshot=first, snapshot_every=every)
+
+
+def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float) -> Rate:
+    schedule, averaging = config.training.schedule, config.averaging
+    swa = averaging.within == "swa"
+    warmup = _warmup_steps(schedule.warmup, swa, steps_per_epoch)
+    if warmup >= total > 0:
+        raise UserError("the warm-up must be shorter than the training", got=f"{warmup} of {total} steps",
+                        do="Set training.schedule.warmup to less, e.g. 0.", where="training.schedule.warmup")
+    hold = round(averaging.start * total) if swa else None
+    if hold is not None and warmup > hold:
+        raise UserError("the warm-up must end before SWA starts", got=f"{warmup} > {hold} steps",
+                        where="training.schedule.warmup")
+    if swa:
+        final = averaging.lr if averaging.lr is not None else lr / 2
+    else:
+        final = schedule.final_lr
+    return Rate(schedule.name, base=lr, total=total, warmup=warmup, final=final, hold=hold, gamma=schedule.gamma,
+                milestones=tuple(round(share * total) for share in schedule.milestones)
+                if schedule.name == "multistep" else ())
+
+
+def _retrain_program(config: SwampConfig, steps_per_epoch: int, particle: int, lr: float, decay: float) -> Program:
+    default = config.round.retrain_length or Length(config.round.length.amount / 4, "epochs")
+    if config.round.retrain_length is None and config.round.length.unit == "steps":
+        default = Length(max(1, int(config.round.length.amount // 4)), "steps")
+    total = _cycle(config.particles.vary.length, particle, default).steps(steps_per_epoch)
+    base = lr if config.round.retrain_lr is None else config.round.retrain_lr * lr / config.training.lr
+    program = Program(total, steps_per_epoch, Rate("linear", base=base, total=total), decay)
+    if config.averaging.within == "ema":
+        return replace(program, averaging="ema", ema_decay=config.averaging.ema_decay)
+    return program
+
+
+def _warmup_steps(warmup: str | Length, swa: bool, steps_per_epoch: int) -> int:
+    if isinstance(warmup, Length):
+        return warmup.steps(steps_per_epoch)
+    return 0 if swa else steps_per_epoch
+
+
+def _cycle(values: tuple[Any, ...], particle: int, default: Any) -> Any:
+    return values[particle % len(values)] if values else default

@@ -1,0 +1,170 @@
+"""What a network learns: a loss to train on and metrics to report.
+
+A batch may be any nest of tensors. :class:`Classification` and :class:`Regression` read a pair
+``(inputs, targets)``; a task of your own subclasses :class:`Task` and reads whatever your data gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swamp_ray.config import TaskConfig
+from swamp_ray.errors import UserError, nearest
+from swamp_ray.importing import is_import_path, load_object
+from swamp_ray.training.models import own_traceback
+
+Batch = Any
+
+
+class Task:
+    """A loss and named metrics.
+
+    Attributes:
+        primary: Name of the metric that decides and is shown.
+        higher_is_better: Direction of the primary metric.
+    """
+
+    primary: str = "loss"
+    higher_is_better: bool = False
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a scalar tensor that can be differentiated."""
+        raise NotImplementedError
+
+    def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and metrics (means over the batch, detached) that cost nothing more to know."""
+        return self.loss(model, batch), {}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the metrics are computed from, one row a sample: ``[B, ...]``."""
+        raise NotImplementedError
+
+    def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Metrics a sample, each ``[B]``; their means over a split are reported."""
+        raise NotImplementedError
+
+    def combine(self, predictions: Sequence[Tensor]) -> Tensor:
+        """The prediction of an ensemble; by default the mean of its members' predictions."""
+        return torch.stack(list(predictions)).mean(dim=0)
+
+    def better(self, a: float, b: float) -> bool:
+        """Whether a value of the primary metric is strictly better than another."""
+        return a > b if self.higher_is_better else a < b
+
+
+class Classification(Task):
+    """Cross-entropy over classes; metrics ``accuracy`` and ``loss`` (negative log-likelihood, without smoothing).
+
+    A batch is ``(inputs, labels)`` with integer labels ``[B]``; the model returns logits ``[B, classes]``.
+    Predictions are log-probabilities in float32; an ensemble averages the probabilities.
+    """
+
+    primary = "accuracy"
+    higher_is_better = True
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy with smoothing, and the accuracy of the same forward pass."""
+        inputs, labels = batch
+        logits = model(inputs)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        return loss, {"accuracy": (logits.detach().argmax(dim=1) == labels).float().mean()}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy with smoothing."""
+        return self.training_step(model, batch)[0]
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Log-probabilities ``[B, classes]``."""
+        return F.log_softmax(model(batch[0]).float(), dim=1)
+
+    def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Whether the first largest entry is the label, and its negative log-likelihood."""
+        labels = batch[1]
+        return {
+            "accuracy": (prediction.argmax(dim=1) == labels).float(),
+            "loss": F.nll_loss(prediction, labels, reduction="none"),
+        }
+
+    def combine(self, predictions: Sequence[Tensor]) -> Tensor:
+        """Logarithm of the mean probability, computed in float64."""
+        stacked = torch.stack(list(predictions)).double()
+        return (torch.logsumexp(stacked, dim=0) - math.log(len(predictions))).float()
+
+
+class Regression(Task):
+    """Mean squared error; metric ``loss`` (squared error, averaged over the target's dimensions).
+
+    A batch is ``(inputs, targets)``; the model returns what has the target's shape.
+    """
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean over samples and the target's dimensions."""
+        inputs, targets = batch
+        return F.mse_loss(model(inputs).float().reshape(targets.shape), targets.float())
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's output in float32."""
+        return model(batch[0]).float()
+
+    def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Squared errors, averaged over the target's dimensions."""
+        targets = batch[1]
+        errors = prediction.reshape(targets.shape) - targets
+        return {"loss": errors.square().reshape(len(targets), -1).mean(dim=1)}
+
+
+TASKS: dict[str, type[Task]] = {"classification": Classification, "regression": Regression}
+
+
+def build_task(config: TaskConfig) -> Task:
+    """The task that a config names.
+
+    Raises:
+        UserError: The name is unknown, or the import path gives nothing that can serve as a task.
+    """
+    if config.label_smoothing and config.name != "classification":
+        raise UserError("label_smoothing is for classification", got=config.name, where="task.label_smoothing",
+                        do="Give it to a task of your own through task.options.")
+    if is_import_path(config.name):
+        return _user_task(config)
+    if config.name not in TASKS:
+        known = f"Known: {', '.join(TASKS)}; or package.module:callable."
+        raise UserError("there is no such task", got=config.name, where="task.name",
+                        do=f"{nearest(config.name, TASKS)} {known}".lstrip())
+    kind = TASKS[config.name]
+    options = dict(config.options)
+    if kind is Classification:
+        options.setdefault("label_smoothing", config.label_smoothing)
+    unknown = set(options) - set(inspect.signature(kind).parameters)
+    if unknown:
+        raise UserError(f"the task {config.name} takes no such option", got=", ".join(sorted(unknown)),
+                        where="task.options")
+    return kind(**options)
+
+
+def _user_task(config: TaskConfig) -> Task:
+    made = load_object(config.name, "task.name")
+    try:
+        task = made(**config.options) if callable(made) else made
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the task {config.name} cannot be built with the options {sorted(config.options)}",
+                        where="task.name", do=f"Its own error:\n{own_traceback(error)}") from error
+    if not isinstance(task, Task):
+        raise UserError("a task must subclass swamp_ray.Task", got=type(task).__name__, where="task.name",
+                        do="Give it loss(model, batch), predict(model, batch) and metrics(prediction, batch).")
+    if task is made and config.options:
+        raise UserError(f"{config.name} is a finished task and takes no options", got=", ".join(config.options),
+                        where="task.options", do="Name its class or a function that makes it.")
+    return task

@@ -1,0 +1,42 @@
+"""Settings that hold in every test: one thread, repeatable examples, a quiet Ray, and where the data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CIFAR10_FILES = ("cifar10-train.parquet", "cifar10-test.parquet")
+
+# Ray reads these when it is imported; without the first it writes a token into the home folder.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+# Speed differs between machines, so neither slowness nor a deadline may decide a test.
+settings.register_profile(
+    "swamp", derandomize=True, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("swamp")
+
+
+def pytest_configure() -> None:
+    import torch  # after the environment is set
+
+    # A convolution's bits differ between one thread and two.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cifar10_root(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of the CIFAR-10 Parquet files, also set as SWAMP_DATA for the code under test."""
+    given = os.environ.get("SWAMP_DATA")
+    root = Path(given) if given else REPOSITORY.parent / "shared" / "data"
+    missing = [name for name in CIFAR10_FILES if not (root / name).is_file()]
+    if missing:
+        origin = "SWAMP_DATA" if given else "SWAMP_DATA is not set, and ../shared/data"
+        pytest.skip(f"needs CIFAR-10 as Parquet: {origin} does not hold {' and '.join(missing)}")
+    monkeypatch.setenv("SWAMP_DATA", str(root.resolve()))
+    return root.resolve()

@@ -1,0 +1,60 @@
+"""Small runs for tests: synthetic data, a tiny network, a second or less."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from swamp_ray.config import SwampConfig, build_config, with_values
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"name": "synthetic", "options": {"num_train": 96, "num_test": 40, "num_classes": 3, "shape": [1, 6, 6]}},
+    "model": {"name": "digits_cnn"},
+    "training": {"batch_size": 16, "lr": 0.05},
+    "dense": {"length": 1},
+    "round": {"length": 2},
+    "averaging": {"within": "swa", "start": 0.5},
+    "particles": {"count": 3},
+    "pruning": {"target": 0.75, "rate": 0.5},
+    "execution": {"executor": "inline", "device": "cpu"},
+}
+
+
+def tiny(storage: Path, **values: Any) -> SwampConfig:
+    """The tiny run in a storage folder, with dotted keys changed; ``__`` stands for a dot."""
+    changed = {key.replace("__", "."): value for key, value in values.items()}
+    return with_values(build_config(TINY), {"storage": str(storage), **changed})
+
+
+def ticket_digests(storage: Path, name: str = "tiny") -> dict[str, str]:
+    """SHA-256 of every ticket of a run, by sparsity."""
+    paths = sorted((storage / "runs" / name / "tickets").glob("*/model.safetensors"))
+    return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below a process, nearest first, from /proc."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    found, waiting = [], [pid]
+    while waiting:
+        children = parents.get(waiting.pop(0), [])
+        found += children
+        waiting += children
+    return found
+
+
+def command_line(pid: int) -> str:
+    """A process's command line, empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,94 @@
+"""A run that is stopped or killed, as its user sees it: in a process of its own, on real Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swamp_ray.orchestration.running import run
+from tests.helpers import TINY, descendants, ticket_digests, tiny
+
+LENGTH = 30
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    run(tiny(storage, round__length=LENGTH))
+    return ticket_digests(storage)
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "round": {"length": LENGTH}, "execution": {"device": "cpu"}}))
+    return subprocess.Popen(
+        [sys.executable, "-m", "swamp_ray", "run", str(path), "--storage", str(folder / "results")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def training(folder: Path) -> bool:
+    """Whether the particles of round 1 are at work."""
+    logs = (folder / "results/runs/tiny/logs").glob("attempt-1/round-1-particle-*.log")
+    return any("epoch" in path.read_text() for path in logs)
+
+
+def starting(folder: Path) -> bool:
+    return (folder / "results/runs/tiny/run.json").exists()
+
+
+@pytest.mark.parametrize(("signals", "when"), [
+    ([signal.SIGINT], training), ([signal.SIGTERM], training), ([signal.SIGINT, signal.SIGINT], training),
+    ([signal.SIGINT], starting),
+])
+def test_a_stopped_run_says_how_to_go_on_and_leaves_nothing_behind(
+    tmp_path: Path, signals: list[signal.Signals], when: Callable[[Path], bool]
+) -> None:
+    process = start(tmp_path)
+    wait_for(lambda: when(tmp_path), process)
+    below = descendants(process.pid)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.3)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert output.strip().splitlines()[-1].startswith("swamp: stopped")
+    assert "Run the same command again" in output
+    assert "Traceback" not in output
+    end = time.monotonic() + 15
+    while any(_alive(pid) for pid in below) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [pid for pid in below if _alive(pid)], "processes were left behind"
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    process = start(tmp_path)
+    wait_for(lambda: training(tmp_path), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    second = start(tmp_path)
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, output
+    assert ticket_digests(tmp_path / "results") == undisturbed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

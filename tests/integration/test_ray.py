@@ -1,0 +1,175 @@
+"""The same runs on a real local Ray: the same bytes, in waves, through crashes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from swamp_ray.errors import RunError, UserError
+from swamp_ray.orchestration.messages import WorkItem
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.running import run
+from tests.helpers import command_line, descendants, ticket_digests, tiny
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two CPUs and three GPUs that exist in Ray's books only."""
+    ray.init(address="local", num_cpus=2, num_gpus=3, include_dashboard=False, log_to_driver=False,
+             logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+class Killer(Reporter):
+    """Remembers failures and warnings."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+        self.warnings: list[str] = []
+
+    def work_failed(self, work: Any, reason: str, retry: bool) -> None:
+        self.failures.append(f"{work}: {reason}")
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the tiny run gives without Ray."""
+    storage = tmp_path_factory.mktemp("inline")
+    run(tiny(storage))
+    return ticket_digests(storage)
+
+
+def on_ray(storage: Path, reporter: Reporter | None = None, **values: Any) -> Any:
+    return run(tiny(storage, execution__executor="ray", **values), reporter)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_gives_the_bytes_of_the_inline_executor(
+    tmp_path: Path, undisturbed: dict[str, str], workers: int
+) -> None:
+    done = on_ray(tmp_path, execution__num_workers=workers)
+    assert ticket_digests(tmp_path) == undisturbed
+    record = json.loads(done.rundir.run_json_path.read_text())
+    assert record["attempts"][0]["workers"] == workers
+    logs = sorted(path.name for path in (done.rundir.path / "logs" / "attempt-1").iterdir())
+    assert logs == sorted(["dense-phase.log", *(f"round-{r}-particle-{n}.log" for r in range(3) for n in range(3)),
+                           *(f"round-{r}-evaluation.log" for r in range(3))])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_states_beyond_the_bound_are_read_from_storage(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    on_ray(tmp_path, execution__max_waiting_states=0)
+    assert ticket_digests(tmp_path) == undisturbed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_is_killed_is_replaced_and_its_particle_goes_on(tmp_path: Path) -> None:
+    run(tiny(tmp_path / "undisturbed", round__length=12))
+
+    class KillsOne(Killer):
+        killed = False
+
+        def work_advanced(self, work: Any, progress: Any) -> None:
+            if not self.killed and work.kind == "particle" and work.round == 1:
+                self.killed = True
+                _kill_actor("ParticleActor")
+
+    reporter = KillsOne()
+    done = on_ray(tmp_path / "killed", reporter, round__length=12)
+    assert reporter.killed
+    assert ticket_digests(tmp_path / "killed") == ticket_digests(tmp_path / "undisturbed")
+    incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
+    assert len(incidents) == len(reporter.failures) == 1
+    assert "round" in incidents[0]["who"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_averaging_actor_is_replaced_and_fed_from_storage(
+    tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    class KillsAverager(Killer):
+        killed = False
+
+        def work_finished(self, work: Any, found: bool) -> None:
+            if not self.killed and work.kind == "particle" and (work.round, work.particle) == (1, 1):
+                self.killed = _kill_actor("AveragingActor")
+
+    reporter = KillsAverager()
+    on_ray(tmp_path, reporter)
+    assert reporter.killed
+    assert any("averaging actor" in warning for warning in reporter.warnings)
+    assert ticket_digests(tmp_path) == undisturbed
+
+
+def _kill_actor(class_name: str) -> bool:
+    """SIGKILL the process of one living actor of a class that belongs to this test's Ray."""
+    for pid in descendants(os.getpid()):
+        if command_line(pid).startswith(f"ray::{class_name}"):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_are_scheduled_on_gpus(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    class Counter(Reporter):
+        used = 0.0
+
+        def work_submitted(self, item: WorkItem) -> None:
+            free = ray.available_resources().get("GPU", 0.0)
+            self.used = max(self.used, 3 - free)
+
+    counter = Counter()
+    done = on_ray(tmp_path / "whole", counter, execution__num_gpus=1, execution__num_cpus=0.5)
+    assert json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["workers"] == 3
+    assert counter.used >= 2
+    assert ticket_digests(tmp_path / "whole") == undisturbed
+    half = on_ray(tmp_path / "half", execution__num_gpus=0.4, execution__num_cpus=0.1, particles__count=7,
+                  pruning__target=0.0, averaging__within="none", round__length=1,
+                  training__schedule__warmup=0)
+    workers = json.loads(half.rundir.run_json_path.read_text())["attempts"][0]["workers"]
+    assert workers == 6, "two workers of 0.4 GPUs fit on each of three GPUs"
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("values", "message"), [
+    ({"execution__num_gpus": 4}, r"4 GPU \(the largest node has 3\)"),
+    ({"execution__num_cpus": 64}, r"64 CPU \(the largest node has 2\)"),
+    ({"execution__num_gpus": 1, "execution__num_workers": 5, "execution__num_cpus": 0},
+     r"5 workers need .*5 GPU, but there are .*3 GPU: 3 fit at a time"),
+])
+def test_a_plan_that_can_never_be_scheduled_is_refused_at_once(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        on_ray(tmp_path, **values)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_every_time_ends_the_run_with_particle_and_attempts(tmp_path: Path) -> None:
+    class Relentless(Killer):
+        def tick(self) -> None:
+            _kill_actor("ParticleActor")
+
+    with pytest.raises(RunError, match="dense phase failed after 3 attempts"):
+        on_ray(tmp_path, Relentless(), execution__max_retries=2, dense__length=400)
+    assert json.loads((tmp_path / "runs/tiny/run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_error_in_a_worker_comes_back_as_itself(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"round 0, particle \d diverged: the loss was"):
+        on_ray(tmp_path, training__lr=1e30, averaging__lr=1e30, dense__length=0)

@@ -1,0 +1,298 @@
+"""Every shipped config can be read, resolved and planned, and every arm is the arm that it claims to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from swamp_ray.config import SwampConfig, dump_config, load_config, parse_config, with_values
+from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.running import run
+from swamp_ray.orchestration.worker import read_packed
+from swamp_ray.rounds import RoundPlan, plan_rounds
+from swamp_ray.sparsity.masks import Layout, find_prunable
+from swamp_ray.sparsity.packing import Packed, pack_state, unpack
+from swamp_ray.sparsity.selection import plan_survivors
+from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.training.models import build_model
+from swamp_ray.training.particle import ParticleJob, ParticleTrainer
+from swamp_ray.training.program import Program, dense_program, round_program
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+ARMS = sorted(path.stem for path in (CONFIGS / "arms").glob("*.yaml"))
+# Training samples, classes and shape of each dataset that a config names.
+DATASETS = {
+    "digits": (1438, 10, (1, 8, 8)),
+    "cifar10": (50_000, 10, (3, 32, 32)),
+    "cifar100": (50_000, 100, (3, 32, 32)),
+    "image_folder": (1_281_167, 1000, (3, 224, 224)),
+}
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a config amounts to, known without its data."""
+
+    config: SwampConfig
+    steps_per_epoch: int
+    layout: Layout
+    rounds: list[RoundPlan]
+    dense: Program
+    programs: list[list[Program]]
+
+    @property
+    def particles(self) -> list[int]:
+        return [plan.num_particles for plan in self.rounds]
+
+    def epochs(self, round_index: int, particle: int = 0) -> float:
+        return self.programs[round_index][particle].num_steps / self.steps_per_epoch
+
+    def rates(self, round_index: int, *shares: float) -> list[float]:
+        """The learning rate of a round's first particle at these shares of its length; 1 is its last step."""
+        program = self.programs[round_index][0]
+        return [program.rate.at(min(program.num_steps - 1, int(share * program.num_steps))) for share in shares]
+
+
+def planned(path: Path) -> Planned:
+    config = load_config(path)
+    num_train, num_classes, shape = DATASETS[config.data.name]
+    steps = round(num_train * (1 - config.data.validation)) // config.training.batch_size
+    model = build_model(config.model, num_classes=num_classes, input_shape=shape, seed=0)
+    layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
+    # A ticket that a config goes on from does not come with it: any mask with fewer weights than P will do.
+    is_ticket = config.start_from is not None and "/tickets/" in config.start_from.path
+    start = round(0.1074 * layout.num_prunable) if is_ticket else None
+    survivors = plan_survivors(layout.num_prunable, config.pruning.rate, config.pruning.target, start)
+    counts = [config.particles.at(1 - kept / layout.num_prunable) for kept in survivors]
+    rounds = plan_rounds(layout.num_prunable, survivors, counts)
+    programs = [[round_program(config, steps, plan.index, n) for n in range(plan.num_particles)] for plan in rounds]
+    return Planned(config, steps, layout, rounds, dense_program(config, steps), programs)
+
+
+def arm(name: str) -> Planned:
+    return planned(CONFIGS / "arms" / f"{name}.yaml")
+
+
+class TestEveryFile:
+    @each_file
+    def test_reads_back_what_it_resolves_to(self, path: Path) -> None:
+        config = load_config(path)
+        assert parse_config(dump_config(config)) == config
+
+    @each_file
+    def test_says_in_its_first_line_what_it_is(self, path: Path) -> None:
+        first = path.read_text().splitlines()[0]
+        assert first.startswith("# ")
+        assert len(first) > 20
+
+    @each_file
+    def test_can_be_planned(self, path: Path) -> None:
+        plan = planned(path)
+        assert plan.rounds[-1].sparsity == pytest.approx(plan.config.pruning.target, abs=1e-4)
+        assert all(plan.config.particles.count <= count for count in plan.particles)
+        assert all(program.num_steps > 0 for programs in plan.programs for program in programs)
+
+    def test_no_two_runs_have_one_name(self) -> None:
+        names = [path.stem for path in FILES]
+        assert len(names) == len(set(names))
+
+
+@pytest.fixture(scope="module")
+def imp() -> Planned:
+    return planned(CONFIGS / "imagenet_resnet50.yaml")
+
+
+class TestImageNet:
+    """The protocol of the public IMP run by one of SWAMP's authors."""
+
+    def test_prunes_18_times_a_fifth_of_all_convolutions(self, imp: Planned) -> None:
+        assert imp.layout.num_prunable == 23_454_912
+        assert {layer.kind for layer in imp.layout.layers} == {"conv"}
+        assert len(imp.rounds) == 19
+        assert imp.rounds[-1].survivors == round(23_454_912 * 0.8**18)
+
+    def test_trains_as_long_as_the_public_run(self, imp: Planned) -> None:
+        assert imp.config.training.batch_size == 2048
+        assert imp.dense.num_steps == 16_000
+        assert {program.num_steps for programs in imp.programs for program in programs} == {48_000}
+
+    def test_warms_up_for_a_tenth_and_falls_to_zero(self, imp: Planned) -> None:
+        rate = imp.programs[1][0].rate
+        assert [rate.at(step) for step in (0, 2399, 4799)] == pytest.approx([0.8 / 4800, 0.4, 0.8])
+        assert [rate.at(step) for step in (26_400, 47_999)] == pytest.approx([0.4, 0.0], abs=1e-6)
+        assert imp.programs[1][0].weight_decay == 1e-4
+        assert imp.particles == [1] * 19
+
+    def test_swamp_differs_in_particles_and_averaging_only(self, imp: Planned) -> None:
+        swamp = planned(CONFIGS / "imagenet_resnet50_swamp.yaml")
+        assert swamp.particles == [4] * 19
+        assert swamp.rates(1, 0.75, 0.9, 1.0) == pytest.approx([0.4] * 3)
+        changed = {"averaging", "particles"}
+        assert {key for key, value in imp.config.recipe().items() if value != swamp.config.recipe()[key]} == changed
+
+
+class TestArms:
+    def test_share_data_network_optimiser_and_lengths(self) -> None:
+        common = ("seed", "data", "model", "task", "training", "dense")
+        recipes = [arm(name).config.recipe() for name in ARMS]
+        assert all(recipe[section] == recipes[0][section] for recipe in recipes for section in common)
+        assert {name for name in ARMS if arm(name).epochs(0) != 60} == {"imp_4t"}
+
+    def test_most_share_their_sparsities(self) -> None:
+        survivors = {name: [plan.survivors for plan in arm(name).rounds] for name in ARMS}
+        assert {name for name in ARMS if survivors[name] != survivors["imp"]} == {"continue_ticket", "one_shot"}
+
+    def test_main_config_is_the_arm_swamp(self) -> None:
+        assert load_config(CONFIGS / "cifar10_resnet20.yaml").recipe() == arm("swamp").config.recipe()
+
+    @pytest.mark.parametrize(("name", "count", "within"), [
+        ("imp", 1, "none"), ("imp_swa", 1, "swa"), ("swamp_without_swa", 4, "none"), ("swamp", 4, "swa"),
+        ("imp_rewind_init", 1, "none"), ("lr_rewinding", 1, "none"), ("imp_best_of_4", 4, "none"),
+        ("imp_4t", 1, "none"), ("imp_ema", 1, "ema"), ("one_shot", 1, "none"), ("random_pruning", 1, "none"),
+        ("imp_erk", 1, "none"), ("imp_uniform", 1, "none"), ("continue_ticket", 4, "swa"),
+        ("fine_tune_checkpoint", 4, "swa"),
+    ])
+    def test_particles_and_averaging(self, name: str, count: int, within: str) -> None:
+        plan = arm(name)
+        assert set(plan.particles) == {count}
+        assert {program.averaging for programs in plan.programs for program in programs} == {within}
+        assert plan.config.particles.combine == ("best" if name == "imp_best_of_4" else "average")
+
+    @pytest.mark.parametrize("name", ["imp", "swamp_without_swa", "imp_rewind_init", "lr_rewinding", "imp_best_of_4",
+                                      "imp_4t", "imp_ema", "one_shot", "random_pruning", "imp_erk", "imp_uniform"])
+    def test_without_swa_warms_up_and_falls_to_zero_in_every_round(self, name: str) -> None:
+        plan = arm(name)
+        for index in (0, len(plan.rounds) - 1):
+            rate, steps = plan.programs[index][0].rate, plan.steps_per_epoch
+            assert [rate.at(0), rate.at(steps - 1), rate.at(steps)] == pytest.approx([0.1 / steps, 0.1, 0.1], rel=1e-3)
+            assert plan.rates(index, 1.0) == pytest.approx([0.0], abs=1e-6)
+
+    @pytest.mark.parametrize("name", ["imp_swa", "swamp", "swamp_plus", "continue_ticket", "fine_tune_checkpoint"])
+    def test_with_swa_falls_to_its_rate_and_averages_the_last_quarter(self, name: str) -> None:
+        plan = arm(name)
+        for index in (0, len(plan.rounds) - 1):
+            assert plan.rates(index, 0.0, 0.375, 0.75, 0.9, 1.0) == pytest.approx([0.1, 0.075, *[0.05] * 3], rel=1e-3)
+            program = plan.programs[index][0]
+            taken = [step for step in range(program.num_steps + 1) if program.snapshot_after(step)]
+            assert [step / plan.steps_per_epoch for step in taken] == list(range(46, 61))
+
+    def test_swamp_plus_begins_with_one_particle(self) -> None:
+        plan = arm("swamp_plus")
+        assert all(one.num_particles == (4 if one.sparsity >= 0.9 else 1) for one in plan.rounds)
+        assert {1, 4} == set(plan.particles)
+
+    def test_imp_4t_trains_four_times_as_long(self) -> None:
+        assert {arm("imp_4t").epochs(index) for index in range(19)} == {240}
+
+    def test_one_shot_prunes_once(self) -> None:
+        plan = arm("one_shot")
+        assert [one.survivors for one in plan.rounds] == [plan.layout.num_prunable, arm("imp").rounds[-1].survivors]
+
+    def test_sparse_model_soups_retrain_briefly_with_varied_decay(self) -> None:
+        plan = arm("sparse_model_soups")
+        assert plan.particles == [1] + [4] * 18
+        assert plan.epochs(0) == 60
+        assert {plan.epochs(index, n) for index in range(1, 19) for n in range(4)} == {15}
+        assert plan.rates(1, 0.0, 0.5, 1.0) == pytest.approx([0.1, 0.05, 0.0], abs=1e-4)
+        assert plan.programs[0][0].weight_decay == plan.config.training.weight_decay
+        assert len({program.weight_decay for program in plan.programs[1]}) == 4
+
+    @pytest.mark.parametrize(("name", "score", "scope"), [
+        ("imp", "magnitude", "global"), ("random_pruning", "random", "global"), ("imp_erk", "magnitude", "erk"),
+        ("imp_uniform", "magnitude", "uniform"),
+    ])
+    def test_what_chooses_the_weights(self, name: str, score: str, scope: str) -> None:
+        pruning = arm(name).config.pruning
+        assert (pruning.score, pruning.scope) == (score, scope)
+
+
+class _Watch(Reporter):
+    def __init__(self) -> None:
+        self.prepared: Prepared | None = None
+
+    def run_started(self, prepared: Prepared, path: str) -> None:
+        self.prepared = prepared
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What a training run began with."""
+
+    label: str
+    packed: Packed
+    mask: np.ndarray
+
+
+class TestStartingWeights:
+    """Each arm in miniature, on the digits: where do the particles of a pruned round really start?"""
+
+    @pytest.fixture
+    def begun(self, monkeypatch: pytest.MonkeyPatch) -> list[_Begun]:
+        begun: list[_Begun] = []
+        begin = ParticleTrainer.begin
+
+        def watched(self: ParticleTrainer, job: ParticleJob, start: Packed, mask: np.ndarray, *rest: Any) -> Any:
+            begun.append(_Begun(job.label, start, mask))
+            return begin(self, job, start, mask, *rest)
+
+        monkeypatch.setattr(ParticleTrainer, "begin", watched)
+        return begun
+
+    @pytest.mark.parametrize(("name", "origin"), [
+        ("imp", "t0"), ("swamp", "t0"), ("imp_rewind_init", "init"), ("lr_rewinding", "average"),
+        ("sparse_model_soups", "average"), ("imp_best_of_4", "t0"), ("fine_tune_checkpoint", "init"),
+    ])
+    def test_of_the_second_round(self, name: str, origin: str, begun: list[_Begun], tmp_path: Path) -> None:
+        watch = _Watch()
+        done = run(miniature(name, tmp_path), watch)
+        assert watch.prepared is not None
+        layout, initial = watch.prepared.layout, watch.prepared.initial.parameters
+        assert (begun[0].label == "dense phase") == (origin != "init")
+        first, second = ([one for one in begun if one.label.startswith(f"round {index},")] for index in (0, 1))
+        rewind = unpack(first[0].packed, layout, first[0].mask)
+        trained = any(not np.array_equal(rewind[key], initial[key]) for key in initial)
+        assert trained == (origin != "init")
+        if origin == "average":
+            store = ArtifactStore(done.rundir.storage)
+            average = store.find(done.records[0].artifacts["average"]["name"])
+            assert average is not None
+            rewind = unpack(read_packed(store, average), layout, first[0].mask)
+        expected = pack_state(rewind, layout, second[0].mask, drop_outside=True)
+        assert len(second) == done.records[1].num_particles
+        for one in second:
+            assert np.array_equal(one.packed.values, expected.values)
+            assert np.array_equal(one.packed.rest, expected.rest)
+
+
+def miniature(name: str, folder: Path) -> SwampConfig:
+    """An arm with its own settings of the method, but a small network and a few steps."""
+    config = load_config(CONFIGS / "arms" / f"{name}.yaml")
+    values: dict[str, Any] = {
+        "name": name, "storage": str(folder), "execution.executor": "inline", "execution.device": "cpu",
+        "data.name": "digits", "data.limit_train": 150, "data.limit_test": 50, "model.name": "lenet_300_100",
+        "training.batch_size": 32, "dense.length": "4 steps", "dense.warmup": "1 steps", "round.length": "8 steps",
+        "averaging.every": "1 steps", "pruning.target": 0.5, "pruning.rate": 0.5,
+        "training.schedule.warmup": "1 steps",
+    }
+    if config.round.schedule == "retrain":
+        values["round.retrain_length"] = "4 steps"
+    if config.start_from is not None:
+        values["start_from.path"] = str(_checkpoint(config, folder))
+    return with_values(config, values)
+
+
+def _checkpoint(config: SwampConfig, folder: Path) -> Path:
+    import torch
+
+    model = build_model(config.model.model_copy(update={"name": "lenet_300_100"}), num_classes=10,
+                        input_shape=(1, 8, 8), seed=99)
+    path = folder / "dense.pt"
+    torch.save(model.state_dict(), path)
+    return path

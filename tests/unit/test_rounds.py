@@ -1,0 +1,464 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swamp_ray.rounds import (
+    DENSE,
+    Add,
+    Average,
+    Averaged,
+    AveragerLost,
+    Do,
+    Drop,
+    Event,
+    Fail,
+    Failed,
+    Finished,
+    Instruction,
+    Lost,
+    Record,
+    RoundPlan,
+    Rounds,
+    Work,
+    plan_rounds,
+)
+
+
+def plan_of(*num_particles: int) -> list[RoundPlan]:
+    survivors = [100 - 10 * index for index in range(len(num_particles))]
+    return plan_rounds(100, survivors, num_particles)
+
+
+def particle(index: int, n: int) -> Work:
+    return Work("particle", index, n)
+
+
+def evaluation(index: int) -> Work:
+    return Work("evaluation", index)
+
+
+@dataclass
+class World:
+    """Carries instructions out, knows what may happen next, and objects to what must not happen."""
+
+    machine: Rounds
+    max_waiting: int
+    evaluate_first: bool = False
+    best: bool = False
+    scores: dict[Work, float] = field(default_factory=dict)
+    running: list[Work] = field(default_factory=list)
+    attempts: dict[Work, int] = field(default_factory=dict)
+    done: set[Work] = field(default_factory=set)
+    held: set[Work] = field(default_factory=set)
+    round: int = -1
+    added: list[int] = field(default_factory=list)
+    averaging: bool = False
+    averaged: list[int] = field(default_factory=list)
+    recorded: list[int] = field(default_factory=list)
+    failed: str | None = None
+    log: list[Instruction] = field(default_factory=list)
+
+    def start(self) -> World:
+        self.obey(self.machine.start())
+        return self
+
+    def obey(self, instructions: list[Instruction]) -> None:
+        assert self.failed is None or not instructions, "nothing may follow a failure"
+        for instruction in instructions:
+            self.log.append(instruction)
+            match instruction:
+                case Do():
+                    self._do(instruction)
+                case Add():
+                    self._add(instruction)
+                case Drop(round=index, particle=n):
+                    assert particle(index, n) in self.held, "only held states can be dropped"
+                    self.held.remove(particle(index, n))
+                case Average(round=index, particles=particles):
+                    assert index == self.machine.current
+                    assert not self.averaging, "a round is closed once per averager"
+                    assert list(particles) == self.added, "the average consists of what was added"
+                    assert self.added == ([self._best(index)] if self.best else list(range(self._num(index))))
+                    assert not self.held, "a closed round holds no state"
+                    self.averaging = True
+                case Record(round=index):
+                    assert evaluation(index) in self.done
+                    assert index in self.averaged
+                    assert index not in self.recorded
+                    self.recorded.append(index)
+                case Fail(reason=reason):
+                    self.failed = reason
+        assert len(self.held) <= self.max_waiting
+        assert self.machine.open_work == frozenset(self.running) or self.failed
+        assert self.machine.finished == (self.failed is not None or len(self.recorded) == len(self.machine.plan))
+
+    def _do(self, do: Do) -> None:
+        assert do.work not in self.running, "a job is not given out twice at a time"
+        assert do.work not in self.done, "a finished job is not given out again"
+        assert do.attempt == self.attempts.get(do.work, 0)
+        assert do.urgent or do.attempt == 0, "a retry is urgent"
+        if do.work.kind == "particle":
+            assert do.work.round == 0 or do.work.round - 1 in self.averaged
+            assert do.work.round == len(self.averaged)
+            assert not self.evaluate_first or do.work.round == 0 or do.work.round - 1 in self.recorded
+            assert do.work.particle < self._num(do.work.round)
+            if do.attempt == 0 and do.work.particle == 0 and do.work.round != self.round:
+                self.round, self.added, self.averaging = do.work.round, [], False
+        if do.work.kind == "evaluation":
+            assert do.work.round in self.averaged
+            last = do.work.round + 1 == len(self.machine.plan)
+            assert do.urgent == (last or self.evaluate_first) or do.attempt > 0
+        self.running.append(do.work)
+
+    def _add(self, add: Add) -> None:
+        work = particle(add.round, add.particle)
+        assert add.round == self.machine.current
+        assert work in self.done, "only finished particles are added"
+        assert add.particle not in self.added, "each once for each averager"
+        if not self.best:
+            assert add.particle == len(self.added), "in index order"
+        assert add.from_storage == (work not in self.held)
+        self.held.discard(work)
+        self.added.append(add.particle)
+
+    def _num(self, index: int) -> int:
+        return self.machine.plan[index].num_particles
+
+    def _best(self, index: int) -> int:
+        scores = [self.scores.get(particle(index, n), 0.0) for n in range(self._num(index))]
+        return scores.index(max(scores))
+
+    def finish(self, work: Work, held: bool = True) -> None:
+        self.running.remove(work)
+        self.done.add(work)
+        if held and work.kind == "particle":
+            self.held.add(work)
+        self.obey_after(Finished(work, self.scores.get(work, 0.0), held and work.kind == "particle"))
+
+    def obey_after(self, event: Event) -> None:
+        # The bound holds once the machine has answered.
+        self.obey(self.machine.handle(event))
+
+    def fail(self, work: Work, retry: bool = True) -> None:
+        self.running.remove(work)
+        self.attempts[work] = self.attempts.get(work, 0) + 1
+        self.obey_after(Failed(work, "its worker died", retry))
+
+    def close(self) -> None:
+        assert self.averaging
+        self.averaging = False
+        self.averaged.append(self.machine.current)
+        self.obey_after(Averaged(self.machine.current))
+
+    def lose_averager(self) -> None:
+        self.added, self.averaging = [], False
+        # States that wait in memory outlive the actor.
+        self.obey_after(AveragerLost("out of memory"))
+
+    def lose_state(self, work: Work) -> None:
+        """A stored state is damaged; what the averager had is started anew."""
+        self.done.remove(work)
+        self.held.discard(work)
+        self.added, self.averaging = [], False
+        self.obey_after(Lost(work, "its file is damaged"))
+
+    def ignores(self, event: Event) -> None:
+        before = self.machine.open_work, self.machine.current, self.machine.finished
+        assert self.machine.handle(event) == []
+        assert before == (self.machine.open_work, self.machine.current, self.machine.finished)
+
+    def choices(self) -> list[tuple[str, Work | None]]:
+        """Everything that may happen now in the ordinary course."""
+        return [*(("finish", work) for work in self.running), *([("close", None)] if self.averaging else [])]
+
+    def act(self, choice: tuple[str, Work | None], held: bool = True) -> None:
+        if choice[1] is None:
+            self.close()
+        else:
+            self.finish(choice[1], held)
+
+
+def world_of(
+    *num_particles: int, dense: bool = False, combine: str = "average", max_retries: int = 3, max_waiting: int = 8,
+    evaluate_first: bool = False, scores: dict[Work, float] | None = None,
+) -> World:
+    machine = Rounds(plan_of(*num_particles), dense=dense, combine=combine, max_retries=max_retries,
+                     max_waiting=max_waiting, evaluate_first=evaluate_first)
+    return World(machine, max_waiting, evaluate_first, combine == "best", scores or {}).start()
+
+
+def replay(path: list[int], **settings: bool | int | str) -> World:
+    world = world_of(3, 3, **settings)  # pyright: ignore[reportArgumentType]
+    for index in path:
+        world.act(world.choices()[index])
+    return world
+
+
+class TestEveryOrder:
+    @pytest.mark.parametrize("max_waiting", [0, 1, 8])
+    @pytest.mark.parametrize("combine", ["average", "best"])
+    @pytest.mark.parametrize("evaluate_first", [False, True])
+    def test_two_rounds_of_three_particles(self, max_waiting: int, combine: str, evaluate_first: bool) -> None:
+        settings: dict[str, bool | int | str] = {
+            "max_waiting": max_waiting, "combine": combine, "evaluate_first": evaluate_first}
+        complete = 0
+        todo: list[list[int]] = [[]]
+        while todo:
+            path = todo.pop()
+            world = replay(path, **settings)
+            if world.machine.finished:
+                assert sorted(world.recorded) == [0, 1]
+                assert not world.choices()
+                complete += 1
+            else:
+                assert world.choices(), "never stuck"
+            todo += [[*path, index] for index in range(len(world.choices()))]
+        # 3! orders of each round; without evaluate_first the first evaluation falls into any of 6 places of the
+        # second round: before, between and after 3 particles, the average and the last evaluation.
+        assert complete == (36 if evaluate_first else 36 * 6)
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+    @pytest.mark.parametrize("moment", range(5))
+    @pytest.mark.parametrize("max_waiting", [0, 1, 8])
+    def test_averager_lost_at_any_moment(self, order: tuple[int, ...], moment: int, max_waiting: int) -> None:
+        world = world_of(3, 1, max_waiting=max_waiting)
+        for step, n in enumerate(order):
+            if step == moment:
+                world.lose_averager()
+            world.finish(particle(0, n))
+        if moment >= 3:
+            world.lose_averager()
+        assert world.averaging, "what was closed is closed again by the next averager"
+        world.close()
+        if moment == 4:
+            world.lose_averager()
+        world.finish(particle(1, 0))
+        world.close()
+        world.finish(evaluation(1))
+        world.finish(evaluation(0))
+        assert world.machine.finished
+        assert world.recorded == [1, 0]
+
+
+class TestRandomOrders:
+    @given(
+        seed=st.integers(0, 2**32), num_particles=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+        dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting=st.integers(0, 3),
+        evaluate_first=st.booleans(), max_retries=st.integers(0, 3), trouble=st.floats(0, 0.5),
+    )
+    def test_the_invariants_hold(
+        self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting: int,
+        evaluate_first: bool, max_retries: int, trouble: float,
+    ) -> None:
+        draw = random.Random(seed)
+        scores = {particle(r, n): float(draw.randrange(3)) for r, num in enumerate(num_particles) for n in range(num)}
+        world = world_of(*num_particles, dense=dense, combine=combine, max_retries=max_retries, scores=scores,
+                         max_waiting=max_waiting, evaluate_first=evaluate_first)
+        losses, states = {-1: 0}, {DENSE: 0}
+        while not world.machine.finished:
+            current = world.machine.current
+            if draw.random() < trouble:
+                self._trouble(world, draw, losses, states)
+            elif world.choices():
+                world.act(draw.choice(world.choices()), held=draw.random() < 0.8)
+            assert world.choices() or world.machine.finished, "never stuck"
+            assert world.machine.current >= current
+        assert all(count <= max_retries + 1 for count in [*world.attempts.values(), *losses.values(), *states.values()])
+        if world.failed is None:
+            assert sorted(world.recorded) == list(range(len(num_particles)))
+            assert world.averaged == list(range(len(num_particles)))
+        else:
+            assert max([*world.attempts.values(), *losses.values(), *states.values()]) == max_retries + 1
+        for event in [Finished(particle(0, 0)), Failed(particle(0, 0), "late"), Averaged(0), AveragerLost("late")]:
+            world.ignores(event)
+
+    def _trouble(
+        self, world: World, draw: random.Random, losses: dict[int, int], states: dict[Work, int]
+    ) -> None:
+        kind = draw.randrange(5)
+        if kind == 0 and world.running:
+            world.fail(draw.choice(world.running))
+        elif kind == 1:
+            current = world.machine.current
+            if current >= 0 and current not in world.averaged:
+                losses[current] = losses.get(current, 0) + 1
+                world.lose_averager()
+            else:
+                world.ignores(AveragerLost("nothing was in it"))
+        elif kind == 2 and world.done:
+            work = draw.choice(sorted(world.done, key=str))
+            world.ignores(draw.choice([Finished(work, 9.0, held=True), Failed(work, "late")]))
+        elif kind == 3:
+            work = draw.choice([Work("particle", r, n) for r in range(len(world.machine.plan)) for n in range(6)])
+            if work in world.done and work.round == world.machine.current and work.round not in world.averaged:
+                states[work] = states.get(work, 0) + 1
+                world.lose_state(work)
+            else:
+                world.ignores(Lost(work, "nobody needs it"))
+        else:
+            index = draw.choice([*world.averaged, len(world.machine.plan), -1])
+            world.ignores(Averaged(index))
+            if not world.averaging:
+                world.ignores(Averaged(world.machine.current))
+
+
+class TestRetries:
+    def test_bounded_and_named(self) -> None:
+        world = world_of(2, max_retries=2)
+        for attempt in (1, 2):
+            world.fail(particle(0, 1))
+            assert world.log[-1] == Do(particle(0, 1), attempt, urgent=True)
+        world.fail(particle(0, 1))
+        assert world.log[-1] == Fail("round 0, particle 1 failed after 3 attempts: its worker died")
+        assert world.machine.failed == world.failed
+        world.ignores(Finished(particle(0, 0)))
+
+    def test_what_would_fail_again_is_not_retried(self) -> None:
+        world = world_of(2, dense=True)
+        world.fail(DENSE, retry=False)
+        assert world.failed == "dense phase failed: its worker died"
+
+    def test_no_retries(self) -> None:
+        world = world_of(1, max_retries=0)
+        world.fail(particle(0, 0))
+        assert world.failed == "round 0, particle 0 failed: its worker died"
+
+    def test_averager_losses_are_counted_by_round(self) -> None:
+        world = world_of(1, 1, max_retries=1)
+        for index in (0, 1):
+            world.finish(particle(index, 0))
+            world.lose_averager()
+            assert world.log[-2:] == [Add(index, 0, from_storage=True), Average(index, (0,))]
+            if index == 0:
+                world.close()
+        world.lose_averager()
+        assert world.failed == "the averaging actor died 2 times: out of memory"
+
+    def test_evaluation_is_retried_while_the_next_round_trains(self) -> None:
+        world = world_of(1, 1)
+        world.finish(particle(0, 0))
+        world.close()
+        world.fail(evaluation(0))
+        assert world.log[-1] == Do(evaluation(0), 1, urgent=True)
+        world.finish(particle(1, 0))
+        world.finish(evaluation(0))
+        assert world.log[-1] == Record(0)
+
+
+class TestDamagedStates:
+    def test_the_particle_is_done_again_and_the_average_begins_anew(self) -> None:
+        world = world_of(3)
+        for n in range(3):
+            world.finish(particle(0, n), held=False)
+        world.lose_state(particle(0, 1))
+        assert world.log[-1].__class__ is Do
+        assert world.machine.open_work == {particle(0, 1)}
+        world.finish(particle(0, 1))
+        assert world.log[-4:] == [Add(0, 0, True), Add(0, 1), Add(0, 2, True), Average(0, (0, 1, 2))]
+
+    def test_bounded(self) -> None:
+        world = world_of(1, max_retries=1)
+        for _ in range(2):
+            world.finish(particle(0, 0))
+            world.lose_state(particle(0, 0))
+        assert world.failed == "the state of round 0, particle 0 was lost 2 times: its file is damaged"
+
+    def test_another_may_be_the_best_afterwards(self) -> None:
+        world = world_of(2, combine="best", scores={particle(0, 0): 1.0, particle(0, 1): 2.0})
+        world.finish(particle(0, 1))
+        world.finish(particle(0, 0))
+        world.lose_state(particle(0, 1))
+        world.scores[particle(0, 1)] = 0.5
+        world.finish(particle(0, 1))
+        assert Average(0, (0,)) == world.log[-1]
+
+
+class TestOrderOfWork:
+    def test_dense_phase_comes_first(self) -> None:
+        world = world_of(2, dense=True)
+        assert world.log == [Do(DENSE)]
+        world.finish(DENSE)
+        assert world.log[1:] == [Do(particle(0, 0)), Do(particle(0, 1))]
+
+    def test_next_round_starts_before_the_evaluation(self) -> None:
+        world = world_of(1, 2)
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.log[-3:] == [Do(particle(1, 0)), Do(particle(1, 1)), Do(evaluation(0))]
+
+    def test_last_evaluation_is_urgent(self) -> None:
+        world = world_of(1)
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.log[-1] == Do(evaluation(0), 0, urgent=True)
+
+    def test_evaluate_first_waits(self) -> None:
+        world = world_of(1, 1, evaluate_first=True)
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.log[-1] == Do(evaluation(0), 0, urgent=True)
+        world.finish(evaluation(0))
+        assert world.log[-2:] == [Record(0), Do(particle(1, 0))]
+
+    def test_a_varying_number_of_particles(self) -> None:
+        world = world_of(1, 3, 2)
+        for index, num in enumerate((1, 3, 2)):
+            assert [work.particle for work in world.running if work.round == index] == list(range(num))
+            for n in reversed(range(num)):
+                world.finish(particle(index, n))
+            assert world.log[-1] == Average(index, tuple(range(num)))
+            world.close()
+            world.finish(evaluation(index))
+        assert world.recorded == [0, 1, 2]
+
+    def test_states_furthest_from_their_turn_are_dropped(self) -> None:
+        world = world_of(5, max_waiting=2)
+        for n in (4, 2, 3):
+            world.finish(particle(0, n))
+        assert world.log[-1] == Drop(0, 4)
+        world.finish(particle(0, 1))
+        assert world.log[-1] == Drop(0, 3)
+        world.finish(particle(0, 0))
+        assert world.log[-6:] == [Add(0, 0), Add(0, 1), Add(0, 2), Add(0, 3, True), Add(0, 4, True),
+                                  Average(0, (0, 1, 2, 3, 4))]
+
+    def test_what_was_not_held_comes_from_storage(self) -> None:
+        world = world_of(1)
+        world.finish(particle(0, 0), held=False)
+        assert world.log[-2] == Add(0, 0, from_storage=True)
+
+
+class TestBest:
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+    @pytest.mark.parametrize(("scores", "winner"), [
+        ([0.1, 0.9, 0.9, 0.2], 1), ([0.5] * 4, 0), ([-3.0, -2.0, -1.0, -2.0], 2), ([math.nan, 0.1, math.nan, 0.3], 3),
+        ([math.nan] * 4, 0), ([math.nan, -math.inf, 0.0, 0.0], 2),
+    ])
+    def test_highest_score_then_lowest_index(self, order: tuple[int, ...], scores: list[float], winner: int) -> None:
+        machine = Rounds(plan_of(4), dense=False, combine="best")
+        machine.start()
+        found: list[Instruction] = []
+        for n in order:
+            found += machine.handle(Finished(particle(0, n), scores[n], held=True))
+        assert [item for item in found if isinstance(item, Add)] == [Add(0, winner)]
+        assert found[-1] == Average(0, (winner,))
+        assert sorted(item.particle for item in found if isinstance(item, Drop)) == sorted({0, 1, 2, 3} - {winner})
+
+
+def test_plan_rounds() -> None:
+    assert plan_rounds(200, [200, 100, 50], [1, 1, 4]) == [
+        RoundPlan(0, 200, 0.0, 1, 100), RoundPlan(1, 100, 0.5, 1, 50), RoundPlan(2, 50, 0.75, 4, None)]
+    with pytest.raises(ValueError, match="zip"):
+        plan_rounds(200, [200, 100], [1])
+
+
+def test_a_failure_says_which_work() -> None:
+    assert [str(work) for work in (DENSE, particle(2, 1), evaluation(3))] == [
+        "dense phase", "round 2, particle 1", "round 3, evaluation"]

@@ -1,0 +1,203 @@
+"""Batches: order, augmentation, layout, against a slow and obvious twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+
+from swamp_ray.config import DataConfig
+from swamp_ray.errors import RunError
+from swamp_ray.training.data import ArraySamples, Feed, Images, LazySamples, load_data
+from swamp_ray.training.feeds import Draws
+
+CPU = torch.device("cpu")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+# Python 3.12 and later warn when a process with threads forks, which is how a DataLoader starts its workers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def image_samples(num: int, height: int, width: int, channels: int, images: Images) -> ArraySamples:
+    pixels = np.random.RandomState(1).randint(0, 256, (num, height, width, channels), dtype=np.uint8)
+    pixels.setflags(write=False)
+    labels = np.arange(num)
+    labels.setflags(write=False)
+    return ArraySamples((pixels, labels), images)
+
+
+def feed_of(samples: Any, channels_last: bool = True, **rest: Any) -> Feed:
+    return Feed(samples, device=CPU, channels_last=channels_last, on_device=False, **rest)
+
+
+def slow_epoch(samples: ArraySamples, seed: int | None) -> np.ndarray:
+    """One image after the other: pad with black, cut, mirror, normalise; ``[N, C, H, W]``."""
+    images, pixels = samples.images, samples.arrays[0]
+    assert images is not None
+    height, width = pixels.shape[1:3]
+    draws = Draws.of(len(samples), images, seed)
+    done = []
+    for position in range(len(samples)):
+        if draws is None:
+            image = pixels[position]
+        else:
+            image = pixels[int(draws.order[position])]
+            if draws.top is not None and draws.left is not None:
+                image = np.pad(image, [(images.crop_padding,) * 2, (images.crop_padding,) * 2, (0, 0)])
+                top, left = int(draws.top[position]), int(draws.left[position])
+                image = image[top : top + height, left : left + width]
+            if draws.flip is not None and draws.flip[position]:
+                image = image[:, ::-1]
+        done.append(((image / 255.0 - np.array(images.mean)) / np.array(images.std)).transpose(2, 0, 1))
+    return np.stack(done)
+
+
+@settings(max_examples=40)
+@given(
+    num=st.integers(1, 12), height=st.integers(1, 7), width=st.integers(1, 7), channels=st.sampled_from([1, 3]),
+    padding=st.integers(0, 3), crop=st.booleans(), flip=st.booleans(), channels_last=st.booleans(),
+    batch_size=st.integers(1, 5), seed=st.none() | st.integers(0, 2**63 - 1),
+)
+def test_batches_equal_the_slow_twin(
+    num: int, height: int, width: int, channels: int, padding: int, crop: bool, flip: bool, channels_last: bool,
+    batch_size: int, seed: int | None,
+) -> None:
+    images = Images(MEAN[:channels], STD[:channels], padding, flip, crop)
+    samples = image_samples(num, height, width, channels, images)
+    batches = list(feed_of(samples, channels_last).batches(batch_size, seed=seed, drop_last=False))
+    inputs = torch.cat([batch[0] for batch in batches])
+    np.testing.assert_allclose(inputs.numpy(), slow_epoch(samples, seed), rtol=1e-5, atol=1e-5)
+    assert sorted(torch.cat([batch[1] for batch in batches]).tolist()) == list(range(num))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_layout_and_types(channels_last: bool, seed: int | None) -> None:
+    samples = image_samples(10, 6, 5, 3, Images(MEAN, STD, 2, True, True))
+    for images, labels in feed_of(samples, channels_last).batches(4, seed=seed, drop_last=False):
+        wanted = torch.channels_last if channels_last else torch.contiguous_format
+        assert images.is_contiguous(memory_format=wanted)
+        assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+        assert images.shape[1:] == (3, 6, 5)
+
+
+def test_seed_decides_everything_and_fixed_order_is_fixed() -> None:
+    feed = feed_of(image_samples(50, 4, 4, 1, Images((0.5,), (0.2,), 1, True, True)))
+
+    def epoch(seed: int | None) -> torch.Tensor:
+        torch.rand(3)
+        return torch.cat([batch[0] for batch in feed.batches(8, seed=seed, drop_last=False)])
+
+    before = torch.get_rng_state()
+    order = [batch[1] for batch in feed.batches(8, seed=None, drop_last=False)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.cat(order).tolist() == list(range(50))
+    assert torch.equal(epoch(7), epoch(7))
+    assert not torch.equal(epoch(7), epoch(8))
+    assert torch.equal(epoch(None), epoch(None))
+
+
+def test_order_and_crops_do_not_depend_on_the_batch_size() -> None:
+    feed = feed_of(image_samples(24, 4, 4, 1, Images((0.5,), (0.2,), 1, True, True)))
+    small, large = (torch.cat([b[0] for b in feed.batches(size, seed=1, drop_last=True)]) for size in (4, 8))
+    assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize(("num", "size", "drop_last", "count"), [(10, 4, True, 2), (10, 4, False, 3), (8, 4, False, 2)])
+def test_number_of_batches(num: int, size: int, drop_last: bool, count: int) -> None:
+    feed = feed_of(ArraySamples((np.zeros((num, 2), np.float32), np.arange(num))))
+    batches = list(feed.batches(size, seed=0, drop_last=drop_last))
+    assert len(batches) == feed.num_batches(size, drop_last) == count
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_model_may_overwrite_its_batch(seed: int | None) -> None:
+    inputs = np.ones((6, 2), np.float32)
+    inputs.setflags(write=False)
+    feed = feed_of(ArraySamples({"x": inputs, "deep": ({"y": np.arange(6)},)}))
+    for batch in feed.batches(3, seed=seed, drop_last=True):
+        batch["x"].zero_()
+        batch["deep"][0]["y"].zero_()
+    assert inputs.min() == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_the_gpu_gets_the_same_batches(on_device: bool, seed: int | None) -> None:
+    samples = image_samples(50, 8, 6, 3, Images(MEAN, STD, 2, True, True))
+    feed = Feed(samples, device=torch.device("cuda"), channels_last=True, on_device=on_device)
+    theirs, mine = (list(f.batches(8, seed=seed, drop_last=False)) for f in (feed, feed_of(samples)))
+    assert len(theirs) == len(mine)
+    for (images, labels), (expected, expected_labels) in zip(theirs, mine, strict=True):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(images.cpu(), expected)
+        assert torch.equal(labels.cpu(), expected_labels)
+
+
+class Noisy(Dataset[Any]):
+    """Random samples from all three generators that users draw from."""
+
+    def __getitem__(self, index: int) -> Any:
+        import random
+
+        return {"x": torch.rand(2) + np.random.rand() + random.random(), "index": index}
+
+
+def lazy_epoch(workers: int, seed: int | None) -> tuple[torch.Tensor, list[int]]:
+    samples = LazySamples(Noisy(), np.arange(100, 113))
+    batches = list(feed_of(samples, loader_workers=workers).batches(4, seed=seed, drop_last=False))
+    return torch.cat([b["x"] for b in batches]), torch.cat([b["index"] for b in batches]).tolist()
+
+
+@pytest.mark.parametrize("seed", [None, 11])
+def test_loader_workers_change_nothing(seed: int | None) -> None:
+    here, order = lazy_epoch(0, seed)
+    there, same_order = lazy_epoch(2, seed)
+    assert torch.equal(here, there)
+    assert order == same_order
+    assert sorted(order) == list(range(100, 113))
+    assert (order == sorted(order)) == (seed is None)
+    assert not torch.equal(here, lazy_epoch(0, 12)[0])
+
+
+def image_folder(root: Path) -> DataConfig:
+    from PIL import Image
+
+    pixels = np.random.RandomState(0).randint(0, 256, (4, 20, 26, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(4):
+                Image.fromarray(pixels[index]).save(root / split / name / f"{index}.png")
+    return DataConfig(name="image_folder", root=str(root), image_size=8, resize=10, validation=0.25)
+
+
+def test_image_folder_batches(tmp_path: Path) -> None:
+    data = load_data(image_folder(tmp_path))
+    assert (len(data.train), len(data.validation), len(data.test), data.input_shape) == (6, 2, 8, (3, 8, 8))
+
+    def epoch(split: Any, seed: int | None, workers: int = 0) -> torch.Tensor:
+        feed = feed_of(split, loader_workers=workers)
+        return torch.cat([images for images, _ in feed.batches(2, seed=seed, drop_last=False)])
+
+    images = epoch(data.test, None)
+    assert images.shape == (8, 3, 8, 8)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, epoch(data.test, None))
+    assert torch.equal(images[:4], images[4:])
+    assert torch.equal(epoch(data.train, 5), epoch(data.train, 5, workers=1))
+    assert not torch.equal(epoch(data.train, 5), epoch(data.train, 6))
+
+
+def test_a_corrupt_file_in_a_folder_is_named(tmp_path: Path) -> None:
+    config = image_folder(tmp_path)
+    (tmp_path / "test" / "dog" / "2.png").write_bytes(b"no image")
+    with pytest.raises(RunError, match=r"dog/2\.png"):
+        list(feed_of(load_data(config).test).batches(2, seed=None, drop_last=False))
