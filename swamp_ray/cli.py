@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,32 +36,6 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("swamp: stopped. Run the same command again to go on.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
-
-
-class _Stop:
-    """A signal handler: the first signal stops the run, further ones must not disturb the tidying up."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self)
-
-    def __call__(self, _signal: int, _frame: object) -> None:
-        self._asked = True
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        sys.unraisablehook = _quiet_interrupts
-        raise KeyboardInterrupt
-
-    def check(self) -> None:
-        """Raise again, should the exception have come where it had no effect: in a callback, as around a fork."""
-        if self._asked:
-            raise KeyboardInterrupt
-
-
-def _quiet_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(unraisable)
 
 
 CONFIG = click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
@@ -101,13 +74,15 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None, storage: str
     """
     resolved = _resolve(config, overrides, name, storage,
                         {"execution.address": address, "execution.executor": executor})
-    stop = _Stop()
+    from swamp_ray.orchestration.stopping import Stopping
+
+    stopping = Stopping()
+    stopping.install()
     from swamp_ray.console import make_reporter, print_results
     from swamp_ray.orchestration.running import run as run_config
 
     reporter, console = make_reporter(quiet)
-    reporter.tick = stop.check
-    done = run_config(resolved, reporter)
+    done = run_config(resolved, reporter, stopping)
     print_results(console, done.rundir.path, done.records, done.prepared.task.primary, done.rundir.storage)
 
 

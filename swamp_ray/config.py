@@ -292,6 +292,9 @@ class ExecutionConfig(Section):
     max_waiting_states: int = Field(
         default=8, ge=0, description="Finished states that wait in memory for their turn in the average."
     )
+    grace_s: float = Field(
+        default=20.0, ge=0.0, description="Seconds that a run that is stopped gives its particles for a checkpoint."
+    )
     log_every_s: float = Field(default=60.0, gt=0.0, description="Plain progress output: seconds between lines.")
 
 

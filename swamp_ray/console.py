@@ -70,6 +70,10 @@ class PlainReporter(Reporter):
         self._heartbeat = time.monotonic()
         self._console.print(round_line(record, self._prepared, self._budget), soft_wrap=True, markup=False)
 
+    def stopping(self, grace_s: float) -> None:
+        """Say what is waited for."""
+        self._console.print(_stopping_text(grace_s), soft_wrap=True)
+
     def warning(self, text: str) -> None:
         """Print it."""
         self._console.print(f"warning: {text}", soft_wrap=True, markup=False)
@@ -127,6 +131,11 @@ class LiveReporter(Reporter):
     def warning(self, text: str) -> None:
         """One line above the display."""
         self._console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+    def stopping(self, grace_s: float) -> None:
+        """Say what is waited for."""
+        self._note = _stopping_text(grace_s)
+        self._refresh()
 
     def run_finished(self, complete: bool) -> None:
         """Take the display away."""
@@ -270,6 +279,10 @@ def print_results(console: Console, rundir_path: Path, records: Sequence[RoundRe
 
 def _failure(work: Work, reason: str, retry: bool) -> str:
     return f"{work} failed: {reason}" + (" - trying again" if retry else "")
+
+
+def _stopping_text(grace_s: float) -> str:
+    return f"stopping: running particles write a checkpoint, for at most {grace_s:g} s; Ctrl-C again leaves at once"
 
 
 def _count(num: int, noun: str) -> str:

@@ -34,6 +34,7 @@ from swamp_ray.orchestration.messages import (
 )
 from swamp_ray.orchestration.preparation import Prepared, State
 from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.worker import STATE_FILE, outcome_of, read_packed
 from swamp_ray.rounds import (
     DENSE,
@@ -82,6 +83,7 @@ class Driver:
         journal: The run's own records.
         reporter: Who is told.
         make_executor: Called when the first job is needed.
+        stopping: What the user or the system has asked for.
     """
 
     def __init__(
@@ -91,9 +93,10 @@ class Driver:
         journal: Journal,
         reporter: Reporter,
         make_executor: ExecutorFactory,
+        stopping: Stopping | None = None,
     ) -> None:
         self._prepared, self._store, self._journal, self._reporter = prepared, store, journal, reporter
-        self._make_executor = make_executor
+        self._make_executor, self._stopping = make_executor, stopping or Stopping()
         self._executor: Executor | None = None
         self._start: State | None = prepared.initial
         self._start_digest = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
@@ -130,11 +133,15 @@ class Driver:
                 self._carry_out_all(pending)
                 if self._machine.finished:
                     break
+                self._stopping.check()
                 self._reporter.tick()
                 for report in self._executor_now().wait(WAIT_S):
                     for event in self._translate(report):
                         pending.extend(self._machine.handle(event))
             self._carry_out_all(pending)
+        except KeyboardInterrupt:
+            self._stop_work()
+            raise
         finally:
             if self._executor is not None:
                 self._executor.close()
@@ -143,6 +150,13 @@ class Driver:
                 raise self._error
             raise RunError(self._machine.failed) from self._error
         return [self._record_of(plan.index) for plan in self._prepared.plan]
+
+    def _stop_work(self) -> None:
+        """Give running particles the time for a checkpoint."""
+        grace_s = self._prepared.config.execution.grace_s
+        if self._executor is not None and grace_s:
+            self._reporter.stopping(grace_s)
+            self._executor.stop(grace_s, lambda: self._stopping.impatient)
 
     # Instructions
 

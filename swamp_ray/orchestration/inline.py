@@ -6,7 +6,7 @@ For a debugger, and as the yardstick for what the orchestration costs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError
@@ -24,6 +24,7 @@ from swamp_ray.orchestration.messages import (
     WorkItem,
 )
 from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.worker import Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.packing import Packed
@@ -31,9 +32,16 @@ from swamp_ray.training.particle import Progress
 
 
 class InlineExecutor:
-    """Runs jobs in the order of the queue, an epoch a call of :meth:`wait`."""
+    """Runs jobs in the order of the queue, an epoch a call of :meth:`wait`.
 
-    def __init__(self, prepared: Prepared, storage: str) -> None:
+    Args:
+        prepared: The run.
+        storage: Storage root.
+        stopping: A training that is asked to stop writes a checkpoint first, then KeyboardInterrupt is raised.
+    """
+
+    def __init__(self, prepared: Prepared, storage: str, stopping: Stopping) -> None:
+        self._stopping = stopping
         self._worker = Worker(prepared.config, prepared.data, prepared.arithmetic, storage)
         self._averager = Averager(prepared.config, prepared.layout, storage)
         self._queue: deque[tuple[WorkItem, Handle, Handle, Handle | None]] = deque()
@@ -83,6 +91,9 @@ class InlineExecutor:
         reports, self._reports = self._reports, []
         return reports
 
+    def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
+        """Nothing runs while the driver is asking."""
+
     def close(self) -> None:
         """Forget whatever is queued or running."""
         if self._running is not None:
@@ -93,10 +104,13 @@ class InlineExecutor:
     def _step(self) -> None:
         if self._running is None:
             item, start, mask_bits, values = self._queue.popleft()
-            self._running = item.work, self._worker.run(item, start, mask_bits, values)
+            self._running = item.work, self._worker.run(item, start, mask_bits, values, self._stopping.asked)
         work, steps = self._running
         try:
-            message = next(steps)
+            with self._stopping.noted():
+                message = next(steps)
+        except StopIteration:
+            raise KeyboardInterrupt from None
         except Exception as error:
             self._running = None
             self._reports.append(Broken(work, error, retry=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -161,6 +161,10 @@ class Executor(Protocol):
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """What has happened since the last call; waits at most so long if nothing has."""
+        ...
+
+    def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
+        """Let running jobs write a checkpoint and end; after ``grace_s``, or when ``hurry`` says so, leave them."""
         ...
 
     def close(self) -> None:

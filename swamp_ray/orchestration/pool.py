@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ from swamp_ray.training.particle import Progress
 
 MACHINE_FAILURES = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 PROGRESS_INTERVAL_S = 0.25
+STOP_INTERVAL_S = 0.1
 
 
 class ParticleActor:
@@ -67,12 +68,28 @@ class ParticleActor:
     ) -> Iterator[Progress | Outcome | Packed]:
         """Stream a job's progress, its outcome, and its state."""
         last = 0.0
-        for message in self._worker.run(item, start, mask_bits, values):
+        for message in self._worker.run(item, start, mask_bits, values, _Cancelled()):
             now = time.monotonic()
             if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
                 continue
             last = now
             yield message
+
+    def idle(self) -> None:
+        """Answers once the job before it has ended."""
+
+
+class _Cancelled:
+    """Whether the driver has cancelled the running job; asked after every step, it looks only now and then."""
+
+    def __init__(self) -> None:
+        self._found, self._next = False, 0.0
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self._found and now >= self._next:
+            self._found, self._next = ray.get_runtime_context().is_canceled(), now + STOP_INTERVAL_S
+        return self._found
 
 
 class AveragingActor:
@@ -233,6 +250,15 @@ class RayExecutor:
                 self._read_averager(found)
         self._fill()
         return self._take_reports()
+
+    def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
+        """Cancel the running jobs, which then write a checkpoint, and wait until their actors are idle."""
+        for running in self._running.values():
+            ray.cancel(running.stream)
+        waiting = [running.actor.idle.remote() for running in self._running.values()]
+        end = time.monotonic() + grace_s
+        while waiting and time.monotonic() < end and not hurry():
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=STOP_INTERVAL_S)
 
     def close(self) -> None:
         """End all actors; an embedded Ray ends as well."""

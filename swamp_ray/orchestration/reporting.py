@@ -38,6 +38,9 @@ class Reporter:
     def warning(self, text: str) -> None:
         """Something the user should know."""
 
+    def stopping(self, grace_s: float) -> None:
+        """The run was asked to stop; running jobs have so many seconds for a checkpoint."""
+
     def tick(self) -> None:
         """Called often, for displays that move."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from swamp_ray.config import ExecutionConfig, SwampConfig
 from swamp_ray.errors import Interrupted, SwampError, UserError
@@ -14,6 +15,7 @@ from swamp_ray.orchestration.messages import Executor, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine
+from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
 
@@ -27,8 +29,13 @@ class Run:
     prepared: Prepared
 
 
-def run(config: SwampConfig, reporter: Reporter | None = None) -> Run:
+def run(config: SwampConfig, reporter: Reporter | None = None, stopping: Stopping | None = None) -> Run:
     """Carry a run to its end, from wherever it stands.
+
+    Args:
+        config: The run.
+        reporter: Who is told; by default nobody.
+        stopping: Whose signal handlers are installed; by default they are installed for as long as the run takes.
 
     Raises:
         UserError: The config, the data or the cluster has to be changed; nothing has been started.
@@ -40,18 +47,33 @@ def run(config: SwampConfig, reporter: Reporter | None = None) -> Run:
     rundir, store = RunDir(config.storage, config.name), ArtifactStore(config.storage)
     check_address(config.execution)
     check_device(config.execution)
-    with _joined(config.execution):
-        return _run(config, rundir, store, reporter or Reporter())
+    with _handled(stopping) as stopping, _joined(config.execution):
+        return _run(config, rundir, store, reporter or Reporter(), stopping)
 
 
-def _run(config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter) -> Run:
+@contextlib.contextmanager
+def _handled(stopping: Stopping | None) -> Iterator[Stopping]:
+    if stopping is not None:
+        yield stopping
+        return
+    stopping = Stopping()
+    handlers = stopping.install()
+    try:
+        yield stopping
+    finally:
+        stopping.restore(handlers)
+
+
+def _run(
+    config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter, stopping: Stopping
+) -> Run:
     prepared = prepare(config, _device(config))
     store.check_writable()
     journal = Journal(rundir, store)
     journal.check(prepared)
     if (rundir.read_run() or {}).get("status") != "complete":
         _check_room(prepared)
-    driver = Driver(prepared, store, journal, reporter, make_executor)
+    driver = Driver(prepared, store, journal, reporter, partial(make_executor, stopping=stopping), stopping)
     try:
         journal.open(prepared)
         reporter.run_started(prepared, str(rundir.path))
@@ -84,12 +106,12 @@ def _check_room(prepared: Prepared) -> None:
     pool_size(execution, prepared.arithmetic.device, max(plan.num_particles for plan in prepared.plan), nodes)
 
 
-def make_executor(prepared: Prepared, storage: str) -> Executor:
+def make_executor(prepared: Prepared, storage: str, stopping: Stopping) -> Executor:
     """The executor that the config names."""
     if prepared.config.execution.executor == "inline":
         from swamp_ray.orchestration.inline import InlineExecutor
 
-        return InlineExecutor(prepared, storage)
+        return InlineExecutor(prepared, storage, stopping)
     from swamp_ray.orchestration.pool import RayExecutor
 
     return RayExecutor(prepared, storage)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from swamp_ray.storage.arrays import arrays_to_bytes
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data
-from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun
+from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun, never
 
 STATE_FILE = "state.safetensors"
 BUFFERS_FILE = "buffers.safetensors"
@@ -49,15 +49,19 @@ class Worker:
             self.trainer = ParticleTrainer(config, data, arithmetic)
 
     def run(
-        self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None
+        self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None,
+        stop: Callable[[], bool] = never,
     ) -> Iterator[Progress | Outcome | Packed]:
         """Do one job: progress after each epoch, then the outcome, then (for training) the state.
+
+        A job that is asked to stop writes a checkpoint and ends without an outcome.
 
         Args:
             item: What to do.
             start: The rewind weights (or the initialisation) and the buffers.
             mask_bits: The round's mask, one bit a prunable weight.
             values: Surviving weights to start from instead of ``start``'s.
+            stop: Asked after every training step.
         """
         mask = from_bits(mask_bits, self.trainer.layout.num_prunable)
         with applied(self.arithmetic), _log(item) as log:
@@ -68,7 +72,7 @@ class Worker:
                 log(f"{item.work}: found {item.named.name[:12]} in storage")
                 yield from found
                 return
-            yield from self._train(item, start, mask, values, log)
+            yield from self._train(item, start, mask, values, log, stop)
 
     def _stored(self, item: WorkItem) -> tuple[Outcome, Packed] | None:
         """A result that an earlier attempt, or another run, has left behind."""
@@ -78,18 +82,29 @@ class Worker:
         return outcome_of(manifest), read_packed(self.store, manifest)
 
     def _train(
-        self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any
+        self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,
+        stop: Callable[[], bool],
     ) -> Iterator[Progress | Outcome | Packed]:
         began = time.perf_counter()
         run = self._begin(item, start, mask, values, log)
         first_epoch = len(run.history)
         every = int(self.config.execution.checkpoint_every.amount)
         while not run.done:
-            progress = run.epoch()
-            log(_epoch_line(progress))
-            yield progress
-            if every and progress.epoch % every == 0 and not run.done:
-                self.store.put(item.named.name, {RUN_FILE: run.checkpoint()}, {"epoch": progress.epoch}, CHECKPOINT)
+            progress = run.epoch(stop)
+            if progress is not None:
+                log(_epoch_line(progress))
+                try:
+                    yield progress
+                except GeneratorExit:  # nobody reads on: a cancelled job ends here if it is not asked before
+                    self._stopped(item, run, log)
+                    raise
+            if run.done:
+                break
+            if progress is None or stop():
+                self._stopped(item, run, log)
+                return
+            if every and progress.epoch % every == 0:
+                self._checkpoint(item, run)
         result = run.finish()
         manifest = self._keep(item, result, time.perf_counter() - began)
         self.store.discard(item.named.name, CHECKPOINT)
@@ -102,19 +117,27 @@ class Worker:
         layout = self.trainer.layout
         packed = values if values is not None else pack_state(start.parameters, layout, mask, drop_outside=True)
         job = ParticleJob(str(item.work), item.seed, item.program)
-        checkpoint = self._checkpoint(item, log)
+        checkpoint = self._find_checkpoint(item, log)
         try:
             run = self.trainer.begin(job, packed, mask, start.buffers, checkpoint)
         except CorruptArtifactError as error:
             log(f"{item.work}: {error}; starting afresh")
             self.store.discard(item.named.name, CHECKPOINT)
             run = self.trainer.begin(job, packed, mask, start.buffers)
-        origin = f"epoch {run.history[-1]['epoch']}" if run.history else "the start"
+        origin = f"step {run.step}" if run.step else "the start"
         log(f"{item.work}: attempt {item.attempt}, from {origin}, {item.program.num_steps} steps, "
             f"density {mask.mean():.4f}, result {item.named.name[:12]}")
         return run
 
-    def _checkpoint(self, item: WorkItem, log: Any) -> bytes | None:
+    def _stopped(self, item: WorkItem, run: TrainingRun, log: Any) -> None:
+        self._checkpoint(item, run)
+        log(f"{item.work}: asked to stop; a checkpoint was written after step {run.step}")
+
+    def _checkpoint(self, item: WorkItem, run: TrainingRun) -> None:
+        info = {"step": run.step, "epoch": len(run.history)}
+        self.store.put(item.named.name, {RUN_FILE: run.checkpoint()}, info, CHECKPOINT)
+
+    def _find_checkpoint(self, item: WorkItem, log: Any) -> bytes | None:
         """What an earlier attempt left; a damaged checkpoint only costs its epochs."""
         try:
             manifest = self.store.find(item.named.name, CHECKPOINT)
@@ -171,6 +194,8 @@ def _log(item: WorkItem) -> Iterator[Any]:
 
     try:
         yield write
+    except GeneratorExit:
+        raise
     except BaseException as error:
         write(f"ended by {type(error).__name__}: {error}")
         raise

@@ -50,7 +50,7 @@ class Feed:
         """How many batches one pass has."""
         return len(self.samples) // batch_size if drop_last else math.ceil(len(self.samples) / batch_size)
 
-    def batches(self, batch_size: int, *, seed: int | None, drop_last: bool) -> Iterator[Batch]:
+    def batches(self, batch_size: int, *, seed: int | None, drop_last: bool, first: int = 0) -> Iterator[Batch]:
         """One pass over the split.
 
         Args:
@@ -58,14 +58,15 @@ class Feed:
             seed: Shuffles and augments: all draws of the pass come from CPU generators seeded with it, so that they
                 depend neither on the device nor on anything else. None: fixed order, no augmentation.
             drop_last: Leave out the last batch if it is smaller.
+            first: Begin at this batch of the pass; the ones before it are not read.
         """
         num = self.num_batches(batch_size, drop_last)
         if isinstance(self.samples, LazySamples):
-            yield from self._lazy(self.samples, batch_size, num, seed)
+            yield from self._lazy(self.samples, batch_size, range(first, num), seed)
             return
         draws = Draws.of(len(self.samples), self.samples.images, seed)
         on_device = None if draws is None else draws.to(self.device)
-        for index in range(num):
+        for index in range(first, num):
             rows = slice(index * batch_size, (index + 1) * batch_size)
             raw = self._gather(self.samples.arrays, rows, draws, on_device)
             yield self._finish(raw, None if on_device is None else on_device.part(rows))
@@ -103,12 +104,12 @@ class Feed:
 
         return tree_map(finish, raw)
 
-    def _lazy(self, samples: LazySamples, batch_size: int, num: int, seed: int | None) -> Iterator[Batch]:
+    def _lazy(self, samples: LazySamples, batch_size: int, which: range, seed: int | None) -> Iterator[Batch]:
         order = samples.indices
         if seed is not None:
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).numpy()]
-        plan = [order[index * batch_size : (index + 1) * batch_size].tolist() for index in range(num)]
-        workers = min(self.loader_workers, _usable_cores(), num)
+        plan = [order[index * batch_size : (index + 1) * batch_size].tolist() for index in which]
+        workers = min(self.loader_workers, _usable_cores(), len(which))
         loader: DataLoader[Any] = DataLoader(
             _Seeded(samples, seed),
             batch_sampler=plan,

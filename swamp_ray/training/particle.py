@@ -1,7 +1,8 @@
 """One particle: one training run from the ticket, on one device, resumable at its checkpoints.
 
-All randomness of an epoch is derived from (particle seed, epoch), so that a checkpoint needs no random
-state, and a resumed run continues with the same bits.
+All randomness of an epoch is derived from (particle seed, epoch), so that a checkpoint between epochs needs no
+random state. One that is written in the middle of an epoch, when a run has to stop, holds it. Either way a resumed run
+continues with the same bits.
 """
 
 from __future__ import annotations
@@ -37,10 +38,15 @@ from swamp_ray.training.models import build_model
 from swamp_ray.training.nests import num_samples, tree_map
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 from swamp_ray.training.program import Program
-from swamp_ray.training.reproducible import seeded
+from swamp_ray.training.reproducible import random_state, seeded, take_up_random_state
 from swamp_ray.training.tasks import Batch, Task, build_task
 
 Arrays = Mapping[str, np.ndarray]
+
+
+def never() -> bool:
+    """Nobody asks the training to stop."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -252,8 +258,17 @@ class ParticleTrainer:
                 )
 
 
+@dataclass(frozen=True)
+class _Interim:
+    """What an epoch that was stopped in its middle goes on from: losses ``[steps]`` and sums so far, random state."""
+
+    losses: Tensor
+    sums: dict[str, Tensor]
+    random: dict[str, Any]
+
+
 class TrainingRun:
-    """One training run between two epochs; made by :meth:`ParticleTrainer.begin`."""
+    """One training run between two steps; made by :meth:`ParticleTrainer.begin`."""
 
     def __init__(self, trainer: ParticleTrainer, job: ParticleJob, mask: np.ndarray, buffers: Arrays) -> None:
         config = trainer.config.training
@@ -274,6 +289,7 @@ class TrainingRun:
             self.mean = ExponentialMean(self.parameters, job.program.ema_decay)
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self._interim: _Interim | None = None
 
     @property
     def done(self) -> bool:
@@ -298,32 +314,56 @@ class TrainingRun:
         packed = pack_model(trainer.model, trainer.layout, self._mask)
         return TrainedParticle(packed, trainer.evaluate_in_place(), as_trained, self.history)
 
-    def epoch(self) -> Progress:
+    def epoch(self, stop: Callable[[], bool] = never) -> Progress | None:
         """Train to the end of the current epoch, or of the program.
+
+        Args:
+            stop: Asked after every step; once it says yes, the epoch ends there.
+
+        Returns:
+            Where the particle stands; None if it was stopped before the end of the epoch. A checkpoint that is taken
+            then continues after the last finished step.
 
         Raises:
             DivergedError: The loss became NaN or infinite.
             UserError: Training changes a buffer that is no normalisation statistic.
         """
-        program, began, first = self.job.program, time.perf_counter(), self.step
+        program, began = self.job.program, time.perf_counter()
         index = self.step // program.steps_per_epoch
-        last = min(program.num_steps, (index + 1) * program.steps_per_epoch)
+        first = index * program.steps_per_epoch
+        num = min(program.num_steps, first + program.steps_per_epoch) - first
+        resumed_at = self.step
         self.trainer.model.train()
         with self.trainer.randomness(derive_seed(self.job.seed, "epoch", index)):
-            losses, sums = self._steps(index, last)
-        progress = self._close(index, first, losses, sums, began)
+            losses, sums = self._take_up_interim(num)
+            self._steps(index, losses, sums, stop)
+            if self.step < first + num:
+                self._interim = _Interim(losses[: self.step - first], sums, random_state(self.trainer.device))
+                return None
+        values = self._finite(losses, first)
+        speed = (self.step - resumed_at) * self.config.batch_size / max(1e-9, time.perf_counter() - began)
+        progress = self._record(index, values, sums, speed)
         if index == 0:
             self.trainer.refuse_stateful_buffers(self._buffers)
         return progress
 
-    def _steps(self, index: int, last: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Train through epoch ``index`` until ``last`` steps are finished: losses by step, sums of metrics."""
+    def _take_up_interim(self, num: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses ``[num]`` and sums of the epoch so far, and its random numbers; zeros at the start of one."""
+        losses = torch.zeros(num, device=self.trainer.device)
+        if self._interim is None:
+            return losses, {}
+        interim, self._interim = self._interim, None
+        losses[: len(interim.losses)] = interim.losses
+        take_up_random_state(interim.random, self.trainer.device)
+        return losses, dict(interim.sums)
+
+    def _steps(self, index: int, losses: Tensor, sums: dict[str, Tensor], stop: Callable[[], bool]) -> None:
+        """Train through the rest of epoch ``index``; losses by step and sums of metrics are filled in."""
+        first, rate = index * self.job.program.steps_per_epoch, self.job.program.rate
         batches = self.trainer.feed("train").batches(
-            self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True)
-        first, rate = self.step, self.job.program.rate
-        losses = torch.zeros(last - first, device=self.trainer.device)
-        sums: dict[str, Tensor] = {}
-        for batch in itertools.islice(batches, last - first):
+            self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
+            first=self.step - first)
+        for batch in itertools.islice(batches, first + len(losses) - self.step):
             loss, metrics = self._backward(batch)
             losses[self.step - first] = loss
             for name, value in metrics.items():
@@ -331,7 +371,8 @@ class TrainingRun:
             self.take_step(rate.at(self.step))
             self.step += 1
             self._snapshot()
-        return losses, sums
+            if stop():
+                break
 
     def _backward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         trainer, micro = self.trainer, self.config.micro_batch
@@ -356,22 +397,23 @@ class TrainingRun:
         if isinstance(self.mean, ExponentialMean) or (self.mean and self.job.program.snapshot_after(self.step)):
             self.mean.update(self.parameters)
 
-    def _close(self, index: int, first: int, losses: Tensor, sums: dict[str, Tensor], began: float) -> Progress:
-        """Read the epoch's losses (the only host synchronisation of an epoch), refuse non-finite ones."""
+    def _finite(self, losses: Tensor, first: int) -> np.ndarray:
+        """An epoch's losses on the host (its only synchronisation); refuses those that are not finite."""
         values = losses.double().cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
-            step = first + int(bad[0])
-            raise self._diverged(step, float(values[bad[0]]))
-        count = len(values)
+            raise self._diverged(first + int(bad[0]), float(values[bad[0]]))
+        return values
+
+    def _record(self, index: int, losses: np.ndarray, sums: dict[str, Tensor], samples_per_s: float) -> Progress:
         progress = Progress(
             epoch=index + 1,
             num_epochs=self.job.program.num_epochs,
             step=self.step,
-            loss=float(values.mean()),
+            loss=float(losses.mean()),
             lr=self.job.program.rate.at(self.step - 1),
-            samples_per_s=count * self.config.batch_size / max(1e-9, time.perf_counter() - began),
-            metrics={name: float(value) / count for name, value in sums.items()},
+            samples_per_s=samples_per_s,
+            metrics={name: float(value) / len(losses) for name, value in sums.items()},
         )
         self.history.append({"epoch": progress.epoch, "step": progress.step, "loss": progress.loss, "lr": progress.lr,
                              **progress.metrics})
@@ -392,6 +434,7 @@ class TrainingRun:
             "buffers": {name: b.detach().cpu() for name, b in self.trainer.model.named_buffers()},
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean.state_dict() if self.mean is not None else None,
+            "interim": vars(self._interim) if self._interim is not None else None,
         }, buffer)
         return buffer.getvalue()
 
@@ -423,6 +466,7 @@ class TrainingRun:
         if self.mean is not None:
             self.mean.load_state_dict(state["mean"])
         self.step, self.history = int(state["step"]), list(state["history"])
+        self._interim = _Interim(**state["interim"]) if state["interim"] is not None else None
 
 
 def evaluate(

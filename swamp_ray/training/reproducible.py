@@ -1,10 +1,11 @@
-"""Blocks of code whose random numbers depend on a seed and on nothing else."""
+"""Blocks of code whose random numbers depend on a seed and on nothing else, and states to go on from within one."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,3 +29,28 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(torch_state)
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Where the global generators of torch (CPU, and a CUDA device), NumPy and Python stand.
+
+    Tensors and plain values only, so that it can be read back without unpickling code.
+    """
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "python": random.getstate(),
+    }
+
+
+def take_up_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on with the random numbers from where :func:`random_state` was asked."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,9 +27,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return ticket_digests(storage)
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, **execution: Any) -> subprocess.Popen[str]:
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "round": {"length": LENGTH}, "execution": {"device": "cpu"}}))
+    path.write_text(yaml.safe_dump({**TINY, "round": {"length": LENGTH}, "execution": {"device": "cpu", **execution}}))
     return subprocess.Popen(
         [sys.executable, "-m", "swamp_ray", "run", str(path), "--storage", str(folder / "results")],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -74,6 +75,27 @@ def test_a_stopped_run_says_how_to_go_on_and_leaves_nothing_behind(
     while any(_alive(pid) for pid in below) and time.monotonic() < end:
         time.sleep(0.1)
     assert not [pid for pid in below if _alive(pid)], "processes were left behind"
+
+
+@pytest.mark.parametrize("executor", ["ray", "inline"])
+def test_a_stopped_run_leaves_checkpoints_and_goes_on_to_the_same_bytes(
+    tmp_path: Path, undisturbed: dict[str, str], executor: str
+) -> None:
+    never_by_itself = 0
+    process = start(tmp_path, executor=executor, checkpoint_every=never_by_itself)
+    wait_for(lambda: training(tmp_path), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert list((tmp_path / "results/artifacts").glob("*/*/checkpoint.json")), output
+    logs = (tmp_path / "results/runs/tiny/logs/attempt-1").glob("round-1-particle-*.log")
+    assert any("asked to stop; a checkpoint was written after step" in path.read_text() for path in logs)
+    second = start(tmp_path, executor=executor, checkpoint_every=never_by_itself)
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, output
+    logs = (tmp_path / "results/runs/tiny/logs/attempt-2").glob("round-1-particle-*.log")
+    assert any("from step" in path.read_text() for path in logs)
+    assert ticket_digests(tmp_path / "results") == undisturbed
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, undisturbed: dict[str, str]) -> None:

@@ -101,32 +101,3 @@ def test_wrong_use_of_the_command_itself_is_exit_code_2() -> None:
     unknown = swamp("evaluat")
     assert unknown.exit_code == 2
     assert "evaluate" in unknown.stderr
-
-
-LOST_SIGNAL = '''
-import os, signal, sys, time
-from swamp_ray.cli import _Stop
-
-class Library:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)
-
-stop = _Stop()
-try:
-    library = Library()
-    del library
-    for _ in range(200):
-        time.sleep(0.05)
-        stop.check()
-    print("lost")
-except KeyboardInterrupt:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.1)
-    print("tidied up")
-'''
-
-
-def test_a_stop_is_not_lost_in_a_callback_and_a_second_one_does_not_disturb() -> None:
-    done = subprocess.run([sys.executable, "-c", LOST_SIGNAL], capture_output=True, text=True, timeout=25)
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "tidied up", "")

@@ -201,3 +201,16 @@ def test_a_corrupt_file_in_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "test" / "dog" / "2.png").write_bytes(b"no image")
     with pytest.raises(RunError, match=r"dog/2\.png"):
         list(feed_of(load_data(config).test).batches(2, seed=None, drop_last=False))
+
+
+@pytest.mark.parametrize("seed", [None, 11])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_pass_can_begin_at_any_batch(lazy: bool, seed: int | None) -> None:
+    images = image_samples(13, 4, 4, 1, Images((0.5,), (0.2,), 1, True, True))
+    feed = feed_of(LazySamples(Noisy(), np.arange(100, 113)) if lazy else images)
+    rows = [batch["index"].tolist() if lazy else (batch[0].tolist(), batch[1].tolist())
+            for batch in feed.batches(4, seed=seed, drop_last=False)]
+    for first in range(5):
+        rest = [batch["index"].tolist() if lazy else (batch[0].tolist(), batch[1].tolist())
+                for batch in feed.batches(4, seed=seed, drop_last=False, first=first)]
+        assert rest == rows[first:]

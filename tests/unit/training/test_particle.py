@@ -226,6 +226,24 @@ def test_resumed_after_any_epoch_it_ends_with_the_same_bits(case: dict[str, Any]
         assert bits(complete(begin(trainer_of(config), checkpoint=checkpoint))) == undisturbed
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_after_any_step_it_ends_with_the_same_bits(case: dict[str, Any]) -> None:
+    config = configured(**case)
+    undisturbed = bits(train(config))
+    trainer = trainer_of(config)
+    run = begin(trainer)
+    num_steps, stops = run.job.program.num_steps, 0
+    while not run.done:
+        whole = run.epoch(lambda: True)
+        assert (whole is None) == bool(run.step % trainer.steps_per_epoch and not run.done)
+        checkpoint = run.checkpoint()
+        torch.manual_seed(stops)
+        run = begin(trainer, checkpoint=checkpoint)
+        stops += 1
+    assert stops == num_steps
+    assert bits(run.finish()) == undisturbed
+
+
 def test_resumed_in_another_process(tmp_path: Path, module_folder: Path) -> None:
     config = configured(averaging={"within": "ema"})
     run = begin(trainer_of(config))
