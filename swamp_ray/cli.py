@@ -11,7 +11,7 @@ import click
 
 from swamp_ray import __version__
 from swamp_ray.config import SwampConfig, load_config, with_values
-from swamp_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, SwampError
+from swamp_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, SwampError, UserError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -133,6 +133,9 @@ def evaluate(runs: tuple[str, ...], storage: str | None, as_json: bool) -> None:
     Example:
       swamp evaluate imp-seed0 imp-seed1
     """
+    if len(set(runs)) < len(runs):
+        raise UserError("a run must be named once", got=" ".join(runs), where="RUN...",
+                        do="An ensemble of a network with itself is that network.")
     from swamp_ray.evaluation import print_evaluation
 
     print_evaluation(runs, storage, as_json)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -22,7 +23,9 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -67,6 +70,20 @@ def parse_length(value: object) -> Length:
     return Length(amount, unit)
 
 
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def _leaf_types(annotation: Any) -> set[Any]:
+    """The types that a plain value of a field, or of its list, may have, without their constraints."""
+    if get_origin(annotation) is Annotated:
+        return _leaf_types(get_args(annotation)[0])
+    if get_origin(annotation) is tuple:
+        return {tuple}.union(*(_leaf_types(part) for part in get_args(annotation) if part is not Ellipsis))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return set().union(*(_leaf_types(part) for part in get_args(annotation)))
+    return {annotation}
+
+
 LengthField = Annotated[
     Length,
     BeforeValidator(parse_length),
@@ -82,16 +99,34 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take true for 1 and the text '0.9' for the number, where somebody made a mistake."""
+        kinds = _leaf_types(cls.model_fields[str(info.field_name)].annotation)
+        found = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in found) and bool not in kinds and kinds & {int, float}:
+            raise ValueError("must hold numbers" if found is value else "must be a number")
+        # YAML reads 1e-3, without a point, as a text.
+        if isinstance(value, str) and kinds <= {int, float, type(None)} and not _EXPONENT.fullmatch(value):
+            raise ValueError("must be a number, not a text")
+        return value
+
 
 class DataConfig(Section):
     """What the networks are trained and evaluated on."""
 
-    name: str = Field(default="digits", description="A dataset's name, or package.module:function of your own.")
+    name: str = Field(
+        default="digits",
+        description="digits, cifar10, cifar100, image_folder, synthetic, or package.module:function.",
+    )
     root: str | None = Field(default=None, description="Folder of the data; default: environment variable SWAMP_DATA.")
     download: bool = Field(default=False, description="May torchvision download the dataset into root?")
     validation: Share = Field(default=0.1, description="Share of the training set that is held out for decisions.")
     split_seed: int = Field(default=0, ge=0, description="Seed of the train/validation split, shared by all run seeds.")
-    limit_train: int | None = Field(default=None, gt=0, description="Use only so many samples, before the split.")
+    limit_train: int | None = Field(
+        default=None, gt=0, description="Use only so many samples, before the split; see limit_test too."
+    )
     limit_test: int | None = Field(default=None, gt=0, description="Use only so many test samples.")
     augment: Literal["auto", "none", "crop_flip", "crop"] = Field(
         default="auto", description="auto: crop_flip for CIFAR and image_folder, none otherwise."
@@ -107,7 +142,11 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The network."""
 
-    name: str = Field(default="digits_cnn", description="A model's name, torchvision/NAME, or package.module:callable.")
+    name: str = Field(
+        default="digits_cnn",
+        description="digits_cnn, mlp, lenet_300_100, lenet5, resnet8/20/56, wrn_28_2, wrn_32_4, vgg16_bn, vgg19_bn, "
+        "torchvision/NAME, or package.module:callable.",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model.")
     version: str | None = Field(default=None, description="Your own version of the code; default: its source's digest.")
 
@@ -421,21 +460,28 @@ def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config
     try:
         tree = yaml.load(text, Loader=_OnceLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"this is not valid YAML: {error}", where=source) from error
+        raise UserError(f"this is not valid YAML: {_yaml_reason(error)}", where=source) from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError("a config must be a mapping of sections", got=type(tree).__name__, where=source)
-    for override in overrides:
-        _override(tree, override)
-    return build_config(tree, source)
+    keys = [_override(tree, override) for override in overrides]
+    return build_config(tree, source, keys)
 
 
-def build_config(tree: Mapping[str, Any], source: str = "config") -> SwampConfig:
-    """A config from nested plain values, with errors in the words of :class:`UserError`."""
+def build_config(tree: Mapping[str, Any], source: str = "config", overridden: Sequence[str] = ()) -> SwampConfig:
+    """A config from nested plain values, with errors in the words of :class:`UserError`.
+
+    Args:
+        tree: Sections, options, values.
+        source: Where they come from, for errors.
+        overridden: Dotted keys that come from ``--set``: errors in them are not the file's.
+    """
     try:
         return SwampConfig.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error), where=source) from None
+        places = [".".join(map(str, problem["loc"])) for problem in error.errors(include_url=False)]
+        blamed = all(any(f"{place}.".startswith(f"{key}.") for key in overridden) for place in places)
+        raise UserError(_explain(error), where="--set" if blamed else source) from None
 
 
 def dump_config(config: SwampConfig) -> str:
@@ -475,7 +521,17 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    """What is wrong, and in which line and column."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    return (error.problem or error.context or "it cannot be read") + place
+
+
+def _override(tree: dict[str, Any], override: str) -> str:
+    """Set one option; returns its key."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError("an override must look like KEY=VALUE", got=override, where="--set",
@@ -483,8 +539,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         parsed = yaml.load(value, Loader=_OnceLoader)
     except yaml.YAMLError as error:
-        raise UserError(f"the value of {key} is not valid YAML: {error}", where="--set") from error
+        raise UserError(f"the value of {key} is not valid YAML: {_yaml_reason(error)}", where="--set") from error
     _set(tree, key.strip(), parsed)
+    return key.strip()
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -513,16 +570,36 @@ def _explain(error: ValidationError) -> str:
 
 
 def _explain_one(problem: Any, place: Sequence[str | int], path: str) -> str:
-    text = problem["msg"].removeprefix("Value error, ")
+    text: str = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = _keys_at(place[:-1])
         hint = nearest(str(place[-1]), known)
         return " ".join(filter(None, ["there is no such option.", hint, f"Known here: {', '.join(known)}"]))
     if problem["type"] == "value_error" and not place:
         return text
-    text = text.replace("Input should be", "must be")
+    text = _PLAIN.get(str(problem["type"])) or text.replace("Input should be", "must be")
     got = problem.get("input")
-    return text if isinstance(got, Mapping) else f"{text}, but got {got!r}"
+    if isinstance(got, Mapping) or problem["type"] == "missing":
+        return text
+    return f"{text}, but got {'nothing' if got is None else str(got).lower() if isinstance(got, bool) else repr(got)}"
+
+
+# Pydantic's types of errors in a YAML user's words.
+_PLAIN = {
+    "missing": "is missing",
+    "tuple_type": "must be a list, such as [a, b]",
+    "dict_type": "must be a mapping, such as {a: 1}",
+    "model_type": "must be a section: a mapping of options",
+    "model_attributes_type": "must be a section: a mapping of options",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be a text (in quotes, where YAML would read something else)",
+}
 
 
 def _keys_at(place: Sequence[str | int]) -> list[str]:
@@ -544,7 +621,8 @@ def _section_of(annotation: Any) -> Any:
 def _similar_file(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
-    return nearest(path.name, [found.name for found in path.parent.iterdir() if found.suffix in {".yaml", ".yml"}])
+    others = [found.name for found in path.parent.iterdir() if found.suffix in {".yaml", ".yml"} and found != path]
+    return "" if path.exists() else nearest(path.name, others)
 
 
 def steps_and_epochs(length: Length, steps_per_epoch: int) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +24,16 @@ from swamp_ray.tables import display_path, duration, number, percent, results_ta
 from swamp_ray.training.particle import Progress
 
 WIDE = 100  # columns that a particle's whole line needs
+
+
+class Output(Console):
+    """Standard output. Once nobody reads it, as after ``| head``, nothing more is printed, and the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Print to nowhere from now on; rich would end the process."""
+        self.quiet = True
+        # Python flushes standard output at its end, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class PlainReporter(Reporter):
@@ -291,7 +303,7 @@ def _count(num: int, noun: str) -> str:
 
 def make_reporter(quiet: bool) -> tuple[Reporter, Console]:
     """The reporter that fits standard output."""
-    console = Console(quiet=quiet, highlight=False)
+    console = Output(quiet=quiet, highlight=False)
     if quiet:
         return Reporter(), console
     return (LiveReporter(console) if console.is_terminal else PlainReporter(console)), console

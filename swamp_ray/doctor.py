@@ -35,7 +35,8 @@ def examine(storage: str | None = None) -> bool:
                 console.print(f"{mark} {subject:<9} {escape(line.removeprefix('!').strip())}", soft_wrap=True)
         except (SwampError, OSError, ImportError, RuntimeError) as error:
             healthy = False
-            console.print(f"[red]fail[/red] {subject:<9} {escape(str(error))}", soft_wrap=True)
+            reason = escape(str(error).removeprefix(f"{subject}: "))
+            console.print(f"[red]fail[/red] {subject:<9} {reason}", soft_wrap=True)
     return healthy
 
 

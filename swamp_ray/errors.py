@@ -38,7 +38,7 @@ class UserError(SwampError, ValueError):
         if got is not None:
             text += f", but got {got!r}" if isinstance(got, str) else f", but got {got}"
         text = text if text.endswith((".", "!", "?", "\n")) else text + "."
-        super().__init__(f"{text} {do}".rstrip())
+        super().__init__(f"{text}{'' if text.endswith(chr(10)) else ' '}{do}".rstrip())
 
     def __reduce__(self) -> tuple[object, ...]:
         # What was got may not be picklable; the text must come through as it is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -10,10 +11,26 @@ from typing import Any
 
 from swamp_ray.errors import UserError, nearest
 
+_PACKAGE = str(Path(__file__).parent) + os.sep
+
 
 def is_import_path(name: str) -> bool:
     """Whether a name means user code (``package.module:attribute``) and not a built-in."""
     return ":" in name
+
+
+def own_traceback(error: BaseException) -> str:
+    """The traceback of user code: without the frames of this package and of the import machinery, ends included.
+
+    Libraries' frames stay where user code called them last, two at most: what they say comes last anyway.
+    """
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+              if not frame.filename.startswith(("<frozen", _PACKAGE)) and frame.filename != importlib.__file__]
+    own = [index for index, frame in enumerate(frames) if "site-packages" not in frame.filename]
+    if own:
+        frames = frames[: own[-1] + 3]
+    lines = traceback.format_list(frames) + traceback.format_exception_only(error)
+    return "".join((["Traceback (most recent call last):\n"] if frames else []) + lines).strip()
 
 
 def load_object(path: str, where: str) -> Any:
@@ -38,9 +55,8 @@ def load_object(path: str, where: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
-        reason = "".join(traceback.format_exception_only(error)).strip()
-        if not (isinstance(error, ModuleNotFoundError) and error.name == module_name):
-            reason = traceback.format_exc().strip()
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        reason = "".join(traceback.format_exception_only(error)).strip() if missing else own_traceback(error)
         raise UserError(
             f"the module {module_name!r} cannot be imported",
             do=f"Start swamp where the module can be found, or install it. The module's own error:\n{reason}",

@@ -21,8 +21,7 @@ def results_table(records: Sequence[Mapping[str, Any]], primary: str) -> Table:
     """
     several = any(record["num_particles"] > 1 for record in records)
     network = "averaged" if several else "network"
-    percents = "; accuracies in percent" if primary == "accuracy" else ""
-    caption = f"{primary} with re-estimated normalisation statistics{percents}"
+    caption = f"{primary} in percent" if primary == "accuracy" else primary
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", caption=caption, caption_justify="left", pad_edge=False)
     for heading in ("\nround", "\nsparsity", "weights\nleft", "dense\ntest",
                     "particles\ntest" if several else "particle\ntest", f"{network}\nvalidation", f"{network}\ntest"):

@@ -27,7 +27,7 @@ from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.training.arithmetic import Arithmetic, machine_facts, resolve_arithmetic
 from swamp_ray.training.data import Data, Feed, load_data
 from swamp_ray.training.models import check_outputs
-from swamp_ray.training.particle import initial_model, steps_per_epoch
+from swamp_ray.training.particle import initial_model, refuse_stateful_buffers, steps_per_epoch
 from swamp_ray.training.program import Program, dense_program, round_program
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.tasks import Classification, build_task
@@ -181,6 +181,7 @@ def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task
     batch = next(iter(feed.batches(size, seed=None, drop_last=False)))
     if isinstance(task, Classification) and data.num_classes is not None:
         check_outputs(model, batch, data.num_classes)
+    before = state_of(model).buffers
     try:
         with seeded(0):
             model.train()
@@ -196,6 +197,7 @@ def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task
             f"the model {config.model.name!r} and the task {config.task.name!r} fail on a training batch of {size}: "
             f"{type(error).__name__}: {error}", do="Check model.options, task and data against each other.",
             where="model.name") from error
+    refuse_stateful_buffers(model, before)
     if loss.ndim != 0:
         raise UserError("the task's loss must be a scalar", got=f"shape {tuple(loss.shape)}", where="task.name")
     if task.primary not in metrics:

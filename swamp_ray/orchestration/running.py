@@ -68,11 +68,11 @@ def _run(
     config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter, stopping: Stopping
 ) -> Run:
     prepared = prepare(config, _device(config))
-    store.check_writable()
     journal = Journal(rundir, store)
     journal.check(prepared)
     if (rundir.read_run() or {}).get("status") != "complete":
         _check_room(prepared)
+    store.check_writable()
     driver = Driver(prepared, store, journal, reporter, partial(make_executor, stopping=stopping), stopping)
     try:
         journal.open(prepared)

@@ -113,8 +113,10 @@ def find_prunable(model: nn.Module, include: Sequence[str] = ("*",), exclude: Se
         offset += layers[-1].size
     if offset == 0:
         found = sorted({type(module).__name__ for module in model.modules() if list(module.parameters(recurse=False))})
-        raise UserError("the model has no prunable weight", got=f"parameters in {', '.join(found) or 'no module'}, "
-                        f"include {list(include)}, exclude {list(exclude)}", where="pruning.include")
+        patterns = f"pruning.include is {list(include)} and pruning.exclude is {list(exclude)}"
+        raise UserError(f"the model has no prunable weight: its parameters are in {', '.join(found) or 'no module'}; "
+                        f"{patterns}", where="model.name" if not kinds else "pruning.exclude" if exclude else
+                        "pruning.include")
     return Layout(tuple(layers), tuple(rest))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,11 +155,22 @@ def _read_torchvision(
     from torchvision import datasets
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
+    folder = root / CIFAR_FOLDERS[config.name]
     try:
         parts = [kind(str(root), train=train, download=config.download) for train in (True, False)]
-    except Exception as error:
-        raise UserError(f"{config.name} cannot be read: {error}", where=str(root),
-                        do="Remove the folder and fetch it again, e.g. with data.download: true.") from error
+    except OSError as error:
+        if folder.is_dir():
+            raise UserError(f"{config.name} cannot be read: {error}", where=str(folder)) from error
+        reason = getattr(error, "reason", error)
+        raise UserError(
+            f"{config.name} is not in this folder and cannot be downloaded ({reason})", where=str(root),
+            do=f"Put {folder.name}/, or {config.name}-train.parquet and {config.name}-test.parquet, there; or name the "
+            "folder that has them in data.root or SWAMP_DATA.") from error
+    except Exception as error:  # a damaged file makes the unpickler and torchvision raise many kinds
+        reason = " ".join(str(error).split())
+        raise UserError(f"{config.name} cannot be read, it is incomplete or damaged: {reason}", where=str(folder),
+                        do=f"Restore the files of {folder.name}, or move this folder away and download it again with "
+                        "data.download: true.") from error
     train, test = ((np.asarray(part.data, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64)) for part in parts)
     for _, labels in (train, test):
         check_labels(labels, CIFAR_CLASSES[config.name], str(root))
@@ -265,5 +277,6 @@ def _decode(encoded: bytes | None, where: str) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error
-        raise UserError(f"the image cannot be decoded: {error}", where=where,
+        reason = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))
+        raise UserError(f"the image cannot be decoded: {reason}", where=where,
                         do="Replace the file, or remove the row.") from error

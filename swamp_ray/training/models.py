@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..errors import UserError, nearest
-from ..importing import is_import_path, load_object
+from ..importing import is_import_path, load_object, own_traceback
 from . import networks
 from .nests import leaves, tree_map
 from .reproducible import seeded
@@ -68,7 +67,7 @@ def _built_in_model(config: ModelConfig, known: Mapping[str, Any]) -> nn.Module:
     if config.name not in MODELS:
         raise UserError(
             "there is no such model", got=config.name, where="model.name",
-            do=f"{nearest(config.name, MODELS)} Known: {', '.join(MODELS)}; torchvision/NAME; "
+            do=f"{_hint(config.name)} Known: {', '.join(MODELS)}; torchvision/NAME; "
             "or package.module:callable.".lstrip())
     build = MODELS[config.name]
     _refuse_unknown_options(config, _option_names(build))
@@ -80,6 +79,11 @@ def _built_in_model(config: ModelConfig, known: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"the data are no pair of one input and its target, which {config.name} reads",
                         where="model.name", do="Use a model of your own: package.module:callable.")
     return _call(config, build, arguments)
+
+
+def _hint(name: str) -> str:
+    module, dot, attribute = name.rpartition(".")
+    return f"Code of your own is named with a colon: {module}:{attribute}." if dot else nearest(name, MODELS)
 
 
 def _option_names(build: Callable[..., nn.Module]) -> list[str]:
@@ -164,12 +168,6 @@ def _call(config: ModelConfig, build: Callable[..., Any], arguments: Mapping[str
 
 def _spelled(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "no options"
-
-
-def own_traceback(error: BaseException) -> str:
-    """The traceback of user code, without the frame of this package that called it."""
-    trace = error.__traceback__
-    return "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None)).strip()
 
 
 def check_outputs(model: nn.Module, batch: Any, num_classes: int) -> None:

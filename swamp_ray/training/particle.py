@@ -239,24 +239,6 @@ class ParticleTrainer:
     def _forward_batch(self) -> int:
         return self.config.training.micro_batch or self.config.training.batch_size
 
-    def refuse_stateful_buffers(self, buffers: Arrays) -> None:
-        """Raise UserError if training has changed a buffer that is no normalisation statistic."""
-        statistics = {
-            clean_name(f"{name}.{buffer}" if name else buffer)
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._NormBase)
-            for buffer, _ in module.named_buffers(recurse=False)
-        }
-        for name, buffer in named_buffers(self.model):
-            if name not in buffers or name in statistics:
-                continue
-            if not np.array_equal(buffer.detach().cpu().numpy(), buffers[name], equal_nan=buffer.is_floating_point()):
-                raise UserError(
-                    f"training changes the buffer {name!r}, which is no normalisation statistic",
-                    do="Particles cannot be averaged over such state; make it a parameter or keep it constant.",
-                    where="model.name",
-                )
-
 
 @dataclass(frozen=True)
 class _Interim:
@@ -308,7 +290,7 @@ class TrainingRun:
             as_trained = trainer.metrics(("validation", "test"))
         if self.mean is not None:
             self.mean.mean_into_(self.parameters)
-        trainer.refuse_stateful_buffers(self._buffers)
+        refuse_stateful_buffers(trainer.model, self._buffers)
         if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
             raise self._diverged(self.step - 1, math.nan)
         packed = pack_model(trainer.model, trainer.layout, self._mask)
@@ -344,7 +326,7 @@ class TrainingRun:
         speed = (self.step - resumed_at) * self.config.batch_size / max(1e-9, time.perf_counter() - began)
         progress = self._record(index, values, sums, speed)
         if index == 0:
-            self.trainer.refuse_stateful_buffers(self._buffers)
+            refuse_stateful_buffers(self.trainer.model, self._buffers)
         return progress
 
     def _take_up_interim(self, num: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -521,6 +503,30 @@ def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Buffers under their clean names, as in a network's state."""
     for name, buffer in model.named_buffers():
         yield clean_name(name), buffer
+
+
+def refuse_stateful_buffers(model: nn.Module, before: Arrays) -> None:
+    """Raise UserError if training has changed a buffer that is no normalisation statistic.
+
+    Args:
+        model: After training.
+        before: Its buffers before, by clean name; others are not looked at.
+    """
+    statistics = {
+        clean_name(f"{name}.{buffer}" if name else buffer)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer, _ in module.named_buffers(recurse=False)
+    }
+    for name, buffer in named_buffers(model):
+        if name not in before or name in statistics:
+            continue
+        if not np.array_equal(buffer.detach().cpu().numpy(), before[name], equal_nan=buffer.is_floating_point()):
+            raise UserError(
+                f"training changes the buffer {name!r}, which is no normalisation statistic",
+                do="Particles cannot be averaged over such state; make it a parameter or keep it constant.",
+                where="model.name",
+            )
 
 
 def _to_channels_last_(model: nn.Module) -> None:

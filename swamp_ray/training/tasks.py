@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from swamp_ray.config import TaskConfig
 from swamp_ray.errors import UserError, nearest
-from swamp_ray.importing import is_import_path, load_object
-from swamp_ray.training.models import own_traceback
+from swamp_ray.importing import is_import_path, load_object, own_traceback
 
 Batch = Any
 

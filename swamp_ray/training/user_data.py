@@ -14,10 +14,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..config import DataConfig
 from ..errors import UserError
-from ..importing import load_object
+from ..importing import load_object, own_traceback
 from .data_sources import Raw, check_labels
 from .feeds import collate
-from .models import own_traceback
 from .nests import leaves, named_leaves, tree_map
 from .reproducible import seeded
 from .samples import Data, LazySamples, channel_statistics, digest_of, first_rows, fixed_order, hold_out
@@ -161,6 +160,9 @@ def _array(leaf: Any, where: str) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in "fiub":
         got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(leaf).__name__
         raise UserError("the parts of a split must be arrays or tensors of numbers [N, ...]", got=got, where=where)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+        raise UserError("all numbers must be finite", got=f"NaN or infinity in sample {row}", where=where)
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
 

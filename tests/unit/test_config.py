@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -301,3 +302,31 @@ def test_particles_by_sparsity() -> None:
 def test_exact_is_what_was_written() -> None:
     assert exact(0.2) == Fraction(1, 5)
     assert exact(1e-7) == Fraction(1, 10**7)
+
+
+@pytest.mark.parametrize(("tree", "text"), [
+    ({"training": {"lr": True}}, "training.lr: must be a number, but got true"),
+    ({"seed": True}, "seed: must be a number, but got true"),
+    ({"particles": {"vary": {"lr": [True]}}}, "particles.vary.lr: must hold numbers"),
+    ({"pruning": {"target": "0.9"}}, "pruning.target: must be a number, not a text, but got '0.9'"),
+    ({"pruning": {"include": "a"}}, "pruning.include: must be a list, such as [a, b], but got 'a'"),
+    ({"particles": "x"}, "particles: must be a section: a mapping of options, but got 'x'"),
+    ({"training": {"betas": [0.9]}}, "training.betas.1: is missing"),
+    ({"seed": None}, "seed: must be a whole number, but got nothing"),
+    ({"execution": {"compile": 3}}, "execution.compile: must be true or false, but got 3"),
+])
+def test_wrong_types_in_plain_words(tree: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(text)):
+        build_config(tree)
+
+
+def test_an_error_in_an_override_does_not_blame_the_file() -> None:
+    with pytest.raises(UserError, match=r"^--set: pruning\.rate: must be less than 1"):
+        parse_config("seed: 1", ["pruning.rate=2"], "file.yaml")
+    with pytest.raises(UserError, match=r"^file\.yaml: "):
+        parse_config("pruning: {rate: 2}", ["seed=1"], "file.yaml")
+
+
+def test_broken_yaml_is_named_by_line_and_column() -> None:
+    with pytest.raises(UserError, match=r"not valid YAML: expected ',' or '\]', but got ':' \(line 2, column 2\)"):
+        parse_config("seed: [1\nb: 2", source="file.yaml")

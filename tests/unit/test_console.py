@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +133,17 @@ def test_the_reporter_fits_the_output() -> None:
     reporter, console = make_reporter(quiet=True)
     assert type(reporter) is Reporter
     assert console.quiet
+
+
+def test_a_reader_that_goes_away_does_not_disturb_the_work() -> None:
+    code = """
+from swamp_ray.console import make_reporter
+_, console = make_reporter(quiet=False)
+for number in range(20000):
+    console.print(f"line {number}")
+import sys
+print("the work went on", file=sys.stderr)
+"""
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "line 0\n", "the work went on\n")

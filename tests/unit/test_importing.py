@@ -85,3 +85,18 @@ def test_missing_attribute_names_the_nearest(module: Callable[[str, str], None])
         load_object("users_code:scores", "pruning.score")
     with pytest.raises(UserError, match=r"has no attribute 'A\.b'"):
         load_object("users_code:A.b", "pruning.score")
+
+
+def test_a_missing_module_needs_no_traceback_and_a_failing_one_shows_its_own(
+    module: Callable[[str, str], None]
+) -> None:
+    with pytest.raises(UserError, match="No module named 'users_missing'") as caught:
+        load_object("users_missing.inner:f", "model.name")
+    assert "Traceback" not in str(caught.value)
+    module("users_failing", "import json\n\njson.loads('{')\n")
+    with pytest.raises(UserError, match=r"users_failing\.py\", line 3") as caught:
+        load_object("users_failing:f", "model.name")
+    text = str(caught.value)
+    assert text.endswith("Expecting property name enclosed in double quotes: line 1 column 2 (char 1)")
+    assert "importlib" not in text
+    assert "swamp_ray" not in text
