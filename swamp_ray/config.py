@@ -334,6 +334,10 @@ class ExecutionConfig(Section):
     grace_s: float = Field(
         default=20.0, ge=0.0, description="Seconds that a run that is stopped gives its particles for a checkpoint."
     )
+    lease_expiry_s: float = Field(
+        default=30.0, gt=0.0, le=3600.0,
+        description="After so many seconds without a sign of life another run takes over what a run was training.",
+    )
     log_every_s: float = Field(default=60.0, gt=0.0, description="Plain progress output: seconds between lines.")
 
 

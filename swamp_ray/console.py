@@ -73,6 +73,10 @@ class PlainReporter(Reporter):
         """Count."""
         self._budget.finished(work, found)
 
+    def work_blocked(self, work: Work, who: str) -> None:
+        """Say for whom it waits."""
+        self._console.print(f"{work} is being trained by {who}", soft_wrap=True, markup=False)
+
     def work_failed(self, work: Work, reason: str, retry: bool) -> None:
         """Failures are never silent."""
         self._console.print(_failure(work, reason, retry), soft_wrap=True, markup=False)
@@ -130,6 +134,11 @@ class LiveReporter(Reporter):
         """Remove the particle's line."""
         self._running.pop(work, None)
         self._budget.finished(work, found)
+
+    def work_blocked(self, work: Work, who: str) -> None:
+        """One line above the display."""
+        self._running.pop(work, None)
+        self._console.print(Text(f"{work} is being trained by {who}"), soft_wrap=True)
 
     def work_failed(self, work: Work, reason: str, retry: bool) -> None:
         """Failures scroll by above."""

@@ -1,8 +1,11 @@
-"""``swamp status``: what is done of a run, from its files alone."""
+"""``swamp status``: what is done of a run, from the storage alone."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group
@@ -10,16 +13,29 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from swamp_ray.errors import UserError
+from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import find_run
+from swamp_ray.rounds import DENSE, Work
+from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
+from swamp_ray.storage.leases import EXPIRY_S, Held, Watch, artifact_lease
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, duration, percent, results_table
 
 REFRESH_S = 2.0
+SHOWN_ROUNDS = 8
+KILLED = "stopped without a word (killed?); the same command goes on"
+
+
+@dataclass(frozen=True)
+class Life:
+    """Whether somebody works on a run, and how that is said."""
+
+    running: bool
+    text: str
 
 
 def show_status(run: str, storage: str | None = None, watch: bool = False) -> None:
-    """Print the state of a run; with ``watch`` until it is over.
+    """Print the state of a run; with ``watch`` until it is over, or nobody works on it any more.
 
     Raises:
         UserError: There is no such run.
@@ -30,32 +46,127 @@ def show_status(run: str, storage: str | None = None, watch: bool = False) -> No
         for part in describe(rundir):
             console.print(part, soft_wrap=isinstance(part, Text))
         return
+    watcher = Watch()
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(Group(*describe(rundir)), refresh=True)
-            if (rundir.read_run() or {}).get("status") != "running":
+            live.update(Group(*describe(rundir, watcher)), refresh=True)
+            if not life_of(rundir, _record(rundir), watcher).running:
                 return
             time.sleep(REFRESH_S)
 
 
-def describe(rundir: RunDir) -> list[Text | Table]:
-    """Status, what is missing, failures that were met, and the table of finished rounds."""
-    record = rundir.read_run()
-    if record is None:
-        raise UserError("the run has not started yet", where=str(rundir.path))
+def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
+    """Status, what is missing, failures that were met, and the table of finished rounds.
+
+    Args:
+        rundir: The run.
+        watch: Kept from call to call it sees whether a process on another machine still works.
+    """
+    record = _record(rundir)
+    life = life_of(rundir, record, watch)
     rounds, planned = rundir.read_rounds(), record.get("rounds", [])
-    lines: list[Text | Table] = [Text(f"{rundir.name}: {record.get('status')}, {len(rounds)} of {len(planned)} rounds",
+    lines: list[Text | Table] = [Text(f"{rundir.name}: {life.text}, {len(rounds)} of {len(planned)} rounds",
                              style="bold")]
     lines += [Text(line) for line in _attempts(record)]
     done = {entry["round"] for entry in rounds}
     missing = [plan for plan in planned if plan["index"] not in done]
     if missing:
-        shown = ", ".join(f"{plan['index']} ({percent(plan['sparsity'])})" for plan in missing[:8])
-        lines.append(Text(f"missing: rounds {shown}{' ...' if len(missing) > 8 else ''}"))
+        shown = ", ".join(f"{plan['index']} ({percent(plan['sparsity'])})" for plan in missing[:SHOWN_ROUNDS])
+        lines.append(Text(f"missing: rounds {shown}{' ...' if len(missing) > SHOWN_ROUNDS else ''}"))
+        lines += [Text(line) for line in _OpenWork(rundir, record, life.running).lines(missing)]
         lines += [Text(line) for line in _logs(rundir)]
     if rounds:
         lines.append(results_table(rounds, record.get("primary", "accuracy")))
     return lines
+
+
+def life_of(rundir: RunDir, record: dict[str, Any], watch: Watch | None = None) -> Life:
+    """Whether a process works on the run: what ``run.json`` says of one that was killed is not true any more."""
+    status = str(record.get("status"))
+    if status != "running":
+        return Life(False, status)
+    held = rundir.held()
+    if held is None or held.life == "gone":
+        return Life(False, KILLED)
+    if held.life == "alive":
+        return Life(True, "running")
+    return _life_elsewhere(rundir, held, watch)
+
+
+def _life_elsewhere(rundir: RunDir, held: Held, watch: Watch | None) -> Life:
+    host = held.holder.host if held.holder is not None else "another machine"
+    if watch is not None and watch.stale(rundir.lease_key, held):
+        return Life(False, KILLED)
+    seen = rundir.leases().last_seen_s(rundir.lease_key)
+    age = None if seen is None else max(0.0, time.time() - seen)
+    # Compared with this machine's clock, which may differ from the storage's: a hint, and only the watch decides.
+    if age is not None and watch is None and age > 2 * max(held.expiry_s, EXPIRY_S):
+        return Life(False, f"not heard of for {duration(age)}, was running on {host} (killed?); the same command "
+                           "goes on")
+    return Life(True, f"running on {host}" + ("" if age is None else f", last seen {duration(age)} ago"))
+
+
+def _record(rundir: RunDir) -> dict[str, Any]:
+    record = rundir.read_run()
+    if record is None:
+        raise UserError("the run has not started yet", where=str(rundir.path))
+    return record
+
+
+class _OpenWork:
+    """What has become of the jobs of the rounds that are not finished."""
+
+    def __init__(self, rundir: RunDir, record: dict[str, Any], running: bool) -> None:
+        self._rundir, self._running = rundir, running
+        self._store, self._leases = ArtifactStore(rundir.storage), rundir.leases()
+        self._names: dict[str, str] = record.get("names", {})
+        self._attempt = max(1, len(record.get("attempts", [])))
+
+    def lines(self, missing: list[dict[str, Any]]) -> list[str]:
+        """One for the dense phase if it is not done, one for each round that was begun."""
+        found = []
+        if str(DENSE) in self._names and (state := self._state(DENSE)) != "done":
+            found.append(f"dense phase: {state}")
+        for plan in missing:
+            works = [Work("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
+            if any(str(work) in self._names for work in works):
+                found.append(f"round {plan['index']}: {_by_state({work.particle: self._state(work) for work in works})}")
+        return found
+
+    def _state(self, work: Work) -> str:
+        name = self._names.get(str(work))
+        if name is None:
+            return "missing"
+        with contextlib.suppress(CorruptArtifactError):
+            if self._store.find(name) is not None:
+                return "done"
+        held = self._leases.look(artifact_lease(name))
+        own = held is not None and held.holder is not None and held.holder.run == self._rundir.name
+        if held is not None and held.life != "gone" and (self._running or not own):
+            return f"training{self._epoch(work, name)}" + ("" if own else f" by {held.who}")
+        return ("queued" if self._running else "missing") + self._epoch(work, name, from_log=False)
+
+    def _epoch(self, work: Work, name: str, from_log: bool = True) -> str:
+        if from_log:
+            with contextlib.suppress(OSError):
+                path = self._rundir.log_path(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
+                if epochs := re.findall(r" epoch (\d+/\d+):", path.read_text(encoding="utf-8", errors="replace")):
+                    return f", epoch {epochs[-1]}"
+        with contextlib.suppress(CorruptArtifactError):
+            if (checkpoint := self._store.find(name, CHECKPOINT)) is not None:
+                return f", epoch {checkpoint.info.get('epoch')}"
+        return ""
+
+
+def _by_state(states: dict[int, str]) -> str:
+    """``"2 of 4 particles done; 2: training, epoch 3/10; missing: 3"``; equal states are put together."""
+    groups: dict[str, list[int]] = {}
+    for particle, state in states.items():
+        groups.setdefault(state, []).append(particle)
+    done = len(groups.pop("done", []))
+    parts = [f"{state}: particle{'s' if len(particles) > 1 else ''} {', '.join(map(str, particles))}"
+             for state, particles in groups.items()]
+    return "; ".join([f"{done} of {len(states)} particles done", *parts])
 
 
 def _attempts(record: dict[str, Any]) -> list[str]:

@@ -7,9 +7,10 @@ Workers are started only when the first job is really needed.
 from __future__ import annotations
 
 import statistics
+import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from swamp_ray.orchestration.messages import (
     AverageDone,
     AverageLost,
     AverageSpec,
+    Blocked,
     Broken,
     Done,
     Executor,
@@ -35,6 +37,7 @@ from swamp_ray.orchestration.messages import (
 from swamp_ray.orchestration.preparation import Prepared, State
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.orchestration.waiting import Waiting
 from swamp_ray.orchestration.worker import STATE_FILE, outcome_of, read_packed
 from swamp_ray.rounds import (
     DENSE,
@@ -56,6 +59,8 @@ from swamp_ray.rounds import (
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest
+from swamp_ray.storage.leases import Leases, artifact_lease
+from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import Named
 
 WAIT_S = 0.2
@@ -110,6 +115,9 @@ class Driver:
         self._num_reported = 0
         self._error: BaseException | None = None
         execution = prepared.config.execution
+        self._leases = Leases(open_place(str(store.storage)), execution.lease_expiry_s)
+        self._waiting = Waiting(execution.lease_expiry_s)
+        self._given: dict[Work, str] = {}
         self._machine = Rounds(
             prepared.plan,
             dense=prepared.dense is not None,
@@ -131,11 +139,14 @@ class Driver:
         try:
             while not self._machine.finished:
                 self._carry_out_all(pending)
+                self._journal.flush()
                 if self._machine.finished:
                     break
                 self._stopping.check()
                 self._reporter.tick()
-                for report in self._executor_now().wait(WAIT_S):
+                for event in self._look_after_waiting():
+                    pending.extend(self._machine.handle(event))
+                for report in self._wait():
                     for event in self._translate(report):
                         pending.extend(self._machine.handle(event))
             self._carry_out_all(pending)
@@ -145,6 +156,7 @@ class Driver:
         finally:
             if self._executor is not None:
                 self._executor.close()
+            self._release_leases()
         if self._machine.failed is not None:
             if isinstance(self._error, SwampError) and self._error.exit_code != 1:
                 raise self._error
@@ -157,6 +169,14 @@ class Driver:
         if self._executor is not None and grace_s:
             self._reporter.stopping(grace_s)
             self._executor.stop(grace_s, lambda: self._stopping.impatient)
+
+    def _wait(self) -> Sequence[Report]:
+        """What the executor has to say; one without work says nothing, and at once."""
+        began = time.monotonic()
+        reports = self._executor_now().wait(WAIT_S)
+        if not reports:
+            time.sleep(max(0.0, WAIT_S - (time.monotonic() - began)))
+        return reports
 
     # Instructions
 
@@ -185,9 +205,10 @@ class Driver:
                 pass
         return []
 
-    def _do(self, instruction: Do) -> list[Event]:
-        item = self._item(instruction)
+    def _do(self, instruction: Do, stale: bytes = b"") -> list[Event]:
+        item = replace(self._item(instruction), session=self._journal.session, stale=stale)
         found = self._find(item.named, verify=item.work.kind != "particle")
+        self._journal.given(item, found is not None)
         if found is not None:
             self._reporter.work_submitted(item)
             return self._finished(item.work, outcome_of(found), held=False, found=True)
@@ -199,6 +220,7 @@ class Driver:
         if inputs.values is not None and inputs.values_handle is None:
             inputs.values_handle = executor.put(inputs.values)
         self._reporter.work_submitted(item)
+        self._given[item.work] = item.named.name
         executor.submit(item, start, inputs.mask_handle, inputs.values_handle, instruction.urgent)
         return []
 
@@ -257,6 +279,10 @@ class Driver:
                 return self._finished(work, outcome, held, found=False)
             case Broken(work=work, error=error, retry=retry):
                 return [self._failed(work, error, retry)]
+            case Blocked(item=item, held=held):
+                if self._waiting.add(item, held):
+                    self._reporter.work_blocked(item.work, held.who)
+                return []
             case AverageDone(round=index, name=name):
                 return self._averaged(index, name)
             case AverageLost(reason=reason):
@@ -271,6 +297,7 @@ class Driver:
 
     def _finished(self, work: Work, outcome: Outcome, held: bool, found: bool) -> list[Event]:
         self._outcomes[work] = outcome
+        self._given.pop(work, None)
         if work == DENSE:
             self._dense_outcome, self._start = outcome, None
             self._start_digest, self._start_handle = outcome.digest, None
@@ -318,6 +345,27 @@ class Driver:
         task = self._prepared.task
         value = float(outcome.info["metrics"]["validation"][task.primary])
         return value if task.higher_is_better else -value
+
+    # What others are training
+
+    def _look_after_waiting(self) -> list[Event]:
+        """Take up the jobs whose holders have finished, gone or fallen silent."""
+        events: list[Event] = []
+        for item in self._waiting.due():
+            if item.work not in self._machine.open_work:
+                self._waiting.remove(item.work)
+                continue
+            stale = self._waiting.look(item.work, self._leases.look(artifact_lease(item.named.name)))
+            if stale is not None:
+                self._waiting.remove(item.work)
+                events += self._do(Do(item.work, item.attempt, urgent=True), stale)
+        return events
+
+    def _release_leases(self) -> None:
+        """Give back what killed workers held; those who wait elsewhere cannot see that they are dead."""
+        for work, name in self._given.items():
+            if work.kind != "evaluation":
+                self._leases.remove(artifact_lease(name), session=self._journal.session)
 
     # Storage and workers
 

@@ -6,7 +6,7 @@ For a debugger, and as the yardstick for what the orchestration costs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError
@@ -15,7 +15,9 @@ from swamp_ray.orchestration.messages import (
     Advanced,
     AverageDone,
     AverageSpec,
+    Blocked,
     Broken,
+    Busy,
     Done,
     Handle,
     Outcome,
@@ -25,7 +27,7 @@ from swamp_ray.orchestration.messages import (
 )
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.orchestration.worker import Worker
+from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.packing import Packed
 from swamp_ray.training.particle import Progress
@@ -45,7 +47,7 @@ class InlineExecutor:
         self._worker = Worker(prepared.config, prepared.data, prepared.arithmetic, storage)
         self._averager = Averager(prepared.config, prepared.layout, storage)
         self._queue: deque[tuple[WorkItem, Handle, Handle, Handle | None]] = deque()
-        self._running: tuple[Work, Iterator[Progress | Outcome | Packed]] | None = None
+        self._running: tuple[WorkItem, Generator[Message]] | None = None
         self._held: dict[Work, Packed] = {}
         self._reports: list[Report] = []
 
@@ -97,15 +99,16 @@ class InlineExecutor:
     def close(self) -> None:
         """Forget whatever is queued or running."""
         if self._running is not None:
-            getattr(self._running[1], "close", lambda: None)()
+            self._running[1].close()
         self._queue.clear()
         self._running = None
 
     def _step(self) -> None:
         if self._running is None:
             item, start, mask_bits, values = self._queue.popleft()
-            self._running = item.work, self._worker.run(item, start, mask_bits, values, self._stopping.asked)
-        work, steps = self._running
+            self._running = item, self._worker.run(item, start, mask_bits, values, self._stopping.asked)
+        item, steps = self._running
+        work = item.work
         try:
             with self._stopping.noted():
                 message = next(steps)
@@ -117,6 +120,11 @@ class InlineExecutor:
             return
         if isinstance(message, Progress):
             self._reports.append(Advanced(work, message))
+            return
+        if isinstance(message, Busy):
+            steps.close()
+            self._running = None
+            self._reports.append(Blocked(item, message.held))
             return
         assert isinstance(message, Outcome)
         for rest in steps:

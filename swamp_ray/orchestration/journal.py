@@ -7,17 +7,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from swamp_ray.config import differences, dump_config, parse_config
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.orchestration.messages import Outcome, RoundRecord
+from swamp_ray.orchestration.messages import Outcome, RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.worker import BUFFERS_FILE, read_packed
 from swamp_ray.rounds import Work
@@ -27,6 +28,7 @@ from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.files import write_atomic
 from swamp_ray.storage.identity import digest_bytes
+from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import ticket_bytes
@@ -50,7 +52,8 @@ class Journal:
         self._run: dict[str, Any] = {}
         self._attempt: dict[str, Any] = {}
         self._began = 0.0
-        self._lock: TextIO | None = None
+        self._lease: Lease | None = None
+        self._unsaved = False
 
     def check(self, prepared: Prepared) -> None:
         """Refuse a name that was used with another recipe or under another arithmetic.
@@ -81,13 +84,22 @@ class Journal:
             do="Choose another name with --name; finished particles that both have in common are shared.",
             where=str(self._rundir.path))
 
-    def open(self, prepared: Prepared) -> None:
+    @property
+    def session(self) -> str:
+        """What tells this attempt from all others; empty while it is not open."""
+        return "" if self._lease is None else self._lease.token
+
+    def open(self, prepared: Prepared, say: Callable[[str], None] = lambda _: None) -> None:
         """Write config and run.json, and begin an attempt.
+
+        Args:
+            prepared: The run.
+            say: Told when a process that worked on the run has to be watched before.
 
         Raises:
             UserError: Another process is working on the run.
         """
-        self._lock = self._rundir.hold()
+        self._lease = self._rundir.hold(prepared.config.execution.lease_expiry_s, say)
         self._began = time.monotonic()
         self._rundir.write_config(dump_config(prepared.config))
         earlier = self._rundir.read_run() or {}
@@ -104,7 +116,7 @@ class Journal:
             "primary": prepared.task.primary,
             "higher_is_better": prepared.task.higher_is_better,
             "rounds": [asdict(plan) for plan in prepared.plan],
-            "attempts": [*earlier.get("attempts", []), attempt],
+            "attempts": [*earlier.get("attempts", []), attempt], "names": {},
         }
         self._run, self._attempt = run, attempt
         self._save()
@@ -123,11 +135,13 @@ class Journal:
             if reason:
                 self._attempt["reason"] = reason
             self._run["status"] = status
+            if status == "complete":
+                self._run["names"] = {}
             self._save()
         finally:
-            if self._lock is not None:
-                self._lock.close()
-                self._lock = None
+            if self._lease is not None:
+                self._lease.release()
+                self._lease = None
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:
@@ -136,7 +150,31 @@ class Journal:
             write_parquet(self._rundir.metrics_path, self._rundir.metrics_parquet_path)
 
     def _save(self) -> None:
-        self._rundir.write_run(self._run)
+        if not self._is_succeeded:
+            self._rundir.write_run(self._run)
+        self._unsaved = False
+
+    @property
+    def _is_succeeded(self) -> bool:
+        return self._lease is not None and self._lease.lost
+
+    def flush(self) -> None:
+        """Let what :meth:`given` noted be seen from outside.
+
+        Raises:
+            RunError: Another process has taken the run over; its records are not touched any more.
+        """
+        if self._is_succeeded:
+            raise RunError(f"another process works on the run {self._rundir.name!r} now: this one was silent for so "
+                           "long that it was taken for dead. Watch it with swamp status.")
+        if self._unsaved:
+            self._save()
+
+    def given(self, item: WorkItem, found: bool) -> None:
+        """Note where a job's result is or will be, so that :mod:`swamp_ray.status` can look for it."""
+        if item.work.kind != "evaluation":
+            self._run["names"][str(item.work)] = item.named.name
+            self._unsaved |= not found
 
     def log_path(self, work: Work) -> str:
         """Absolute path of a job's log file in this attempt."""
@@ -176,6 +214,8 @@ class Journal:
     def write_round(self, record: RoundRecord) -> None:
         """Write a round's record and metrics, unless an earlier attempt has written the same."""
         plain = asdict(record)
+        for particle in range(record.num_particles):
+            self._run["names"].pop(str(Work("particle", record.round, particle)), None)
         if self._written.get(record.round) != plain:
             self._rundir.append_round(plain)
             self._written[record.round] = plain

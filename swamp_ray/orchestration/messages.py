@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swamp_ray.rounds import Work
+from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Named
 from swamp_ray.training.particle import Progress
 from swamp_ray.training.program import Program
@@ -27,6 +28,8 @@ class WorkItem:
         program: What a training run does; None for an evaluation.
         average: Evaluation: name of the average's artifact.
         log_path: Log file of the job, or None.
+        session: The attempt at the run that gives the job out.
+        stale: The lease of a holder that was watched and shows no sign of life: it may be taken over.
     """
 
     work: Work
@@ -36,6 +39,8 @@ class WorkItem:
     program: Program | None = None
     average: str | None = None
     log_path: str | None = None
+    session: str = ""
+    stale: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,13 @@ class AverageSpec:
     seed: int
 
 
+@dataclass(frozen=True)
+class Busy:
+    """What a worker says instead of an outcome: somebody else is training this at the moment."""
+
+    held: Held
+
+
 # What an executor reports
 
 
@@ -106,6 +118,14 @@ class Broken:
 
 
 @dataclass(frozen=True)
+class Blocked:
+    """A job was given back, because another run is training the same at the moment."""
+
+    item: WorkItem
+    held: Held
+
+
+@dataclass(frozen=True)
 class AverageDone:
     """A round's average and next mask are stored in this artifact."""
 
@@ -128,7 +148,7 @@ class StateLost:
     reason: str
 
 
-Report = Advanced | Done | Broken | AverageDone | AverageLost | StateLost
+Report = Advanced | Done | Broken | Blocked | AverageDone | AverageLost | StateLost
 
 
 class Executor(Protocol):

@@ -34,7 +34,9 @@ from swamp_ray.orchestration.messages import (
     AverageDone,
     AverageLost,
     AverageSpec,
+    Blocked,
     Broken,
+    Busy,
     Done,
     Handle,
     Outcome,
@@ -44,10 +46,11 @@ from swamp_ray.orchestration.messages import (
 )
 from swamp_ray.orchestration.preparation import Prepared, State
 from swamp_ray.orchestration.resources import pool_size, worker_resources
-from swamp_ray.orchestration.worker import Worker
+from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.packing import Packed
+from swamp_ray.storage.leases import Held
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
 from swamp_ray.training.particle import Progress
@@ -65,7 +68,7 @@ class ParticleActor:
 
     def run(
         self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None
-    ) -> Iterator[Progress | Outcome | Packed]:
+    ) -> Iterator[Message]:
         """Stream a job's progress, its outcome, and its state."""
         last = 0.0
         for message in self._worker.run(item, start, mask_bits, values, _Cancelled()):
@@ -324,6 +327,8 @@ class RayExecutor:
                     self._finish(running, held=False)
             elif isinstance(message, Progress):
                 self._reports.append(Advanced(work, message))
+            elif isinstance(message, Busy):
+                self._block(running, message.held)
 
     def _finish(self, running: _Running, held: bool) -> None:
         del self._running[running.stream]
@@ -338,6 +343,11 @@ class RayExecutor:
         else:
             self._num_actors -= 1
         self._reports.append(Broken(running.item.work, error, retry))
+
+    def _block(self, running: _Running, held: Held) -> None:
+        del self._running[running.stream]
+        self._idle.append(running.actor)
+        self._reports.append(Blocked(running.item, held))
 
     def _read_averager(self, found: ObjectRef[Any]) -> None:
         spec, work = self._averaging.pop(found, None), self._additions.pop(found, None)

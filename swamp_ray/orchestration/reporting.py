@@ -29,6 +29,9 @@ class Reporter:
     def work_finished(self, work: Work, found: bool) -> None:
         """A job is done; ``found``: its result was in the storage already."""
 
+    def work_blocked(self, work: Work, who: str) -> None:
+        """Somebody else is training the same; its result is awaited. Told once for each who."""
+
     def work_failed(self, work: Work, reason: str, retry: bool) -> None:
         """An attempt failed; ``retry``: another one follows."""
 

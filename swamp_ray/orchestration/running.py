@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from swamp_ray.config import ExecutionConfig, SwampConfig
 from swamp_ray.errors import Interrupted, SwampError, UserError
-from swamp_ray.orchestration.driver import Driver
+from swamp_ray.orchestration.driver import Driver, ExecutorFactory
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
@@ -29,13 +29,19 @@ class Run:
     prepared: Prepared
 
 
-def run(config: SwampConfig, reporter: Reporter | None = None, stopping: Stopping | None = None) -> Run:
+def run(
+    config: SwampConfig,
+    reporter: Reporter | None = None,
+    stopping: Stopping | None = None,
+    executor: Callable[[Prepared, str, Stopping], Executor] | None = None,
+) -> Run:
     """Carry a run to its end, from wherever it stands.
 
     Args:
         config: The run.
         reporter: Who is told; by default nobody.
         stopping: Whose signal handlers are installed; by default they are installed for as long as the run takes.
+        executor: Makes another executor than the one that the config names.
 
     Raises:
         UserError: The config, the data or the cluster has to be changed; nothing has been started.
@@ -48,7 +54,8 @@ def run(config: SwampConfig, reporter: Reporter | None = None, stopping: Stoppin
     check_address(config.execution)
     check_device(config.execution)
     with _handled(stopping) as stopping, _joined(config.execution):
-        return _run(config, rundir, store, reporter or Reporter(), stopping)
+        factory = partial(executor or make_executor, stopping=stopping)
+        return _run(config, rundir, store, reporter or Reporter(), stopping, factory)
 
 
 @contextlib.contextmanager
@@ -65,7 +72,8 @@ def _handled(stopping: Stopping | None) -> Iterator[Stopping]:
 
 
 def _run(
-    config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter, stopping: Stopping
+    config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter, stopping: Stopping,
+    executor: ExecutorFactory,
 ) -> Run:
     prepared = prepare(config, _device(config))
     journal = Journal(rundir, store)
@@ -73,9 +81,9 @@ def _run(
     if (rundir.read_run() or {}).get("status") != "complete":
         _check_room(prepared)
     store.check_writable()
-    driver = Driver(prepared, store, journal, reporter, partial(make_executor, stopping=stopping), stopping)
+    driver = Driver(prepared, store, journal, reporter, executor, stopping)
     try:
-        journal.open(prepared)
+        journal.open(prepared, reporter.warning)
         reporter.run_started(prepared, str(rundir.path))
         records = driver.run()
     except KeyboardInterrupt:

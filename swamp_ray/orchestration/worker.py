@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.orchestration.messages import Outcome, WorkItem
+from swamp_ray.errors import CorruptArtifactError, RunError
+from swamp_ray.orchestration.messages import Busy, Outcome, WorkItem
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.sparsity.masks import from_bits
 from swamp_ray.sparsity.packing import Packed, from_bytes, pack_state, to_bytes
 from swamp_ray.storage.arrays import arrays_to_bytes
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
+from swamp_ray.storage.holders import this_process
+from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease
+from swamp_ray.storage.places import open_place
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data
 from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun, never
@@ -30,6 +33,9 @@ from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, 
 STATE_FILE = "state.safetensors"
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
+
+Message = Progress | Outcome | Packed | Busy
+"""What a worker says while it does a job."""
 
 
 class Worker:
@@ -45,16 +51,19 @@ class Worker:
     def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str) -> None:
         self.config, self.arithmetic = config, arithmetic
         self.store = ArtifactStore(storage)
+        self.leases = Leases(open_place(storage), config.execution.lease_expiry_s)
+        self._holder = this_process(config.name or "")
         with applied(arithmetic):
             self.trainer = ParticleTrainer(config, data, arithmetic)
 
     def run(
         self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None,
         stop: Callable[[], bool] = never,
-    ) -> Iterator[Progress | Outcome | Packed]:
+    ) -> Generator[Message]:
         """Do one job: progress after each epoch, then the outcome, then (for training) the state.
 
-        A job that is asked to stop writes a checkpoint and ends without an outcome.
+        A training that somebody else is busy with is not done, and not waited for: who it is comes instead. One that is
+        asked to stop writes a checkpoint and ends without an outcome.
 
         Args:
             item: What to do.
@@ -68,23 +77,40 @@ class Worker:
             if item.program is None:
                 yield self._evaluate(item, start, mask, log)
                 return
-            if (found := self._stored(item)) is not None:
-                log(f"{item.work}: found {item.named.name[:12]} in storage")
+            if (found := self._stored(item, log)) is not None:
                 yield from found
                 return
-            yield from self._train(item, start, mask, values, log, stop)
+            lease = self._lease(item, log)
+            if isinstance(lease, Held):
+                log(f"{item.work}: is being trained by {lease.who}")
+                yield Busy(lease)
+                return
+            with lease or contextlib.nullcontext():
+                # Whoever had the lease before may have finished since the look above.
+                result = self._stored(item, log) or (yield from self._train(item, start, mask, values, log, stop))
+            yield from result or ()
 
-    def _stored(self, item: WorkItem) -> tuple[Outcome, Packed] | None:
+    def _stored(self, item: WorkItem, log: Any) -> tuple[Outcome, Packed] | None:
         """A result that an earlier attempt, or another run, has left behind."""
         manifest = self.store.find(item.named.name)
         if manifest is None:
             return None
+        log(f"{item.work}: found {item.named.name[:12]} in storage")
         return outcome_of(manifest), read_packed(self.store, manifest)
+
+    def _lease(self, item: WorkItem, log: Any) -> Lease | Held | None:
+        """The right to train, or who has it; None where the storage fails, since leases only save work."""
+        holder = replace(self._holder, session=item.session)
+        try:
+            return self.leases.acquire(artifact_lease(item.named.name), holder, item.stale)
+        except RunError as error:
+            log(f"{item.work}: goes on without a lease: {error}")
+            return None
 
     def _train(
         self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,
         stop: Callable[[], bool],
-    ) -> Iterator[Progress | Outcome | Packed]:
+    ) -> Generator[Progress, None, tuple[Outcome, Packed] | None]:
         began = time.perf_counter()
         run = self._begin(item, start, mask, values, log)
         first_epoch = len(run.history)
@@ -102,15 +128,14 @@ class Worker:
                 break
             if progress is None or stop():
                 self._stopped(item, run, log)
-                return
+                return None
             if every and progress.epoch % every == 0:
                 self._checkpoint(item, run)
         result = run.finish()
         manifest = self._keep(item, result, time.perf_counter() - began)
         self.store.discard(item.named.name, CHECKPOINT)
         log(f"{item.work}: finished, {_metrics_text(result.evaluation.metrics)}")
-        yield outcome_of(manifest, trained_epochs=len(run.history) - first_epoch)
-        yield result.packed
+        return outcome_of(manifest, trained_epochs=len(run.history) - first_epoch), result.packed
 
     def _begin(self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any) -> TrainingRun:
         assert item.program is not None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import re
-import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.storage.files import local_folder, make_folder, write_atomic
+from swamp_ray.storage.files import local_folder, write_atomic
+from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.jsonlines import LineWriter, dump_json, load_json, read_lines
+from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
+from swamp_ray.storage.places import open_place
 
 
 class RunDir:
@@ -90,31 +90,38 @@ class RunDir:
         """A path inside the storage root as text to be written into files: it stays true when the root moves."""
         return path.absolute().relative_to(self.storage).as_posix()
 
-    def hold(self) -> TextIO | None:
-        """Claim the run for this process, until it ends or the returned file is closed.
+    @property
+    def lease_key(self) -> str:
+        """Where the lease of the process that works on the run lies."""
+        return f"runs/{self.name}/{LEASE_FILE}"
 
-        None where the file system has no locks.
+    def hold(self, expiry_s: float = EXPIRY_S, say: Callable[[str], None] = lambda _: None) -> Lease:
+        """Claim the run for this process, until it ends or the lease is released.
+
+        A dead process on this machine is succeeded at once, one elsewhere when it has been silent for long enough.
+
+        Args:
+            expiry_s: Seconds without a sign of life.
+            say: Told when a process elsewhere has to be watched.
 
         Raises:
             UserError: Another process holds the run; it is named.
+            RunError: The storage cannot be read or written.
         """
-        make_folder(self.path)
-        file = (self.path / ".lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise UserError(f"the run {self.name!r} is being worked on by {holder}", where=str(self.path),
-                            do="Wait for it, watch it with swamp status, or choose another name with --name.") from None
-        except OSError:
-            file.close()
-            return None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        return file
+        found = claim(self.leases(expiry_s), self.lease_key, this_process(self.name), say)
+        if isinstance(found, Lease):
+            return found
+        raise UserError(f"the run {self.name!r} is being worked on by {found.holder or 'another process'}",
+                        where=str(self.path),
+                        do="Wait for it, watch it with swamp status, or choose another name with --name.")
+
+    def held(self) -> Held | None:
+        """Who works on the run, or did and was killed; None if nobody does."""
+        return self.leases().look(self.lease_key)
+
+    def leases(self, expiry_s: float = EXPIRY_S) -> Leases:
+        """The leases of the storage root."""
+        return Leases(open_place(self.storage), expiry_s)
 
     def write_config(self, text: str) -> None:
         """Write the resolved configuration."""

@@ -137,7 +137,7 @@ def test_status_of_an_unfinished_run_names_what_is_missing(storage: Path, tmp_pa
     (target / "run.json").write_text(json.dumps({**record, "status": "running"}))
     (target / "rounds.jsonl").write_text(rundir.rounds_path.read_text().splitlines()[0] + "\n{torn")
     done = swamp("status", "half", "--storage", str(tmp_path))
-    assert "half: running, 1 of 3 rounds" in done.output
+    assert "half: stopped without a word (killed?); the same command goes on, 1 of 3 rounds" in done.output
     assert "missing: rounds 1 (50.0 %), 2 (75.0 %)" in done.output
 
 
