@@ -130,7 +130,8 @@ class _OpenWork:
         for plan in missing:
             works = [Work("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
             if any(str(work) in self._names for work in works):
-                found.append(f"round {plan['index']}: {_by_state({work.particle: self._state(work) for work in works})}")
+                states = {work.particle: self._state(work) for work in works}
+                found.append(f"round {plan['index']}: {_by_state(states)}")
         return found
 
     def _state(self, work: Work) -> str:

@@ -76,7 +76,7 @@ class Watch:
     def stale(self, key: str, held: Held) -> bool:
         """Whether the lease can be taken over: its holder is gone, or was silent since it was first seen like this."""
         now = self._clock()
-        content, since = self._seen.get(key, (b"", now))
+        content, since = self._seen.get(key, (None, now))
         if content != held.content:
             self._seen[key] = held.content, now
             since = now

@@ -6,18 +6,27 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.messages import WorkItem
+from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from tests.helpers import command_line, descendants, ticket_digests, tiny
+from swamp_ray.rounds import Work
+from swamp_ray.storage.holders import this_process
+from swamp_ray.storage.leases import Lease, Leases, artifact_lease
+from swamp_ray.storage.places import open_place
+from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +121,63 @@ def test_a_killed_averaging_actor_is_replaced_and_fed_from_storage(
     assert reporter.killed
     assert any("averaging actor" in warning for warning in reporter.warnings)
     assert ticket_digests(tmp_path) == undisturbed
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_does_not_wait_for_what_another_run_trains(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    """The only worker does the round's other particles; the one that was held comes when its lease is given back."""
+
+    class Another(Reporter):
+        lease: Any = None
+
+        def __init__(self) -> None:
+            self.blocked: list[str] = []
+            self.finished: list[Work] = []
+
+        def work_submitted(self, item: WorkItem) -> None:
+            if item.work == Work("particle", 0, 0) and self.lease is None:
+                leases = Leases(open_place(tmp_path), 600.0)
+                self.lease = leases.acquire(artifact_lease(item.named.name), this_process("another"))
+                assert isinstance(self.lease, Lease)
+
+        def work_blocked(self, work: Work, who: str) -> None:
+            self.blocked.append(f"{work} by {who.split()[1]}")
+
+        def work_finished(self, work: Work, found: bool) -> None:
+            self.finished.append(work)
+            if set(self.finished) >= {Work("particle", 0, 1), Work("particle", 0, 2)}:
+                self.lease.release()
+
+    another = Another()
+    on_ray(tmp_path, another, execution__num_workers=1)
+    assert another.blocked == ["round 0, particle 0 by another"]
+    assert another.finished[:4] == [
+        Work("dense"), Work("particle", 0, 1), Work("particle", 0, 2), Work("particle", 0, 0)]
+    assert ticket_digests(tmp_path) == undisturbed
+    assert not list(tmp_path.rglob(".lease.json"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_drivers_on_one_cluster_train_each_particle_once(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "round": {"length": 12}, "execution": {
+        "device": "cpu", "num_workers": 1, "lease_expiry_s": 600.0}}))
+    address = ray.get_runtime_context().gcs_address
+    second = subprocess.Popen(
+        [sys.executable, "-m", "swamp_ray", "run", str(path), "--name", "second", "--address", address,
+         "--storage", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    class Waits(Reporter):
+        def run_started(self, prepared: Prepared, path: str) -> None:
+            while second.poll() is None and not (tmp_path / "runs/second/run.json").exists():
+                time.sleep(0.05)
+
+    on_ray(tmp_path, Waits(), round__length=12, execution__num_workers=1, execution__lease_expiry_s=600.0)
+    output, _ = second.communicate(timeout=240)
+    assert second.returncode == 0, output
+    records = [json.loads((tmp_path / f"runs/{name}/run.json").read_text()) for name in ("tiny", "second")]
+    assert sum(record["attempts"][0]["trained"] for record in records) == 1 + 3 * 3
+    assert ticket_digests(tmp_path, "tiny") == ticket_digests(tmp_path, "second")
 
 
 def _kill_actor(class_name: str) -> bool:

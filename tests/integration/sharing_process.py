@@ -1,0 +1,96 @@
+"""A process that carries out runs on request and says what became of them; see test_sharing.py.
+
+Each line on its standard input is a run as JSON: the values of a tiny config, the name of its order, and what it does
+at certain moments. Each line on standard output is the answer. Importing torch takes longer than all these runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from swamp_ray.errors import SwampError
+from swamp_ray.orchestration.inline import InlineExecutor
+from swamp_ray.orchestration.messages import Handle, WorkItem
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.running import run
+from swamp_ray.rounds import Work
+from swamp_ray.training.particle import Progress
+from tests.helpers import tiny
+
+PATIENCE_S = 240.0
+
+
+class FromTheBack(InlineExecutor):
+    """Takes the job that was given out last."""
+
+    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+        super().submit(item, start, mask_bits, values, urgent=True)
+
+
+class Actor(Reporter):
+    """Keeps files that tell of what happened, and waits for those of others where it is told to."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self.name, self.folder = request["values"]["name"], Path(request["storage"])
+        self.pause_at: str | None = request.get("pause_at")
+        self.until: str = request.get("until", "")
+        self.kill_at: str | None = request.get("kill_at")
+        self.trained: list[str] = []
+        self.blocked: list[str] = []
+
+    def work_advanced(self, work: Work, progress: Progress) -> None:
+        moment = f"{work}, epoch {progress.epoch}"
+        if moment == self.pause_at:
+            self.tell("paused")
+            self.wait_for(self.until)
+        if moment == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work_blocked(self, work: Work, who: str) -> None:
+        self.blocked.append(f"{work} by {who}")
+        self.tell("blocked")
+
+    def work_finished(self, work: Work, found: bool) -> None:
+        if not found and work.kind != "evaluation":
+            self.trained.append(str(work))
+
+    def tell(self, what: str) -> None:
+        (self.folder / f"{self.name}-{what}").touch()
+
+    def wait_for(self, what: str) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while not (self.folder / what).exists():
+            assert time.monotonic() < end, f"{what} never came"
+            time.sleep(0.02)
+
+
+def carry_out(request: dict[str, Any]) -> dict[str, Any]:
+    actor = Actor(request)
+    if request.get("after"):
+        actor.wait_for(request["after"])
+    # A machine that is so busy that no beat comes through for half a minute must not decide a test.
+    config = tiny(Path(request["storage"]), execution__lease_expiry_s=600.0, **request["values"])
+    try:
+        done = run(config, actor, FromTheBack if request.get("from_the_back") else None)
+    except SwampError as error:
+        return {"error": str(error), "pid": os.getpid()}
+    attempt = json.loads(done.rundir.run_json_path.read_text())["attempts"][-1]
+    return {"blocked": actor.blocked, "attempt": attempt, "pid": os.getpid()}
+
+
+def main() -> None:
+    for line in sys.stdin:
+        print(json.dumps(carry_out(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    main()
