@@ -358,6 +358,8 @@ class Driver:
             stale = self._waiting.look(item.work, self._leases.look(artifact_lease(item.named.name)))
             if stale is not None:
                 self._waiting.remove(item.work)
+                if stale:
+                    self._reporter.warning(f"{item.work}: whoever trained it gives no sign of life; taking over")
                 events += self._do(Do(item.work, item.attempt, urgent=True), stale)
         return events
 

@@ -165,7 +165,7 @@ class Lease:
         self.content = self._dump()
         self.lost = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"lease {key}", daemon=True)
 
     def start(self) -> Lease:
         """Give signs of life from now on."""

@@ -75,6 +75,7 @@ def test_a_stopped_run_says_how_to_go_on_and_leaves_nothing_behind(
     while any(_alive(pid) for pid in below) and time.monotonic() < end:
         time.sleep(0.1)
     assert not [pid for pid in below if _alive(pid)], "processes were left behind"
+    assert not list(tmp_path.rglob(".lease.json")), "others would have to wait for what nobody does"
 
 
 @pytest.mark.parametrize("executor", ["ray", "inline"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,9 @@ from swamp_ray.orchestration.running import Run, run
 from swamp_ray.rounds import Work
 from swamp_ray.seeding import derive_seed
 from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.holders import this_process
+from swamp_ray.storage.leases import Held, artifact_lease
+from swamp_ray.storage.rundir import RunDir
 from swamp_ray.training.models import build_model
 from swamp_ray.training.particle import initial_model
 from swamp_ray.training.samples import ArraySamples
@@ -418,6 +423,47 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
     run(tiny(tmp_path), Second())
     assert messages == ["refused"]
     watched(tmp_path)
+
+
+def test_a_lease_that_cannot_be_taken_costs_nothing(tmp_path: Path) -> None:
+    class InTheWay(Watcher):
+        def work_submitted(self, item: WorkItem) -> None:
+            super().work_submitted(item)
+            (tmp_path / artifact_lease(item.named.name)).mkdir(parents=True, exist_ok=True)
+
+    run(tiny(tmp_path), InTheWay())
+    watched(tmp_path / "undisturbed")
+    assert ticket_digests(tmp_path) == ticket_digests(tmp_path / "undisturbed")
+
+
+def content_of(rundir: RunDir) -> bytes:
+    held = rundir.held()
+    assert held is not None
+    return held.content
+
+
+def test_a_run_that_was_taken_over_while_it_was_silent_ends_and_leaves_the_records_alone(tmp_path: Path) -> None:
+    """As after a night in a laptop that was closed: another process works on the run by then."""
+    rundir = RunDir(tmp_path, "tiny")
+    earlier = set(threading.enumerate())
+    successor = replace(this_process("tiny"), host="elsewhere.example", boot="another machine")
+    before = []
+
+    class Silent(Reporter):
+        def work_finished(self, work: Work, found: bool) -> None:
+            if work == Work("dense"):
+                [beating] = [thread for thread in set(threading.enumerate()) - earlier if "lease" in thread.name]
+                while isinstance(rundir.leases().acquire(rundir.lease_key, successor, content_of(rundir)), Held):
+                    pass  # it has just given a sign of life
+                beating.join(60)
+                before.append(rundir.run_json_path.read_bytes())
+
+    with pytest.raises(RunError, match="another process works on the run 'tiny' now"):
+        run(tiny(tmp_path, execution__lease_expiry_s=1.0), Silent())
+    assert rundir.run_json_path.read_bytes() == before[0]
+    held = rundir.held()
+    assert held is not None
+    assert held.holder == successor
 
 
 def test_batchnorm_over_a_single_value_is_refused_before_any_work(tmp_path: Path) -> None:
