@@ -103,7 +103,7 @@ class Worker:
         holder = replace(self._holder, session=item.session)
         try:
             return self.leases.acquire(artifact_lease(item.named.name), holder, item.stale)
-        except RunError as error:
+        except (RunError, OSError) as error:
             log(f"{item.work}: goes on without a lease: {error}")
             return None
 
