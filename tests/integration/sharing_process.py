@@ -77,7 +77,7 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
     # A machine that is so busy that no beat comes through for half a minute must not decide a test.
     config = tiny(Path(request["storage"]), execution__lease_expiry_s=600.0, **request["values"])
     try:
-        done = run(config, actor, FromTheBack if request.get("from_the_back") else None)
+        done = run(config, actor, executor=FromTheBack if request.get("from_the_back") else None)
     except SwampError as error:
         return {"error": str(error), "pid": os.getpid()}
     attempt = json.loads(done.rundir.run_json_path.read_text())["attempts"][-1]
