@@ -304,6 +304,14 @@ class IdentityConfig(Section):
     strict: bool = Field(default=False, description="Put library versions and hardware models into every name.")
 
 
+class KeepConfig(Section):
+    """What stays in the storage once it has been used. Nothing here belongs to the recipe."""
+
+    particles: Literal["all", "last", "none"] = Field(
+        default="all", description="States of particles: last: of the last finished round; none: until it is recorded."
+    )
+
+
 class StartFrom(Section):
     """Replaces the dense phase: a checkpoint of your own, or an earlier ticket, whose mask is kept."""
 
@@ -330,6 +338,7 @@ class SwampConfig(Section):
     start_from: StartFrom | None = None
     execution: ExecutionConfig = ExecutionConfig()
     identity: IdentityConfig = IdentityConfig()
+    keep: KeepConfig = KeepConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> SwampConfig:
@@ -343,7 +352,7 @@ class SwampConfig(Section):
         The data's and a checkpoint's content decide as well; they are compared by their digests.
         """
         return self.model_dump(mode="json", exclude={
-            "name": True, "storage": True, "execution": True, "identity": True,
+            "name": True, "storage": True, "execution": True, "identity": True, "keep": True,
             "data": {"root", "download", "loader_workers"}, "start_from": {"path"},
         })
 

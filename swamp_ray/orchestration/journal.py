@@ -51,6 +51,12 @@ class Journal:
         self._attempt: dict[str, Any] = {}
         self._began = 0.0
         self._lock: TextIO | None = None
+        self._named: set[tuple[Any, ...]] = set()
+
+    @property
+    def rundir(self) -> RunDir:
+        """The run's folder."""
+        return self._rundir
 
     def check(self, prepared: Prepared) -> None:
         """Refuse a name that was used with another recipe or under another arithmetic.
@@ -112,6 +118,7 @@ class Journal:
         self._logged = {(line.get("kind"), line.get("round"), line.get("particle")) for line in known}
         self._metrics = MetricsLog(self._rundir.metrics_path, self._rundir.tensorboard_path)
         self._written = {line["round"]: line for line in self._rundir.read_rounds()}
+        self._named = {tuple(line.values()) for line in self._rundir.read_results()}
 
     def close(self, status: str, reason: str = "") -> None:
         """End the attempt: ``complete``, ``failed`` or ``interrupted``; one that was never opened leaves no trace."""
@@ -172,6 +179,13 @@ class Journal:
         for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", outcome.info["metrics"])):
             if metrics is not None:
                 self._metrics.log(kind=f"{work.kind}_{name}", **where, **flat(metrics))
+
+    def uses(self, work: Work, name: str) -> None:
+        """Note an artifact that the run needs, once; before it is looked for or made, so that nobody prunes it."""
+        record = {"kind": work.kind, "round": work.round, "particle": work.particle, "name": name}
+        if tuple(record.values()) not in self._named:
+            self._rundir.append_result(record)
+            self._named.add(tuple(record.values()))
 
     def write_round(self, record: RoundRecord) -> None:
         """Write a round's record and metrics, unless an earlier attempt has written the same."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import CorruptArtifactError
+from swamp_ray.errors import CorruptArtifactError, MissingPayloadError
 from swamp_ray.orchestration.messages import Outcome, WorkItem
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.sparsity.masks import from_bits
@@ -79,7 +79,10 @@ class Worker:
         manifest = self.store.find(item.named.name)
         if manifest is None:
             return None
-        return outcome_of(manifest), read_packed(self.store, manifest)
+        try:
+            return outcome_of(manifest), read_packed(self.store, manifest)
+        except MissingPayloadError:
+            return None  # let go to save space, and needed once more
 
     def _train(
         self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.files import local_folder, make_folder, write_atomic
-from swamp_ray.storage.jsonlines import LineWriter, dump_json, load_json, read_lines
+from swamp_ray.storage.jsonlines import LineWriter, dump_json, load_json, read_lines, sealed, unsealed
 
 
 class RunDir:
@@ -53,6 +53,11 @@ class RunDir:
     def rounds_path(self) -> Path:
         """One line a finished round."""
         return self.path / "rounds.jsonl"
+
+    @property
+    def results_path(self) -> Path:
+        """One line an artifact that the run uses or works on."""
+        return self.path / "results.jsonl"
 
     @property
     def metrics_path(self) -> Path:
@@ -153,12 +158,22 @@ class RunDir:
         if "round" not in record:
             raise ValueError("the record of a round needs the key 'round'")
         with LineWriter(self.rounds_path, durable=True) as lines:
-            lines.append(record)
+            lines.append(sealed(record))
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The finished rounds in the order of rounds, each as last recorded; a run may record them in another."""
-        last = {record["round"]: record for record in read_lines(self.rounds_path) if "round" in record}
+        records = [unsealed(record, self.rounds_path) for record in read_lines(self.rounds_path)]
+        last = {record["round"]: record for record in records if "round" in record}
         return [last[index] for index in sorted(last)]
+
+    def append_result(self, record: Mapping[str, object]) -> None:
+        """Note an artifact before it is looked for, so that it is never without a run that names it."""
+        with LineWriter(self.results_path, durable=True) as lines:
+            lines.append(sealed(record))
+
+    def read_results(self) -> list[dict[str, Any]]:
+        """The artifacts that the run has noted, in order. Raises CorruptArtifactError if a line has changed."""
+        return [unsealed(record, self.results_path) for record in read_lines(self.results_path)]
 
 
 def _ticket_decimals(sparsity: float) -> int:
