@@ -15,6 +15,7 @@ from swamp_ray.orchestration.messages import Executor, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine
+from swamp_ray.orchestration.space import estimate
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
@@ -71,12 +72,15 @@ def _run(
     store.check_writable()
     journal = Journal(rundir, store)
     journal.check(prepared)
-    if (rundir.read_run() or {}).get("status") != "complete":
+    complete = (rundir.read_run() or {}).get("status") == "complete"
+    if not complete:
         _check_room(prepared)
     driver = Driver(prepared, store, journal, reporter, partial(make_executor, stopping=stopping), stopping)
     try:
         journal.open(prepared)
         reporter.run_started(prepared, str(rundir.path))
+        if not complete and not (space := estimate(prepared)).fits:
+            reporter.warning(space.advice)
         records = driver.run()
     except KeyboardInterrupt:
         journal.close("interrupted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -234,10 +235,8 @@ def test_being_killed_at_any_removal_leaves_a_sound_storage(storage: Path) -> No
             break
         dying.left = steps % 3
         steps += 1
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             remove(dying, found.removals)
-        except KeyboardInterrupt:
-            pass
         store = ArtifactStore(storage)
         for name in artifacts(storage):
             manifest = store.find(name)
