@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -77,6 +78,32 @@ Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+def _plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options enter names as JSON, in which dates, bytes and infinities have no spelling."""
+    for path, value in _leaves(options):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path} must be finite, but is {value}")
+        if not (value is None or isinstance(value, bool | int | float | str)):
+            raise ValueError(f"{path} must be text, a number, a list or a mapping, but is {type(value).__name__}")
+    return options
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"keys must be text, but one is {key!r}")
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_plain_options)]
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values are frozen."""
 
@@ -100,7 +127,7 @@ class DataConfig(Section):
     image_size: int = Field(default=224, gt=0, description="image_folder: side of the crop, in pixels.")
     resize: int = Field(default=256, gt=0, description="image_folder: shorter side before the centre crop, in pixels.")
     loader_workers: int = Field(default=4, ge=0, description="Processes that decode images not held in memory.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of your own function.")
+    options: Options = Field(default_factory=dict, description="Keyword arguments of your own function.")
     version: str | None = Field(default=None, description="Your own version of code or data; default: a digest of it.")
 
 
@@ -108,7 +135,7 @@ class ModelConfig(Section):
     """The network."""
 
     name: str = Field(default="digits_cnn", description="A model's name, torchvision/NAME, or package.module:callable.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model.")
+    options: Options = Field(default_factory=dict, description="Keyword arguments of the model.")
     version: str | None = Field(default=None, description="Your own version of the code; default: its source's digest.")
 
 
@@ -117,7 +144,7 @@ class TaskConfig(Section):
 
     name: str = Field(default="classification", description="classification, regression, or package.module:callable.")
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0, description="classification: share for all classes.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of your own task.")
+    options: Options = Field(default_factory=dict, description="Keyword arguments of your own task.")
     version: str | None = Field(default=None, description="Your own version of the code; default: a digest of it.")
 
 
@@ -427,10 +454,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SwampConfig:
 
 def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> SwampConfig:
     """Like :func:`load_config`, from the YAML text itself; ``source`` names it in errors."""
-    try:
-        tree = yaml.load(text, Loader=_OnceLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"this is not valid YAML: {error}", where=source) from error
+    tree = _load_yaml(text, "this is not valid YAML", source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError("a config must be a mapping of sections", got=type(tree).__name__, where=source)
@@ -472,6 +496,34 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
+MAX_VALUES = 100_000
+MAX_DEPTH = 50
+
+
+def _load_yaml(text: str, problem: str, source: str) -> Any:
+    """The value of a YAML text. Raises UserError if it has none, or one that is not finite."""
+    try:
+        tree = yaml.load(text, Loader=_OnceLoader)
+    # Numbers too long to convert and dates that do not exist are ValueErrors.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{problem}: {error}", where=source) from error
+    # References can stand for more values than there is memory, or for themselves.
+    if _num_values(tree, MAX_VALUES, MAX_DEPTH) > MAX_VALUES:
+        raise UserError(f"a config must hold at most {MAX_VALUES:,} values, nested at most {MAX_DEPTH} deep",
+                        where=source)
+    return tree
+
+
+def _num_values(value: Any, left: int, depth: int) -> int:
+    """How many values there are, references counted each time; more than ``left`` as soon as that is clear."""
+    count = 1
+    for item in (value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()):
+        count += _num_values(item, left - count, depth - 1) if depth > 0 else left + 1
+        if count > left:
+            return left + 1
+    return count
+
+
 class _OnceLoader(yaml.SafeLoader):
     """Plain YAML in which a key stands once: by default the last of two sections would silently replace the first."""
 
@@ -489,10 +541,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise UserError("an override must look like KEY=VALUE", got=override, where="--set",
                         do="For example --set pruning.target=0.9.")
-    try:
-        parsed = yaml.load(value, Loader=_OnceLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"the value of {key} is not valid YAML: {error}", where="--set") from error
+    parsed = _load_yaml(value, f"the value of {key} is not valid YAML", "--set")
     _set(tree, key.strip(), parsed)
 
 

@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from swamp_ray.errors import UserError
+from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import find_run
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.tables import display_path, duration, percent, results_table
 
 REFRESH_S = 2.0
@@ -43,6 +43,7 @@ def describe(rundir: RunDir) -> list[Text | Table]:
     record = rundir.read_run()
     if record is None:
         raise UserError("the run has not started yet", where=str(rundir.path))
+    check_run_record(record, rundir.run_json_path)
     rounds, planned = rundir.read_rounds(), record.get("rounds", [])
     lines: list[Text | Table] = [Text(f"{rundir.name}: {record.get('status')}, {len(rounds)} of {len(planned)} rounds",
                              style="bold")]
@@ -54,8 +55,17 @@ def describe(rundir: RunDir) -> list[Text | Table]:
         lines.append(Text(f"missing: rounds {shown}{' ...' if len(missing) > 8 else ''}"))
         lines += [Text(line) for line in _logs(rundir)]
     if rounds:
-        lines.append(results_table(rounds, record.get("primary", "accuracy")))
+        lines.append(_results(rundir, rounds, record.get("primary", "accuracy")))
     return lines
+
+
+def _results(rundir: RunDir, rounds: list[dict[str, Any]], primary: str) -> Table:
+    try:
+        return results_table(rounds, primary)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptArtifactError(f"{rundir.rounds_path}: its rounds are not what was written "
+                                   f"({type(error).__name__}: {error}). Run the run again, which writes them anew, or "
+                                   "restore the file.") from error
 
 
 def _attempts(record: dict[str, Any]) -> list[str]:

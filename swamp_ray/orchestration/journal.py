@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from swamp_ray.config import differences, dump_config, parse_config
-from swamp_ray.errors import RunError, UserError
+from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.worker import BUFFERS_FILE, read_packed
@@ -28,7 +28,7 @@ from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.files import write_atomic
 from swamp_ray.storage.identity import digest_bytes
 from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.tickets import ticket_bytes
 
 PACKAGES = ("swamp_ray", "torch", "torchvision", "ray", "numpy")
@@ -65,6 +65,8 @@ class Journal:
             UserError: With the differences, old -> new.
         """
         text, run = self._rundir.read_config(), self._rundir.read_run()
+        if run:
+            check_run_record(run, self._rundir.run_json_path)
         if text is None:
             return
         changed = differences(parse_config(text, source=str(self._rundir.config_path)).recipe(),
@@ -115,10 +117,12 @@ class Journal:
         self._run, self._attempt = run, attempt
         self._save()
         known = read_jsonl(self._rundir.metrics_path)
-        self._logged = {(line.get("kind"), line.get("round"), line.get("particle")) for line in known}
+        self._logged = _distinct([(line.get("kind"), line.get("round"), line.get("particle")) for line in known],
+                                 self._rundir.metrics_path)
         self._metrics = MetricsLog(self._rundir.metrics_path, self._rundir.tensorboard_path)
         self._written = {line["round"]: line for line in self._rundir.read_rounds()}
-        self._named = {tuple(line.values()) for line in self._rundir.read_results()}
+        self._named = _distinct([tuple(line.values()) for line in self._rundir.read_results()],
+                                self._rundir.results_path)
 
     def close(self, status: str, reason: str = "") -> None:
         """End the attempt: ``complete``, ``failed`` or ``interrupted``; one that was never opened leaves no trace."""
@@ -225,6 +229,14 @@ class Journal:
 def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
     """``{"validation": {"accuracy": x}}`` as ``{"validation/accuracy": x}``."""
     return {f"{part}/{name}": value for part, values in metrics.items() for name, value in values.items()}
+
+
+def _distinct(lines: list[tuple[Any, ...]], path: Path) -> set[tuple[Any, ...]]:
+    try:
+        return set(lines)
+    except TypeError as error:
+        raise CorruptArtifactError(f"{path}: a line is not what was written ({error}). Restore the file, or delete "
+                                   "that line.") from error
 
 
 def _start_digest(prepared: Prepared) -> str:

@@ -163,7 +163,13 @@ def _to_plain(value: Any) -> Any:
 
 def _from_plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _from_plain(item) for key, item in value.items()}
+        return {_text(key): _from_plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_from_plain(item) for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+    return _NON_FINITE.get(value, _text(value)) if isinstance(value, str) else value
+
+
+def _text(text: str) -> str:
+    """The text; half a surrogate pair, which JSON can spell and nobody can print, is a ValueError."""
+    text.encode()
+    return text
