@@ -45,7 +45,8 @@ def storage(finished: Path, tmp_path: Path) -> Path:
 
 def age(folder: Path, seconds: float = 2 * DAY_S) -> None:
     for path in folder.rglob("*"):
-        os.utime(path, (time.time() - seconds,) * 2)
+        moment = time.time() - seconds
+        os.utime(path, (moment, moment))
 
 
 def artifacts(storage: Path) -> set[str]:
