@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from swamp_ray.errors import CorruptArtifactError, RunError
-from swamp_ray.storage.artifacts import CHECKPOINT, RESULT, Manifest, parse_manifest, payload_name
+from swamp_ray.storage.artifacts import CHECKPOINT, RESULT, STALE_S, Manifest, parse_manifest, payload_name
 from swamp_ray.storage.places import Entry, Place
 from swamp_ray.storage.usage import Usage, read_usage, run_dirs
 
@@ -24,6 +24,7 @@ KINDS = (UNUSED, CHECKPOINTS, LEFTOVERS)
 _NAME = re.compile(r"[0-9a-f]{64}")
 _MANIFEST = re.compile(r"[a-z][a-z0-9-]{0,31}\.json")
 _PROBE = ".probe-"
+_LOOK_AGAIN_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def survey(place: Place, older_than_s: float) -> Survey:
     found = Survey(runs=_run_spaces(place, usages, contents))
     for name, entries in contents.items():
         if name in named:
-            found.removals += _inside(place, name, entries, now_s - older_than_s)
+            found.removals += _inside(place, name, entries, now_s, older_than_s)
         elif entries and max(entry.modified_s for entry in entries) > now_s - older_than_s:
             found.num_young += 1
             found.young_bytes += _size(entries)
@@ -116,8 +117,10 @@ def remove(place: Place, removals: Sequence[Removal], removed: Callable[[Removal
     Raises:
         RunError: An object could not be removed, or the records of a run cannot be read any more.
     """
-    named = _named([read_usage(rundir) for rundir in run_dirs(place.uri)])
-    for removal in removals:
+    named: set[str] = set()
+    for index, removal in enumerate(removals):
+        if index % _LOOK_AGAIN_EVERY == 0:
+            named = _named([read_usage(rundir) for rundir in run_dirs(place.uri)])
         if removal.kind == UNUSED and removal.name in named:
             continue
         for key in removal.keys:
@@ -142,7 +145,7 @@ def _artifacts(place: Place) -> Iterator[str]:
                 yield name
 
 
-def _inside(place: Place, name: str, entries: Sequence[Entry], before_s: float) -> list[Removal]:
+def _inside(place: Place, name: str, entries: Sequence[Entry], now_s: float, older_than_s: float) -> list[Removal]:
     """What may go of an artifact that stays; nothing while a manifest is damaged or unknown: it could name anything."""
     slots = {entry.name.removesuffix(".json") for entry in entries if _MANIFEST.fullmatch(entry.name)}
     if slots - {RESULT, CHECKPOINT, "lease"}:
@@ -157,9 +160,11 @@ def _inside(place: Place, name: str, entries: Sequence[Entry], before_s: float) 
         result = {payload_name(*item) for item in manifests[RESULT].files.items()}
         over = {f"{CHECKPOINT}.json", *(payload_name(*item) for item in manifests[CHECKPOINT].files.items())} - result
         parts = [entry for entry in entries if entry.name in over]
-        if all(entry.modified_s <= before_s for entry in parts):
+        if all(entry.modified_s <= now_s - older_than_s for entry in parts):
             found.append(_removal(CHECKPOINTS, name, parts))
-    left = [entry for entry in entries if entry.name not in named and entry.modified_s <= before_s
+    # What is written just now is not named yet, whatever age was asked for.
+    left = [entry for entry in entries if entry.name not in named
+            and entry.modified_s <= now_s - max(older_than_s, STALE_S)
             and (_NAME.fullmatch(entry.name[:64]) or entry.name.endswith(".tmp"))]
     if left:
         found.append(_removal(LEFTOVERS, name, left))

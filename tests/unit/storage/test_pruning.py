@@ -14,13 +14,16 @@ from click.testing import CliRunner, Result
 
 from swamp_ray.cli import main
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
+from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
 from swamp_ray.pruning_storage import parse_age
+from swamp_ray.rounds import Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.places import LocalPlace
 from swamp_ray.storage.pruning import CHECKPOINTS, LEFTOVERS, UNUSED, remove, survey
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.usage import read_usage
+from swamp_ray.training.particle import Progress
 from tests.helpers import ticket_digests, tiny
 
 DAY_S = 86400.0
@@ -210,6 +213,36 @@ def test_a_run_that_starts_meanwhile_keeps_what_it_names(storage: Path) -> None:
     before = files(storage)
     remove(LocalPlace(storage), found.removals)
     assert files(storage) == before
+
+
+class Prunes(Reporter):
+    """Prunes, as boldly as it can be asked to, whenever something has happened."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage, self.trained, self.pruned = storage, list[Work](), 0
+
+    def work_advanced(self, work: Work, progress: Progress) -> None:
+        self._prune()
+
+    def work_finished(self, work: Work, found: bool) -> None:
+        self.trained += [] if found else [work]
+        self._prune()
+
+    def _prune(self) -> None:
+        self.pruned += 1
+        assert prune(self.storage, "--delete", "--older-than", "0s").exit_code == 0
+
+
+def test_pruning_beside_a_run_that_works_takes_nothing_from_it(tmp_path: Path, finished: Path) -> None:
+    shutil.copytree(finished, tmp_path / "s")
+    shutil.rmtree(tmp_path / "s" / "runs" / "more")
+    watcher = Prunes(tmp_path / "s")
+    values = {"pruning__target": 0.75, "particles__count": 2}
+    run(tiny(tmp_path / "s", name="deeper", **values), watcher)
+    assert watcher.pruned > 10
+    assert len(watcher.trained) == len(set(watcher.trained)) == 3, "only the further round is trained, and once"
+    names = read_usage(RunDir(tmp_path / "s", "tiny")).names | read_usage(RunDir(tmp_path / "s", "deeper")).names
+    assert artifacts(tmp_path / "s") == names
 
 
 class Dying(LocalPlace):
