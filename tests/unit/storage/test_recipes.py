@@ -257,7 +257,7 @@ def test_a_changed_image_folder_and_its_sizes_change_the_names(tmp_path: Path) -
             for row in range(20):
                 Image.new("RGB", (9, 9), (row, row, row)).save(tmp_path / split / label / f"{row}.png")
     given: dict[str, Any] = {"data__name": "image_folder", "data__root": str(tmp_path), "data__options": {},
-                             "data__image_size": 8, "data__resize": 8}
+                             "data__image_size": 8, "data__resize": 8, "data__loader_workers": 0}
 
     def look_up(**values: Any) -> dict[str, str]:
         return names(prepare(tiny(tmp_path, **{**given, **values})))
