@@ -156,6 +156,28 @@ def doctor(storage: str | None) -> None:
         sys.exit(EXIT_FAILED)
 
 
+@main.command("prune-storage", short_help="Remove what no run needs.")
+@STORAGE
+@click.option("--delete", is_flag=True, help="Remove it; without this nothing is changed.")
+@click.option("--older-than", metavar="AGE", default="24h", show_default=True, help="Leave alone what was written "
+              "within this time, e.g. 90m, 24h, 7d.")
+def prune_storage(storage: str | None, delete: bool, older_than: str) -> None:
+    """Show what the storage root's runs take up, and what in it no run needs: with --delete, remove that.
+
+    Removable are artifacts that no run names, checkpoints of finished results, and leftovers of interrupted writers.
+    To give up a run, delete its folder STORAGE/runs/NAME first.
+
+    \b
+    Examples:
+      swamp prune-storage
+      swamp prune-storage --storage results --older-than 7d --delete
+    """
+    from swamp_ray.locating import DEFAULT_STORAGE
+    from swamp_ray.pruning_storage import prune_storage as prune
+
+    prune(storage or DEFAULT_STORAGE, delete, older_than)
+
+
 def _resolve(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None,
              values: dict[str, Any]) -> SwampConfig:
     loaded = load_config(config, overrides)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -94,6 +95,32 @@ Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+def _plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options enter names as JSON, in which dates, bytes and infinities have no spelling."""
+    for path, value in _leaves(options):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path} must be finite, but is {value}")
+        if not (value is None or isinstance(value, bool | int | float | str)):
+            raise ValueError(f"{path} must be text, a number, a list or a mapping, but is {type(value).__name__}")
+    return options
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"keys must be text, but one is {key!r}")
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_plain_options)]
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values are frozen."""
 
@@ -135,7 +162,7 @@ class DataConfig(Section):
     image_size: int = Field(default=224, gt=0, description="image_folder: side of the crop, in pixels.")
     resize: int = Field(default=256, gt=0, description="image_folder: shorter side before the centre crop, in pixels.")
     loader_workers: int = Field(default=4, ge=0, description="Processes that decode images not held in memory.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of your own function.")
+    options: Options = Field(default_factory=dict, description="Keyword arguments of your own function.")
     version: str | None = Field(default=None, description="Your own version of code or data; default: a digest of it.")
 
 
@@ -147,7 +174,7 @@ class ModelConfig(Section):
         description="digits_cnn, mlp, lenet_300_100, lenet5, resnet8/20/56, wrn_28_2, wrn_32_4, vgg16_bn, vgg19_bn, "
         "torchvision/NAME, or package.module:callable.",
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model.")
+    options: Options = Field(default_factory=dict, description="Keyword arguments of the model.")
     version: str | None = Field(default=None, description="Your own version of the code; default: its source's digest.")
 
 
@@ -156,7 +183,7 @@ class TaskConfig(Section):
 
     name: str = Field(default="classification", description="classification, regression, or package.module:callable.")
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0, description="classification: share for all classes.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of your own task.")
+    options: Options = Field(default_factory=dict, description="Keyword arguments of your own task.")
     version: str | None = Field(default=None, description="Your own version of the code; default: a digest of it.")
 
 
@@ -347,6 +374,14 @@ class IdentityConfig(Section):
     strict: bool = Field(default=False, description="Put library versions and hardware models into every name.")
 
 
+class KeepConfig(Section):
+    """What stays in the storage once it has been used. Nothing here belongs to the recipe."""
+
+    particles: Literal["all", "last", "none"] = Field(
+        default="all", description="States of particles: last: of the last finished round; none: until it is recorded."
+    )
+
+
 class StartFrom(Section):
     """Replaces the dense phase: a checkpoint of your own, or an earlier ticket, whose mask is kept."""
 
@@ -373,6 +408,7 @@ class SwampConfig(Section):
     start_from: StartFrom | None = None
     execution: ExecutionConfig = ExecutionConfig()
     identity: IdentityConfig = IdentityConfig()
+    keep: KeepConfig = KeepConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> SwampConfig:
@@ -386,7 +422,7 @@ class SwampConfig(Section):
         The data's and a checkpoint's content decide as well; they are compared by their digests.
         """
         return self.model_dump(mode="json", exclude={
-            "name": True, "storage": True, "execution": True, "identity": True,
+            "name": True, "storage": True, "execution": True, "identity": True, "keep": True,
             "data": {"root", "download", "loader_workers"}, "start_from": {"path"},
         })
 
@@ -461,10 +497,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SwampConfig:
 
 def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> SwampConfig:
     """Like :func:`load_config`, from the YAML text itself; ``source`` names it in errors."""
-    try:
-        tree = yaml.load(text, Loader=_OnceLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"this is not valid YAML: {_yaml_reason(error)}", where=source) from error
+    tree = _load_yaml(text, "this is not valid YAML", source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError("a config must be a mapping of sections", got=type(tree).__name__, where=source)
@@ -513,6 +546,34 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
+MAX_VALUES = 100_000
+MAX_DEPTH = 50
+
+
+def _load_yaml(text: str, problem: str, source: str) -> Any:
+    """The value of a YAML text. Raises UserError if it has none, or one that is not finite."""
+    try:
+        tree = yaml.load(text, Loader=_OnceLoader)
+    # Numbers too long to convert and dates that do not exist are ValueErrors.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{problem}: {_yaml_reason(error)}", where=source) from error
+    # References can stand for more values than there is memory, or for themselves.
+    if _num_values(tree, MAX_VALUES, MAX_DEPTH) > MAX_VALUES:
+        raise UserError(f"a config must hold at most {MAX_VALUES:,} values, nested at most {MAX_DEPTH} deep",
+                        where=source)
+    return tree
+
+
+def _num_values(value: Any, left: int, depth: int) -> int:
+    """How many values there are, references counted each time; more than ``left`` as soon as that is clear."""
+    count = 1
+    for item in (value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()):
+        count += _num_values(item, left - count, depth - 1) if depth > 0 else left + 1
+        if count > left:
+            return left + 1
+    return count
+
+
 class _OnceLoader(yaml.SafeLoader):
     """Plain YAML in which a key stands once: by default the last of two sections would silently replace the first."""
 
@@ -525,7 +586,7 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _yaml_reason(error: yaml.YAMLError) -> str:
+def _yaml_reason(error: Exception) -> str:
     """What is wrong, and in which line and column."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())
@@ -540,10 +601,7 @@ def _override(tree: dict[str, Any], override: str) -> str:
     if not equals or not key.strip():
         raise UserError("an override must look like KEY=VALUE", got=override, where="--set",
                         do="For example --set pruning.target=0.9.")
-    try:
-        parsed = yaml.load(value, Loader=_OnceLoader)
-    except yaml.YAMLError as error:
-        raise UserError(f"the value of {key} is not valid YAML: {_yaml_reason(error)}", where="--set") from error
+    parsed = _load_yaml(value, f"the value of {key} is not valid YAML", "--set")
     _set(tree, key.strip(), parsed)
     return key.strip()
 

@@ -80,6 +80,10 @@ class CorruptArtifactError(RunError):
     """A stored file does not hold the bytes that were written."""
 
 
+class MissingPayloadError(CorruptArtifactError):
+    """A finished result whose payload is not there: let go to save space, or removed by hand."""
+
+
 class Interrupted(SwampError):
     """The user (or the system) asked the run to stop; it can be resumed."""
 

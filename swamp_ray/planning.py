@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from swamp_ray.console import header
 from swamp_ray.errors import SwampError
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.resources import pool_size, this_machine
+from swamp_ray.orchestration.space import estimate
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import percent, size
@@ -102,18 +102,12 @@ def traffic_lines(prepared: Prepared) -> list[str]:
 
 def space_lines(prepared: Prepared) -> list[str]:
     """What the run writes, against what is free."""
-    full = prepared.initial.num_bytes
-    states = sum(packed_bytes(prepared, plan.survivors) * (plan.num_particles + 1) for plan in prepared.plan)
-    tickets = (full + math.ceil(prepared.layout.num_prunable / 8)) * len(prepared.plan)
-    momenta = 2 if prepared.config.training.optimizer == "adamw" else 1
-    checkpoint = full * (1 + momenta) + (2 * full if prepared.config.averaging.within != "none" else 0)
-    needed = states + tickets + full + checkpoint * max(plan.num_particles for plan in prepared.plan)
-    folder = Path(prepared.config.storage).expanduser().absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    line = f"writes at most about {size(needed)}; {size(free)} are free in {prepared.config.storage}"
-    return [line, "[red]warning: this does not fit[/red]"] if needed > free else [line]
+    space = estimate(prepared)
+    there = f", {size(space.present_bytes)} of it is there already" if space.present_bytes else ""
+    line = (f"writes about {size(space.kept_bytes)}, at its peak {size(space.peak_bytes)} "
+            f"(keep.particles: {prepared.config.keep.particles}){there}")
+    free = "" if space.free_bytes is None else f"; {size(space.free_bytes)} are free in {prepared.config.storage}"
+    return [line + free, *([] if space.fits else [f"[red]warning: {space.advice}[/red]"])]
 
 
 def warnings(prepared: Prepared) -> list[str]:

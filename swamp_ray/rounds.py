@@ -145,10 +145,14 @@ class AveragerLost:
 
 @dataclass(frozen=True)
 class Lost:
-    """A finished particle's stored state turned out to be damaged before it was averaged."""
+    """A finished particle's state cannot be read when it is to be averaged.
+
+    ``damaged``: it should have been there; otherwise it had been let go to save space.
+    """
 
     work: Work
     reason: str
+    damaged: bool = True
 
 
 Event = Finished | Failed | Averaged | AveragerLost | Lost
@@ -324,7 +328,7 @@ class Rounds:
         state, work = self._round, event.work
         if work.round != self.current or self.current in self._averaged or work.particle not in state.finished:
             return []
-        self._losses[work] = self._losses.get(work, 0) + 1
+        self._losses[work] = self._losses.get(work, 0) + event.damaged
         if self._losses[work] > self._max_retries:
             return self._fail(f"the state of {work} was lost {self._losses[work]} times: {event.reason}")
         del state.finished[work.particle]

@@ -18,7 +18,8 @@ from swamp_ray.locating import find_run
 from swamp_ray.rounds import DENSE, Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.leases import EXPIRY_S, Held, Watch, artifact_lease
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.rundir import RunDir, check_run_record
+from swamp_ray.storage.usage import read_usage
 from swamp_ray.tables import display_path, duration, percent, results_table
 
 REFRESH_S = 2.0
@@ -76,7 +77,7 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
         lines += [Text(line) for line in _OpenWork(rundir, record, life.running).lines(missing)]
         lines += [Text(line) for line in _logs(rundir)]
     if rounds:
-        lines.append(results_table(rounds, record.get("primary", "accuracy")))
+        lines.append(_results(rundir, rounds, record.get("primary", "accuracy")))
     return lines
 
 
@@ -110,6 +111,7 @@ def _record(rundir: RunDir) -> dict[str, Any]:
     record = rundir.read_run()
     if record is None:
         raise UserError("the run has not started yet", where=str(rundir.path))
+    check_run_record(record, rundir.run_json_path)
     return record
 
 
@@ -119,23 +121,25 @@ class _OpenWork:
     def __init__(self, rundir: RunDir, record: dict[str, Any], running: bool) -> None:
         self._rundir, self._running = rundir, running
         self._store, self._leases = ArtifactStore(rundir.storage), rundir.leases()
-        self._names: dict[str, str] = record.get("names", {})
+        # A job that had to be named anew, as after a loss of its start, was noted later.
+        self._names: dict[Work, str] = {Work(use.kind, use.round, use.particle): use.name
+                                        for use in read_usage(rundir).uses}
         self._attempt = max(1, len(record.get("attempts", [])))
 
     def lines(self, missing: list[dict[str, Any]]) -> list[str]:
         """One for the dense phase if it is not done, one for each round that was begun."""
         found = []
-        if str(DENSE) in self._names and (state := self._state(DENSE)) != "done":
+        if DENSE in self._names and (state := self._state(DENSE)) != "done":
             found.append(f"dense phase: {state}")
         for plan in missing:
             works = [Work("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
-            if any(str(work) in self._names for work in works):
+            if any(work in self._names for work in works):
                 states = {work.particle: self._state(work) for work in works}
                 found.append(f"round {plan['index']}: {_by_state(states)}")
         return found
 
     def _state(self, work: Work) -> str:
-        name = self._names.get(str(work))
+        name = self._names.get(work)
         if name is None:
             return "missing"
         with contextlib.suppress(CorruptArtifactError):
@@ -168,6 +172,15 @@ def _by_state(states: dict[int, str]) -> str:
     parts = [f"{state}: particle{'s' if len(particles) > 1 else ''} {', '.join(map(str, particles))}"
              for state, particles in groups.items()]
     return "; ".join([f"{done} of {len(states)} particles done", *parts])
+
+
+def _results(rundir: RunDir, rounds: list[dict[str, Any]], primary: str) -> Table:
+    try:
+        return results_table(rounds, primary)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptArtifactError(f"{rundir.rounds_path}: its rounds are not what was written "
+                                   f"({type(error).__name__}: {error}). Run the run again, which writes them anew, or "
+                                   "restore the file.") from error
 
 
 def _attempts(record: dict[str, Any]) -> list[str]:

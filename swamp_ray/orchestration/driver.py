@@ -59,6 +59,7 @@ from swamp_ray.rounds import (
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest
+from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import Named
@@ -111,6 +112,8 @@ class Driver:
         self._outcomes: dict[Work, Outcome] = {}
         self._averages: dict[int, Manifest] = {}
         self._from_storage: list[Work] = []
+        self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir, STATE_FILE)
+        self._let_go: set[Work] = set()
         self._written: dict[int, RoundRecord] = {}
         self._num_reported = 0
         self._error: BaseException | None = None
@@ -139,7 +142,7 @@ class Driver:
         try:
             while not self._machine.finished:
                 self._carry_out_all(pending)
-                self._journal.flush()
+                self._journal.check_claim()
                 if self._machine.finished:
                     break
                 self._stopping.check()
@@ -192,8 +195,10 @@ class Driver:
             case Add(round=index, particle=particle, from_storage=True):
                 self._from_storage.append(Work("particle", index, particle))
             case Add(round=index, particle=particle):
-                self._flush_from_storage()
                 work = Work("particle", index, particle)
+                if lost := self._flush_from_storage():
+                    self._executor_now().drop(work)
+                    return lost
                 self._executor_now().add(work, self._outcomes[work], from_storage=False)
             case Drop(round=index, particle=particle):
                 self._executor_now().drop(Work("particle", index, particle))
@@ -207,9 +212,9 @@ class Driver:
 
     def _do(self, instruction: Do, stale: bytes = b"") -> list[Event]:
         item = replace(self._item(instruction), session=self._journal.session, stale=stale)
+        self._journal.uses(item.work, item.named.name)
         found = self._find(item.named, verify=item.work.kind != "particle")
-        self._journal.given(item, found is not None)
-        if found is not None:
+        if found is not None and not (item.work in self._let_go and self._store.lacks(found.name, STATE_FILE)):
             self._reporter.work_submitted(item)
             return self._finished(item.work, outcome_of(found), held=False, found=True)
         executor = self._executor_now()
@@ -246,14 +251,19 @@ class Driver:
     def _average(self, instruction: Average) -> list[Event]:
         index = instruction.round
         plan, inputs = self._prepared.plan[index], self._inputs[index]
-        outcomes = [self._outcomes[Work("particle", index, particle)] for particle in instruction.particles]
+        works = [Work("particle", index, particle) for particle in instruction.particles]
+        if any(work not in self._outcomes for work in works):
+            return []  # one of them was lost meanwhile: the average is asked for again
+        outcomes = [self._outcomes[work] for work in works]
         seed = self._prepared.particle_seed(index, -1)
         named = self._prepared.recipes.average(
             [outcome.digest for outcome in outcomes], inputs.mask_digest, self._start_digest, plan.next_survivors, seed)
+        self._journal.uses(Work("average", index), named.name)
         if self._find(named, verify=True) is not None:
             self._from_storage.clear()
             return self._averaged(index, named.name)
-        self._flush_from_storage()
+        if lost := self._flush_from_storage():
+            return lost
         executor = self._executor_now()
         if inputs.mask_handle is None:
             inputs.mask_handle = executor.put(to_bits(inputs.mask))
@@ -261,11 +271,30 @@ class Driver:
         executor.average(spec, self._start_handle_now(), inputs.mask_handle)
         return []
 
-    def _flush_from_storage(self) -> None:
-        """Additions from storage wait until it is clear that the average itself is not stored."""
-        for work in self._from_storage:
+    def _flush_from_storage(self) -> list[Event]:
+        """Additions from storage wait until it is clear that the average itself is not stored.
+
+        Returns:
+            The losses of those that were let go; nothing is added then, and the round's average begins anew.
+        """
+        waiting, self._from_storage = self._from_storage, []
+        gone = [work for work in waiting if self._store.lacks(self._outcomes[work].name, STATE_FILE)]
+        if gone:
+            return self._train_again(gone)
+        for work in waiting:
             self._executor_now().add(work, self._outcomes[work], from_storage=True)
-        self._from_storage.clear()
+        return []
+
+    def _train_again(self, gone: list[Work]) -> list[Event]:
+        """States that were let go to save space and are needed once more: no damage, only work."""
+        if not self._let_go.issuperset(gone):
+            which = ", ".join(str(work.particle) for work in gone)
+            self._reporter.warning(f"round {gone[0].round}: the states of particles {which} were not kept "
+                                   "(keep.particles) and are trained again, because their average is not stored")
+        self._let_go.update(gone)
+        for work in gone:
+            del self._outcomes[work]
+        return [Lost(work, "its state was not kept", damaged=False) for work in gone]
 
     # Reports
 
@@ -289,6 +318,8 @@ class Driver:
                 self._reporter.warning(f"the averaging actor died and is started again: {reason}")
                 self._journal.incident("averaging actor", reason)
                 return [AveragerLost(reason)]
+            case StateLost(work=work) if self._store.lacks(self._outcomes[work].name, STATE_FILE):
+                return self._train_again([work])
             case StateLost(work=work, reason=reason):
                 self._reporter.warning(f"{work} is trained again, because its stored state is damaged: {reason}")
                 self._journal.incident(str(work), reason)
@@ -423,6 +454,7 @@ class Driver:
         average, evaluation = self._averages[index], self._outcomes[Work("evaluation", index)]
         self._journal.write_ticket(self._prepared, record, average, evaluation.name, self._inputs[index].mask)
         self._journal.write_round(record)
+        self._keeper.recorded(index, [entry["name"] for entry in record.artifacts["particles"]])
         self._written[index] = record
         # The last round is evaluated before the one before it, but people read rounds in order.
         while (following := self._written.pop(self._num_reported, None)) is not None:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from swamp_ray.config import differences, dump_config, parse_config
-from swamp_ray.errors import RunError, UserError
-from swamp_ray.orchestration.messages import Outcome, RoundRecord, WorkItem
+from swamp_ray.errors import CorruptArtifactError, RunError, UserError
+from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.worker import BUFFERS_FILE, read_packed
 from swamp_ray.rounds import Work
@@ -30,7 +30,7 @@ from swamp_ray.storage.files import write_atomic
 from swamp_ray.storage.identity import digest_bytes
 from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.tickets import ticket_bytes
 
 PACKAGES = ("swamp_ray", "torch", "torchvision", "ray", "numpy")
@@ -53,7 +53,12 @@ class Journal:
         self._attempt: dict[str, Any] = {}
         self._began = 0.0
         self._lease: Lease | None = None
-        self._unsaved = False
+        self._named: set[tuple[Any, ...]] = set()
+
+    @property
+    def rundir(self) -> RunDir:
+        """The run's folder."""
+        return self._rundir
 
     def check(self, prepared: Prepared) -> None:
         """Refuse a name that was used with another recipe or under another arithmetic.
@@ -62,6 +67,8 @@ class Journal:
             UserError: With the differences, old -> new.
         """
         text, run = self._rundir.read_config(), self._rundir.read_run()
+        if run:
+            check_run_record(run, self._rundir.run_json_path)
         if text is None:
             return
         changed = differences(parse_config(text, source=str(self._rundir.config_path)).recipe(),
@@ -116,14 +123,17 @@ class Journal:
             "primary": prepared.task.primary,
             "higher_is_better": prepared.task.higher_is_better,
             "rounds": [asdict(plan) for plan in prepared.plan],
-            "attempts": [*earlier.get("attempts", []), attempt], "names": {},
+            "attempts": [*earlier.get("attempts", []), attempt],
         }
         self._run, self._attempt = run, attempt
         self._save()
         known = read_jsonl(self._rundir.metrics_path)
-        self._logged = {(line.get("kind"), line.get("round"), line.get("particle")) for line in known}
+        self._logged = _distinct([(line.get("kind"), line.get("round"), line.get("particle")) for line in known],
+                                 self._rundir.metrics_path)
         self._metrics = MetricsLog(self._rundir.metrics_path, self._rundir.tensorboard_path)
         self._written = {line["round"]: line for line in self._rundir.read_rounds()}
+        self._named = _distinct([tuple(line.values()) for line in self._rundir.read_results()],
+                                self._rundir.results_path)
 
     def close(self, status: str, reason: str = "") -> None:
         """End the attempt: ``complete``, ``failed`` or ``interrupted``; one that was never opened leaves no trace."""
@@ -135,8 +145,6 @@ class Journal:
             if reason:
                 self._attempt["reason"] = reason
             self._run["status"] = status
-            if status == "complete":
-                self._run["names"] = {}
             self._save()
         finally:
             if self._lease is not None:
@@ -152,14 +160,13 @@ class Journal:
     def _save(self) -> None:
         if not self._is_succeeded:
             self._rundir.write_run(self._run)
-        self._unsaved = False
 
     @property
     def _is_succeeded(self) -> bool:
         return self._lease is not None and self._lease.lost
 
-    def flush(self) -> None:
-        """Let what :meth:`given` noted be seen from outside.
+    def check_claim(self) -> None:
+        """Make sure that the run is still this process's.
 
         Raises:
             RunError: Another process has taken the run over; its records are not touched any more.
@@ -167,14 +174,6 @@ class Journal:
         if self._is_succeeded:
             raise RunError(f"another process works on the run {self._rundir.name!r} now: this one was silent for so "
                            "long that it was taken for dead. Watch it with swamp status.")
-        if self._unsaved:
-            self._save()
-
-    def given(self, item: WorkItem, found: bool) -> None:
-        """Note where a job's result is or will be, so that :mod:`swamp_ray.status` can look for it."""
-        if item.work.kind != "evaluation":
-            self._run["names"][str(item.work)] = item.named.name
-            self._unsaved |= not found
 
     def log_path(self, work: Work) -> str:
         """Absolute path of a job's log file in this attempt."""
@@ -211,11 +210,16 @@ class Journal:
             if metrics is not None:
                 self._metrics.log(kind=f"{work.kind}_{name}", **where, **flat(metrics))
 
+    def uses(self, work: Work, name: str) -> None:
+        """Note an artifact that the run needs, once; before it is looked for or made, so that nobody prunes it."""
+        record = {"kind": work.kind, "round": work.round, "particle": work.particle, "name": name}
+        if tuple(record.values()) not in self._named:
+            self._rundir.append_result(record)
+            self._named.add(tuple(record.values()))
+
     def write_round(self, record: RoundRecord) -> None:
         """Write a round's record and metrics, unless an earlier attempt has written the same."""
         plain = asdict(record)
-        for particle in range(record.num_particles):
-            self._run["names"].pop(str(Work("particle", record.round, particle)), None)
         if self._written.get(record.round) != plain:
             self._rundir.append_round(plain)
             self._written[record.round] = plain
@@ -251,6 +255,14 @@ class Journal:
 def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
     """``{"validation": {"accuracy": x}}`` as ``{"validation/accuracy": x}``."""
     return {f"{part}/{name}": value for part, values in metrics.items() for name, value in values.items()}
+
+
+def _distinct(lines: list[tuple[Any, ...]], path: Path) -> set[tuple[Any, ...]]:
+    try:
+        return set(lines)
+    except TypeError as error:
+        raise CorruptArtifactError(f"{path}: a line is not what was written ({error}). Restore the file, or delete "
+                                   "that line.") from error
 
 
 def _start_digest(prepared: Prepared) -> str:

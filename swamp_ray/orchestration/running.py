@@ -15,6 +15,7 @@ from swamp_ray.orchestration.messages import Executor, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine
+from swamp_ray.orchestration.space import estimate
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
@@ -78,13 +79,16 @@ def _run(
     prepared = prepare(config, _device(config))
     journal = Journal(rundir, store)
     journal.check(prepared)
-    if (rundir.read_run() or {}).get("status") != "complete":
+    complete = (rundir.read_run() or {}).get("status") == "complete"
+    if not complete:
         _check_room(prepared)
     store.check_writable()
     driver = Driver(prepared, store, journal, reporter, executor, stopping)
     try:
         journal.open(prepared, reporter.warning)
         reporter.run_started(prepared, str(rundir.path))
+        if not complete and not (space := estimate(prepared)).fits:
+            reporter.warning(space.advice)
         records = driver.run()
     except KeyboardInterrupt:
         journal.close("interrupted")

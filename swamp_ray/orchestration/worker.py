@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import CorruptArtifactError, RunError
+from swamp_ray.errors import CorruptArtifactError, MissingPayloadError, RunError
 from swamp_ray.orchestration.messages import Busy, Outcome, WorkItem
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.sparsity.masks import from_bits
@@ -95,8 +95,12 @@ class Worker:
         manifest = self.store.find(item.named.name)
         if manifest is None:
             return None
+        try:
+            packed = read_packed(self.store, manifest)
+        except MissingPayloadError:
+            return None  # let go to save space, and needed once more
         log(f"{item.work}: found {item.named.name[:12]} in storage")
-        return outcome_of(manifest), read_packed(self.store, manifest)
+        return outcome_of(manifest), packed
 
     def _lease(self, item: WorkItem, log: Any) -> Lease | Held | None:
         """The right to train, or who has it; None where the storage fails, since leases only save work."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swamp_ray.errors import CorruptArtifactError, RunError, UserError
+from swamp_ray.errors import CorruptArtifactError, MissingPayloadError, RunError, UserError
 from swamp_ray.storage.files import TEMPORARY_SUFFIX, local_folder, sync_folder, write_atomic
 from swamp_ray.storage.identity import canonical_json, digest_bytes
 
@@ -117,18 +117,16 @@ class ArtifactStore:
         if not data:
             return None
         try:
-            manifest = _parse(data)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise _corrupt(path, f"the manifest is damaged ({error})") from error
-        if (manifest.name, manifest.slot) != (name, slot):
-            raise _corrupt(path, "the manifest belongs to another artifact")
-        return manifest
+            return parse_manifest(data, name, slot)
+        except CorruptArtifactError as error:
+            raise _corrupt(path, str(error)) from error
 
     def read(self, manifest: Manifest, file: str) -> bytes:
         """The verified bytes of one payload.
 
         Raises:
-            CorruptArtifactError: If they are missing or not those that were written.
+            MissingPayloadError: If they are not there.
+            CorruptArtifactError: If they are not those that were written.
             RunError: If the storage could not be read.
         """
         entry = manifest.files[file]
@@ -136,7 +134,8 @@ class ArtifactStore:
         try:
             data = _read(path)
         except FileNotFoundError as error:
-            raise _corrupt(path, f"the payload {file} of slot {manifest.slot!r} is missing") from error
+            raise MissingPayloadError(str(_corrupt(
+                path, f"the payload {file} of slot {manifest.slot!r} is missing"))) from error
         if len(data) != entry.size:
             raise _corrupt(path, f"the payload {file} has {len(data)} bytes instead of {entry.size}")
         if digest_bytes(data) != entry.sha256:
@@ -155,6 +154,30 @@ class ArtifactStore:
         except OSError as error:
             raise RunError(f"{path}: could not be removed: {error.strerror}.") from error
         self._sweep(name, path.parent, dropped)
+
+    def let_go(self, name: str, file: str) -> None:
+        """Remove a payload of a result and keep its manifest: what it says stays true, and the bytes can be made again.
+
+        No error if the result or the payload is not there; a payload that another slot names as well is kept.
+        """
+        manifest = self._sound(name, RESULT)
+        others = [found for slot in (CHECKPOINT,) if (found := self._sound(name, slot)) is not None]
+        if manifest is None or file not in manifest.files:
+            return
+        if any(manifest.files[file] in found.files.values() for found in others):
+            return
+        path = self._payload_path(name, file, manifest.files[file])
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"{path}: could not be removed: {error.strerror}.") from error
+
+    def lacks(self, name: str, file: str) -> bool:
+        """Whether a result is finished but one of its payloads is not there any more."""
+        manifest = self._sound(name, RESULT)
+        if manifest is None or file not in manifest.files:
+            return False
+        return _size(self._payload_path(name, file, manifest.files[file])) is None
 
     def check_writable(self) -> None:
         """Try that the storage root takes files. Raises UserError if it does not."""
@@ -179,7 +202,7 @@ class ArtifactStore:
         return self._folder(name) / f"{slot}.json"
 
     def _payload_path(self, name: str, file: str, entry: FileEntry) -> Path:
-        return self._folder(name) / _payload_name(file, entry)
+        return self._folder(name) / payload_name(file, entry)
 
     def _sound(self, name: str, slot: str) -> Manifest | None:
         """The manifest, None also if it is damaged: for those who are about to replace or remove it."""
@@ -206,12 +229,12 @@ class ArtifactStore:
         failure: the files are in nobody's way and the next sweep finds them.
         """
         folder = self._folder(name)
-        candidates = {_payload_name(*item) for item in dropped.files.items()} if dropped else set[str]()
+        candidates = {payload_name(*item) for item in dropped.files.items()} if dropped else set[str]()
         with contextlib.suppress(OSError, RunError):
             entries = list(folder.iterdir())
             slots = [entry.stem for entry in entries if entry.suffix == ".json" and _SLOT.fullmatch(entry.stem)]
             manifests = [self.find(name, slot) for slot in slots]
-            named = {_payload_name(*item) for found in manifests if found for item in found.files.items()}
+            named = {payload_name(*item) for found in manifests if found for item in found.files.items()}
             # Both times come from the file system's clock, which may not be this machine's.
             now = newest.stat().st_mtime
             for entry in entries:
@@ -221,7 +244,23 @@ class ArtifactStore:
                     entry.unlink(missing_ok=True)
 
 
-def _payload_name(file: str, entry: FileEntry) -> str:
+def parse_manifest(data: bytes, name: str, slot: str) -> Manifest:
+    """The manifest of a slot from its bytes.
+
+    Raises:
+        CorruptArtifactError: They are not what was written for this slot of this artifact.
+    """
+    try:
+        manifest = _parse(data)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CorruptArtifactError(f"the manifest is damaged ({error})") from error
+    if (manifest.name, manifest.slot) != (name, slot):
+        raise CorruptArtifactError("the manifest belongs to another artifact")
+    return manifest
+
+
+def payload_name(file: str, entry: FileEntry) -> str:
+    """Under which name a payload lies in its artifact's folder."""
     return entry.sha256 + Path(file).suffix
 
 

@@ -6,6 +6,7 @@ JSON has no word for infinite numbers or NaN, and other readers refuse Python's;
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from swamp_ray.storage.files import make_folder, write_error
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _BLOCK_BYTES = 1 << 16
+CHECK_KEY = "check"
 
 
 def dump_json(value: object, indent: int | None = None) -> bytes:
@@ -52,6 +54,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise CorruptArtifactError(f"{path}: line {number} is not a JSON object. The file was changed or damaged "
                                        "after it was written; restore it, or delete that line.")
     return found
+
+
+def sealed(record: Mapping[str, object]) -> dict[str, object]:
+    """The record with a last key ``check``: the beginning of the SHA-256 of the others."""
+    return {**record, CHECK_KEY: _check(record)}
+
+
+def unsealed(record: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The record that `sealed` was given; one without ``check`` as it is.
+
+    Raises:
+        CorruptArtifactError: If the record has changed since.
+    """
+    plain = {key: value for key, value in record.items() if key != CHECK_KEY}
+    if record.get(CHECK_KEY, _check(plain)) != _check(plain):
+        raise CorruptArtifactError(f"{source}: a line has changed since it was written ({dump_json(plain)[:60]!r}...). "
+                                   "Restore the file, or delete that line.")
+    return plain
+
+
+def _check(record: Mapping[str, object]) -> str:
+    return hashlib.sha256(dump_json(dict(record))).hexdigest()[:16]
 
 
 class LineWriter:
@@ -139,7 +163,13 @@ def _to_plain(value: Any) -> Any:
 
 def _from_plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _from_plain(item) for key, item in value.items()}
+        return {_text(key): _from_plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_from_plain(item) for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
+    return _NON_FINITE.get(value, _text(value)) if isinstance(value, str) else value
+
+
+def _text(text: str) -> str:
+    """The text; half a surrogate pair, which JSON can spell and nobody can print, is a ValueError."""
+    text.encode()
+    return text

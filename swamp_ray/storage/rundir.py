@@ -11,7 +11,7 @@ from typing import Any
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.files import local_folder, write_atomic
 from swamp_ray.storage.holders import this_process
-from swamp_ray.storage.jsonlines import LineWriter, dump_json, load_json, read_lines
+from swamp_ray.storage.jsonlines import LineWriter, dump_json, load_json, read_lines, sealed, unsealed
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
 from swamp_ray.storage.places import open_place
 
@@ -53,6 +53,11 @@ class RunDir:
     def rounds_path(self) -> Path:
         """One line a finished round."""
         return self.path / "rounds.jsonl"
+
+    @property
+    def results_path(self) -> Path:
+        """One line an artifact that the run uses or works on."""
+        return self.path / "results.jsonl"
 
     @property
     def metrics_path(self) -> Path:
@@ -133,6 +138,9 @@ class RunDir:
             return self.config_path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        except UnicodeDecodeError as error:
+            raise CorruptArtifactError(f"{self.config_path}: this is not the text that was written ({error.reason}). "
+                                       "Restore the file, or delete it and run the same command again.") from error
 
     def write_run(self, record: Mapping[str, object]) -> None:
         """Replace ``run.json``."""
@@ -160,12 +168,61 @@ class RunDir:
         if "round" not in record:
             raise ValueError("the record of a round needs the key 'round'")
         with LineWriter(self.rounds_path, durable=True) as lines:
-            lines.append(record)
+            lines.append(sealed(record))
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The finished rounds in the order of rounds, each as last recorded; a run may record them in another."""
-        last = {record["round"]: record for record in read_lines(self.rounds_path) if "round" in record}
+        records = [unsealed(record, self.rounds_path) for record in read_lines(self.rounds_path)]
+        if wrong := [record["round"] for record in records if not isinstance(record.get("round", 0), int)]:
+            raise CorruptArtifactError(f"{self.rounds_path}: {wrong[0]!r} is no round. The file was changed after it "
+                                       "was written; restore it, or delete that line.")
+        last = {record["round"]: record for record in records if "round" in record}
         return [last[index] for index in sorted(last)]
+
+    def append_result(self, record: Mapping[str, object]) -> None:
+        """Note an artifact before it is looked for, so that it is never without a run that names it."""
+        with LineWriter(self.results_path, durable=True) as lines:
+            lines.append(sealed(record))
+
+    def read_results(self) -> list[dict[str, Any]]:
+        """The artifacts that the run has noted, in order. Raises CorruptArtifactError if a line has changed."""
+        return [unsealed(record, self.results_path) for record in read_lines(self.results_path)]
+
+
+_RUN_TYPES: dict[str, type | tuple[type, ...]] = {
+    "status": str, "primary": str, "start": str, "arithmetic": dict, "data": dict, "rounds": list, "attempts": list,
+    "num_prunable": int, "higher_is_better": bool,
+}
+_ROUND_TYPES: dict[str, type | tuple[type, ...]] = {"index": int, "sparsity": (int, float)}
+_ATTEMPT_TYPES: dict[str, type | tuple[type, ...]] = {
+    "started": str, "host": str, "executor": str, "trained": int, "found": int, "incidents": list,
+}
+_INCIDENT_TYPES: dict[str, type | tuple[type, ...]] = {"time": str, "who": str, "reason": str}
+
+
+def check_run_record(record: Mapping[str, Any], path: Path) -> None:
+    """Refuse a ``run.json`` that is JSON but not what a run writes.
+
+    Raises:
+        CorruptArtifactError: An entry is missing, or of another type.
+    """
+    wrong = _wrong_types(record, _RUN_TYPES, needed=False)
+    for key, types in (("rounds", _ROUND_TYPES), ("attempts", _ATTEMPT_TYPES)):
+        for entry in [] if key in wrong else record.get(key, []):
+            wrong += [f"{key}: {name}" for name in _wrong_types(entry, types)]
+    if not wrong:
+        incidents = [incident for attempt in record.get("attempts", []) for incident in attempt["incidents"]]
+        wrong = [f"incidents: {name}" for incident in incidents for name in _wrong_types(incident, _INCIDENT_TYPES)]
+    if wrong:
+        raise CorruptArtifactError(f"{path}: this is not what was written ({', '.join(wrong[:5])}). Restore the file "
+                                   "or delete it; it only describes the run.")
+
+
+def _wrong_types(record: Any, types: Mapping[str, type | tuple[type, ...]], needed: bool = True) -> list[str]:
+    if not isinstance(record, Mapping):
+        return ["no object"]
+    looked_at = types if needed else types.keys() & record.keys()
+    return [name for name in types if name in looked_at and not isinstance(record.get(name), types[name])]
 
 
 def _ticket_decimals(sparsity: float) -> int:

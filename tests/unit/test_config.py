@@ -234,7 +234,7 @@ class TestRoundTrip:
 
     def test_the_recipe_has_no_execution(self) -> None:
         recipe = SwampConfig().recipe()
-        assert set(SwampConfig.model_fields) - set(recipe) == {"name", "storage", "execution", "identity"}
+        assert set(SwampConfig.model_fields) - set(recipe) == {"name", "storage", "execution", "identity", "keep"}
         assert recipe == parse_config("", ["name=x", "storage=y", "execution.threads=2"]).recipe()
 
     def test_with_values_validates_again(self) -> None:

@@ -40,7 +40,7 @@ def swamp(*arguments: str) -> Any:
     return CliRunner().invoke(main, list(arguments))
 
 
-@pytest.mark.parametrize("command", ["run", "check", "status", "evaluate", "doctor"])
+@pytest.mark.parametrize("command", ["run", "check", "status", "evaluate", "doctor", "prune-storage"])
 def test_help_has_an_example_and_imports_nothing_heavy(command: str) -> None:
     code = ("import sys; from swamp_ray.cli import main\n"
             f"try:\n    main(['{command}', '--help'], prog_name='swamp')\n"

@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "orchestration": ("orchestration/",),
     "people": (
         "report/", "api.py", "cli.py", "console.py", "doctor.py", "evaluation.py", "locating.py", "planning.py",
-        "status.py", "tables.py", "__init__.py", "__main__.py",
+        "pruning_storage.py", "status.py", "tables.py", "__init__.py", "__main__.py",
     ),
 }
 ORDER = list(ROOMS)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
+from pydantic import BaseModel
 
+from swamp_ray.config import SwampConfig, TrainingConfig, build_config
 from swamp_ray.orchestration.preparation import Prepared, prepare
+from swamp_ray.orchestration.running import run
 from swamp_ray.storage.recipes import Recipes, average_recipe
-from tests.helpers import tiny
+from swamp_ray.training.particle import initial_model
+from tests.helpers import TINY, ticket_digests, tiny
 
 
 def names(prepared: Prepared) -> dict[str, str]:
@@ -24,76 +38,378 @@ def names(prepared: Prepared) -> dict[str, str]:
         "dense": recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start, mask, None).name,
         "particle": recipes.training(
             prepared.program(1, 2).as_dict(), prepared.particle_seed(1, 2), start, mask, None).name,
-        "average": recipes.average(["a" * 64, "b" * 64], mask, start, 100, 7).name,
+        "average": recipes.average(
+            ["a" * 64, "b" * 64], mask, start, prepared.plan[0].next_survivors, 7).name,
         "evaluation": recipes.evaluation("c" * 64, mask, start).name,
     }
 
 
+ALL = {"dense", "particle", "average", "evaluation"}
+SAMPLES = {"dense", "particle", "evaluation"}
+STEPS = {"dense", "particle"}
+
+# Fields that decide numbers: what else must be set for them to matter, another value, and which names it changes.
+DECIDES: dict[str, tuple[dict[str, Any], Any, set[str]]] = {
+    "seed": ({}, 1, SAMPLES),
+    "data.name": ({"data__options": {}}, "digits", ALL),
+    "data.options": ({}, {"num_train": 96, "num_test": 40, "num_classes": 3, "shape": [1, 6, 6], "seed": 1}, SAMPLES),
+    "data.validation": ({}, 0.2, SAMPLES),
+    "data.split_seed": ({}, 1, SAMPLES),
+    "data.limit_train": ({}, 80, SAMPLES),
+    "data.limit_test": ({}, 20, SAMPLES),
+    "data.augment": ({}, "crop_flip", SAMPLES),
+    "data.crop_padding": ({"data__augment": "crop"}, 2, SAMPLES),
+    "model.name": ({}, "lenet_300_100", ALL),
+    "task.label_smoothing": ({}, 0.1, SAMPLES),
+    "training.batch_size": ({}, 8, SAMPLES),
+    "training.micro_batch": ({}, 8, SAMPLES),
+    "training.optimizer": ({}, "adamw", STEPS),
+    "training.lr": ({}, 0.06, STEPS),
+    "training.momentum": ({}, 0.8, STEPS),
+    "training.nesterov": ({}, True, STEPS),
+    "training.betas": ({"training__optimizer": "adamw"}, [0.8, 0.99], STEPS),
+    "training.eps": ({"training__optimizer": "adamw"}, 1e-6, STEPS),
+    "training.weight_decay": ({}, 0.0, STEPS),
+    "training.decay_norm_and_bias": ({}, False, STEPS),
+    "training.clip_norm": ({}, 1.0, STEPS),
+    "training.schedule.name": ({}, "linear", {"particle"}),
+    "training.schedule.warmup": ({}, "1 step", {"particle"}),
+    "training.schedule.milestones": ({"training__schedule__name": "multistep", "averaging__within": "none"}, [0.25],
+                                     {"particle"}),
+    "training.schedule.gamma": ({"training__schedule__name": "multistep", "averaging__within": "none"}, 0.5,
+                                {"particle"}),
+    "training.schedule.final_lr": ({"averaging__within": "none"}, 0.01, {"particle"}),
+    "dense.length": ({}, 2, {"dense"}),
+    "dense.warmup": ({}, 0, {"dense"}),
+    "round.length": ({}, 3, {"particle"}),
+    "round.schedule": ({"averaging__within": "none"}, "retrain", {"particle"}),
+    "round.retrain_length": ({"averaging__within": "none", "round__schedule": "retrain"}, 1, {"particle"}),
+    "round.retrain_lr": ({"averaging__within": "none", "round__schedule": "retrain"}, 0.01, {"particle"}),
+    "rewind.schedule": ({"averaging__within": "none"}, "continue", STEPS),
+    "averaging.within": ({}, "ema", {"particle"}),
+    "averaging.start": ({"round__length": 4}, 0.25, {"particle"}),
+    "averaging.lr": ({}, 0.01, {"particle"}),
+    "averaging.every": ({}, "3 steps", {"particle"}),
+    "averaging.ema_decay": ({"averaging__within": "ema"}, 0.99, {"particle"}),
+    "particles.vary.weight_decay": ({}, [0.0, 0.1, 0.2], {"particle"}),
+    "particles.vary.lr": ({}, [0.1, 0.2, 0.3], {"particle"}),
+    "particles.vary.length": ({}, [3, 4, 5], {"particle"}),
+    "pruning.rate": ({}, 0.3, {"average"}),
+    "pruning.score": ({}, "movement", {"average"}),
+    "pruning.scope": ({}, "erk", {"average"}),
+    "pruning.include": ({}, ["features.*"], ALL),
+    "pruning.exclude": ({}, ["classifier.weight"], ALL),
+    "execution.threads": ({}, 2, SAMPLES),
+    "execution.precision": ({}, "bf16", SAMPLES),
+    "execution.channels_last": ({}, False, SAMPLES),
+    "execution.compile": ({}, True, SAMPLES),
+    "execution.fused": ({}, False, SAMPLES),
+    "identity.strict": ({}, True, SAMPLES),
+}
+
+# Fields that are in no name: names, places, execution, and choices whose outcome is named instead of the choice.
+NEVER: dict[str, Any] = {
+    "name": "another", "storage": "elsewhere", "data.root": "/somewhere", "data.download": True,
+    "data.loader_workers": 1, "particles.count": 7, "particles.schedule": [{"sparsity": 0.5, "count": 9}],
+    "particles.combine": "best", "rewind.weights": "none", "pruning.target": 0.875, "pruning.empty_layers": "refuse",
+    "execution.executor": "ray", "execution.address": "auto", "execution.num_workers": 2, "execution.num_gpus": 0.5,
+    "execution.num_cpus": 0.5, "execution.data_on_device": True, "execution.checkpoint_every": 0,
+    "execution.max_retries": 0, "execution.max_waiting_states": 0, "execution.log_every_s": 1.0,
+    "execution.grace_s": 5.0,
+    "keep.particles": "none",
+}
+
+# Fields that need files, code or a device; each has a test of its own below.
+ELSEWHERE = {
+    "data.version", "model.options", "model.version", "task.name", "task.options", "task.version", "pruning.version",
+    "data.image_size", "data.resize", "start_from.path", "start_from.prefix", "execution.device",
+    "execution.deterministic",
+}
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every field of a config that is no section, by its dotted key."""
+    for name, field in section.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *get_args(field.annotation))
+                 if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if kinds and get_origin(field.annotation) is not tuple:
+            yield from leaves(kinds[0], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_field_is_known_to_decide_or_not() -> None:
+    found = list(leaves(SwampConfig))
+    assert len(found) > 80
+    known = [*DECIDES, *NEVER, *ELSEWHERE]
+    assert sorted(found) == sorted(known), "say of the new field which names it changes, here and in docs/identity.md"
+
+
+Cache = Callable[..., dict[str, str]]
+
+
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return names(prepare(tiny(tmp_path_factory.mktemp("base"))))
+def named(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """Names of the tiny run with some values changed."""
+    known: dict[str, dict[str, str]] = {}
+
+    def look_up(**values: Any) -> dict[str, str]:
+        if repr(values) not in known:
+            storage = values.pop("storage", "tiny")
+            known[repr(values)] = names(prepare(tiny(tmp_path_factory.getbasetemp() / storage, **values)))
+        return known[repr(values)]
+
+    return look_up
 
 
-@pytest.mark.parametrize("values", [
-    {"name": "another"}, {"particles__count": 7}, {"execution__executor": "ray"},
-    {"execution__num_workers": 2}, {"execution__num_cpus": 0.5}, {"execution__checkpoint_every": 0},
-    {"execution__max_waiting_states": 0}, {"execution__address": "auto"}, {"data__loader_workers": 1},
-    {"data__root": "/somewhere"}, {"pruning__target": 0.875}, {"particles__schedule": [{"sparsity": 0.9, "count": 9}]},
-])
-def test_what_does_not_decide_the_numbers_is_in_no_name(
-    tmp_path: Path, base: dict[str, str], values: dict[str, Any]
+@pytest.mark.parametrize("field", NEVER)
+def test_what_does_not_decide_the_numbers_is_in_no_name(named: Cache, field: str) -> None:
+    assert named(**{field.replace(".", "__"): NEVER[field]}) == named()
+
+
+@pytest.mark.parametrize("field", DECIDES)
+def test_what_decides_the_numbers_is_in_the_names_it_decides(named: Cache, field: str) -> None:
+    given, value, changed = DECIDES[field]
+    before, after = named(**given), named(**given, **{field.replace(".", "__"): value})
+    assert {kind for kind in before if after[kind] != before[kind]} == changed
+
+
+def test_a_default_and_the_same_value_spelled_out_have_the_same_names(named: Cache) -> None:
+    config = SwampConfig.model_validate(TINY)
+    spelled = {key.replace(".", "__"): value for key, value in (
+        ("training.momentum", config.training.momentum), ("training.schedule.warmup", "auto"),
+        ("averaging.every", "1 epoch"), ("pruning.scope", "global"), ("execution.precision", "fp32"),
+        ("execution.channels_last", True), ("execution.fused", True), ("averaging.lr", config.training.lr / 2))}
+    assert named(**spelled) == named()
+
+
+def test_a_changed_default_gives_other_names(tmp_path: Path, named: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a later version of the code: the same file means something else then."""
+    monkeypatch.setattr(TrainingConfig.model_fields["momentum"], "default", 0.8)
+    for section in (TrainingConfig, SwampConfig):
+        section.model_rebuild(force=True)
+    try:
+        tree: dict[str, Any] = {**TINY, "storage": str(tmp_path), "training": dict(TINY["training"])}
+        config = build_config(tree)
+        assert config.training.momentum == 0.8
+        after = names(prepare(config))
+    finally:
+        monkeypatch.undo()
+        for section in (TrainingConfig, SwampConfig):
+            section.model_rebuild(force=True)
+    assert SwampConfig.model_validate(TINY).training.momentum == 0.9
+    assert {kind for kind in after if after[kind] != named()[kind]} == STEPS
+
+
+@pytest.mark.parametrize("change", [{"torch": "99.1"}, {"threads": 3}, {"device": "cuda"}, {"precision": "bf16"},
+                                    {"packing": "vmap:4"}, {"ranks": 2}, {"deterministic": False}])
+def test_each_part_of_the_arithmetic_is_in_the_names(tmp_path: Path, change: dict[str, Any]) -> None:
+    prepared = prepare(tiny(tmp_path))
+    arithmetic = replace(prepared.arithmetic, **change)
+    recipes = Recipes(prepared.config, prepared.data.digest, prepared.layout, arithmetic.as_dict(), prepared.facts)
+    before, after = names(prepared), names(replace(prepared, recipes=recipes))
+    assert {kind for kind in before if after[kind] != before[kind]} == SAMPLES
+
+
+def test_the_arithmetic_is_that_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = names(prepare(tiny(tmp_path)))
+    first, second, *rest = torch.__version__.split(".")
+    monkeypatch.setattr(torch, "__version__", ".".join([first, second, *rest]) + "-patched")
+    assert names(prepare(tiny(tmp_path))) == before, "a patch release of torch is the same arithmetic"
+    monkeypatch.setattr(torch, "__version__", f"{first}.{int(second) + 1}.0")
+    after = names(prepare(tiny(tmp_path)))
+    assert {kind for kind in before if after[kind] != before[kind]} == SAMPLES
+
+
+def test_on_cuda_device_and_determinism_are_in_the_names(tmp_path: Path) -> None:
+    before = names(prepare(tiny(tmp_path), "cpu"))
+    cuda = names(prepare(tiny(tmp_path), "cuda"))
+    exact = names(prepare(tiny(tmp_path, execution__deterministic=True), "cuda"))
+    assert names(prepare(tiny(tmp_path, execution__deterministic=True), "cpu")) == before, "the CPU always is"
+    for kind in SAMPLES:
+        assert len({before[kind], cuda[kind], exact[kind]}) == 3
+
+
+def test_a_changed_dataset_file_changes_the_names(tmp_path: Path) -> None:
+    def write(pixel: int, label: int) -> dict[str, str]:
+        for split in ("train", "test"):
+            encoded, labels = [], []
+            for row in range(40):
+                pixels = np.full((8, 8, 3), row * 5, np.uint8)
+                pixels[0, 0, 0] = pixel if row == 7 else 0
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "PNG")
+                encoded.append(buffer.getvalue())
+                labels.append(label if row == 7 else row % 10)
+            pq.write_table(pa.table({"image": encoded, "label": labels}), tmp_path / f"cifar10-{split}.parquet")
+        return names(prepare(tiny(tmp_path, data__name="cifar10", data__root=str(tmp_path), data__options={})))
+
+    first = write(1, 7)
+    assert write(1, 7) == first
+    for changed in (write(2, 7), write(1, 8)):
+        assert {kind for kind in first if changed[kind] != first[kind]} == SAMPLES
+
+
+def test_a_changed_image_folder_and_its_sizes_change_the_names(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for row in range(20):
+                Image.new("RGB", (9, 9), (row, row, row)).save(tmp_path / split / label / f"{row}.png")
+    given: dict[str, Any] = {"data__name": "image_folder", "data__root": str(tmp_path), "data__options": {},
+                             "data__image_size": 8, "data__resize": 8, "data__loader_workers": 0}
+
+    def look_up(**values: Any) -> dict[str, str]:
+        return names(prepare(tiny(tmp_path, **{**given, **values})))
+
+    first = look_up()
+    assert look_up() == first
+    for field, value in (("data__image_size", 7), ("data__resize", 9)):
+        changed = look_up(**{field: value})
+        assert {kind for kind in first if changed[kind] != first[kind]} >= SAMPLES, field
+    os.utime(tmp_path / "train" / "cat" / "3.png", (1, 1))
+    touched = look_up()
+    assert {kind for kind in first if touched[kind] != first[kind]} == SAMPLES
+
+
+def test_the_content_of_a_start_is_in_the_names_and_its_path_is_not(tmp_path: Path) -> None:
+    model = initial_model(tiny(tmp_path), prepare(tiny(tmp_path)).data)
+    first = model.state_dict()
+    second = {name: value + 1 for name, value in first.items()}
+    for name in ("a.pt", "b.pt"):
+        torch.save({"first": first, "second": second}, tmp_path / name)
+
+    def look_up(name: str, prefix: str) -> str:
+        prepared = prepare(tiny(tmp_path, start_from={"path": str(tmp_path / name), "prefix": prefix}))
+        start = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+        mask = prepared.recipes.mask_digest(prepared.first_mask)
+        return prepared.recipes.training(prepared.program(0, 0).as_dict(), 1, start, mask, None).name
+
+    assert look_up("a.pt", "first") == look_up("b.pt", "first")
+    assert look_up("a.pt", "first") != look_up("a.pt", "second")
+
+
+MODULE = """
+from torch import nn
+from torch.utils.data import Dataset
+import numpy as np
+import torch
+import helper_of_mine
+from swamp_ray.training.tasks import Classification
+
+class Net(nn.Module):
+    def __init__(self, width=8, num_classes=3):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(36, width), nn.ReLU(), nn.Linear(width, 3))
+    def forward(self, x):
+        return helper_of_mine.scaled(self.layers(x)) * 1.0
+
+def task(**options):
+    return Classification(0.0)
+
+def score(weights, rewind_weights):
+    return weights.abs() * 1.0
+
+class Noise(Dataset):
+    def __init__(self, num):
+        self.num = num
+    def __len__(self):
+        return self.num
+    def __getitem__(self, index):
+        return torch.rand(1, 6, 6), index % 3
+
+def data():
+    return {"train": Noise(96), "test": Noise(40), "num_classes": 3}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Modules of a user's own, and a function that edits one of them as an editor would between two commands."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "module_of_mine.py").write_text(MODULE)
+    (folder / "helper_of_mine.py").write_text("def scaled(x):\n    return x\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+    def forget() -> None:
+        for name in ("module_of_mine", "helper_of_mine"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+
+    def edit(file: str, text: str) -> None:
+        (folder / file).write_text(text)
+        shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+        forget()
+
+    forget()
+    yield edit
+    forget()
+
+
+@pytest.mark.parametrize(("section", "attribute", "decided"), [
+    ("model", "Net", SAMPLES), ("task", "task", SAMPLES), ("pruning", "score", {"average"})])
+def test_code_of_your_own_is_in_the_names_unless_a_version_stands_for_it(
+    tmp_path: Path, mine: Callable[[str, str], None], section: str, attribute: str, decided: set[str]
 ) -> None:
-    assert names(prepare(tiny(tmp_path, **values))) == base
+    key = f"{section}__{'score' if section == 'pruning' else 'name'}"
+
+    def look_up(**values: Any) -> dict[str, str]:
+        return names(prepare(tiny(tmp_path, **{"model__name": "lenet_300_100", key: f"module_of_mine:{attribute}"},
+                                  **values)))
+
+    def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+        return {kind for kind in before if after[kind] != before[kind]}
+
+    first, declared = look_up(), look_up(**{f"{section}__version": "1"})
+    assert changed(first, declared) == decided
+    assert changed(declared, look_up(**{f"{section}__version": "2"})) == decided
+    if section != "pruning":
+        options = {"width": 8} if section == "model" else {"anything": 1}
+        assert changed(first, look_up(**{f"{section}__options": options})) == decided
+    mine("module_of_mine.py", MODULE.replace("* 1.0", "* 2.0"))
+    edited = look_up()
+    assert changed(first, edited) == decided
+    assert look_up(**{f"{section}__version": "1"}) == declared
+    mine("helper_of_mine.py", "def scaled(x):\n    return 2 * x\n")
+    assert changed(edited, look_up()) == decided
+    assert look_up(**{f"{section}__version": "1"}) == declared
+    mine("unrelated_of_mine.py", "x = 1\n")
+    mine("helper_of_mine.py", "def scaled(x):\n    return x\n")
+    mine("module_of_mine.py", MODULE)
+    assert look_up() == first
 
 
-@pytest.mark.parametrize(("values", "changed"), [
-    ({"seed": 1}, {"dense", "particle", "evaluation"}),
-    ({"training__lr": 0.06}, {"dense", "particle"}),
-    ({"training__momentum": 0.8}, {"dense", "particle"}),
-    ({"training__weight_decay": 0.0}, {"dense", "particle"}),
-    ({"training__clip_norm": 1.0}, {"dense", "particle"}),
-    ({"training__nesterov": True}, {"dense", "particle"}),
-    ({"training__micro_batch": 8}, {"dense", "particle", "evaluation"}),
-    ({"round__length": 3}, {"particle"}),
-    ({"averaging__start": 0.4, "round__length": 5}, {"particle"}),
-    ({"averaging__lr": 0.01}, {"particle"}),
-    ({"dense__length": 2}, {"dense"}),
-    ({"dense__warmup": 0}, {"dense"}),
-    ({"task__label_smoothing": 0.1}, {"dense", "particle", "evaluation"}),
-    ({"model__name": "lenet_300_100"}, {"dense", "particle", "average", "evaluation"}),
-    ({"data__split_seed": 1}, {"dense", "particle", "evaluation"}),
-    ({"data__validation": 0.2}, {"dense", "particle", "evaluation"}),
-    ({"execution__threads": 2}, {"dense", "particle", "evaluation"}),
-    ({"execution__precision": "bf16"}, {"dense", "particle", "evaluation"}),
-    ({"execution__channels_last": False}, {"dense", "particle", "evaluation"}),
-    ({"execution__fused": False}, {"dense", "particle", "evaluation"}),
-    ({"identity__strict": True}, {"dense", "particle", "evaluation"}),
-    ({"pruning__score": "movement"}, {"average"}),
-    ({"pruning__scope": "erk"}, {"average"}),
-    ({"pruning__exclude": ["classifier.weight"]}, {"dense", "particle", "average", "evaluation"}),
-])
-def test_what_decides_the_numbers_is_in_the_names_it_decides(
-    tmp_path: Path, base: dict[str, str], values: dict[str, Any], changed: set[str]
+def test_the_version_of_data_that_are_read_while_training_is_in_the_names(
+    tmp_path: Path, mine: Callable[[str, str], None]
 ) -> None:
-    found = names(prepare(tiny(tmp_path, **values)))
-    assert {kind for kind in base if found[kind] != base[kind]} == changed
+    first, second = (names(prepare(tiny(tmp_path, data__name="module_of_mine:data", data__options={},
+                                        data__version=version))) for version in ("1", "2"))
+    assert {kind for kind in first if first[kind] != second[kind]} == SAMPLES
 
 
-def test_user_code_is_in_the_name_unless_a_version_stands_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_changed_forward_is_never_answered_with_an_old_result(
+    tmp_path: Path, mine: Callable[[str, str], None]
 ) -> None:
-    module = tmp_path / "scores_of_mine.py"
-    module.write_text("def score(weights, rewind_weights):\n    return weights.abs()\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    prepared = prepare(tiny(tmp_path, pruning__score="scores_of_mine:score"))
-    arguments = (prepared.config, prepared.data.digest, prepared.layout, prepared.arithmetic.as_dict(), {})
-    before = Recipes(*arguments).average(["a"], "m", "s", 5, 0).name
-    module.write_text("def score(weights, rewind_weights):\n    return weights.abs() * 2\n")
-    assert Recipes(*arguments).average(["a"], "m", "s", 5, 0).name != before
-    declared = tiny(tmp_path, pruning__score="scores_of_mine:score", pruning__version="1")
-    first = Recipes(declared, *arguments[1:]).average(["a"], "m", "s", 5, 0).name
-    module.write_text("def score(weights, rewind_weights):\n    return weights.abs() * 3\n")
-    assert Recipes(declared, *arguments[1:]).average(["a"], "m", "s", 5, 0).name == first
+    values: dict[str, Any] = {"model__name": "module_of_mine:Net", "pruning__target": 0.0, "particles__count": 1}
+
+    def trained(name: str) -> tuple[int, int, dict[str, str]]:
+        done = run(tiny(tmp_path, name=name, **values))
+        attempt = (done.rundir.read_run() or {})["attempts"][-1]
+        return attempt["trained"], attempt["found"], ticket_digests(tmp_path, name)
+
+    num, found, tickets = trained("first")
+    assert (num, found) == (2, 0)
+    assert trained("same-code") == (0, 2, tickets)
+    mine("module_of_mine.py", MODULE.replace("* 1.0", "* -1.0"))
+    num, found, others = trained("other-code")
+    assert (num, found) == (2, 0)
+    assert others != tickets
+    mine("helper_of_mine.py", "def scaled(x):\n    return 3 * x\n")
+    assert trained("other-helper")[:2] == (2, 0)
+    mine("helper_of_mine.py", "def scaled(x):\n    return x\n")
+    mine("module_of_mine.py", MODULE)
+    assert trained("first-code-again") == (0, 2, tickets)
 
 
 def test_averaged_weights_do_not_depend_on_the_mask_chosen_from_them(tmp_path: Path) -> None:

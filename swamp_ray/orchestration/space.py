@@ -1,0 +1,220 @@
+"""The bytes that a run writes, before it writes them, against those that are free."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from swamp_ray.errors import SwampError
+from swamp_ray.orchestration.averager import read_mask
+from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.resources import pool_size, this_machine
+from swamp_ray.orchestration.worker import STATE_FILE
+from swamp_ray.rounds import RoundPlan
+from swamp_ray.sparsity.masks import from_bits
+from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.files import local_folder
+from swamp_ray.storage.recipes import Named
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.training.program import Program
+
+ARTIFACT_BYTES = 1_600
+"""A manifest, and the recipe in the header of a state."""
+EPOCH_BYTES = 500
+"""What an epoch leaves in manifest, metrics, table, TensorBoard and log."""
+RUN_BYTES = 16_000
+TENSOR_BYTES = 300
+"""Name, shape and padding of one tensor in a file of tensors."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Estimates for one run, shared artifacts included.
+
+    Attributes:
+        kept_bytes: What lies in the storage when it is complete.
+        peak_bytes: The most that lies there at one time while it works, checkpoints included.
+        present_bytes: What of it is there already.
+        free_bytes: Free space of the storage; None if that cannot be known.
+    """
+
+    kept_bytes: int
+    peak_bytes: int
+    present_bytes: int
+    free_bytes: int | None
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is still to be written at the peak."""
+        return max(0, self.peak_bytes - self.present_bytes)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run can be expected to come to its end."""
+        return self.free_bytes is None or self.missing_bytes <= self.free_bytes
+
+
+    @property
+    def advice(self) -> str:
+        """What to say where it does not fit."""
+        return (f"this will not fit: about {self.missing_bytes / 1e6:,.1f} MB are still to be written at the peak, and "
+                f"{(self.free_bytes or 0) / 1e6:,.1f} MB are free. Set keep.particles to last or none, make room "
+                "(swamp prune-storage), or choose another storage root")
+
+
+def estimate(prepared: Prepared) -> Space:
+    """What a run writes under its policy ``keep``, and what of it is there already."""
+    storage = prepared.config.storage
+    kept, peak = _kept_and_peak(prepared)
+    return Space(kept, peak, _present_bytes(prepared), free_bytes(storage))
+
+
+def free_bytes(storage: str) -> int | None:
+    """Free bytes of the file system that a storage root lies on, or will lie on; None for an object store."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", storage):
+        return None
+    folder = local_folder(storage)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def state_bytes(prepared: Prepared, survivors: int) -> int:
+    """A stored particle or average: 4 x (survivors + other parameters), and what goes with it."""
+    return 4 * (survivors + prepared.layout.num_rest) + ARTIFACT_BYTES
+
+
+def checkpoint_bytes(prepared: Prepared, program: Program) -> int:
+    """A checkpoint: whole weights and buffers, the optimiser's state, and in float64 the mean along the training."""
+    training = prepared.config.training
+    arrays = prepared.initial.parameters.values()
+    parameters = sum(array.nbytes for array in arrays)
+    moments = 2 if training.optimizer == "adamw" else int(training.momentum > 0)
+    means = 0 if program.averaging == "none" else 2
+    tensors = len(arrays) * (1 + moments + bool(means) + (training.optimizer == "adamw"))
+    return prepared.initial.num_bytes + parameters * (moments + means) + tensors * TENSOR_BYTES + ARTIFACT_BYTES
+
+
+def _kept_and_peak(prepared: Prepared) -> tuple[int, int]:
+    """A round's states are let go, at the earliest, when the round after it has been trained."""
+    policy = prepared.config.keep.particles
+    states = [plan.num_particles * state_bytes(prepared, plan.survivors) for plan in prepared.plan]
+    permanent, peak = RUN_BYTES, 0
+    if prepared.dense is not None:
+        permanent += state_bytes(prepared, prepared.layout.num_prunable) + _epochs(prepared.dense)
+        peak = RUN_BYTES + _particle_bytes(prepared, prepared.dense, prepared.layout.num_prunable)
+    lags = {"all": len(states), "last": 2, "none": 1}[policy]
+    for index, plan in enumerate(prepared.plan):
+        before = permanent + sum(states[max(0, index - lags):index])
+        permanent += _round_bytes(prepared, plan)
+        after = permanent + sum(states[max(0, index - lags):index + 1])
+        peak = max(peak, before + _working_bytes(prepared, plan), after)
+    left = {"all": sum(states), "last": states[-1], "none": 0}[policy]
+    # A manifest stays where its state goes.
+    left += 0 if policy == "all" else ARTIFACT_BYTES // 2 * sum(plan.num_particles for plan in prepared.plan)
+    return permanent + left, max(peak, permanent + left)
+
+
+def _round_bytes(prepared: Prepared, plan: RoundPlan) -> int:
+    """What a round leaves for good, its particles' states aside: average, next mask, evaluation, ticket, records."""
+    mask = math.ceil(prepared.layout.num_prunable / 8)
+    tied = sum(prepared.initial.parameters[name].nbytes for name in prepared.tied.values())
+    buffers = sum(array.nbytes for array in prepared.initial.buffers.values())
+    tensors = len(prepared.initial.parameters) + len(prepared.initial.buffers)
+    ticket = prepared.initial.num_bytes + tied + mask + tensors * TENSOR_BYTES // 2
+    epochs = sum(_epochs(prepared.program(plan.index, particle)) for particle in range(plan.num_particles))
+    next_mask = mask if plan.next_survivors is not None else 0
+    return state_bytes(prepared, plan.survivors) + next_mask + buffers + ticket + epochs + 2 * ARTIFACT_BYTES
+
+
+def _working_bytes(prepared: Prepared, plan: RoundPlan) -> int:
+    """The most that a round's particles take up while they train."""
+    state, most = state_bytes(prepared, plan.survivors), plan.num_particles
+    busy = min(most, _side_by_side(prepared, most))
+    programs = [prepared.program(plan.index, particle) for particle in range(most)]
+    return (most - busy) * state + busy * max(_particle_bytes(prepared, one, plan.survivors) for one in programs)
+
+
+def _particle_bytes(prepared: Prepared, program: Program, survivors: int) -> int:
+    """The most that one training run takes up: what is new is there before what it replaces goes."""
+    every = int(prepared.config.execution.checkpoint_every.amount)
+    count = (program.num_epochs - 1) // every if every else 0
+    checkpoint, state = checkpoint_bytes(prepared, program), state_bytes(prepared, survivors)
+    return max(min(2, count) * checkpoint, min(1, count) * checkpoint + state)
+
+
+def _epochs(program: Program) -> int:
+    return program.num_epochs * EPOCH_BYTES
+
+
+def _side_by_side(prepared: Prepared, most: int) -> int:
+    execution = prepared.config.execution
+    if execution.executor == "inline":
+        return 1
+    if execution.address is not None:
+        return most
+    try:
+        return pool_size(execution, prepared.arithmetic.device, most, [this_machine()])
+    except SwampError:
+        return most
+
+
+def _present_bytes(prepared: Prepared) -> int:
+    """Bytes of the run's artifacts and tickets that are there; what cannot be read counts as missing."""
+    config = prepared.config
+    total = 0
+    try:
+        store, rundir = ArtifactStore(config.storage), RunDir(config.storage, config.name or "run")
+        for manifest in _stored(prepared, store):
+            gone = store.lacks(manifest.name, STATE_FILE)
+            total += manifest.num_bytes - (manifest.files[STATE_FILE].size if gone else 0)
+        for plan in prepared.plan:
+            path: Path = rundir.ticket_path(plan.sparsity)
+            total += path.stat().st_size if path.is_file() else 0
+    except (SwampError, OSError, KeyError):
+        pass
+    return total
+
+
+def _stored(prepared: Prepared, store: ArtifactStore) -> Iterator[Manifest]:
+    """The run's results in the order in which it needs them, as far as their names follow from stored ones."""
+    recipes, best = prepared.recipes, prepared.config.particles.combine == "best"
+    start = recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+    mask, values = prepared.first_mask, None
+    if prepared.dense is not None:
+        named = recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start,
+                                 recipes.mask_digest(mask), None)
+        if (dense := store.find(named.name)) is None:
+            return
+        yield dense
+        start = dense.files[STATE_FILE].sha256
+    for plan in prepared.plan:
+        digest = recipes.mask_digest(mask)
+        found = [store.find(named.name) for named in _particles(prepared, plan, start, digest, values)]
+        particles = [manifest for manifest in found if manifest is not None]
+        yield from particles
+        if len(particles) < len(found) or best:
+            return
+        states = [manifest.files[STATE_FILE].sha256 for manifest in particles]
+        seed = prepared.particle_seed(plan.index, -1)
+        average = store.find(recipes.average(states, digest, start, plan.next_survivors, seed).name)
+        if average is None:
+            return
+        yield average
+        state = average.files[STATE_FILE].sha256
+        if (evaluation := store.find(recipes.evaluation(state, digest, start).name)) is not None:
+            yield evaluation
+        bits = read_mask(store, average)
+        if bits is not None:
+            mask = from_bits(bits, prepared.layout.num_prunable)
+        values = state if prepared.config.rewind.weights == "none" else None
+
+
+def _particles(prepared: Prepared, plan: RoundPlan, start: str, mask: str, values: str | None) -> Iterator[Named]:
+    for particle in range(plan.num_particles):
+        yield prepared.recipes.training(prepared.program(plan.index, particle).as_dict(),
+                                        prepared.particle_seed(plan.index, particle), start, mask, values)

@@ -1,0 +1,54 @@
+"""Which states of particles stay in the storage once their round is over."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from swamp_ray.errors import SwampError
+from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.usage import other_runs, read_usage
+
+
+class StateKeeper:
+    """Lets go of the states that a policy does not keep; their manifests, and with them all metrics, stay.
+
+    A state that another run of the storage root has noted, and whose round that run has not recorded yet, is kept until
+    it has: it is looked at again whenever a round is recorded.
+
+    Args:
+        policy: ``"all"``, ``"last"`` (of the last recorded round) or ``"none"``.
+        store: Artifacts of the storage root.
+        rundir: The run.
+        file: The payload that holds a state.
+    """
+
+    def __init__(self, policy: str, store: ArtifactStore, rundir: RunDir, file: str) -> None:
+        self._policy, self._store, self._rundir, self._file = policy, store, rundir, file
+        self._last = -1
+        self._kept: dict[int, list[str]] = {}
+
+    def recorded(self, index: int, names: Sequence[str]) -> None:
+        """A round is averaged, evaluated and recorded; these are its particles."""
+        if self._policy == "all":
+            return
+        self._kept[index] = list(names)
+        self._last = max(self._last, index)
+        over = [found for found in self._kept if self._policy == "none" or found < self._last]
+        # What cannot be removed, or not be judged, stays: that costs space and nothing else.
+        with contextlib.suppress(SwampError, OSError):
+            needed = self._needed_elsewhere() if over else set[str]()
+            for found in over:
+                self._kept[found] = [name for name in self._kept[found] if not self._let_go(name, needed)]
+
+    def _let_go(self, name: str, needed: set[str]) -> bool:
+        if name in needed:
+            return False
+        self._store.let_go(name, self._file)
+        return True
+
+    def _needed_elsewhere(self) -> set[str]:
+        usages = [read_usage(other) for other in other_runs(self._rundir)]
+        return {use.name for usage in usages for use in usage.uses
+                if use.kind == "particle" and use.round not in usage.recorded}

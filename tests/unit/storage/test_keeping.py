@@ -1,0 +1,196 @@
+"""Policies for the states of particles: what goes, that nothing changes by it, and that it can be had again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swamp_ray.orchestration.messages import WorkItem
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.running import Run, run
+from swamp_ray.rounds import Add, Average, Averaged, Do, Finished, Lost, RoundPlan, Rounds, Work
+from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.usage import read_usage
+from tests.helpers import ticket_digests, tiny
+
+STATE = "state.safetensors"
+
+
+class Watcher(Reporter):
+    """Remembers what was trained and what was said."""
+
+    def __init__(self) -> None:
+        self.trained: list[Work] = []
+        self.warnings: list[str] = []
+
+    def work_finished(self, work: Work, found: bool) -> None:
+        if not found:
+            self.trained.append(work)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def watched(storage: Path, **values: object) -> tuple[Run, Watcher]:
+    watcher = Watcher()
+    return run(tiny(storage, **{"pruning__target": 0.5, **values}), watcher), watcher
+
+
+def states(done: Run) -> list[list[bool]]:
+    """By round: which particles' states are there."""
+    store = ArtifactStore(done.rundir.storage)
+    names = [[entry["name"] for entry in record.artifacts["particles"]] for record in done.records]
+    return [[not store.lacks(name, STATE) for name in one] for one in names]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return watched(tmp_path_factory.mktemp("all"))[0]
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("last", [False, True]), ("none", [False, False])])
+def test_a_policy_frees_states_and_changes_nothing_else(
+    tmp_path: Path, everything: Run, policy: str, kept: list[bool]
+) -> None:
+    assert states(everything) == [[True] * 3] * 2
+    done, watcher = watched(tmp_path, keep__particles=policy)
+    assert states(done) == [[one] * 3 for one in kept]
+    assert done.records == everything.records
+    assert ticket_digests(tmp_path) == ticket_digests(everything.rundir.storage)
+    again, second = watched(tmp_path, keep__particles=policy)
+    assert again.records == done.records
+    assert not second.trained
+    assert not watcher.warnings + second.warnings
+
+
+def test_a_finished_run_can_be_made_smaller_later(tmp_path: Path) -> None:
+    watched(tmp_path)
+    done, watcher = watched(tmp_path, keep__particles="none")
+    assert states(done) == [[False] * 3] * 2
+    assert not watcher.trained
+
+
+def test_states_that_are_needed_once_more_are_trained_again_and_nothing_is_called_damaged(
+    tmp_path: Path, everything: Run
+) -> None:
+    done, _ = watched(tmp_path, keep__particles="none", execution__max_retries=0)
+    store = ArtifactStore(tmp_path)
+    store.discard(done.records[0].artifacts["average"]["name"], "result")
+    again, watcher = watched(tmp_path, keep__particles="none", execution__max_retries=0)
+    assert watcher.trained == [Work("particle", 0, particle) for particle in range(3)]
+    assert len(watcher.warnings) == 1
+    assert "keep.particles" in watcher.warnings[0]
+    assert not (again.rundir.read_run() or {})["attempts"][-1]["incidents"]
+    assert ticket_digests(tmp_path) == ticket_digests(everything.rundir.storage)
+    assert again.records == done.records
+
+
+def test_a_run_that_shares_particles_without_states_gets_the_same_bytes(tmp_path: Path) -> None:
+    watched(tmp_path / "a", particles__count=2, keep__particles="none")
+    shared, watcher = watched(tmp_path / "a", name="more", particles__count=3)
+    alone, _ = watched(tmp_path / "b", name="more", particles__count=3)
+    assert shared.records == alone.records
+    assert ticket_digests(tmp_path / "a", "more") == ticket_digests(tmp_path / "b", "more")
+    assert [work for work in watcher.trained if work.round == 0 and work.kind == "particle"] == [
+        Work("particle", 0, 2), Work("particle", 0, 0), Work("particle", 0, 1)]
+
+
+class RunsAnother(Reporter):
+    """While the first round is averaged, another run with the same particles comes to its end and lets go of them."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage, self.items = storage, dict[Work, WorkItem]()
+        self.lacked: list[bool] = []
+
+    def work_submitted(self, item: WorkItem) -> None:
+        self.items[item.work] = item
+
+    def work_finished(self, work: Work, found: bool) -> None:
+        if work == Work("particle", 0, 1):
+            run(tiny(self.storage, name="other", particles__count=2, pruning__target=0.5, keep__particles="none"))
+            store = ArtifactStore(self.storage)
+            self.lacked = [store.lacks(self.items[Work("particle", 0, n)].named.name, STATE) for n in range(2)]
+
+
+def test_a_state_that_another_run_is_about_to_average_stays(tmp_path: Path, everything: Run) -> None:
+    watcher = RunsAnother(tmp_path)
+    done = run(tiny(tmp_path, pruning__target=0.5, keep__particles="none"), watcher)
+    assert watcher.lacked == [False, False]
+    assert done.records == everything.records
+    assert states(done) == [[False] * 3] * 2, "the last of the two that needs them lets go of them"
+
+
+class Removes(Reporter):
+    """Takes a state away at the very moment at which it is about to be read."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage, self.items, self.warnings = storage, dict[Work, WorkItem](), list[str]()
+
+    def work_submitted(self, item: WorkItem) -> None:
+        self.items[item.work] = item
+
+    def work_finished(self, work: Work, found: bool) -> None:
+        if work == Work("particle", 0, 2) and not self.warnings:
+            ArtifactStore(self.storage).let_go(self.items[Work("particle", 0, 0)].named.name, STATE)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_state_that_vanishes_in_the_middle_of_a_round_is_trained_again(tmp_path: Path, everything: Run) -> None:
+    watcher = Removes(tmp_path)
+    done = run(tiny(tmp_path, pruning__target=0.5, execution__max_waiting_states=0), watcher)
+    assert done.records == everything.records
+    assert all("damaged" not in text for text in watcher.warnings)
+
+
+def test_a_damaged_record_of_another_run_keeps_every_state(tmp_path: Path) -> None:
+    other = RunDir(tmp_path, "other")
+    other.append_result({"kind": "particle", "round": 0, "particle": 0, "name": "no name"})
+    done, _ = watched(tmp_path, keep__particles="none")
+    assert states(done) == [[True] * 3] * 2
+
+
+def test_letting_go_keeps_the_manifest_and_putting_brings_the_payload_back(tmp_path: Path) -> None:
+    store, name = ArtifactStore(tmp_path), "a" * 64
+    store.let_go(name, STATE)
+    manifest = store.put(name, {STATE: b"state", "other": b"kept"}, {"accuracy": 0.5})
+    store.let_go(name, STATE)
+    store.let_go(name, STATE)
+    store.let_go(name, "no such file")
+    assert store.find(name) == manifest
+    assert store.lacks(name, STATE)
+    assert not store.lacks(name, "other")
+    assert store.read(manifest, "other") == b"kept"
+    store.put(name, {STATE: b"state", "other": b"kept"}, {"accuracy": 0.5})
+    assert store.find(name) == manifest
+    assert store.read(manifest, STATE) == b"state"
+
+
+def test_states_let_go_are_no_losses_that_end_a_run() -> None:
+    machine = Rounds([RoundPlan(0, 10, 0.0, 2, None)], dense=False, max_retries=0)
+    machine.start()
+    particles = [Work("particle", 0, particle) for particle in range(2)]
+    for particle in particles:
+        machine.handle(Finished(particle))
+    for _ in range(5):
+        assert machine.handle(Lost(particles[0], "let go", damaged=False)) == [Do(particles[0])]
+        assert machine.handle(Finished(particles[0])) == [
+            Add(0, 0, from_storage=True), Add(0, 1, from_storage=True), Average(0, (0, 1))]
+    assert machine.failed is None
+    assert machine.handle(Averaged(0))
+
+
+def test_the_policy_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    assert tiny(tmp_path, keep__particles="none").recipe() == tiny(tmp_path).recipe()
+
+
+def test_what_is_named_is_named_before_it_is_there(tmp_path: Path) -> None:
+    class Checks(Reporter):
+        def work_submitted(self, item: WorkItem) -> None:
+            assert item.named.name in read_usage(RunDir(tmp_path, "tiny")).names
+            assert ArtifactStore(tmp_path).find(item.named.name) is None
+
+    run(tiny(tmp_path, pruning__target=0.0, particles__count=1), Checks())
