@@ -73,9 +73,9 @@ def _run(
     if (rundir.read_run() or {}).get("status") != "complete":
         _check_room(prepared)
     store.check_writable()
-    driver = Driver(prepared, store, journal, reporter, partial(make_executor, stopping=stopping), stopping)
     try:
         journal.open(prepared)
+        driver = Driver(prepared, store, journal, reporter, partial(make_executor, stopping=stopping), stopping)
         reporter.run_started(prepared, str(rundir.path))
         records = driver.run()
     except KeyboardInterrupt:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import CorruptArtifactError
+from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError
+from swamp_ray.orchestration.failures import recall_divergence, remember_divergence
 from swamp_ray.orchestration.messages import Outcome, WorkItem
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.sparsity.masks import from_bits
@@ -72,7 +73,13 @@ class Worker:
                 log(f"{item.work}: found {item.named.name[:12]} in storage")
                 yield from found
                 return
-            yield from self._train(item, start, mask, values, log, stop)
+            if (error := recall_divergence(self.store, item)) is not None:
+                raise error
+            try:
+                yield from self._train(item, start, mask, values, log, stop)
+            except DivergedError as error:
+                self._note_divergence(item, error, log)
+                raise
 
     def _stored(self, item: WorkItem) -> tuple[Outcome, Packed] | None:
         """A result that an earlier attempt, or another run, has left behind."""
@@ -112,6 +119,14 @@ class Worker:
         yield outcome_of(manifest, trained_epochs=len(run.history) - first_epoch)
         yield result.packed
 
+    def _note_divergence(self, item: WorkItem, error: DivergedError, log: Any) -> None:
+        """Its checkpoint leads nowhere. A storage that takes no files must not hide what happened."""
+        try:
+            remember_divergence(self.store, item, error)
+            self.store.discard(item.named.name, CHECKPOINT)
+        except RunError as failure:
+            log(f"{item.work}: {failure}")
+
     def _begin(self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any) -> TrainingRun:
         assert item.program is not None
         layout = self.trainer.layout
@@ -125,7 +140,8 @@ class Worker:
             self.store.discard(item.named.name, CHECKPOINT)
             run = self.trainer.begin(job, packed, mask, start.buffers)
         origin = f"step {run.step}" if run.step else "the start"
-        log(f"{item.work}: attempt {item.attempt}, from {origin}, {item.program.num_steps} steps, "
+        seed = f", seed {item.reseed}" if item.reseed else ""
+        log(f"{item.work}: attempt {item.attempt}{seed}, from {origin}, {item.program.num_steps} steps, "
             f"density {mask.mean():.4f}, result {item.named.name[:12]}")
         return run
 

@@ -168,6 +168,10 @@ class ArtifactStore:
             raise UserError(f"the storage root must be a folder that can be written ({reason})", where="storage",
                             got=str(self.storage), do="Choose another with --storage, or change its rights.") from error
 
+    def where(self, name: str, slot: str) -> str:
+        """What to delete, to make a slot absent by hand."""
+        return str(self._manifest_path(name, slot))
+
     def _folder(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise ValueError(f"an artifact's name must be 64 hex digits, but got {name!r}")
