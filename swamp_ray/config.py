@@ -299,12 +299,42 @@ class ParticlesConfig(Section):
     )
     combine: Literal["average", "best"] = Field(default="average", description="best: the best on validation goes on.")
     vary: VaryConfig = VaryConfig()
+    on_failure: Literal["stop", "retry", "drop"] = Field(
+        default="stop", description="A particle diverges: end the run, try another seed, or go on without it."
+    )
+    max_reseeds: int = Field(default=2, gt=0, description="retry: further seeds a particle, before the run ends.")
+    min_count: int = Field(default=1, gt=0, description="The fewest particles that a round may be left with.")
+    quorum: int | None = Field(
+        default=None, gt=0, description="So many finished particles make a round, once deadline_s has passed."
+    )
+    deadline_s: float | None = Field(
+        default=None, gt=0.0, description="quorum: seconds after a round's first finished particle."
+    )
 
     @model_validator(mode="after")
     def _increasing(self) -> ParticlesConfig:
         stages = [stage.sparsity for stage in self.schedule]
         if stages != sorted(set(stages)):
             raise ValueError(f"schedule must list stages by increasing sparsity, but got {stages}")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_are_left(self) -> ParticlesConfig:
+        counts = [stage.count for stage in self.schedule]
+        if not self.schedule or self.schedule[0].sparsity > 0:
+            counts.append(self.count)
+        if self.min_count > min(counts):
+            raise ValueError(f"min_count must be at most the particles of the smallest round, which has {min(counts)}, "
+                             f"but got {self.min_count}")
+        if (self.quorum is None) != (self.deadline_s is None):
+            missing, given = ("deadline_s", "quorum") if self.deadline_s is None else ("quorum", "deadline_s")
+            raise ValueError(f"{given} needs {missing}: so many particles make a round, so many seconds after its "
+                             "first one has finished")
+        if self.quorum is not None and self.quorum > max(counts):
+            raise ValueError(f"quorum must be at most the particles of the largest round, which has {max(counts)}, "
+                             f"but got {self.quorum}")
+        if self.quorum is not None and self.quorum < self.min_count:
+            raise ValueError(f"quorum must be at least min_count, which is {self.min_count}, but got {self.quorum}")
         return self
 
     def at(self, sparsity: float, tolerance: float = 1e-12) -> int:
@@ -419,14 +449,16 @@ class SwampConfig(Section):
     def recipe(self) -> dict[str, Any]:
         """What decides the numbers: the config without names, places and execution.
 
-        The data's and a checkpoint's content decide as well; they are compared by their digests.
+        The data's and a checkpoint's content decide as well; they are compared by their digests. So do the decisions
+        that failures led to; each is recorded with the run when it is made, and holds whatever the policy is later.
         """
         return self.model_dump(mode="json", exclude={
             "name": True, "storage": True, "execution": True, "identity": True, "keep": True,
-            "data": {"root", "download", "loader_workers"}, "start_from": {"path"},
+            "data": {"root", "download", "loader_workers"}, "start_from": {"path"}, "particles": set(FAILURE_KEYS),
         })
 
 
+FAILURE_KEYS = ("on_failure", "max_reseeds", "min_count", "quorum", "deadline_s")
 EXECUTION_KEYS = ("name", "storage", "execution")
 
 

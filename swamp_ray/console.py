@@ -81,6 +81,11 @@ class PlainReporter(Reporter):
         """Failures are never silent."""
         self._console.print(_failure(work, reason, retry), soft_wrap=True, markup=False)
 
+    def work_dropped(self, work: Work, reason: str) -> None:
+        """A round that is smaller than planned is never silent."""
+        self._budget.dropped(work)
+        self._console.print(_dropped(work, reason), soft_wrap=True, markup=False)
+
     def round_finished(self, record: RoundRecord) -> None:
         """One line."""
         self._heartbeat = time.monotonic()
@@ -144,6 +149,12 @@ class LiveReporter(Reporter):
         """Failures scroll by above."""
         self._running.pop(work, None)
         self._console.print(Text(_failure(work, reason, retry), style="red"), soft_wrap=True)
+
+    def work_dropped(self, work: Work, reason: str) -> None:
+        """Remove the particle's line, and say so above."""
+        self._running.pop(work, None)
+        self._budget.dropped(work)
+        self._console.print(Text(_dropped(work, reason), style="yellow"), soft_wrap=True)
 
     def round_finished(self, record: RoundRecord) -> None:
         """One line above the display."""
@@ -243,6 +254,13 @@ class _Budget:
         self._trained += 0.0 if found else rest
         self._particles_done += work.kind == "particle"
 
+    def dropped(self, work: Work) -> None:
+        """A particle is not waited for any more; what it trained is spent."""
+        trained = self._partial.get(work, 0.0)
+        self.total -= self._epochs.get(work, trained) - trained
+        self._epochs[work] = trained
+        self.num_particles -= 1
+
     @property
     def share(self) -> float:
         """Of the epochs, in [0, 1]."""
@@ -278,9 +296,11 @@ def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget) -> str:
     """One line for a finished round."""
     name = prepared.task.primary
     mean, std = record.mean["test"][name], record.std["test"][name]
-    spread = f" ± {number(std, name)}" if record.num_particles > 1 else ""
+    entered = record.num_particles - len(record.dropped)
+    spread = f" ± {number(std, name)}" if entered > 1 else ""
+    of = f"{entered} of {_count(record.num_particles, 'particle')}" if record.dropped else "particles"
     left = budget.text()
-    return (f"round {record.round:>2}  sparsity {percent(record.sparsity):>7}  test {name}: particles "
+    return (f"round {record.round:>2}  sparsity {percent(record.sparsity):>7}  test {name}: {of} "
             f"{number(mean, name)}{spread}, averaged {number(record.average['test'][name], name)}"
             + (f"  ({left})" if left and budget.share < 1 else ""))
 
@@ -304,6 +324,10 @@ def _failure(work: Work, reason: str, retry: bool) -> str:
 
 def _stopping_text(grace_s: float) -> str:
     return f"stopping: running particles write a checkpoint, for at most {grace_s:g} s; Ctrl-C again leaves at once"
+
+
+def _dropped(work: Work, reason: str) -> str:
+    return f"round {work.round} goes on without particle {work.particle}: {reason}"
 
 
 def _count(num: int, noun: str) -> str:

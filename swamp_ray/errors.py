@@ -68,9 +68,13 @@ class DivergedError(RunError):
     def __init__(self, particle: str, epoch: int, step: int, lr: float, loss: float) -> None:
         self.particle, self.epoch, self.step, self.lr, self.loss = particle, epoch, step, lr, loss
         super().__init__(
-            f"{particle} diverged: the loss was {loss} at step {step} (epoch {epoch}, learning rate {lr:g}). "
-            "Lower training.lr, lengthen the warm-up, or set training.clip_norm."
+            f"{particle} diverged: {self.what}. Lower training.lr, lengthen the warm-up, or set training.clip_norm."
         )
+
+    @property
+    def what(self) -> str:
+        """What was seen, without who and what to do."""
+        return f"the loss was {self.loss} at step {self.step} (epoch {self.epoch}, learning rate {self.lr:g})"
 
     def __reduce__(self) -> tuple[object, ...]:
         return (DivergedError, (self.particle, self.epoch, self.step, self.lr, self.loss))

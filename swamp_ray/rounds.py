@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,81 @@ class Work:
 DENSE = Work("dense")
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of a particle that diverges, and of one that lags behind.
+
+    Attributes:
+        on_failure: ``"stop"`` the run, ``"retry"`` with another seed, or ``"drop"`` the particle.
+        max_reseeds: retry: how many further seeds a job gets.
+        min_count: The fewest particles that a round may be left with.
+        quorum: So many finished particles are enough once the round's deadline has passed; None: all of them.
+    """
+
+    on_failure: Literal["stop", "retry", "drop"] = "stop"
+    max_reseeds: int = 2
+    min_count: int = 1
+    quorum: int | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Something that a run's results depend on besides its recipe. Once recorded it holds, whatever happens later.
+
+    Attributes:
+        round: r; -1 for the dense phase.
+        particle: Its index; -1 for the dense phase.
+        what: ``"reseed"``: it trains with another seed; ``"drop"``: the round goes on without it, because it
+            diverged; ``"quorum"``: without it, because enough others were finished.
+        reason: In words.
+        attempt: Which of its seeds this is about, counted from 0; for a reseed the new one.
+    """
+
+    round: int
+    particle: int
+    what: Literal["reseed", "drop", "quorum"]
+    reason: str
+    attempt: int = 0
+
+    @property
+    def work(self) -> Work:
+        """The job that it is about."""
+        return DENSE if self.round < 0 else Work("particle", self.round, self.particle)
+
+    @property
+    def drops(self) -> bool:
+        """Whether the particle does not enter its round's average."""
+        return self.what != "reseed"
+
+
 # Instructions
 
 
 @dataclass(frozen=True)
 class Do:
-    """Give a job to the queue of workers; ``urgent`` jobs go to its front."""
+    """Give a job to the queue of workers; ``urgent`` jobs go to its front.
+
+    ``attempt`` counts the machine's failures with the present seed, ``reseed`` the seeds before it.
+    """
 
     work: Work
     attempt: int = 0
     urgent: bool = False
+    reseed: int = 0
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Record a decision durably, before anything that follows from it is done."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """A job's result is not wanted any more: take it out of the queue, or stop it."""
+
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -85,7 +151,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Average:
-    """Close the average of these particles and choose the next mask."""
+    """Close the average of these particles, which have been added, and choose the next mask."""
 
     round: int
     particles: tuple[int, ...]
@@ -105,7 +171,7 @@ class Fail:
     reason: str
 
 
-Instruction = Do | Add | Drop | Average | Record | Fail
+Instruction = Do | Decide | Cancel | Add | Drop | Average | Record | Fail
 
 
 # Events
@@ -122,11 +188,19 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """An attempt at a job ended without a result; ``retry``: the machine failed, not the work."""
+    """An attempt at a job ended without a result.
+
+    Attributes:
+        work: The job.
+        reason: In words.
+        kind: ``"machine"``: its worker failed, and the same seed may well work on another; ``"diverged"``: its loss
+            is not finite, as it would be with this seed every time; ``"error"``: anything else, such as an error in
+            the user's code or a storage that takes no files, which no other attempt would help.
+    """
 
     work: Work
     reason: str
-    retry: bool = True
+    kind: Literal["machine", "diverged", "error"] = "machine"
 
 
 @dataclass(frozen=True)
@@ -155,7 +229,14 @@ class Lost:
     damaged: bool = True
 
 
-Event = Finished | Failed | Averaged | AveragerLost | Lost
+@dataclass(frozen=True)
+class DeadlinePassed:
+    """A round's deadline is over: from now on its quorum is enough."""
+
+    round: int
+
+
+Event = Finished | Failed | Averaged | AveragerLost | Lost | DeadlinePassed
 
 
 @dataclass
@@ -165,6 +246,8 @@ class _Round:
     finished: dict[int, float] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
     added: list[int] = field(default_factory=list)
+    dropped: set[int] = field(default_factory=set)
+    deadline_passed: bool = False
     closing: bool = False
 
 
@@ -178,6 +261,8 @@ class Rounds:
         max_retries: How often a job is tried again after its worker died; the averager likewise.
         max_waiting: How many finished states may wait in memory for their turn.
         evaluate_first: Evaluate each round before the next one trains (for a scheduler that may stop the run).
+        policy: What becomes of particles that diverge or lag behind.
+        decisions: What was decided before, by an earlier attempt at the run; it is followed, whatever the policy is.
     """
 
     def __init__(
@@ -189,13 +274,20 @@ class Rounds:
         max_retries: int = 3,
         max_waiting: int = 8,
         evaluate_first: bool = False,
+        policy: Policy = Policy(),
+        decisions: Sequence[Decision] = (),
     ) -> None:
         self.plan = tuple(plan)
         self.current = -1
         self.failed: str | None = None
         self._dense, self._combine = dense, combine
         self._max_retries, self._max_waiting = max_retries, max_waiting
-        self._evaluate_first = evaluate_first
+        self._evaluate_first, self._policy = evaluate_first, policy
+        self._decisions = list(decisions)
+        self._reseeds: dict[Work, int] = {}
+        for decision in decisions:
+            if decision.what == "reseed":
+                self._reseeds[decision.work] = max(decision.attempt, self._reseeds.get(decision.work, 0))
         self._round = _Round()
         self._open: dict[Work, int] = {}
         self._averager_losses = 0
@@ -213,6 +305,11 @@ class Rounds:
         """Jobs that were given out and have neither finished nor failed for good."""
         return frozenset(self._open)
 
+    def dropped(self, index: int) -> list[Decision]:
+        """Why particles of a round do not enter its average, in index order."""
+        drops = {one.particle: one for one in self._decisions if one.round == index and one.drops}
+        return [drops[particle] for particle in sorted(drops)]
+
     def start(self) -> list[Instruction]:
         """The first instructions."""
         return [self._do(DENSE)] if self._dense else self._begin(0)
@@ -229,15 +326,25 @@ class Rounds:
             return self._on_averaged(event)
         if isinstance(event, Lost):
             return self._on_lost(event)
+        if isinstance(event, DeadlinePassed):
+            return self._on_deadline(event)
         return self._on_averager_lost(event)
 
     def _do(self, work: Work, *, urgent: bool = False) -> Do:
         attempt = self._open.setdefault(work, 0)
-        return Do(work, attempt, urgent)
+        return Do(work, attempt, urgent, self._reseeds.get(work, 0))
 
     def _begin(self, index: int) -> list[Instruction]:
         self.current, self._round, self._averager_losses = index, _Round(), 0
-        return [self._do(Work("particle", index, n)) for n in range(self.plan[index].num_particles)]
+        self._round.dropped = {decision.particle for decision in self.dropped(index)}
+        wanted = self._wanted()
+        if not wanted:
+            return self._fail(f"the recorded decisions leave no particle in round {index}")
+        return [self._do(Work("particle", index, n)) for n in wanted]
+
+    def _wanted(self) -> list[int]:
+        """The current round's particles that were not dropped."""
+        return [n for n in range(self.plan[self.current].num_particles) if n not in self._round.dropped]
 
     def _on_finished(self, event: Finished) -> list[Instruction]:
         if self._open.pop(event.work, None) is None:
@@ -257,13 +364,11 @@ class Rounds:
 
     def _advance(self) -> list[Instruction]:
         """Add whatever has its turn; drop what waits beyond the bound; close a complete round."""
-        state, num = self._round, self.plan[self.current].num_particles
-        complete = len(state.finished) == num
+        instructions = self._drop_stragglers()
+        state, turn = self._round, self._wanted()
+        complete = len(state.finished) == len(turn)
         if self._combine == "best":
             turn = [self._best()] if complete else []
-        else:
-            turn = list(range(num))
-        instructions: list[Instruction] = []
         for particle in turn[len(state.added):]:
             if particle not in state.finished:
                 break
@@ -293,12 +398,57 @@ class Rounds:
     def _on_failed(self, event: Failed) -> list[Instruction]:
         if event.work not in self._open:
             return []
+        if event.kind == "diverged":
+            return self._on_diverged(event.work, event.reason)
         self._open[event.work] += 1
-        if event.retry and self._open[event.work] <= self._max_retries:
-            return [Do(event.work, self._open[event.work], urgent=True)]
+        if event.kind == "machine" and self._open[event.work] <= self._max_retries:
+            return [self._do(event.work, urgent=True)]
         attempts = self._open[event.work]
         times = f" after {attempts} attempts" if attempts > 1 else ""
         return self._fail(f"{event.work} failed{times}: {event.reason}")
+
+    def _on_diverged(self, work: Work, reason: str) -> list[Instruction]:
+        policy, seeds = self._policy, self._reseeds.get(work, 0) + 1
+        if policy.on_failure == "retry" and seeds <= policy.max_reseeds:
+            self._reseeds[work], self._open[work] = seeds, 0
+            decision = Decision(work.round, work.particle, "reseed", reason, seeds)
+            return [self._decide(decision), self._do(work, urgent=True)]
+        if policy.on_failure == "drop" and work.kind == "particle":
+            if len(self._wanted()) <= policy.min_count:
+                num, left = self.plan[self.current].num_particles, len(self._wanted()) - 1
+                return self._fail(f"{work} diverged: {reason}. Round {work.round} has {left} of {num} particles left, "
+                                  f"and needs {policy.min_count}")
+            return [self._drop(work, "drop", reason), *self._advance()]
+        times = f" with each of {seeds} seeds" if seeds > 1 else ""
+        return self._fail(f"{work} diverged{times}: {reason}")
+
+    def _drop(self, work: Work, what: Literal["drop", "quorum"], reason: str) -> Instruction:
+        del self._open[work]
+        self._round.dropped.add(work.particle)
+        return self._decide(Decision(work.round, work.particle, what, reason, self._reseeds.get(work, 0)))
+
+    def _decide(self, decision: Decision) -> Instruction:
+        self._decisions.append(decision)
+        return Decide(decision)
+
+    def _on_deadline(self, event: DeadlinePassed) -> list[Instruction]:
+        if event.round != self.current or self.current in self._averaged:
+            return []
+        self._round.deadline_passed = True
+        return self._advance()
+
+    def _drop_stragglers(self) -> list[Instruction]:
+        """Once the deadline has passed and the quorum is there, the round does not wait any longer."""
+        state, quorum = self._round, self._policy.quorum
+        if not state.deadline_passed or quorum is None or len(state.finished) < quorum:
+            return []
+        instructions: list[Instruction] = []
+        for particle in self._wanted():
+            if particle not in state.finished:
+                work = Work("particle", self.current, particle)
+                reason = f"not finished when the deadline had passed and {len(state.finished)} others were"
+                instructions += [self._drop(work, "quorum", reason), Cancel(work)]
+        return instructions
 
     def _on_averaged(self, event: Averaged) -> list[Instruction]:
         if event.round != self.current or event.round in self._averaged or not self._round.closing:
@@ -334,7 +484,7 @@ class Rounds:
         del state.finished[work.particle]
         state.held.discard(work.particle)
         state.added.clear()
-        state.closing = False
+        state.closing = state.deadline_passed = False
         return [self._do(work)]
 
     def _fail(self, reason: str) -> list[Instruction]:

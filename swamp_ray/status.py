@@ -190,8 +190,13 @@ def _attempts(record: dict[str, Any]) -> list[str]:
         lines.append(f"attempt {number}: {attempt.get('status', 'not ended')}{spent}; {attempt['trained']} trained, "
                      f"{attempt['found']} found; started {attempt['started']} on {attempt['host']} with "
                      f"{attempt['executor']}")
-        lines += [f"  {one['time']} {one['who']}: {one['reason'].splitlines()[0]}" for one in attempt["incidents"]]
+        lines += [_incident(one) for one in attempt["incidents"]]
     return lines
+
+
+def _incident(one: dict[str, Any]) -> str:
+    kind = f" ({one['kind']})" if "kind" in one else ""
+    return f"  {one['time']} {one['who']}{kind}: {one['reason'].splitlines()[0]}"
 
 
 def _logs(rundir: RunDir) -> list[str]:

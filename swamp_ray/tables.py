@@ -22,13 +22,16 @@ def results_table(records: Sequence[Mapping[str, Any]], primary: str) -> Table:
     several = any(record["num_particles"] > 1 for record in records)
     network = "averaged" if several else "network"
     caption = f"{primary} in percent" if primary == "accuracy" else primary
+    for record in records:
+        if record.get("dropped"):
+            caption += f"\nround {record['round']}: {_entered(record)} of {record['num_particles']} particles"
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", caption=caption, caption_justify="left", pad_edge=False)
     for heading in ("\nround", "\nsparsity", "weights\nleft", "dense\ntest",
                     "particles\ntest" if several else "particle\ntest", f"{network}\nvalidation", f"{network}\ntest"):
         table.add_column(heading, justify="right", no_wrap=True)
     dense = dense_metric(records, primary)
     for record in records:
-        std = f" ± {short(record['std']['test'][primary], primary)}" if record["num_particles"] > 1 else ""
+        std = f" ± {short(record['std']['test'][primary], primary)}" if _entered(record) > 1 else ""
         average = record["average"]
         table.add_row(
             str(record["round"]), percent(record["sparsity"]), f"{record['survivors']:,}",
@@ -37,6 +40,10 @@ def results_table(records: Sequence[Mapping[str, Any]], primary: str) -> Table:
             short(average["validation"][primary], primary),
             Text(short(average["test"][primary], primary), style="bold green"))
     return table
+
+
+def _entered(record: Mapping[str, Any]) -> int:
+    return record["num_particles"] - len(record.get("dropped", ()))
 
 
 def dense_metric(records: Sequence[Mapping[str, Any]], primary: str) -> float | None:

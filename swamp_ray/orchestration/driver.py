@@ -6,17 +6,17 @@ Workers are started only when the first job is really needed.
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from swamp_ray.errors import CorruptArtifactError, RunError, SwampError
+from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError, SwampError
 from swamp_ray.orchestration.averager import read_mask
+from swamp_ray.orchestration.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import (
     Advanced,
@@ -28,6 +28,7 @@ from swamp_ray.orchestration.messages import (
     Done,
     Executor,
     Handle,
+    Notice,
     Outcome,
     Report,
     RoundRecord,
@@ -35,6 +36,7 @@ from swamp_ray.orchestration.messages import (
     WorkItem,
 )
 from swamp_ray.orchestration.preparation import Prepared, State
+from swamp_ray.orchestration.records import round_record
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.waiting import Waiting
@@ -45,6 +47,10 @@ from swamp_ray.rounds import (
     Average,
     Averaged,
     AveragerLost,
+    Cancel,
+    DeadlinePassed,
+    Decide,
+    Decision,
     Do,
     Drop,
     Event,
@@ -52,6 +58,7 @@ from swamp_ray.rounds import (
     Finished,
     Instruction,
     Lost,
+    Policy,
     Record,
     Rounds,
     Work,
@@ -117,16 +124,20 @@ class Driver:
         self._written: dict[int, RoundRecord] = {}
         self._num_reported = 0
         self._error: BaseException | None = None
-        execution = prepared.config.execution
+        self._error_item: WorkItem | None = None
+        self._given: dict[Work, WorkItem] = {}
+        self._deadlines: dict[int, float] = {}
+        execution, particles = prepared.config.execution, prepared.config.particles
         self._leases = Leases(open_place(str(store.storage)), execution.lease_expiry_s)
         self._waiting = Waiting(execution.lease_expiry_s)
-        self._given: dict[Work, str] = {}
         self._machine = Rounds(
             prepared.plan,
             dense=prepared.dense is not None,
-            combine=prepared.config.particles.combine,
+            combine=particles.combine,
             max_retries=execution.max_retries,
             max_waiting=execution.max_waiting_states,
+            policy=Policy(particles.on_failure, particles.max_reseeds, particles.min_count, particles.quorum),
+            decisions=journal.decisions(),
         )
 
     def run(self) -> list[RoundRecord]:
@@ -138,6 +149,8 @@ class Driver:
         Raises:
             RunError: Something failed for good; what was finished is kept.
         """
+        for plan in self._prepared.plan:
+            self._tell_dropped(self._machine.dropped(plan.index))
         pending: deque[Instruction] = deque(self._machine.start())
         try:
             while not self._machine.finished:
@@ -147,8 +160,9 @@ class Driver:
                     break
                 self._stopping.check()
                 self._reporter.tick()
-                for event in self._look_after_waiting():
+                for event in [*self._look_after_waiting(), *self._passed_deadlines()]:
                     pending.extend(self._machine.handle(event))
+                self._carry_out_all(pending)
                 for report in self._wait():
                     for event in self._translate(report):
                         pending.extend(self._machine.handle(event))
@@ -161,9 +175,7 @@ class Driver:
                 self._executor.close()
             self._release_leases()
         if self._machine.failed is not None:
-            if isinstance(self._error, SwampError) and self._error.exit_code != 1:
-                raise self._error
-            raise RunError(self._machine.failed) from self._error
+            raise self._end(self._machine.failed)
         return [self._record_of(plan.index) for plan in self._prepared.plan]
 
     def _stop_work(self) -> None:
@@ -181,11 +193,28 @@ class Driver:
             time.sleep(max(0.0, WAIT_S - (time.monotonic() - began)))
         return reports
 
+    def _end(self, reason: str) -> SwampError:
+        """What ended the run, with what to do about it."""
+        if isinstance(self._error, SwampError) and self._error.exit_code != 1:
+            return self._error
+        item = self._error_item
+        if isinstance(self._error, DivergedError) and item is not None:
+            known = recall_divergence(self._store, item) is not None
+            where = self._store.where(item.named.name, DIVERGED) if known else None
+            reason = f"{reason}. {divergence_advice(self._prepared.config.particles, where)}"
+        error = RunError(reason)
+        error.__cause__ = self._error
+        return error
+
     # Instructions
 
     def _carry_out_all(self, pending: deque[Instruction]) -> None:
         while pending:
-            for event in self._carry_out(pending.popleft()):
+            instruction = pending.popleft()
+            # When the run has failed, what was finished before is still written down, and nothing new is begun.
+            if self._machine.failed is not None and not isinstance(instruction, Record | Decide):
+                continue
+            for event in self._carry_out(instruction):
                 pending.extend(self._machine.handle(event))
 
     def _carry_out(self, instruction: Instruction) -> list[Event]:
@@ -202,6 +231,11 @@ class Driver:
                 self._executor_now().add(work, self._outcomes[work], from_storage=False)
             case Drop(round=index, particle=particle):
                 self._executor_now().drop(Work("particle", index, particle))
+            case Decide(decision=decision):
+                self._journal.decided(decision)
+                self._tell(decision)
+            case Cancel(work=work):
+                self._executor_now().cancel(work)
             case Average():
                 return self._average(instruction)
             case Record(round=index):
@@ -212,11 +246,15 @@ class Driver:
 
     def _do(self, instruction: Do, stale: bytes = b"") -> list[Event]:
         item = replace(self._item(instruction), session=self._journal.session, stale=stale)
+        self._given[item.work] = item
         self._journal.uses(item.work, item.named.name)
         found = self._find(item.named, verify=item.work.kind != "particle")
         if found is not None and not (item.work in self._let_go and self._store.lacks(found.name, STATE_FILE)):
             self._reporter.work_submitted(item)
             return self._finished(item.work, outcome_of(found), held=False, found=True)
+        if item.program is not None and (error := recall_divergence(self._store, item)) is not None:
+            self._reporter.work_submitted(item)
+            return [self._failed(item.work, error, "diverged")]
         executor = self._executor_now()
         inputs = self._inputs[max(0, item.work.round)]
         start = self._initial_handle() if item.work == DENSE else self._start_handle_now()
@@ -225,7 +263,6 @@ class Driver:
         if inputs.values is not None and inputs.values_handle is None:
             inputs.values_handle = executor.put(inputs.values)
         self._reporter.work_submitted(item)
-        self._given[item.work] = item.named.name
         executor.submit(item, start, inputs.mask_handle, inputs.values_handle, instruction.urgent)
         return []
 
@@ -240,13 +277,13 @@ class Driver:
             return WorkItem(work, instruction.attempt, named, average=average.name, log_path=log_path)
         if work == DENSE:
             assert prepared.dense is not None
-            program, seed = prepared.dense, prepared.particle_seed(-1, 0)
+            program, seed = prepared.dense, prepared.particle_seed(-1, 0, instruction.reseed)
         else:
             program = prepared.program(work.round, work.particle)
-            seed = prepared.particle_seed(work.round, work.particle)
+            seed = prepared.particle_seed(work.round, work.particle, instruction.reseed)
         named = prepared.recipes.training(
             program.as_dict(), seed, self._start_digest, inputs.mask_digest, inputs.values_digest)
-        return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path)
+        return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed)
 
     def _average(self, instruction: Average) -> list[Event]:
         index = instruction.round
@@ -292,6 +329,7 @@ class Driver:
             self._reporter.warning(f"round {gone[0].round}: the states of particles {which} were not kept "
                                    "(keep.particles) and are trained again, because their average is not stored")
         self._let_go.update(gone)
+        self._deadlines.pop(gone[0].round, None)
         for work in gone:
             del self._outcomes[work]
         return [Lost(work, "its state was not kept", damaged=False) for work in gone]
@@ -299,31 +337,44 @@ class Driver:
     # Reports
 
     def _translate(self, report: Report) -> list[Event]:
+        if isinstance(report, Advanced | Done | Broken) and report.work not in self._machine.open_work:
+            self._executor_now().drop(report.work)
+            return []
         match report:
             case Advanced(work=work, progress=progress):
                 self._reporter.work_advanced(work, progress)
                 return []
             case Done(work=work, outcome=outcome, held=held):
                 self._journal.trained(work, outcome.trained_epochs)
+                if held and work.kind != "particle":
+                    self._executor_now().drop(work)
                 return self._finished(work, outcome, held, found=False)
-            case Broken(work=work, error=error, retry=retry):
-                return [self._failed(work, error, retry)]
+            case Broken(work=work, error=error, kind=kind):
+                return [self._failed(work, error, kind)]
             case Blocked(item=item, held=held):
                 if self._waiting.add(item, held):
                     self._reporter.work_blocked(item.work, held.who)
                 return []
             case AverageDone(round=index, name=name):
                 return self._averaged(index, name)
-            case AverageLost(reason=reason):
-                self._reporter.warning(f"the averaging actor died and is started again: {reason}")
-                self._journal.incident("averaging actor", reason)
+            case AverageLost(reason=reason, died=died):
+                what = "the averaging actor died and is started again" if died else "a state was lost on its way"
+                self._reporter.warning(f"{what}; the round's states are read from storage: {reason}")
+                self._journal.incident("averaging actor", reason, "machine")
+                self._error = None
                 return [AveragerLost(reason)]
+            case Notice(who=who, text=text):
+                self._reporter.warning(f"{who}: {text}")
+                self._journal.incident(who, text, "machine")
+                return []
             case StateLost(work=work) if self._store.lacks(self._outcomes[work].name, STATE_FILE):
                 return self._train_again([work])
             case StateLost(work=work, reason=reason):
                 self._reporter.warning(f"{work} is trained again, because its stored state is damaged: {reason}")
-                self._journal.incident(str(work), reason)
+                self._journal.incident(work, reason, "damaged")
+                self._deadlines.pop(work.round, None)
                 self._store.discard(self._outcomes.pop(work).name, RESULT)
+                self._error = None
                 return [Lost(work, reason)]
 
     def _finished(self, work: Work, outcome: Outcome, held: bool, found: bool) -> list[Event]:
@@ -334,15 +385,40 @@ class Driver:
             self._start_digest, self._start_handle = outcome.digest, None
         self._journal.finished(work, outcome)
         self._reporter.work_finished(work, found)
+        if work.kind == "particle" and (deadline_s := self._prepared.config.particles.deadline_s) is not None:
+            self._deadlines.setdefault(work.round, time.monotonic() + deadline_s)
         return [Finished(work, self._score(work, outcome), held and work.kind == "particle")]
 
-    def _failed(self, work: Work, error: BaseException, retry: bool) -> Failed:
+    def _failed(self, work: Work, error: BaseException, kind: FailureKind) -> Failed:
         reason = str(error).strip() or type(error).__name__
-        self._error = error
-        self._journal.incident(str(work), reason)
-        if retry:
-            self._reporter.work_failed(work, reason.splitlines()[0], retry)
-        return Failed(work, reason if isinstance(error, SwampError) else f"{type(error).__name__}: {reason}", retry)
+        if isinstance(error, DivergedError):
+            reason = error.what
+        elif not isinstance(error, SwampError):
+            reason = f"{type(error).__name__}: {reason}"
+        item = self._given[work]
+        self._error, self._error_item = error, item
+        self._journal.incident(work, reason, kind, item.attempt, item.reseed)
+        if kind == "machine":
+            self._reporter.work_failed(work, reason.splitlines()[0], retry=True)
+        return Failed(work, reason, kind)
+
+    def _tell(self, decision: Decision) -> None:
+        if decision.drops:
+            self._reporter.work_dropped(decision.work, decision.reason)
+        else:
+            self._reporter.work_failed(decision.work, f"it diverged: {decision.reason}; seed {decision.attempt} "
+                                       f"of at most {self._prepared.config.particles.max_reseeds} is next", retry=True)
+
+    def _tell_dropped(self, decisions: list[Decision]) -> None:
+        """What an earlier attempt decided holds, and is said again."""
+        for decision in decisions:
+            self._reporter.work_dropped(decision.work, decision.reason)
+
+    def _passed_deadlines(self) -> list[Event]:
+        passed = [index for index, deadline in self._deadlines.items() if time.monotonic() >= deadline]
+        for index in passed:
+            self._deadlines[index] = math.inf
+        return [DeadlinePassed(index) for index in passed]
 
     def _averaged(self, index: int, name: str) -> list[Event]:
         manifest = self._store.find(name)
@@ -391,14 +467,14 @@ class Driver:
                 self._waiting.remove(item.work)
                 if stale:
                     self._reporter.warning(f"{item.work}: whoever trained it gives no sign of life; taking over")
-                events += self._do(Do(item.work, item.attempt, urgent=True), stale)
+                events += self._do(Do(item.work, item.attempt, urgent=True, reseed=item.reseed), stale)
         return events
 
     def _release_leases(self) -> None:
         """Give back what killed workers held; those who wait elsewhere cannot see that they are dead."""
-        for work, name in self._given.items():
-            if work.kind != "evaluation":
-                self._leases.remove(artifact_lease(name), session=self._journal.session)
+        for item in self._given.values():
+            if item.program is not None:
+                self._leases.remove(artifact_lease(item.named.name), session=self._journal.session)
 
     # Storage and workers
 
@@ -462,41 +538,9 @@ class Driver:
             self._reporter.round_finished(following)
 
     def _record_of(self, index: int) -> RoundRecord:
-        plan, average = self._prepared.plan[index], self._averages[index]
-        works = [Work("particle", index, particle) for particle in range(plan.num_particles)]
-        outcomes = [self._outcomes[work] for work in works]
-        evaluation = self._outcomes[Work("evaluation", index)]
-        metrics = [outcome.info["metrics"] for outcome in outcomes]
-        return RoundRecord(
-            round=index,
-            sparsity=plan.sparsity,
-            survivors=plan.survivors,
-            num_particles=plan.num_particles,
-            average=evaluation.info["metrics"],
-            particles=metrics,
-            mean=_over_particles(metrics, statistics.fmean),
-            std=_over_particles(metrics, lambda values: statistics.stdev(values) if len(values) > 1 else 0.0),
-            layer_densities=average.info["layer_densities"],
-            spread=average.info["spread"],
-            combined=average.info["particles"],
-            artifacts={
-                "particles": [{"name": outcome.name, "sha256": outcome.digest} for outcome in outcomes],
-                "average": {"name": average.name, "sha256": average.files[STATE_FILE].sha256},
-                "evaluation": {"name": evaluation.name},
-            },
-            ticket=self._journal.ticket_name(plan.sparsity),
-            emptied_layers=average.info.get("emptied_layers", []),
-        )
-
-
-def _over_particles(
-    metrics: list[dict[str, dict[str, float]]], statistic: Callable[[list[float]], float]
-) -> dict[str, dict[str, float]]:
-    first: Mapping[str, Mapping[str, float]] = metrics[0]
-    return {split: {name: statistic([one[split][name] for one in metrics]) for name in values}
-            for split, values in first.items()}
-
-
-def record_as_dict(record: RoundRecord) -> dict[str, Any]:
-    """Plain values of a record, for JSON."""
-    return asdict(record)
+        plan, dropped = self._prepared.plan[index], self._machine.dropped(index)
+        gone = {decision.particle for decision in dropped}
+        works = [Work("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]
+        return round_record(
+            plan, [self._outcomes[work] for work in works], dropped, self._averages[index],
+            self._outcomes[Work("evaluation", index)], self._journal.ticket_name(plan.sparsity))

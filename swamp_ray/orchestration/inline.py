@@ -11,6 +11,7 @@ from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.orchestration.averager import Averager
+from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.orchestration.messages import (
     Advanced,
     AverageDone,
@@ -80,6 +81,14 @@ class InlineExecutor:
         """Release a held state."""
         self._held.pop(work, None)
 
+    def cancel(self, work: Work) -> None:
+        """Take a job out of the queue, or leave it where it is."""
+        self._queue = deque(entry for entry in self._queue if entry[0].work != work)
+        if self._running is not None and self._running[0].work == work:
+            getattr(self._running[1], "close", lambda: None)()
+            self._running = None
+        self._held.pop(work, None)
+
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
         """Close the round's average now."""
         if any(isinstance(report, StateLost) for report in self._reports):
@@ -116,7 +125,10 @@ class InlineExecutor:
             raise KeyboardInterrupt from None
         except Exception as error:
             self._running = None
-            self._reports.append(Broken(work, error, retry=False))
+            if out_of_memory(error):  # there is no other process that might fare better
+                self._reports.append(Broken(work, memory_error(error), "error"))
+            else:
+                self._reports.append(Broken(work, error, kind_of(error)))
             return
         if isinstance(message, Progress):
             self._reports.append(Advanced(work, message))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.worker import BUFFERS_FILE, read_packed
-from swamp_ray.rounds import Work
+from swamp_ray.rounds import Decision, Work
 from swamp_ray.sparsity.masks import split
 from swamp_ray.sparsity.packing import unpack
 from swamp_ray.storage.arrays import arrays_from_bytes
@@ -140,7 +141,12 @@ class Journal:
         try:
             if not self._attempt:
                 return
-            self._close_metrics()
+            try:
+                self._close_metrics()
+            except (RunError, OSError):
+                if status == "complete":
+                    raise
+                # A full disk: what the run failed of is more than a table.
             self._attempt |= {"ended": _now(), "seconds": time.monotonic() - self._began, "status": status}
             if reason:
                 self._attempt["reason"] = reason
@@ -190,10 +196,44 @@ class Journal:
         self._attempt["trained_epochs"] += epochs
         self._attempt["trained"] += work.kind != "evaluation" and epochs > 0
 
-    def incident(self, who: str, reason: str) -> None:
-        """Note a failure, whether or not it is overcome."""
-        self._attempt["incidents"].append({"time": _now(), "who": who, "reason": reason})
-        self._save()
+    def incident(self, who: Work | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
+        """Note a failure, whether or not it is overcome.
+
+        Args:
+            who: A job, or what else failed.
+            reason: In words.
+            kind: ``machine``, ``diverged``, ``error``, or what was decided (``reseed``, ``drop``, ``quorum``).
+            attempt: How often the job had failed before with this seed, because of the machine.
+            reseed: Which of the job's seeds it was.
+        """
+        entry: dict[str, Any] = {"time": _now(), "who": str(who), "kind": kind, "reason": reason}
+        if isinstance(who, Work):
+            entry |= {"round": who.round, "particle": who.particle, "attempt": attempt, "reseed": reseed}
+        self._attempt["incidents"].append(entry)
+        # If the disk is full, the first reason must not be hidden by a second one; run.json is written again later.
+        with contextlib.suppress(RunError, OSError):
+            self._save()
+
+    def decisions(self) -> list[Decision]:
+        """What earlier attempts at the run decided.
+
+        Raises:
+            CorruptArtifactError: The record of it is damaged.
+        """
+        try:
+            return [Decision(**line) for line in self._rundir.read_decisions()]
+        except TypeError as error:
+            raise CorruptArtifactError(f"{self._rundir.decisions_path}: a line is not a decision ({error}). Restore "
+                                       "the file: the run's results depend on what is in it.") from error
+
+    def decided(self, decision: Decision) -> None:
+        """Record a decision for good, before anything that follows from it is done.
+
+        Raises:
+            RunError: The storage could not be written.
+        """
+        self._rundir.append_decision(asdict(decision))
+        self.incident(decision.work, decision.reason, decision.what, reseed=decision.attempt)
 
     def finished(self, work: Work, outcome: Outcome) -> None:
         """Write a job's metrics, unless an earlier attempt has."""

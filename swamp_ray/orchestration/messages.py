@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from swamp_ray.rounds import Work
 from swamp_ray.storage.leases import Held
@@ -30,6 +30,7 @@ class WorkItem:
         log_path: Log file of the job, or None.
         session: The attempt at the run that gives the job out.
         stale: The lease of a holder that was watched and shows no sign of life: it may be taken over.
+        reseed: How many seeds were tried before this one.
     """
 
     work: Work
@@ -41,6 +42,7 @@ class WorkItem:
     log_path: str | None = None
     session: str = ""
     stale: bytes = b""
+    reseed: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Broken:
-    """A job's attempt failed; ``retry``: because of the machine, not of the work."""
+    """A job's attempt failed; ``kind`` as in :class:`swamp_ray.rounds.Failed`."""
 
     work: Work
     error: BaseException
-    retry: bool
+    kind: Literal["machine", "diverged", "error"]
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ class AverageDone:
 
 @dataclass(frozen=True)
 class AverageLost:
-    """The averaging actor died."""
+    """What the averaging actor had added is gone: it died, or a state on its way to it did (``died`` is False)."""
 
     reason: str
+    died: bool = True
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,15 @@ class StateLost:
     reason: str
 
 
-Report = Advanced | Done | Broken | Blocked | AverageDone | AverageLost | StateLost
+@dataclass(frozen=True)
+class Notice:
+    """Something about the machines that a user should know; ``who`` it is about."""
+
+    who: str
+    text: str
+
+
+Report = Advanced | Done | Broken | Blocked | AverageDone | AverageLost | StateLost | Notice
 
 
 class Executor(Protocol):
@@ -179,6 +190,10 @@ class Executor(Protocol):
         """Close a round's average."""
         ...
 
+    def cancel(self, work: Work) -> None:
+        """Take a job out of the queue, or stop it; nothing more is reported of it."""
+        ...
+
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """What has happened since the last call; waits at most so long if nothing has."""
         ...
@@ -196,8 +211,10 @@ class Executor(Protocol):
 class RoundRecord:
     """One line of ``rounds.jsonl``: a finished round.
 
-    Metrics are by split and name. ``particles`` lists every particle's metrics in index order; ``mean`` and
-    ``std`` are over them (std with N - 1, 0 for N = 1).
+    Metrics are by split and name. ``num_particles`` were planned; ``dropped`` lists those that the round went on
+    without (``particle``, ``what``, ``reason``, ``attempt``); ``particles`` lists the metrics of all others in index
+    order, as ``artifacts`` does; ``mean`` and ``std`` are over them (std with N - 1, 0 for a single one).
+    ``combined`` are the indices of those that the round's network is made of.
     """
 
     round: int
@@ -214,3 +231,4 @@ class RoundRecord:
     artifacts: dict[str, Any]
     ticket: str
     emptied_layers: list[str] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)

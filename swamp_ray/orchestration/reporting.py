@@ -35,6 +35,9 @@ class Reporter:
     def work_failed(self, work: Work, reason: str, retry: bool) -> None:
         """An attempt failed; ``retry``: another one follows."""
 
+    def work_dropped(self, work: Work, reason: str) -> None:
+        """A round goes on without one of its particles."""
+
     def round_finished(self, record: RoundRecord) -> None:
         """A round is averaged, evaluated and written."""
 

@@ -122,5 +122,10 @@ def _slots(have: float, amount: float, whole: bool) -> int:
     return int(have / amount + 1e-9)
 
 
+def describe_resources(resources: Resources) -> str:
+    """``"1 CPU and 1 GPU"``, without what is not needed."""
+    return _text({kind: amount for kind, amount in resources.items() if amount > 0}) or "nothing"
+
+
 def _text(resources: Resources) -> str:
     return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())

@@ -83,9 +83,9 @@ def _run(
     if not complete:
         _check_room(prepared)
     store.check_writable()
-    driver = Driver(prepared, store, journal, reporter, executor, stopping)
     try:
         journal.open(prepared, reporter.warning)
+        driver = Driver(prepared, store, journal, reporter, executor, stopping)
         reporter.run_started(prepared, str(rundir.path))
         if not complete and not (space := estimate(prepared)).fits:
             reporter.warning(space.advice)

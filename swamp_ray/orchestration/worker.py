@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import CorruptArtifactError, MissingPayloadError, RunError
+from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError
+from swamp_ray.orchestration.failures import recall_divergence, remember_divergence
 from swamp_ray.orchestration.messages import Busy, Outcome, WorkItem
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.sparsity.masks import from_bits
@@ -87,7 +88,7 @@ class Worker:
                 return
             with lease or contextlib.nullcontext():
                 # Whoever had the lease before may have finished since the look above.
-                result = self._stored(item, log) or (yield from self._train(item, start, mask, values, log, stop))
+                result = self._stored(item, log) or (yield from self._train_anew(item, start, mask, values, log, stop))
             yield from result or ()
 
     def _stored(self, item: WorkItem, log: Any) -> tuple[Outcome, Packed] | None:
@@ -110,6 +111,19 @@ class Worker:
         except (RunError, OSError) as error:
             log(f"{item.work}: goes on without a lease: {error}")
             return None
+
+    def _train_anew(
+        self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,
+        stop: Callable[[], bool],
+    ) -> Generator[Progress, None, tuple[Outcome, Packed] | None]:
+        """Train, unless it is known that this diverges; what diverges is noted."""
+        if (error := recall_divergence(self.store, item)) is not None:
+            raise error
+        try:
+            return (yield from self._train(item, start, mask, values, log, stop))
+        except DivergedError as error:
+            self._note_divergence(item, error, log)
+            raise
 
     def _train(
         self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,
@@ -141,6 +155,14 @@ class Worker:
         log(f"{item.work}: finished, {_metrics_text(result.evaluation.metrics)}")
         return outcome_of(manifest, trained_epochs=len(run.history) - first_epoch), result.packed
 
+    def _note_divergence(self, item: WorkItem, error: DivergedError, log: Any) -> None:
+        """Its checkpoint leads nowhere. A storage that takes no files must not hide what happened."""
+        try:
+            remember_divergence(self.store, item, error)
+            self.store.discard(item.named.name, CHECKPOINT)
+        except RunError as failure:
+            log(f"{item.work}: {failure}")
+
     def _begin(self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any) -> TrainingRun:
         assert item.program is not None
         layout = self.trainer.layout
@@ -154,7 +176,8 @@ class Worker:
             self.store.discard(item.named.name, CHECKPOINT)
             run = self.trainer.begin(job, packed, mask, start.buffers)
         origin = f"step {run.step}" if run.step else "the start"
-        log(f"{item.work}: attempt {item.attempt}, from {origin}, {item.program.num_steps} steps, "
+        seed = f", seed {item.reseed}" if item.reseed else ""
+        log(f"{item.work}: attempt {item.attempt}{seed}, from {origin}, {item.program.num_steps} steps, "
             f"density {mask.mean():.4f}, result {item.named.name[:12]}")
         return run
 

@@ -22,6 +22,8 @@ from swamp_ray.storage.identity import canonical_json, digest_bytes
 
 RESULT = "result"
 CHECKPOINT = "checkpoint"
+DIVERGED = "diverged"
+"""How a training run diverged: a fact that belongs to its name, like a result."""
 
 MANIFEST_FORMAT = 1
 STALE_S = 3600.0
@@ -190,6 +192,10 @@ class ArtifactStore:
             reason = getattr(cause, "strerror", None) or cause
             raise UserError(f"the storage root must be a folder that can be written ({reason})", where="storage",
                             got=str(self.storage), do="Choose another with --storage, or change its rights.") from error
+
+    def where(self, name: str, slot: str) -> str:
+        """What to delete, to make a slot absent by hand."""
+        return str(self._manifest_path(name, slot))
 
     def _folder(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

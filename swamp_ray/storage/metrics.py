@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -120,4 +121,30 @@ def _summary_writer(folder: Path) -> Any:
     except ImportError as error:
         raise UserError("TensorBoard files need the package tensorboardX", where="tensorboard",
                         do="Install it with: pip install tensorboardX") from error
-    return SummaryWriter(str(folder), flush_secs=_FLUSH_S)
+    writer = SummaryWriter(str(folder), flush_secs=_FLUSH_S)
+    files: Any = writer.file_writer
+    events = files.event_writer
+    events._ev_writer = events._worker._record_writer = _Tolerant(events._ev_writer)
+    return writer
+
+
+class _Tolerant:
+    """An event file that gives up where the disk is full.
+
+    The package writes it in a thread. An error would end the thread, and who fills its queue would wait for ever.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def write_event(self, event: Any) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.write_event(event)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.close()

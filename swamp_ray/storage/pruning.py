@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from swamp_ray.errors import CorruptArtifactError, RunError
-from swamp_ray.storage.artifacts import CHECKPOINT, RESULT, STALE_S, Manifest, parse_manifest, payload_name
+from swamp_ray.storage.artifacts import CHECKPOINT, DIVERGED, RESULT, STALE_S, Manifest, parse_manifest, payload_name
 from swamp_ray.storage.places import Entry, Place
 from swamp_ray.storage.usage import Usage, read_usage, run_dirs
 
@@ -148,7 +148,7 @@ def _artifacts(place: Place) -> Iterator[str]:
 def _inside(place: Place, name: str, entries: Sequence[Entry], now_s: float, older_than_s: float) -> list[Removal]:
     """What may go of an artifact that stays; nothing while a manifest is damaged or unknown: it could name anything."""
     slots = {entry.name.removesuffix(".json") for entry in entries if _MANIFEST.fullmatch(entry.name)}
-    if slots - {RESULT, CHECKPOINT, "lease"}:
+    if slots - {RESULT, CHECKPOINT, DIVERGED}:
         return []
     try:
         manifests = {slot: _manifest(place, name, slot) for slot in (RESULT, CHECKPOINT) if slot in slots}

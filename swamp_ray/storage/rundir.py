@@ -60,6 +60,11 @@ class RunDir:
         return self.path / "results.jsonl"
 
     @property
+    def decisions_path(self) -> Path:
+        """One line for each thing that was decided because of a failure."""
+        return self.path / "decisions.jsonl"
+
+    @property
     def metrics_path(self) -> Path:
         """Every scalar as it happens."""
         return self.path / "metrics.jsonl"
@@ -169,6 +174,15 @@ class RunDir:
             raise ValueError("the record of a round needs the key 'round'")
         with LineWriter(self.rounds_path, durable=True) as lines:
             lines.append(sealed(record))
+
+    def append_decision(self, record: Mapping[str, object]) -> None:
+        """Record a decision; it is durable when this returns."""
+        with LineWriter(self.decisions_path, durable=True) as lines:
+            lines.append(record)
+
+    def read_decisions(self) -> list[dict[str, Any]]:
+        """All decisions, in the order in which they were made. Raises CorruptArtifactError if one is damaged."""
+        return read_lines(self.decisions_path)
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The finished rounds in the order of rounds, each as last recorded; a run may record them in another."""

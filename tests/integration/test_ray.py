@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,14 @@ def test_states_beyond_the_bound_are_read_from_storage(tmp_path: Path, undisturb
 def test_a_worker_that_is_killed_is_replaced_and_its_particle_goes_on(tmp_path: Path) -> None:
     run(tiny(tmp_path / "undisturbed", round__length=12))
 
+    earlier = _actors("ParticleActor")
+
     class KillsOne(Killer):
         killed = False
 
         def work_advanced(self, work: Any, progress: Any) -> None:
             if not self.killed and work.kind == "particle" and work.round == 1:
-                self.killed = True
-                _kill_actor("ParticleActor")
+                self.killed = _kill_actor("ParticleActor", earlier)
 
     reporter = KillsOne()
     done = on_ray(tmp_path / "killed", reporter, round__length=12)
@@ -109,12 +110,14 @@ def test_a_worker_that_is_killed_is_replaced_and_its_particle_goes_on(tmp_path: 
 def test_a_killed_averaging_actor_is_replaced_and_fed_from_storage(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
+    earlier = _actors("AveragingActor")
+
     class KillsAverager(Killer):
         killed = False
 
         def work_finished(self, work: Any, found: bool) -> None:
             if not self.killed and work.kind == "particle" and (work.round, work.particle) == (1, 1):
-                self.killed = _kill_actor("AveragingActor")
+                self.killed = _kill_actor("AveragingActor", earlier)
 
     reporter = KillsAverager()
     on_ray(tmp_path, reporter)
@@ -180,13 +183,18 @@ def test_two_drivers_on_one_cluster_train_each_particle_once(tmp_path: Path) -> 
     assert ticket_digests(tmp_path, "tiny") == ticket_digests(tmp_path, "second")
 
 
-def _kill_actor(class_name: str) -> bool:
+def _kill_actor(class_name: str, besides: Sequence[int] = ()) -> bool:
     """SIGKILL the process of one living actor of a class that belongs to this test's Ray."""
-    for pid in descendants(os.getpid()):
-        if command_line(pid).startswith(f"ray::{class_name}"):
+    for pid in _actors(class_name):
+        if pid not in besides:
             os.kill(pid, signal.SIGKILL)
             return True
     return False
+
+
+def _actors(class_name: str) -> list[int]:
+    """Living actors of a class; those of the test before may still be among them."""
+    return [pid for pid in descendants(os.getpid()) if command_line(pid).startswith(f"ray::{class_name}")]
 
 
 @pytest.mark.usefixtures("cluster")

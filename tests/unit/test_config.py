@@ -164,6 +164,14 @@ class TestContradictions:
         (["averaging.every=7"], "none would be taken"),
         (["particles.schedule=[{sparsity: 0.9, count: 4}, {sparsity: 0.5, count: 2}]"], "by increasing sparsity"),
         (["particles.schedule=[{sparsity: 0.5, count: 4}, {sparsity: 0.5, count: 2}]"], "by increasing sparsity"),
+        (["particles.min_count=5"], "of the smallest round, which has 4, but got 5"),
+        (["particles.min_count=2", "particles.count=1", "particles.schedule=[{sparsity: 0.5, count: 4}]"],
+         "of the smallest round, which has 1, but got 2"),
+        (["particles.quorum=3"], "quorum needs deadline_s"),
+        (["particles.deadline_s=60"], "deadline_s needs quorum"),
+        (["particles.quorum=5", "particles.deadline_s=60"], "of the largest round, which has 4, but got 5"),
+        (["particles.quorum=2", "particles.deadline_s=60", "particles.min_count=3"],
+         "quorum must be at least min_count, which is 3, but got 2"),
     ])
     def test_are_refused(self, overrides: list[str], says: str) -> None:
         assert says in refused(*overrides)
@@ -175,6 +183,10 @@ class TestContradictions:
         ["averaging.every=6"],
         ["execution.checkpoint_every=0"],
         ["dense.length=0"],
+        ["particles.min_count=4", "particles.count=1", "particles.schedule=[{sparsity: 0, count: 4}]"],
+        ["particles.quorum=4", "particles.deadline_s=60", "particles.count=1",
+         "particles.schedule=[{sparsity: 0.5, count: 4}]"],
+        ["particles.on_failure=drop", "particles.min_count=4"],
     ])
     def test_what_only_looks_like_one(self, overrides: list[str]) -> None:
         parse_config("", overrides)
@@ -236,6 +248,12 @@ class TestRoundTrip:
         recipe = SwampConfig().recipe()
         assert set(SwampConfig.model_fields) - set(recipe) == {"name", "storage", "execution", "identity", "keep"}
         assert recipe == parse_config("", ["name=x", "storage=y", "execution.threads=2"]).recipe()
+
+    def test_the_recipe_has_no_policy_for_failures(self) -> None:
+        policy = ["particles.on_failure=retry", "particles.max_reseeds=5", "particles.min_count=2",
+                  "particles.quorum=3", "particles.deadline_s=9.5"]
+        assert parse_config("", policy).recipe() == SwampConfig().recipe()
+        assert parse_config("", ["particles.count=5"]).recipe() != SwampConfig().recipe()
 
     def test_with_values_validates_again(self) -> None:
         assert with_values(SwampConfig(), {"execution.executor": "inline", "seed": 3}).execution.executor == "inline"

@@ -17,6 +17,7 @@ from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
 from swamp_ray.rounds import Work
 from swamp_ray.training.particle import Progress
+from tests.faults import epoch_seed
 from tests.helpers import tiny
 
 PROGRESS = Progress(epoch=37, num_epochs=160, step=740, loss=0.1234, metrics={"accuracy": 0.98765}, lr=0.05,
@@ -81,6 +82,18 @@ def test_failures_and_warnings_are_shown_as_they_are(kind: type[PlainReporter] |
     assert text.getvalue().splitlines() == [
         "round 2, particle 1 failed: the worker [died] unexpectedly - trying again", "dense phase failed: gone",
         "warning: round 3 leaves no weight in [bold]"]
+
+
+def test_a_dropped_particle_is_shown_and_not_waited_for(tmp_path: Path) -> None:
+    options = {"nan": [epoch_seed(0, 1)]}
+    changed = {"task__name": "tests.faults:Faulty", "task__options": options, "pruning__target": 0.5}
+    reporter, text, _ = plain()
+    run(tiny(tmp_path, particles__on_failure="drop", **changed), reporter)
+    assert "\nround 0 goes on without particle 1: the loss was nan at step 0 (epoch 0, learning rate" in text.getvalue()
+    assert re.search(r"\nround  0  sparsity   0\.0 %  test accuracy: 2 of 3 particles \d", text.getvalue())
+    assert re.search(r"\nround  1  sparsity  50\.0 %  test accuracy: particles \d", text.getvalue())
+    assert reporter._budget.share == 1
+    assert reporter._budget.rounds_text() == "rounds 2/2  particles 5/5"
 
 
 @pytest.mark.parametrize("width", [80, 120])

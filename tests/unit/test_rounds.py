@@ -3,7 +3,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,10 @@ from swamp_ray.rounds import (
     Average,
     Averaged,
     AveragerLost,
+    Cancel,
+    DeadlinePassed,
+    Decide,
+    Decision,
     Do,
     Drop,
     Event,
@@ -23,6 +29,7 @@ from swamp_ray.rounds import (
     Finished,
     Instruction,
     Lost,
+    Policy,
     Record,
     RoundPlan,
     Rounds,
@@ -52,6 +59,9 @@ class World:
     max_waiting: int
     evaluate_first: bool = False
     best: bool = False
+    policy: Policy = field(default_factory=Policy)
+    decisions: list[Decision] = field(default_factory=list)
+    deadline: bool = False
     scores: dict[Work, float] = field(default_factory=dict)
     running: list[Work] = field(default_factory=list)
     attempts: dict[Work, int] = field(default_factory=dict)
@@ -78,6 +88,11 @@ class World:
                     self._do(instruction)
                 case Add():
                     self._add(instruction)
+                case Decide(decision=decision):
+                    self._decide(decision)
+                case Cancel(work=work):
+                    assert work.particle in self._dropped(work.round), "only what was dropped is cancelled"
+                    self.running.remove(work)
                 case Drop(round=index, particle=n):
                     assert particle(index, n) in self.held, "only held states can be dropped"
                     self.held.remove(particle(index, n))
@@ -85,7 +100,8 @@ class World:
                     assert index == self.machine.current
                     assert not self.averaging, "a round is closed once per averager"
                     assert list(particles) == self.added, "the average consists of what was added"
-                    assert self.added == ([self._best(index)] if self.best else list(range(self._num(index))))
+                    assert self.added == ([self._best(index)] if self.best else self._entering(index))
+                    assert len(self._entering(index)) >= min(self.policy.min_count, self._num(index))
                     assert not self.held, "a closed round holds no state"
                     self.averaging = True
                 case Record(round=index):
@@ -103,14 +119,15 @@ class World:
         assert do.work not in self.running, "a job is not given out twice at a time"
         assert do.work not in self.done, "a finished job is not given out again"
         assert do.attempt == self.attempts.get(do.work, 0)
-        assert do.urgent or do.attempt == 0, "a retry is urgent"
+        assert do.reseed == self._reseeds(do.work), "a seed was decided on before it is used"
+        assert do.work.particle not in self._dropped(do.work.round), "what was dropped is not done"
         if do.work.kind == "particle":
             assert do.work.round == 0 or do.work.round - 1 in self.averaged
             assert do.work.round == len(self.averaged)
             assert not self.evaluate_first or do.work.round == 0 or do.work.round - 1 in self.recorded
             assert do.work.particle < self._num(do.work.round)
-            if do.attempt == 0 and do.work.particle == 0 and do.work.round != self.round:
-                self.round, self.added, self.averaging = do.work.round, [], False
+            if do.work.round != self.round:
+                self.round, self.added, self.averaging, self.deadline = do.work.round, [], False, False
         if do.work.kind == "evaluation":
             assert do.work.round in self.averaged
             last = do.work.round + 1 == len(self.machine.plan)
@@ -123,7 +140,7 @@ class World:
         assert work in self.done, "only finished particles are added"
         assert add.particle not in self.added, "each once for each averager"
         if not self.best:
-            assert add.particle == len(self.added), "in index order"
+            assert [*self.added, add.particle] == self._entering(add.round)[:len(self.added) + 1], "in index order"
         assert add.from_storage == (work not in self.held)
         self.held.discard(work)
         self.added.append(add.particle)
@@ -132,8 +149,37 @@ class World:
         return self.machine.plan[index].num_particles
 
     def _best(self, index: int) -> int:
-        scores = [self.scores.get(particle(index, n), 0.0) for n in range(self._num(index))]
-        return scores.index(max(scores))
+        scores = {n: self.scores.get(particle(index, n), 0.0) for n in self._entering(index)}
+        return max(scores, key=lambda n: (scores[n], -n))
+
+    def _dropped(self, index: int) -> set[int]:
+        return {one.particle for one in self.decisions if one.round == index and one.drops}
+
+    def _entering(self, index: int) -> list[int]:
+        return [n for n in range(self._num(index)) if n not in self._dropped(index)]
+
+    def _reseeds(self, work: Work) -> int:
+        return max([one.attempt for one in self.decisions if one.work == work and one.what == "reseed"], default=0)
+
+    def _decide(self, decision: Decision) -> None:
+        work = decision.work
+        assert work not in self.done, "what is finished is not decided on"
+        assert work.round == self.machine.current
+        assert not self.averaging, "nothing is decided after a round was closed"
+        if decision.what == "reseed":
+            assert self.policy.on_failure == "retry"
+            assert decision.attempt == self._reseeds(work) + 1 <= self.policy.max_reseeds
+            self.attempts[work] = 0
+        if decision.what == "drop":
+            assert self.policy.on_failure == "drop"
+            assert work.kind == "particle", "the dense phase cannot be dropped"
+        if decision.what == "quorum":
+            assert self.deadline
+            finished = sum(one.kind == "particle" and one.round == work.round for one in self.done)
+            assert self.policy.quorum is not None
+            assert finished >= self.policy.quorum
+            assert work in self.running
+        self.decisions.append(decision)
 
     def finish(self, work: Work, held: bool = True) -> None:
         self.running.remove(work)
@@ -146,10 +192,18 @@ class World:
         # The bound holds once the machine has answered.
         self.obey(self.machine.handle(event))
 
-    def fail(self, work: Work, retry: bool = True) -> None:
+    def fail(self, work: Work, kind: Literal["machine", "error"] = "machine") -> None:
         self.running.remove(work)
         self.attempts[work] = self.attempts.get(work, 0) + 1
-        self.obey_after(Failed(work, "its worker died", retry))
+        self.obey_after(Failed(work, "its worker died", kind))
+
+    def diverge(self, work: Work) -> None:
+        self.running.remove(work)
+        self.obey_after(Failed(work, "the loss was nan", "diverged"))
+
+    def pass_deadline(self) -> None:
+        self.deadline = True
+        self.obey_after(DeadlinePassed(self.machine.current))
 
     def close(self) -> None:
         assert self.averaging
@@ -166,7 +220,7 @@ class World:
         """A stored state is damaged; what the averager had is started anew."""
         self.done.remove(work)
         self.held.discard(work)
-        self.added, self.averaging = [], False
+        self.added, self.averaging, self.deadline = [], False, False
         self.obey_after(Lost(work, "its file is damaged"))
 
     def ignores(self, event: Event) -> None:
@@ -187,11 +241,14 @@ class World:
 
 def world_of(
     *num_particles: int, dense: bool = False, combine: str = "average", max_retries: int = 3, max_waiting: int = 8,
-    evaluate_first: bool = False, scores: dict[Work, float] | None = None,
+    evaluate_first: bool = False, scores: dict[Work, float] | None = None, policy: Policy | None = None,
+    decisions: Sequence[Decision] = (),
 ) -> World:
+    policy = policy or Policy()
     machine = Rounds(plan_of(*num_particles), dense=dense, combine=combine, max_retries=max_retries,
-                     max_waiting=max_waiting, evaluate_first=evaluate_first)
-    return World(machine, max_waiting, evaluate_first, combine == "best", scores or {}).start()
+                     max_waiting=max_waiting, evaluate_first=evaluate_first, policy=policy, decisions=decisions)
+    return World(machine, max_waiting, evaluate_first, combine == "best", policy, list(decisions),
+                 scores=scores or {}).start()
 
 
 def replay(path: list[int], **settings: bool | int | str) -> World:
@@ -276,7 +333,8 @@ class TestRandomOrders:
             assert world.averaged == list(range(len(num_particles)))
         else:
             assert max([*world.attempts.values(), *losses.values(), *states.values()]) == max_retries + 1
-        for event in [Finished(particle(0, 0)), Failed(particle(0, 0), "late"), Averaged(0), AveragerLost("late")]:
+        for event in [Finished(particle(0, 0)), Failed(particle(0, 0), "late"), Averaged(0), AveragerLost("late"),
+                      DeadlinePassed(0)]:
             world.ignores(event)
 
     def _trouble(
@@ -322,7 +380,7 @@ class TestRetries:
 
     def test_what_would_fail_again_is_not_retried(self) -> None:
         world = world_of(2, dense=True)
-        world.fail(DENSE, retry=False)
+        world.fail(DENSE, "error")
         assert world.failed == "dense phase failed: its worker died"
 
     def test_no_retries(self) -> None:
@@ -350,6 +408,205 @@ class TestRetries:
         world.finish(particle(1, 0))
         world.finish(evaluation(0))
         assert world.log[-1] == Record(0)
+
+
+class TestPoliciesInEveryOrder:
+    """Exhaustive over two rounds of three particles, of which one may diverge, and the deadline may pass."""
+
+    @pytest.mark.parametrize("combine", ["average", "best"])
+    @pytest.mark.parametrize(("policy", "entered"), [
+        (Policy("retry", max_reseeds=1), {3}), (Policy("drop", min_count=2), {2, 3}),
+        (Policy("drop", min_count=3), {3}), (Policy(quorum=2), {2, 3}), (Policy("drop", quorum=1), {1, 2, 3}),
+        (Policy("retry", max_reseeds=1, quorum=2, min_count=2), {2, 3}),
+    ], ids=str)
+    def test_no_order_breaks_an_invariant(self, policy: Policy, entered: set[int], combine: str) -> None:
+        scores = {particle(r, n): float(n == 1) for r in range(2) for n in range(3)}
+        complete, failed = set(), set()
+        todo: list[list[int]] = [[]]
+        while todo:
+            path = todo.pop()
+            world = world_of(3, 1, combine=combine, policy=policy, scores=scores, max_waiting=1)
+            for index in path:
+                self._choices(world, policy)[index]()
+            if world.machine.finished:
+                assert world.failed is not None or sorted(world.recorded) == [0, 1]
+                (complete if world.failed is None else failed).add(len(world._entering(0)))
+            else:
+                assert self._choices(world, policy), "never stuck"
+                todo += [[*path, index] for index in range(len(self._choices(world, policy)))]
+        assert complete == entered
+        assert bool(failed) == (policy.on_failure == "retry" or (policy.min_count >= 2 and policy.on_failure == "drop"))
+
+    def _choices(self, world: World, policy: Policy) -> list[Callable[[], None]]:
+        """In the first round two particles may diverge and the deadline may pass; the second is undisturbed."""
+        choices: list[Callable[[], None]] = [lambda choice=choice: world.act(choice) for choice in world.choices()]
+        if world.machine.current == 0:
+            diverging = [work for work in world.running if work in (particle(0, 0), particle(0, 2))
+                         and len(world.decisions) < 2]
+            if policy.on_failure != "stop":
+                choices += [lambda work=work: world.diverge(work) for work in diverging]
+            if policy.quorum is not None and not world.deadline and world.done:
+                choices.append(world.pass_deadline)
+        return choices
+
+
+class TestPoliciesAtRandom:
+    @given(
+        seed=st.integers(0, 2**32), num_particles=st.lists(st.integers(2, 6), min_size=1, max_size=3),
+        dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting=st.integers(0, 3),
+        on_failure=st.sampled_from(["stop", "retry", "drop"]), max_reseeds=st.integers(1, 3),
+        min_count=st.integers(1, 2), quorum=st.sampled_from([None, 2, 3]), trouble=st.floats(0, 0.4),
+    )
+    def test_the_invariants_hold_and_what_was_decided_is_decided_again(
+        self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting: int,
+        on_failure: Literal["stop", "retry", "drop"], max_reseeds: int, min_count: int, quorum: int | None,
+        trouble: float,
+    ) -> None:
+        draw = random.Random(seed)
+        scores = {particle(r, n): float(draw.randrange(3)) for r, num in enumerate(num_particles) for n in range(num)}
+        policy = Policy(on_failure, max_reseeds, min_count, quorum)
+        settings: dict[str, Any] = {"dense": dense, "combine": combine, "max_waiting": max_waiting, "scores": scores}
+        world = world_of(*num_particles, policy=policy, **settings)
+        while not world.machine.finished:
+            self._step(world, draw, trouble)
+            assert world.choices() or world.machine.finished, "never stuck"
+        if world.failed is not None:
+            assert "diverged" in world.failed or "4 attempts" in world.failed or "4 times" in world.failed
+            return
+        averages = [item for item in world.log if isinstance(item, Average)]
+        entered = {item.round: item.particles for item in averages}
+        # An undisturbed second attempt, under a policy that would decide otherwise, follows what is written.
+        again = world_of(*num_particles, decisions=world.decisions, policy=Policy(), **settings)
+        while not again.machine.finished:
+            again.act(draw.choice(again.choices()))
+        assert {item.round: item.particles for item in again.log if isinstance(item, Average)} == entered
+        assert not [item for item in again.log if isinstance(item, Decide | Cancel)]
+        for index in range(len(num_particles)):
+            assert again.machine.dropped(index) == world.machine.dropped(index)
+
+    def _step(self, world: World, draw: random.Random, trouble: float) -> None:
+        current = world.machine.current
+        if draw.random() >= trouble:
+            world.act(draw.choice(world.choices()), held=draw.random() < 0.8)
+            return
+        trainings = [work for work in world.running if work.kind != "evaluation"]
+        kind = draw.randrange(5)
+        if kind == 0 and trainings:
+            world.diverge(draw.choice(trainings))
+        elif kind == 1 and current >= 0 and current not in world.averaged:
+            world.pass_deadline()
+        elif kind == 2 and world.running and draw.random() < 0.3:
+            world.fail(draw.choice(world.running))
+        elif kind == 3 and current not in world.averaged and draw.random() < 0.3:
+            states = [work for work in world.done if work.kind == "particle" and work.round == current]
+            if states:
+                world.lose_state(draw.choice(sorted(states, key=str)))
+        elif kind == 4 and world.decisions:
+            late = draw.choice(world.decisions)
+            if late.drops:
+                world.ignores(draw.choice([Finished(late.work, 9.0, held=True), Failed(late.work, "late"),
+                                           Failed(late.work, "late", "diverged"), Lost(late.work, "late")]))
+            world.ignores(DeadlinePassed(current + 1))
+
+
+class TestDivergence:
+    def test_stops_by_default(self) -> None:
+        world = world_of(2)
+        world.diverge(particle(0, 1))
+        assert world.failed == "round 0, particle 1 diverged: the loss was nan"
+
+    @pytest.mark.parametrize("work", [DENSE, particle(0, 0)])
+    def test_a_retry_has_a_seed_of_its_own_and_a_new_count_of_attempts(self, work: Work) -> None:
+        world = world_of(1, dense=work == DENSE, max_retries=1, policy=Policy("retry", max_reseeds=2))
+        world.fail(work)
+        world.diverge(work)
+        assert world.log[-2:] == [Decide(Decision(work.round, work.particle, "reseed", "the loss was nan", 1)),
+                                  Do(work, 0, urgent=True, reseed=1)]
+        world.fail(work)
+        assert world.log[-1] == Do(work, 1, urgent=True, reseed=1)
+        world.diverge(work)
+        assert world.log[-1] == Do(work, 0, urgent=True, reseed=2)
+        world.diverge(work)
+        assert world.failed == f"{work} diverged with each of 3 seeds: the loss was nan"
+
+    def test_the_dense_phase_is_never_dropped(self) -> None:
+        world = world_of(2, dense=True, policy=Policy("drop"))
+        world.diverge(DENSE)
+        assert world.failed == "dense phase diverged: the loss was nan"
+
+    def test_the_rest_is_averaged_without_the_dropped_one(self) -> None:
+        world = world_of(3, policy=Policy("drop"))
+        world.finish(particle(0, 2))
+        world.finish(particle(0, 0))
+        world.diverge(particle(0, 1))
+        assert world.log[-3:] == [Decide(Decision(0, 1, "drop", "the loss was nan")), Add(0, 2), Average(0, (0, 2))]
+
+    def test_fewer_than_the_minimum_end_the_run_and_are_not_decided_on(self) -> None:
+        world = world_of(3, policy=Policy("drop", min_count=2))
+        world.diverge(particle(0, 0))
+        world.diverge(particle(0, 1))
+        assert world.failed == ("round 0, particle 1 diverged: the loss was nan. "
+                                "Round 0 has 1 of 3 particles left, and needs 2")
+        assert [one.particle for one in world.decisions] == [0]
+
+    def test_a_recorded_drop_stands_under_a_policy_that_would_stop(self) -> None:
+        drop = Decision(0, 1, "drop", "the loss was nan")
+        world = world_of(3, decisions=[drop], policy=Policy(min_count=3))
+        assert world.log == [Do(particle(0, 0)), Do(particle(0, 2))]
+        assert world.machine.dropped(0) == [drop]
+
+    def test_a_recorded_seed_is_used_at_once(self) -> None:
+        reseeds = [Decision(0, 0, "reseed", "nan", attempt) for attempt in (1, 2)]
+        assert world_of(2, decisions=reseeds).log == [Do(particle(0, 0), reseed=2), Do(particle(0, 1))]
+
+    def test_decisions_that_leave_nobody_are_refused(self) -> None:
+        world = world_of(1, decisions=[Decision(0, 0, "drop", "nan")])
+        assert world.failed == "the recorded decisions leave no particle in round 0"
+
+
+class TestQuorum:
+    @pytest.mark.parametrize("deadline_first", [True, False])
+    def test_it_takes_both_the_number_and_the_deadline(self, deadline_first: bool) -> None:
+        world = world_of(4, policy=Policy(quorum=2))
+        world.finish(particle(0, 3))
+        if deadline_first:
+            world.pass_deadline()
+            assert len(world.running) == 3
+        world.finish(particle(0, 1))
+        if not deadline_first:
+            assert len(world.running) == 2
+            world.pass_deadline()
+        assert not world.running
+        assert [one.particle for one in world.decisions] == [0, 2]
+        assert world.log[-3:] == [Add(0, 1), Add(0, 3), Average(0, (1, 3))]
+
+    def test_a_late_result_changes_nothing(self) -> None:
+        world = world_of(3, policy=Policy(quorum=2))
+        world.finish(particle(0, 0))
+        world.finish(particle(0, 2))
+        world.pass_deadline()
+        world.ignores(Finished(particle(0, 1), 1.0, held=True))
+        world.close()
+        world.ignores(Finished(particle(0, 1), 1.0, held=True))
+
+    def test_without_a_quorum_nothing_is_dropped(self) -> None:
+        world = world_of(3)
+        world.finish(particle(0, 0))
+        world.ignores(DeadlinePassed(0))
+
+    def test_the_best_of_those_that_are_there_goes_on(self) -> None:
+        world = world_of(3, combine="best", policy=Policy(quorum=2),
+                         scores={particle(0, 0): 1.0, particle(0, 1): 3.0, particle(0, 2): 2.0})
+        world.finish(particle(0, 0))
+        world.finish(particle(0, 2))
+        world.pass_deadline()
+        assert world.log[-1] == Average(0, (2,))
+
+    def test_a_round_that_is_not_larger_than_the_quorum_waits_for_all(self) -> None:
+        world = world_of(2, policy=Policy(quorum=2))
+        world.finish(particle(0, 1))
+        world.pass_deadline()
+        assert world.running == [particle(0, 0)]
 
 
 class TestDamagedStates:

@@ -79,6 +79,16 @@ def test_the_table_says_what_the_records_say() -> None:
     assert "averaged" in text
 
 
+def test_a_round_that_went_on_without_particles_says_so() -> None:
+    dropped = [{"particle": 1, "what": "drop", "reason": "nan", "attempt": 0}]
+    smaller = {"dropped": dropped}
+    text = rows([record(0, 0.0, 3), record(1, 0.5, 3) | smaller, record(2, 0.95, 2) | smaller])
+    assert [line.strip() for line in text.splitlines() if " of " in line] == [
+        "round 1: 2 of 3 particles", "round 2: 1 of 2 particles"]
+    lines = [line.split() for line in text.splitlines()]
+    assert ["2", "95.0", "%", "500", "90.00", "88.00", "95.00", "92.32"] in lines, "what is left has no spread"
+
+
 def test_a_single_particle_is_not_called_an_average() -> None:
     text = rows([record(0, 0.0, 1), record(1, 0.5, 1)])
     assert "averaged" not in text

@@ -1,0 +1,70 @@
+"""Several Ray nodes on one machine, of which some are lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.running import run
+from swamp_ray.rounds import Work
+from tests.faults import uneven
+from tests.helpers import ticket_digests, tiny
+
+
+class LosesItsNode(Reporter):
+    """Takes the only node with workers away while states of the round lie on it, and brings another when asked to."""
+
+    def __init__(self, cluster: Cluster, marker: Path) -> None:
+        self._cluster, self._marker = cluster, marker
+        self._node: Any = cluster.add_node(num_cpus=2)
+        self.lost = False
+        self.warnings: list[str] = []
+        self.failures: list[Work] = []
+
+    def work_finished(self, work: Work, found: bool) -> None:
+        if work == Work("particle", 0, 2):
+            self._cluster.remove_node(self._node, allow_graceful=False)
+            self._marker.touch()
+            self.lost = True
+
+    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
+        self.failures.append(work)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+        if "no living node can hold one" in text:
+            self._cluster.add_node(num_cpus=1)
+
+
+@pytest.mark.chaos
+def test_a_lost_node_costs_no_result(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    marker.touch()
+    run(tiny(tmp_path / "undisturbed", **uneven(marker)))
+    marker.unlink()
+    # A node that is gone refuses connections at once; one that is merely slow has long to answer.
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200, "health_check_timeout_ms": 20_000,
+             "health_check_failure_threshold": 5}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
+    try:
+        reporter = LosesItsNode(cluster, marker)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        done = run(tiny(tmp_path / "lost", execution__executor="ray", **uneven(marker)), reporter)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert reporter.lost
+    assert reporter.failures == [Work("particle", 0, 0)], "what was finished before is not trained again"
+    assert sum("no living node can hold one" in text for text in reporter.warnings) == 1, "it is said once"
+    assert ticket_digests(tmp_path / "lost") == ticket_digests(tmp_path / "undisturbed")
+    incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
+    kinds = [(one["who"], one["kind"]) for one in incidents]
+    assert ("round 0, particle 0", "machine") in kinds
+    assert ("workers", "machine") in kinds
