@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import ObjectLostError
 
 from swamp_ray.errors import RunError
 from swamp_ray.orchestration import pool
@@ -123,7 +125,13 @@ def lost_object() -> Any:
     owner: Any = ray.remote(Owner).options(num_cpus=0).remote()
     [reference] = ray.get(owner.put.remote())
     ray.kill(owner)
-    return reference
+    for _ in range(2400):  # until Ray has noticed
+        try:
+            ray.get(reference)
+        except ObjectLostError:
+            return reference
+        time.sleep(0.05)
+    raise AssertionError("the object outlives its owner")
 
 
 @pytest.mark.usefixtures("cluster")
