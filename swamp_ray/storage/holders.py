@@ -23,7 +23,7 @@ class Holder:
         started: When it started, in ticks since the machine did, which tells it from a later process of that number.
         boot: Identity of the machine since it started; empty where the system has none.
         namespace: The numbering of processes that ``pid`` belongs to: every container has its own.
-        session: The attempt at the run that gave the job out; no two workers of one attempt do the same job.
+        session: The attempt at the run that gave a worker its job; empty for the process that runs the run.
     """
 
     run: str

@@ -264,8 +264,10 @@ def claim(
 def _is_free(held: Held, holder: Holder, stale: bytes) -> bool:
     if held.content == stale or held.life == "gone":
         return True
-    # An attempt gives each job to one worker at a time, so the one that had it before is dead.
-    return bool(holder.session) and held.holder is not None and held.holder.session == holder.session
+    # A run has one driver, which gives each job to one worker at a time: the one that had it before is dead, or an
+    # orphan of an attempt that is.
+    before = held.holder
+    return before is not None and bool(before.session and holder.session) and before.run == holder.run
 
 
 def _parse(content: bytes) -> Held:

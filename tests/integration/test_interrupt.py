@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, undisturbed: dic
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
     second = start(tmp_path)
-    output, _ = second.communicate(timeout=120)
+    output, _ = second.communicate(timeout=240)
     assert second.returncode == 0, output
     assert ticket_digests(tmp_path / "results") == undisturbed
 

@@ -164,11 +164,11 @@ def test_a_dead_process_on_this_machine_loses_its_lease_at_once(leases: Leases) 
     assert refused(leases.acquire(KEY, AWAY)).token == lease.token
 
 
-def test_a_worker_of_the_same_attempt_gets_the_lease_of_the_one_before(leases: Leases) -> None:
+def test_a_worker_of_the_same_run_gets_the_lease_of_the_one_before(leases: Leases) -> None:
     taken(leases.acquire(KEY, replace(AWAY, session="attempt")))
     refused(leases.acquire(KEY, replace(HERE, session="another attempt")))
-    refused(leases.acquire(KEY, HERE))
-    taken(leases.acquire(KEY, replace(HERE, session="attempt")))
+    refused(leases.acquire(KEY, replace(HERE, run="away")))
+    taken(leases.acquire(KEY, replace(HERE, run="away", session="next attempt")))
 
 
 def test_a_take_over_needs_the_content_that_was_seen(leases: Leases) -> None:
