@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from swamp_ray.errors import UserError
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.ray_configs import run_values, scaling_values
 from swamp_ray.orchestration.running import Run, run
+from swamp_ray.storage.places import as_spot
 from swamp_ray.storage.tickets import Ticket, load_ticket
 
 if TYPE_CHECKING:
@@ -29,21 +31,22 @@ class Result:
     """A finished run.
 
     Attributes:
-        path: The run's folder.
+        path: The run's folder: a path, or a URL in an object store.
         rounds: One record a round: sparsity, metrics of particles and of their average, artifact names.
         ticket_paths: The ticket of each round, in order of sparsity.
     """
 
-    path: Path
+    path: Path | str
     rounds: list[RoundRecord]
-    ticket_paths: list[Path]
+    ticket_paths: list[Path | str]
     _frame: list[pd.DataFrame] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def metrics(self) -> pd.DataFrame:
         """Every scalar of the run, as in ``metrics.parquet``."""
         if not self._frame:
-            self._frame.append(pd.read_parquet(self.path / "metrics.parquet"))
+            spot = as_spot(f"{self.path}/metrics.parquet")
+            self._frame.append(pd.read_parquet(io.BytesIO(spot.place.read(spot.key))))
         return self._frame[0]
 
     @property
@@ -110,8 +113,8 @@ class SwampTrainer:
 
 def result_of(done: Run) -> Result:
     """The public result of a finished run."""
-    tickets = [done.rundir.storage / record.ticket for record in done.records]
-    return Result(done.rundir.path, done.records, tickets)
+    tickets = [done.rundir.place.locate(record.ticket) for record in done.records]
+    return Result(done.rundir.spot().location, done.records, tickets)
 
 
 def _summary(record: RoundRecord) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Commands(click.Group):
 CONFIG = click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one option, e.g. "
                    "--set pruning.target=0.9; may be repeated.")
-STORAGE = click.option("--storage", metavar="FOLDER", help="Storage root; default: the config's, or ./results.")
+STORAGE = click.option("--storage", metavar="URI", help="Storage root, a folder or s3://bucket/folder; default: "
+                       "the config's, or ./results.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -83,7 +84,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None, storage: str
 
     reporter, console = make_reporter(quiet)
     done = run_config(resolved, reporter, stopping)
-    print_results(console, done.rundir.path, done.records, done.prepared.task.primary, done.rundir.storage)
+    print_results(console, done.rundir, done.records, done.prepared.task.primary)
 
 
 @main.command()

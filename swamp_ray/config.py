@@ -395,6 +395,9 @@ class ExecutionConfig(Section):
         default=30.0, gt=0.0, le=3600.0,
         description="After so many seconds without a sign of life another run takes over what a run was training.",
     )
+    storage_patience_s: float = Field(
+        default=60.0, ge=0.0, description="How long an operation on a storage that fails for a while is tried again."
+    )
     log_every_s: float = Field(default=60.0, gt=0.0, description="Plain progress output: seconds between lines.")
 
 
@@ -423,7 +426,9 @@ class SwampConfig(Section):
     """One run: its recipe and how it is executed."""
 
     name: str | None = Field(default=None, description="Name of the run; default: the config file's name.")
-    storage: str = Field(default="results", description="Folder of artifacts and runs.")
+    storage: str = Field(
+        default="results", description="Root of artifacts and runs: a folder that all nodes share, or s3://, gs:// or az://."
+    )
     seed: int = Field(default=0, ge=0, description="Initialisation, batch order, augmentation.")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -20,6 +19,7 @@ from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.rounds import Work
+from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, duration, number, percent, results_table
 from swamp_ray.training.particle import Progress
 
@@ -305,17 +305,17 @@ def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget) -> str:
             + (f"  ({left})" if left and budget.share < 1 else ""))
 
 
-def print_results(console: Console, rundir_path: Path, records: Sequence[RoundRecord | Mapping[str, Any]],
-                  primary: str, storage: Path) -> None:
+def print_results(console: Console, rundir: RunDir, records: Sequence[RoundRecord | Mapping[str, Any]],
+                  primary: str) -> None:
     """The table and the paths of what was written."""
     plain = [asdict(record) if isinstance(record, RoundRecord) else record for record in records]
     console.print()
     console.print(results_table(plain, primary))
     console.print("Tickets (safetensors, load with swamp_ray.load_ticket):")
     for record in plain:
-        console.print(f"  {percent(record['sparsity']):>7}  {display_path(storage / record['ticket'])}", soft_wrap=True,
-                      highlight=False)
-    console.print(f"Metrics: {display_path(rundir_path / 'metrics.parquet')}", soft_wrap=True, highlight=False)
+        ticket = rundir.place.locate(record["ticket"])
+        console.print(f"  {percent(record['sparsity']):>7}  {display_path(ticket)}", soft_wrap=True, highlight=False)
+    console.print(f"Metrics: {display_path(rundir.metrics_parquet.location)}", soft_wrap=True, highlight=False)
 
 
 def _failure(work: Work, reason: str, retry: bool) -> str:

@@ -78,9 +78,14 @@ def _memory() -> Iterator[str]:
 def _storage(storage: str) -> Iterator[str]:
     from swamp_ray.storage.artifacts import ArtifactStore
 
-    root = Path(storage).expanduser().absolute()
+    store = ArtifactStore(storage)
+    root = store.place.locate("")
+    if not isinstance(root, Path):
+        store.check_writable()
+        yield f"{root} can be written"
+        return
     existed = root.exists()
-    ArtifactStore(root).check_writable()
+    store.check_writable()
     free = shutil.disk_usage(root).free
     if not existed:
         shutil.rmtree(root)

@@ -95,7 +95,7 @@ class _Member:
     @torch.no_grad()
     def predict(self, ticket: str, split: str) -> list[Tensor]:
         """Predictions of a stored ticket, one tensor a batch."""
-        load_ticket(self._rundir.storage / ticket).load_into(self.trainer.model)
+        load_ticket(self._rundir.place.locate(ticket)).load_into(self.trainer.model)
         self.trainer.model.eval()
         with applied(self.arithmetic), self.trainer.autocast():
             return [self.trainer.task.predict(self.trainer.model, batch) for batch in self.batches(split)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -29,8 +28,8 @@ def print_plan(config: SwampConfig) -> None:
     """
     prepared = prepare(config)
     console = Console(highlight=False)
-    rundir = RunDir(Path(config.storage).expanduser().absolute(), config.name or "run")
-    for line in header(prepared, str(rundir.path)):
+    rundir = RunDir(config.storage, config.name or "run")
+    for line in header(prepared, str(rundir.spot())):
         console.print(line, soft_wrap=True)
     console.print(_data_line(prepared), soft_wrap=True)
     console.print(layers_table(prepared))

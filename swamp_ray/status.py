@@ -17,6 +17,7 @@ from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import find_run
 from swamp_ray.rounds import DENSE, Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
+from swamp_ray.storage.growing import read_growing
 from swamp_ray.storage.leases import EXPIRY_S, Held, Watch, artifact_lease
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.usage import read_usage
@@ -110,8 +111,8 @@ def _life_elsewhere(rundir: RunDir, held: Held, watch: Watch | None) -> Life:
 def _record(rundir: RunDir) -> dict[str, Any]:
     record = rundir.read_run()
     if record is None:
-        raise UserError("the run has not started yet", where=str(rundir.path))
-    check_run_record(record, rundir.run_json_path)
+        raise UserError("the run has not started yet", where=str(rundir.spot()))
+    check_run_record(record, rundir.run_json)
     return record
 
 
@@ -120,7 +121,7 @@ class _OpenWork:
 
     def __init__(self, rundir: RunDir, record: dict[str, Any], running: bool) -> None:
         self._rundir, self._running = rundir, running
-        self._store, self._leases = ArtifactStore(rundir.storage), rundir.leases()
+        self._store, self._leases = ArtifactStore(rundir.place), rundir.leases()
         # A job that had to be named anew, as after a loss of its start, was noted later.
         self._names: dict[Work, str] = {Work(use.kind, use.round, use.particle): use.name
                                         for use in read_usage(rundir).uses}
@@ -153,10 +154,9 @@ class _OpenWork:
 
     def _epoch(self, work: Work, name: str, from_log: bool = True) -> str:
         if from_log:
-            with contextlib.suppress(OSError):
-                path = self._rundir.log_path(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
-                if epochs := re.findall(r" epoch (\d+/\d+):", path.read_text(encoding="utf-8", errors="replace")):
-                    return f", epoch {epochs[-1]}"
+            log = self._rundir.log(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
+            if epochs := re.findall(r" epoch (\d+/\d+):", read_growing(log).decode(errors="replace")):
+                return f", epoch {epochs[-1]}"
         with contextlib.suppress(CorruptArtifactError):
             if (checkpoint := self._store.find(name, CHECKPOINT)) is not None:
                 return f", epoch {checkpoint.info.get('epoch')}"
@@ -178,7 +178,7 @@ def _results(rundir: RunDir, rounds: list[dict[str, Any]], primary: str) -> Tabl
     try:
         return results_table(rounds, primary)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptArtifactError(f"{rundir.rounds_path}: its rounds are not what was written "
+        raise CorruptArtifactError(f"{rundir.rounds}: its rounds are not what was written "
                                    f"({type(error).__name__}: {error}). Run the run again, which writes them anew, or "
                                    "restore the file.") from error
 
@@ -201,10 +201,4 @@ def _incident(one: dict[str, Any]) -> str:
 
 def _logs(rundir: RunDir) -> list[str]:
     """The last line of the logs that were written last."""
-    logs = sorted(rundir.path.glob("logs/*/*.log"), key=lambda path: path.stat().st_mtime)[-3:]
-    lines = []
-    for path in logs:
-        text = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if text:
-            lines.append(f"  {display_path(path)}: {text[-1]}")
-    return lines
+    return [f"  {display_path(spot.location)}: {line}" for spot, line in rundir.last_log_lines(3)]

@@ -89,7 +89,9 @@ def size(num_bytes: float) -> str:
 
 
 def display_path(path: str | Path) -> str:
-    """Relative to the current folder where that is shorter."""
+    """Relative to the current folder where that is shorter; a URL as it is."""
+    if "://" in str(path):
+        return str(path)
     path = Path(path)
     try:
         return str(path.relative_to(Path.cwd()))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.s3_server import CREDENTIALS, ask, s3_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CIFAR10_FILES = ("cifar10-train.parquet", "cifar10-test.parquet")
@@ -40,3 +44,26 @@ def cifar10_root(monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip(f"needs CIFAR-10 as Parquet: {origin} does not hold {' and '.join(missing)}")
     monkeypatch.setenv("SWAMP_DATA", str(root.resolve()))
     return root.resolve()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """URL of a real S3 server, which the environment names too."""
+    with s3_server() as url, pytest.MonkeyPatch.context() as environment:
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": url, "NO_PROXY": "127.0.0.1"}.items():
+            environment.setenv(name, value)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: str) -> str:
+    """An empty bucket of the test module, as a storage root."""
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    ask(f"{s3}/{name}", "PUT")
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def remote(bucket: str) -> str:
+    """A storage root in the bucket that only this test has."""
+    return f"{bucket}/{uuid.uuid4().hex[:12]}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.config import SwampConfig, build_config, with_values
+from swamp_ray.storage.places import open_place
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -22,16 +23,17 @@ TINY: dict[str, Any] = {
 }
 
 
-def tiny(storage: Path, **values: Any) -> SwampConfig:
-    """The tiny run in a storage folder, with dotted keys changed; ``__`` stands for a dot."""
+def tiny(storage: Path | str, **values: Any) -> SwampConfig:
+    """The tiny run in a storage root, with dotted keys changed; ``__`` stands for a dot."""
     changed = {key.replace("__", "."): value for key, value in values.items()}
     return with_values(build_config(TINY), {"storage": str(storage), **changed})
 
 
-def ticket_digests(storage: Path, name: str = "tiny") -> dict[str, str]:
+def ticket_digests(storage: Path | str, name: str = "tiny") -> dict[str, str]:
     """SHA-256 of every ticket of a run, by sparsity."""
-    paths = sorted((storage / "runs" / name / "tickets").glob("*/model.safetensors"))
-    return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    place, folder = open_place(storage), f"runs/{name}/tickets"
+    return {sparsity: hashlib.sha256(place.read(f"{folder}/{sparsity}/model.safetensors")).hexdigest()
+            for sparsity in place.folders(folder)}
 
 
 def descendants(pid: int) -> list[int]:

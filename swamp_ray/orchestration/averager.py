@@ -21,6 +21,7 @@ from swamp_ray.sparsity.packing import Packed, pack_state, to_bytes
 from swamp_ray.sparsity.selection import make_score, score_survivors, select
 from swamp_ray.storage.arrays import arrays_from_bytes, arrays_to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import average_recipe
 
 MASK_FILE = "next_mask.safetensors"
@@ -37,7 +38,7 @@ class Averager:
 
     def __init__(self, config: SwampConfig, layout: Layout, storage: str) -> None:
         self.config, self.layout = config, layout
-        self.store = ArtifactStore(storage)
+        self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
         self._round: int | None = None
         self._mean = OrderedMean()
         self._added: list[int] = []

@@ -68,7 +68,6 @@ from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest
 from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
-from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import Named
 
 WAIT_S = 0.2
@@ -128,7 +127,7 @@ class Driver:
         self._given: dict[Work, WorkItem] = {}
         self._deadlines: dict[int, float] = {}
         execution, particles = prepared.config.execution, prepared.config.particles
-        self._leases = Leases(open_place(str(store.storage)), execution.lease_expiry_s)
+        self._leases = Leases(store.place, execution.lease_expiry_s)
         self._waiting = Waiting(execution.lease_expiry_s)
         self._machine = Rounds(
             prepared.plan,
@@ -497,7 +496,7 @@ class Driver:
     def _executor_now(self) -> Executor:
         if self._executor is None:
             self._reporter.executor_starting(self._prepared.config.execution.executor)
-            self._executor = self._make_executor(self._prepared, str(self._store.storage))
+            self._executor = self._make_executor(self._prepared, self._store.place.uri)
             self._reporter.executor_started(self._executor.num_workers)
             self._journal.started_workers(self._executor.num_workers)
         return self._executor

@@ -27,10 +27,10 @@ from swamp_ray.sparsity.masks import split
 from swamp_ray.sparsity.packing import unpack
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.files import write_atomic
 from swamp_ray.storage.identity import digest_bytes
 from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
+from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.tickets import ticket_bytes
 
@@ -69,10 +69,10 @@ class Journal:
         """
         text, run = self._rundir.read_config(), self._rundir.read_run()
         if run:
-            check_run_record(run, self._rundir.run_json_path)
+            check_run_record(run, self._rundir.run_json)
         if text is None:
             return
-        changed = differences(parse_config(text, source=str(self._rundir.config_path)).recipe(),
+        changed = differences(parse_config(text, source=str(self._rundir.config)).recipe(),
                               prepared.config.recipe())
         if changed:
             raise self._taken("with another recipe", changed)
@@ -90,7 +90,7 @@ class Journal:
         return UserError(
             f"the run {self._rundir.name!r} exists already {how}:\n  " + "\n  ".join(changed) + "\n",
             do="Choose another name with --name; finished particles that both have in common are shared.",
-            where=str(self._rundir.path))
+            where=str(self._rundir.spot()))
 
     @property
     def session(self) -> str:
@@ -128,13 +128,13 @@ class Journal:
         }
         self._run, self._attempt = run, attempt
         self._save()
-        known = read_jsonl(self._rundir.metrics_path)
+        known = read_jsonl(self._rundir.metrics)
         self._logged = _distinct([(line.get("kind"), line.get("round"), line.get("particle")) for line in known],
-                                 self._rundir.metrics_path)
-        self._metrics = MetricsLog(self._rundir.metrics_path, self._rundir.tensorboard_path)
+                                 self._rundir.metrics)
+        self._metrics = MetricsLog(self._rundir.metrics, self._rundir.tensorboard)
         self._written = {line["round"]: line for line in self._rundir.read_rounds()}
         self._named = _distinct([tuple(line.values()) for line in self._rundir.read_results()],
-                                self._rundir.results_path)
+                                self._rundir.results)
 
     def close(self, status: str, reason: str = "") -> None:
         """End the attempt: ``complete``, ``failed`` or ``interrupted``; one that was never opened leaves no trace."""
@@ -161,7 +161,7 @@ class Journal:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-            write_parquet(self._rundir.metrics_path, self._rundir.metrics_parquet_path)
+            write_parquet(self._rundir.metrics, self._rundir.metrics_parquet)
 
     def _save(self) -> None:
         if not self._is_succeeded:
@@ -182,9 +182,9 @@ class Journal:
                            "long that it was taken for dead. Watch it with swamp status.")
 
     def log_path(self, work: Work) -> str:
-        """Absolute path of a job's log file in this attempt."""
+        """A job's log file in this attempt, relative to the storage root."""
         name = str(work).replace(", ", "-").replace(" ", "-")
-        return str(self._rundir.log_path(len(self._run.get("attempts", [1])), name).absolute())
+        return self._rundir.log(len(self._run.get("attempts", [1])), name).key
 
     def started_workers(self, num_workers: int) -> None:
         """Note how many workers the attempt has."""
@@ -223,7 +223,7 @@ class Journal:
         try:
             return [Decision(**line) for line in self._rundir.read_decisions()]
         except TypeError as error:
-            raise CorruptArtifactError(f"{self._rundir.decisions_path}: a line is not a decision ({error}). Restore "
+            raise CorruptArtifactError(f"{self._rundir.decisions}: a line is not a decision ({error}). Restore "
                                        "the file: the run's results depend on what is in it.") from error
 
     def decided(self, decision: Decision) -> None:
@@ -249,6 +249,7 @@ class Journal:
         for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", outcome.info["metrics"])):
             if metrics is not None:
                 self._metrics.log(kind=f"{work.kind}_{name}", **where, **flat(metrics))
+        self._metrics.settle()
 
     def uses(self, work: Work, name: str) -> None:
         """Note an artifact that the run needs, once; before it is looked for or made, so that nobody prunes it."""
@@ -268,10 +269,11 @@ class Journal:
                               num_particles=record.num_particles, **flat(record.average),
                               **{f"particles_mean/{k}": v for k, v in flat(record.mean).items()},
                               **{f"particles_std/{k}": v for k, v in flat(record.std).items()})
+            self._metrics.flush()
 
     def ticket_name(self, sparsity: float) -> str:
         """Path of a round's ticket, relative to the storage root."""
-        return self._rundir.relative(self._rundir.ticket_path(sparsity))
+        return self._rundir.ticket(sparsity).key
 
     def write_ticket(self, prepared: Prepared, record: RoundRecord, average: Manifest, evaluation: str,
                      mask: np.ndarray) -> None:
@@ -287,9 +289,9 @@ class Journal:
                 "average": average.name, "model": prepared.config.model.model_dump(mode="json")}
         data = ticket_bytes({name: torch.tensor(array) for name, array in state.items()},
                             {name: torch.tensor(part) for name, part in split(layout, mask).items()}, meta)
-        path = self._rundir.ticket_path(record.sparsity)
-        if not (path.is_file() and path.read_bytes() == data):
-            write_atomic(path, data)
+        ticket = self._rundir.ticket(record.sparsity)
+        if ticket.read() != data:
+            ticket.write(data)
 
 
 def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -297,7 +299,7 @@ def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
     return {f"{part}/{name}": value for part, values in metrics.items() for name, value in values.items()}
 
 
-def _distinct(lines: list[tuple[Any, ...]], path: Path) -> set[tuple[Any, ...]]:
+def _distinct(lines: list[tuple[Any, ...]], path: Spot) -> set[tuple[Any, ...]]:
     try:
         return set(lines)
     except TypeError as error:

@@ -27,7 +27,7 @@ class WorkItem:
         seed: Seed of a training run.
         program: What a training run does; None for an evaluation.
         average: Evaluation: name of the average's artifact.
-        log_path: Log file of the job, or None.
+        log_path: Log file of the job, relative to the storage root, or None.
         session: The attempt at the run that gives the job out.
         stale: The lease of a holder that was watched and shows no sign of life: it may be taken over.
         reseed: How many seeds were tried before this one.

@@ -176,7 +176,7 @@ class RayExecutor:
 
     Args:
         prepared: The run.
-        storage: Storage root, an absolute path that every node sees.
+        storage: Storage root, an absolute path or a URL that every node sees.
 
     Raises:
         UserError: The cluster does not answer, or cannot hold a worker.

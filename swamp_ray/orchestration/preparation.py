@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from swamp_ray.rounds import RoundPlan, plan_rounds
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors
 from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survivors
+from swamp_ray.storage.places import as_spot, is_url
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.training.arithmetic import Arithmetic, machine_facts, resolve_arithmetic
@@ -229,11 +231,14 @@ def _start(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[State
 
 def _read_checkpoint(start: StartFrom) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """State dict and masks (by parameter name; empty for a plain checkpoint)."""
-    path = Path(start.path)
+    path = start.path if is_url(start.path) else Path(start.path)
     where = "start_from.path"
-    if not path.is_file():
+    if isinstance(path, Path):
+        data = path.read_bytes() if path.is_file() else None
+    else:
+        data = as_spot(path).read()
+    if data is None:
         raise UserError("the checkpoint does not exist", got=str(path), where=where)
-    data = path.read_bytes()
     try:
         tensors: Any = load_safetensors(data)
         if any(name.startswith("swamp.mask/") for name in tensors):
@@ -242,7 +247,7 @@ def _read_checkpoint(start: StartFrom) -> tuple[dict[str, Tensor], dict[str, np.
     except SafetensorError:
         try:
             with warnings.catch_warnings(action="ignore"):
-                tensors = torch.load(path, map_location="cpu", weights_only=True)
+                tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # what is no such file makes the unpickler raise almost anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"the checkpoint is neither safetensors nor a torch file of plain tensors: {reason}",

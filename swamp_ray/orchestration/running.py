@@ -18,6 +18,7 @@ from swamp_ray.orchestration.resources import check_address, check_device, pool_
 from swamp_ray.orchestration.space import estimate
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.rundir import RunDir
 
 
@@ -51,7 +52,8 @@ def run(
     """
     if config.name is None:
         raise UserError("a run needs a name", where="name", do="Set name in the config, or give --name.")
-    rundir, store = RunDir(config.storage, config.name), ArtifactStore(config.storage)
+    place = open_place(config.storage, config.execution.storage_patience_s)
+    rundir, store = RunDir(place, config.name), ArtifactStore(place)
     check_address(config.execution)
     check_device(config.execution)
     with _handled(stopping) as stopping, _joined(config.execution):
@@ -81,19 +83,19 @@ def _run(
     journal.check(prepared)
     complete = (rundir.read_run() or {}).get("status") == "complete"
     if not complete:
-        _check_room(prepared)
+        _check_room(prepared, rundir.place)
     store.check_writable()
     try:
         journal.open(prepared, reporter.warning)
         driver = Driver(prepared, store, journal, reporter, executor, stopping)
-        reporter.run_started(prepared, str(rundir.path))
+        reporter.run_started(prepared, str(rundir.spot()))
         if not complete and not (space := estimate(prepared)).fits:
             reporter.warning(space.advice)
         records = driver.run()
     except KeyboardInterrupt:
         journal.close("interrupted")
         reporter.run_finished(complete=False)
-        raise Interrupted(f"stopped; what is finished is in {rundir.path}. "
+        raise Interrupted(f"stopped; what is finished is in {rundir.spot()}. "
                           "Run the same command again to go on.") from None
     except BaseException as error:
         with contextlib.suppress(SwampError, OSError):
@@ -105,17 +107,20 @@ def _run(
     return Run(rundir, records, prepared)
 
 
-def _check_room(prepared: Prepared) -> None:
+def _check_room(prepared: Prepared, place: Place) -> None:
     """Refuse a plan that can never be scheduled, before anything is written or started."""
     execution = prepared.config.execution
     if execution.executor == "inline":
         return
     import ray
 
+    from swamp_ray.orchestration.nodes import check_shared
     from swamp_ray.orchestration.pool import node_resources
 
     nodes = node_resources() if ray.is_initialized() else [this_machine()]
     pool_size(execution, prepared.arithmetic.device, max(plan.num_particles for plan in prepared.plan), nodes)
+    if len(nodes) > 1:
+        check_shared(place)
 
 
 def make_executor(prepared: Prepared, storage: str, stopping: Stopping) -> Executor:

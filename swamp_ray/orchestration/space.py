@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from swamp_ray.orchestration.worker import STATE_FILE
 from swamp_ray.rounds import RoundPlan
 from swamp_ray.sparsity.masks import from_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.files import local_folder
+from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.training.program import Program
@@ -75,9 +74,9 @@ def estimate(prepared: Prepared) -> Space:
 
 def free_bytes(storage: str) -> int | None:
     """Free bytes of the file system that a storage root lies on, or will lie on; None for an object store."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", storage):
+    folder = open_place(storage).locate("")
+    if not isinstance(folder, Path):
         return None
-    folder = local_folder(storage)
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -173,8 +172,8 @@ def _present_bytes(prepared: Prepared) -> int:
             gone = store.lacks(manifest.name, STATE_FILE)
             total += manifest.num_bytes - (manifest.files[STATE_FILE].size if gone else 0)
         for plan in prepared.plan:
-            path: Path = rundir.ticket_path(plan.sparsity)
-            total += path.stat().st_size if path.is_file() else 0
+            ticket = rundir.ticket(plan.sparsity)
+            total += ticket.place.size(ticket.key) or 0
     except (SwampError, OSError, KeyError):
         pass
     return total

@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,9 @@ from swamp_ray.sparsity.packing import Packed, from_bytes, pack_state, to_bytes
 from swamp_ray.storage.arrays import arrays_to_bytes
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
 from swamp_ray.storage.holders import this_process
+from swamp_ray.storage.joblog import JobLog
 from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease
-from swamp_ray.storage.places import open_place
+from swamp_ray.storage.places import Place, open_place
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data
 from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun, never
@@ -51,8 +51,8 @@ class Worker:
 
     def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str) -> None:
         self.config, self.arithmetic = config, arithmetic
-        self.store = ArtifactStore(storage)
-        self.leases = Leases(open_place(storage), config.execution.lease_expiry_s)
+        self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
+        self.leases = Leases(self.store.place, config.execution.lease_expiry_s)
         self._holder = this_process(config.name or "")
         with applied(arithmetic):
             self.trainer = ParticleTrainer(config, data, arithmetic)
@@ -74,7 +74,7 @@ class Worker:
             stop: Asked after every training step.
         """
         mask = from_bits(mask_bits, self.trainer.layout.num_prunable)
-        with applied(self.arithmetic), _log(item) as log:
+        with applied(self.arithmetic), _log(item, self.store.place) as log:
             if item.program is None:
                 yield self._evaluate(item, start, mask, log)
                 return
@@ -232,25 +232,18 @@ def read_packed(store: ArtifactStore, manifest: Manifest) -> Packed:
 
 
 @contextlib.contextmanager
-def _log(item: WorkItem) -> Iterator[Any]:
-    """A function that writes lines into the job's own log file."""
-    path = Path(item.log_path) if item.log_path is not None else None
-
-    def write(line: str) -> None:
-        # A log that cannot be written, because the disk is full, must not end the work.
-        if path is not None:
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-
+def _log(item: WorkItem, place: Place) -> Iterator[JobLog]:
+    """The job's own log file."""
+    log = JobLog(place, item.log_path)
     try:
-        yield write
+        yield log
     except GeneratorExit:
         raise
     except BaseException as error:
-        write(f"ended by {type(error).__name__}: {error}")
+        log(f"ended by {type(error).__name__}: {error}")
         raise
+    finally:
+        log.close()
 
 
 def _epoch_line(progress: Progress) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import uuid
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, MissingPayloadError, RunError, UserError
-from swamp_ray.storage.files import TEMPORARY_SUFFIX, local_folder, sync_folder, write_atomic
+from swamp_ray.storage.files import TEMPORARY_SUFFIX
 from swamp_ray.storage.identity import canonical_json, digest_bytes
+from swamp_ray.storage.places import Place, as_place, local_path
 
 RESULT = "result"
 CHECKPOINT = "checkpoint"
@@ -29,6 +31,7 @@ MANIFEST_FORMAT = 1
 STALE_S = 3600.0
 """A file that no manifest names may be about to be named by another writer; older than this, nobody will."""
 
+_ROOT = "artifacts"
 _NAME = re.compile(r"[0-9a-f]{64}")
 _SLOT = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_-]{0,63}(\.[A-Za-z0-9]{1,16})?")
@@ -58,17 +61,26 @@ class Manifest:
 
 
 class ArtifactStore:
-    """The artifacts under one storage root, a local folder that all nodes see.
+    """The artifacts under one storage root, which all nodes see.
 
     The slot ``"result"`` belongs to its first writer; every other slot, such as ``"checkpoint"``, to its last.
 
     Args:
-        storage: Storage root; artifacts lie in its subfolder ``artifacts``.
+        storage: Storage root: a folder, a URL, or its place. Artifacts lie in its subfolder ``artifacts``.
     """
 
-    def __init__(self, storage: str | Path) -> None:
-        self.storage = local_folder(storage)
-        self.root = self.storage / "artifacts"
+    def __init__(self, storage: str | Path | Place) -> None:
+        self.place = as_place(storage)
+
+    @property
+    def storage(self) -> Path:
+        """A local storage root's folder; an error in an object store."""
+        return local_path(self.place)
+
+    @property
+    def root(self) -> Path:
+        """A local storage root's folder of artifacts; an error in an object store."""
+        return self.storage / _ROOT
 
     def put(self, name: str, files: Mapping[str, bytes], info: Mapping[str, object], slot: str = RESULT) -> Manifest:
         """Store payloads and then the manifest that makes them exist.
@@ -86,7 +98,7 @@ class ArtifactStore:
         Raises:
             RunError: If the storage could not be written; what was there before is unharmed.
         """
-        path = self._manifest_path(name, slot)
+        key = _manifest_key(name, slot)
         data = _dump(name, slot, files, info)
         manifest = _parse(data)
         previous = self._sound(name, slot)
@@ -94,14 +106,14 @@ class ArtifactStore:
             return previous
         self._write_payloads(manifest, files)
         first_wins = slot == RESULT and previous is None
-        if not write_atomic(path, data, keep_existing=first_wins):
+        if not self.place.write(key, data, keep_existing=first_wins):
             winner = self._sound(name, slot)
             if winner is not None:
                 return winner
-            write_atomic(path, data)
+            self.place.write(key, data)
         # A second writer of the same checkpoints may have removed a payload between our writing and naming it.
         self._write_payloads(manifest, files, only_missing=True)
-        self._sweep(name, path, dropped=previous)
+        self._sweep(name, f"{slot}.json", dropped=previous)
         return manifest
 
     def find(self, name: str, slot: str = RESULT) -> Manifest | None:
@@ -111,9 +123,9 @@ class ArtifactStore:
             CorruptArtifactError: If the manifest is not what was written.
             RunError: If the storage could not be read.
         """
-        path = self._manifest_path(name, slot)
+        key = _manifest_key(name, slot)
         try:
-            data = _read(path)
+            data = self.place.read(key)
         except FileNotFoundError:
             return None
         if not data:
@@ -121,7 +133,7 @@ class ArtifactStore:
         try:
             return parse_manifest(data, name, slot)
         except CorruptArtifactError as error:
-            raise _corrupt(path, str(error)) from error
+            raise self._corrupt(key, str(error)) from error
 
     def read(self, manifest: Manifest, file: str) -> bytes:
         """The verified bytes of one payload.
@@ -132,30 +144,25 @@ class ArtifactStore:
             RunError: If the storage could not be read.
         """
         entry = manifest.files[file]
-        path = self._payload_path(manifest.name, file, entry)
+        key = _payload_key(manifest.name, file, entry)
         try:
-            data = _read(path)
+            data = self.place.read(key)
         except FileNotFoundError as error:
-            raise MissingPayloadError(str(_corrupt(
-                path, f"the payload {file} of slot {manifest.slot!r} is missing"))) from error
+            raise MissingPayloadError(str(self._corrupt(
+                key, f"the payload {file} of slot {manifest.slot!r} is missing"))) from error
         if len(data) != entry.size:
-            raise _corrupt(path, f"the payload {file} has {len(data)} bytes instead of {entry.size}")
+            raise self._corrupt(key, f"the payload {file} has {len(data)} bytes instead of {entry.size}")
         if digest_bytes(data) != entry.sha256:
-            raise _corrupt(path, f"the bytes of the payload {file} have changed")
+            raise self._corrupt(key, f"the bytes of the payload {file} have changed")
         return data
 
     def discard(self, name: str, slot: str) -> None:
         """Remove a slot, damaged or not, and the payloads that no other slot names. No error if it is absent."""
-        path = self._manifest_path(name, slot)
+        key = _manifest_key(name, slot)
         dropped = self._sound(name, slot)
-        try:
-            path.unlink()
-            sync_folder(path.parent)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise RunError(f"{path}: could not be removed: {error.strerror}.") from error
-        self._sweep(name, path.parent, dropped)
+        if self.place.size(key) is not None:
+            self.place.remove(key)
+            self._sweep(name, None, dropped)
 
     def let_go(self, name: str, file: str) -> None:
         """Remove a payload of a result and keep its manifest: what it says stays true, and the bytes can be made again.
@@ -168,47 +175,31 @@ class ArtifactStore:
             return
         if any(manifest.files[file] in found.files.values() for found in others):
             return
-        path = self._payload_path(name, file, manifest.files[file])
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise RunError(f"{path}: could not be removed: {error.strerror}.") from error
+        self.place.remove(_payload_key(name, file, manifest.files[file]), durable=False)
 
     def lacks(self, name: str, file: str) -> bool:
         """Whether a result is finished but one of its payloads is not there any more."""
         manifest = self._sound(name, RESULT)
         if manifest is None or file not in manifest.files:
             return False
-        return _size(self._payload_path(name, file, manifest.files[file])) is None
+        return self.place.size(_payload_key(name, file, manifest.files[file])) is None
 
     def check_writable(self) -> None:
         """Try that the storage root takes files. Raises UserError if it does not."""
+        key = f"{_ROOT}/.probe-{uuid.uuid4().hex[:12]}"
         try:
-            probe = self.root / f".probe-{uuid.uuid4().hex[:12]}"
-            write_atomic(probe, b"")
-            probe.unlink()
+            self.place.write(key, b"")
+            self.place.remove(key, durable=False)
         except (RunError, OSError) as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-            reason = getattr(cause, "strerror", None) or cause
-            raise UserError(f"the storage root must be a folder that can be written ({reason})", where="storage",
-                            got=str(self.storage), do="Choose another with --storage, or change its rights.") from error
+            reason = getattr(cause, "strerror", None) or error
+            kind = "a folder that can be written" if isinstance(self.place.locate(""), Path) else "writable"
+            raise UserError(f"the storage root must be {kind} ({reason})", where="storage", got=self.place.uri,
+                            do="Choose another with --storage, or change its rights.") from error
 
     def where(self, name: str, slot: str) -> str:
         """What to delete, to make a slot absent by hand."""
-        return str(self._manifest_path(name, slot))
-
-    def _folder(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"an artifact's name must be 64 hex digits, but got {name!r}")
-        return self.root / name[:2] / name
-
-    def _manifest_path(self, name: str, slot: str) -> Path:
-        if not _SLOT.fullmatch(slot):
-            raise ValueError(f"a slot must be up to 32 of a-z, 0-9 and '-', but got {slot!r}")
-        return self._folder(name) / f"{slot}.json"
-
-    def _payload_path(self, name: str, file: str, entry: FileEntry) -> Path:
-        return self._folder(name) / payload_name(file, entry)
+        return str(self.place.locate(_manifest_key(name, slot)))
 
     def _sound(self, name: str, slot: str) -> Manifest | None:
         """The manifest, None also if it is damaged: for those who are about to replace or remove it."""
@@ -218,36 +209,63 @@ class ArtifactStore:
             return None
 
     def _is_whole(self, manifest: Manifest) -> bool:
-        return all(_size(self._payload_path(manifest.name, file, entry)) == entry.size
+        return all(self.place.size(_payload_key(manifest.name, file, entry)) == entry.size
                    for file, entry in manifest.files.items())
 
     def _write_payloads(self, manifest: Manifest, files: Mapping[str, bytes], only_missing: bool = False) -> None:
         for file, entry in manifest.files.items():
-            path = self._payload_path(manifest.name, file, entry)
+            key = _payload_key(manifest.name, file, entry)
             # One that is there already is written again: it might be damaged.
-            if not only_missing or _size(path) != entry.size:
-                write_atomic(path, files[file])
+            if not only_missing or self.place.size(key) != entry.size:
+                self.place.write(key, files[file])
 
-    def _sweep(self, name: str, newest: Path, dropped: Manifest | None) -> None:
+    def _corrupt(self, key: str, what: str) -> CorruptArtifactError:
+        location, folder = self.place.locate(key), self.place.locate(key.rpartition("/")[0])
+        return CorruptArtifactError(f"{location}: {what}. Delete the folder {folder} and run the same command again: "
+                                    "what is missing is computed anew.")
+
+    def _sweep(self, name: str, newest: str | None, dropped: Manifest | None) -> None:
         """Remove payloads that only `dropped` named, and what writers that died left behind long ago.
 
-        Nothing is removed while a manifest is damaged, since it could name anything. Failing to remove is no
-        failure: the files are in nobody's way and the next sweep finds them.
+        Long ago is measured against `newest`, a manifest that has just been written, by the place's clock, which may
+        not be this machine's. Nothing is removed while a manifest is damaged, since it could name anything. Failing to
+        remove is no failure: the files are in nobody's way and the next sweep finds them.
         """
-        folder = self._folder(name)
+        folder = _folder(name)
         candidates = {payload_name(*item) for item in dropped.files.items()} if dropped else set[str]()
         with contextlib.suppress(OSError, RunError):
-            entries = list(folder.iterdir())
-            slots = [entry.stem for entry in entries if entry.suffix == ".json" and _SLOT.fullmatch(entry.stem)]
-            manifests = [self.find(name, slot) for slot in slots]
+            entries = self.place.entries(folder)
+            slots = [_slot_of(entry.name) for entry in entries]
+            manifests = [self.find(name, slot) for slot in slots if slot is not None]
             named = {payload_name(*item) for found in manifests if found for item in found.files.items()}
-            # Both times come from the file system's clock, which may not be this machine's.
-            now = newest.stat().st_mtime
+            now = next((entry.modified_s for entry in entries if entry.name == newest), -math.inf)
             for entry in entries:
                 is_ours = _NAME.fullmatch(entry.name[:64]) or entry.name.endswith(TEMPORARY_SUFFIX)
                 if is_ours and entry.name not in named and (entry.name in candidates
-                                                            or now - entry.stat().st_mtime > STALE_S):
-                    entry.unlink(missing_ok=True)
+                                                            or now - entry.modified_s > STALE_S):
+                    self.place.remove(f"{folder}/{entry.name}", durable=False)
+
+
+def _folder(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"an artifact's name must be 64 hex digits, but got {name!r}")
+    return f"{_ROOT}/{name[:2]}/{name}"
+
+
+def _manifest_key(name: str, slot: str) -> str:
+    if not _SLOT.fullmatch(slot):
+        raise ValueError(f"a slot must be up to 32 of a-z, 0-9 and '-', but got {slot!r}")
+    return f"{_folder(name)}/{slot}.json"
+
+
+def _payload_key(name: str, file: str, entry: FileEntry) -> str:
+    return f"{_folder(name)}/{payload_name(file, entry)}"
+
+
+def _slot_of(file: str) -> str | None:
+    """The slot whose manifest a file is, None for another file."""
+    slot, dot, suffix = file.rpartition(".")
+    return slot if dot and suffix == "json" and _SLOT.fullmatch(slot) else None
 
 
 def parse_manifest(data: bytes, name: str, slot: str) -> Manifest:
@@ -291,25 +309,3 @@ def _parse(data: bytes) -> Manifest:
     if not isinstance(body["info"], dict):
         raise ValueError("its info is not an object")
     return Manifest(body["name"], body["slot"], files, body["info"])
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise RunError(f"{path}: could not be read: {error.strerror}. Repair the storage, then run the same command "
-                       "again: it goes on from there.") from error
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-
-
-def _corrupt(path: Path, what: str) -> CorruptArtifactError:
-    return CorruptArtifactError(f"{path}: {what}. Delete the folder {path.parent} and run the same command again: "
-                                "what is missing is computed anew.")

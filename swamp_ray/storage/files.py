@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from swamp_ray.errors import RunError, UserError
+from swamp_ray.storage.patience import PassingError, may_pass
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -85,6 +86,8 @@ def sync_folder(path: Path) -> None:
 def write_error(path: Path, error: OSError) -> RunError:
     """A failed write in words: the file, the system's reason, the space that is left there."""
     reason = error.strerror or str(error)
+    if may_pass(error):
+        return PassingError(f"{path}: could not be written: {reason}")
     return RunError(f"{path}: could not be written: {reason}{_free_space(path)}. What was stored before is unharmed. "
                     "Make room or repair the storage, then run the same command again: it goes on from there.")
 

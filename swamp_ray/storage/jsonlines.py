@@ -12,10 +12,13 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.storage.files import make_folder, write_error
+from swamp_ray.storage.growing import PartWriter, read_growing
+from swamp_ray.storage.patience import Patience, patience_of
+from swamp_ray.storage.places import Spot, as_spot
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _BLOCK_BYTES = 1 << 16
@@ -32,7 +35,7 @@ def load_json(data: bytes) -> Any:
     return _from_plain(json.loads(data))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(where: Path | Spot) -> list[dict[str, Any]]:
     """All objects of a file of JSON lines, in order; a missing file has none.
 
     A last line that a crash cut off is ignored.
@@ -40,10 +43,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         CorruptArtifactError: If a line before the last is not a JSON object.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
+    spot = as_spot(where)
+    data = read_growing(spot)
     lines = data[: data.rfind(b"\n") + 1].splitlines()
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
@@ -51,9 +52,42 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if record is not None:
             found.append(record)
         elif number < len(lines):
-            raise CorruptArtifactError(f"{path}: line {number} is not a JSON object. The file was changed or damaged "
+            raise CorruptArtifactError(f"{spot}: line {number} is not a JSON object. The file was changed or damaged "
                                        "after it was written; restore it, or delete that line.")
     return found
+
+
+class Lines(Protocol):
+    """JSON lines that grow, wherever they lie."""
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Add one line; RunError if it could not be written."""
+        ...
+
+    def settle(self) -> None:
+        """A group of lines is complete: a crash may lose all of it from now on, but not a part of it."""
+        ...
+
+    def flush(self) -> None:
+        """Have everything written when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Flush, and end; a second call does nothing."""
+        ...
+
+
+def open_lines(where: Path | Spot, *, durable: bool = False) -> Lines:
+    """Go on with a file of JSON lines, or begin it.
+
+    Args:
+        where: The file; in an object store its lines are numbered objects under its key.
+        durable: Each line is written, and on the disk, when `append` returns.
+    """
+    spot = as_spot(where)
+    if isinstance(spot.location, Path):
+        return LineWriter(spot.location, durable=durable, patience=patience_of(spot.place))
+    return LineParts(spot, durable=durable)
 
 
 def sealed(record: Mapping[str, object]) -> dict[str, object]:
@@ -61,7 +95,7 @@ def sealed(record: Mapping[str, object]) -> dict[str, object]:
     return {**record, CHECK_KEY: _check(record)}
 
 
-def unsealed(record: Mapping[str, Any], source: Path) -> dict[str, Any]:
+def unsealed(record: Mapping[str, Any], source: Path | Spot) -> dict[str, Any]:
     """The record that `sealed` was given; one without ``check`` as it is.
 
     Raises:
@@ -84,20 +118,37 @@ class LineWriter:
     Args:
         path: The file; created with its folders if it is missing.
         durable: Wait for the disk after each line.
+        patience: For a disk that fails for a while.
     """
 
-    def __init__(self, path: Path, *, durable: bool = False) -> None:
-        self._path, self._durable = path, durable
-        try:
-            make_folder(path.parent)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise write_error(path, error) from error
-        self._drop_torn_end()
+    def __init__(self, path: Path, *, durable: bool = False, patience: Patience | None = None) -> None:
+        self._path, self._durable, self._patience = path, durable, patience or Patience(0)
+        self._descriptor = -1
+        self._patience.call(self._open)
 
     def append(self, record: Mapping[str, object]) -> None:
         """Add one line. Raises RunError if it could not be written; no part of it stays then."""
         line = dump_json(dict(record)) + b"\n"
+        self._patience.call(lambda: self._append(line))
+
+    def settle(self) -> None:
+        """Lines are written when they are appended."""
+
+    def flush(self) -> None:
+        """Lines are written when they are appended."""
+
+    def _open(self) -> None:
+        self.close()
+        try:
+            make_folder(self._path.parent)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._drop_torn_end()
+        except OSError as error:
+            raise write_error(self._path, error) from error
+
+    def _append(self, line: bytes) -> None:
+        if self._descriptor < 0:
+            self._open()
         end = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, line) < len(line):
@@ -106,7 +157,11 @@ class LineWriter:
             if self._durable:
                 os.fsync(self._descriptor)
         except OSError as error:
-            os.ftruncate(self._descriptor, end)
+            try:
+                os.ftruncate(self._descriptor, end)
+            except OSError:
+                # Opened again, for the next line, the file is freed of what is torn.
+                self.close()
             raise write_error(self._path, error) from error
 
     def close(self) -> None:
@@ -139,6 +194,31 @@ class LineWriter:
                 return start + newline + 1
             position = start
         return 0
+
+
+class LineParts:
+    """JSON lines as numbered objects of an object store, see `PartWriter`."""
+
+    def __init__(self, spot: Spot, *, durable: bool = False) -> None:
+        self._parts, self._durable = PartWriter(spot), durable
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Add one line; it is written at once where that was asked for."""
+        self._parts.append(dump_json(dict(record)) + b"\n")
+        if self._durable:
+            self._parts.flush()
+
+    def settle(self) -> None:
+        """Write what there is, unless that has just been done."""
+        self._parts.settle()
+
+    def flush(self) -> None:
+        """Write what there is."""
+        self._parts.flush()
+
+    def close(self) -> None:
+        """Write what there is."""
+        self._parts.flush()
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from swamp_ray.errors import UserError
-from swamp_ray.storage.files import write_atomic
-from swamp_ray.storage.jsonlines import LineWriter, dump_json, load_json, read_lines
+from swamp_ray.errors import RunError, UserError
+from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines
+from swamp_ray.storage.places import Spot, as_spot
 
 _LEADING: dict[str, pa.DataType] = {
     "time": pa.float64(), "kind": pa.string(), "round": pa.int64(), "particle": pa.int64(), "epoch": pa.int64(),
@@ -27,17 +29,18 @@ class MetricsLog:
     """Writes scalars as they happen, one line a call, after what earlier attempts of the run have written.
 
     Args:
-        jsonl_path: The file of JSON lines.
-        tensorboard_dir: Folder for TensorBoard's event files, None for none.
+        jsonl: The file of JSON lines.
+        tensorboard: Folder for TensorBoard's event files, None for none. In an object store they are put there when the
+            log is closed.
 
     Raises:
         UserError: If TensorBoard files are wanted and tensorboardX is not installed.
         RunError: If the file could not be written.
     """
 
-    def __init__(self, jsonl_path: str | Path, tensorboard_dir: str | Path | None = None) -> None:
-        self._lines = LineWriter(Path(jsonl_path))
-        self._writer: Any = _summary_writer(Path(tensorboard_dir)) if tensorboard_dir is not None else None
+    def __init__(self, jsonl: str | Path | Spot, tensorboard: str | Path | Spot | None = None) -> None:
+        self._lines = open_lines(as_spot(jsonl))
+        self._events = None if tensorboard is None else _EventFiles(as_spot(tensorboard))
 
     def log(self, **fields: Any) -> None:
         """Write one line.
@@ -50,15 +53,25 @@ class MetricsLog:
         # What is read back decides, so that TensorBoard, Parquet and the lines cannot disagree about a value.
         plain: dict[str, Any] = load_json(dump_json(record))
         self._lines.append(plain)
-        if self._writer is not None:
-            self._add_scalars(plain)
+        if self._events is not None:
+            self._add_scalars(self._events.writer, plain)
+
+    def settle(self) -> None:
+        """The lines so far belong together: in an object store they are written now, or later as a whole."""
+        self._lines.settle()
+
+    def flush(self) -> None:
+        """Have all lines written when this returns."""
+        self._lines.flush()
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
-        self._lines.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        try:
+            self._lines.close()
+        finally:
+            if self._events is not None:
+                events, self._events = self._events, None
+                events.close()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -66,7 +79,7 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _add_scalars(self, record: dict[str, Any]) -> None:
+    def _add_scalars(self, writer: Any, record: dict[str, Any]) -> None:
         axis = next((name for name in ("step", "epoch", "round") if name in record), None)
         suffix = "-".join(f"{name}-{record[name]:02d}" for name in ("round", "particle")
                           if name in record and name != axis)
@@ -74,31 +87,50 @@ class MetricsLog:
             if name in _LEADING or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             tag = "/".join(part for part in (str(record.get("kind", "scalars")), name, suffix) if part)
-            self._writer.add_scalar(tag, value, record[axis] if axis else 0, walltime=record["time"])
+            writer.add_scalar(tag, value, record[axis] if axis else 0, walltime=record["time"])
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+class _EventFiles:
+    """TensorBoard's files: written where they belong, or uploaded from a temporary folder at the end."""
+
+    def __init__(self, spot: Spot) -> None:
+        self._spot = spot
+        self._temporary = None if isinstance(spot.location, Path) else Path(tempfile.mkdtemp(prefix="swamp-events-"))
+        self.writer: Any = _summary_writer(self._temporary or Path(spot.location))
+
+    def close(self) -> None:
+        """End the files; that one could not be uploaded is no reason for a run to fail."""
+        self.writer.close()
+        if self._temporary is None:
+            return
+        with contextlib.suppress(RunError):
+            for path in sorted(self._temporary.iterdir()):
+                self._spot.place.write(f"{self._spot.key}/{path.name}", path.read_bytes())
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def read_jsonl(where: str | Path | Spot) -> list[dict[str, Any]]:
     """All lines in order; a missing file has none, and a last line that a crash cut off is ignored.
 
     Raises:
         CorruptArtifactError: If a line before the last is damaged.
     """
-    return read_lines(Path(path))
+    return read_lines(as_spot(where))
 
 
-def write_parquet(jsonl_path: str | Path, parquet_path: str | Path) -> None:
+def write_parquet(jsonl: str | Path | Spot, parquet: str | Path | Spot) -> None:
     """Write the JSON lines as a table, atomically.
 
     Columns: time, kind, round, particle, epoch, step (always there), then the others by name. A column of whole
     numbers is int64, one with any fraction float64, one that mixes text or nested values with others JSON text.
     """
-    records = read_jsonl(jsonl_path)
+    records = read_jsonl(jsonl)
     others = sorted({name for record in records for name in record} - _LEADING.keys())
     columns = {name: _column([record.get(name) for record in records], _LEADING.get(name, pa.float64()))
                for name in [*_LEADING, *others]}
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), buffer)
-    write_atomic(Path(parquet_path), buffer.getvalue().to_pybytes())
+    as_spot(parquet).write(buffer.getvalue().to_pybytes())
 
 
 def _column(values: Sequence[Any], default: pa.DataType) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -9,92 +10,157 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.storage.files import local_folder, write_atomic
+from swamp_ray.storage.growing import growing, read_growing
 from swamp_ray.storage.holders import this_process
-from swamp_ray.storage.jsonlines import LineWriter, dump_json, load_json, read_lines, sealed, unsealed
+from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines, sealed, unsealed
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
-from swamp_ray.storage.places import open_place
+from swamp_ray.storage.places import Place, Spot, as_place, local_path
 
 
 class RunDir:
     """The files of one run under ``STORAGE/runs/<name>``. Nothing is created before something is written.
 
+    What the run itself reads and writes are spots of its storage root. The ``..._path`` are where the same files lie in
+    a local one; in an object store they are errors.
+
     Args:
-        storage: Storage root, a local folder.
+        storage: Storage root: a folder, a URL, or its place.
         name: Name of the run: letters, digits, dot, underscore and hyphen.
 
     Raises:
-        UserError: If the name is not allowed, or the storage root is not a local folder.
+        UserError: If the name is not allowed, or the storage root is none.
     """
 
-    def __init__(self, storage: str | Path, name: str) -> None:
+    def __init__(self, storage: str | Path | Place, name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", name) or not name.strip("."):
             raise UserError("a run's name must consist of 1 to 200 letters, digits, '.', '_' and '-'", got=name,
                             where="name", do="Choose another, e.g. resnet20-swamp.")
-        self.storage = local_folder(storage)
+        self.place = as_place(storage)
         self.name = name
 
-    @property
-    def path(self) -> Path:
-        """The run's folder."""
-        return self.storage / "runs" / self.name
+    def spot(self, file: str = "") -> Spot:
+        """A file of the run by its name in the run's folder; ``""``: the folder itself."""
+        return Spot(self.place, "/".join(filter(None, [f"runs/{self.name}", file])))
 
     @property
-    def config_path(self) -> Path:
+    def config(self) -> Spot:
         """The configuration as resolved."""
-        return self.path / "config.yaml"
+        return self.spot("config.yaml")
 
     @property
-    def run_json_path(self) -> Path:
+    def run_json(self) -> Spot:
         """Versions, command, hardware, attempts."""
-        return self.path / "run.json"
+        return self.spot("run.json")
 
     @property
-    def rounds_path(self) -> Path:
+    def rounds(self) -> Spot:
         """One line a finished round."""
-        return self.path / "rounds.jsonl"
+        return self.spot("rounds.jsonl")
 
     @property
-    def results_path(self) -> Path:
+    def results(self) -> Spot:
         """One line an artifact that the run uses or works on."""
-        return self.path / "results.jsonl"
+        return self.spot("results.jsonl")
 
     @property
-    def decisions_path(self) -> Path:
+    def decisions(self) -> Spot:
         """One line for each thing that was decided because of a failure."""
-        return self.path / "decisions.jsonl"
+        return self.spot("decisions.jsonl")
 
     @property
-    def metrics_path(self) -> Path:
+    def metrics(self) -> Spot:
         """Every scalar as it happens."""
-        return self.path / "metrics.jsonl"
+        return self.spot("metrics.jsonl")
 
     @property
-    def metrics_parquet_path(self) -> Path:
+    def metrics_parquet(self) -> Spot:
         """Every scalar as a table, written at the end."""
-        return self.path / "metrics.parquet"
+        return self.spot("metrics.parquet")
 
     @property
-    def report_path(self) -> Path:
+    def report(self) -> Spot:
         """The run as one HTML file."""
-        return self.path / "report.html"
+        return self.spot("report.html")
 
     @property
-    def tensorboard_path(self) -> Path:
+    def tensorboard(self) -> Spot:
         """Folder of TensorBoard event files."""
-        return self.path / "tensorboard"
+        return self.spot("tensorboard")
 
-    def log_path(self, attempt: int, what: str) -> Path:
-        """Log file of one particle or process, e.g. ``log_path(1, "round-03-particle-1")``; attempts count from 1."""
-        return self.path / "logs" / f"attempt-{attempt}" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', what)}.log"
+    def log(self, attempt: int, what: str) -> Spot:
+        """Log file of one particle or process, e.g. ``log(1, "round-03-particle-1")``; attempts count from 1."""
+        return self.spot(f"logs/attempt-{attempt}/{re.sub(r'[^A-Za-z0-9._-]', '_', what)}.log")
 
-    def ticket_path(self, sparsity: float) -> Path:
+    def ticket(self, sparsity: float) -> Spot:
         """Where the ticket of a sparsity in [0, 1] lies.
 
         Four decimals, and beyond a sparsity of 0.99 as many as show two digits of the density, so that two rounds of
         extreme sparsity never share a file and none of them is called 1.0000.
         """
-        return self.path / "tickets" / f"{sparsity:.{_ticket_decimals(sparsity)}f}" / "model.safetensors"
+        return self.spot(f"tickets/{sparsity:.{_ticket_decimals(sparsity)}f}/model.safetensors")
+
+    @property
+    def storage(self) -> Path:
+        """The storage root."""
+        return local_path(self.place)
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return local_path(self.spot())
+
+    @property
+    def config_path(self) -> Path:
+        """See `config`."""
+        return local_path(self.config)
+
+    @property
+    def run_json_path(self) -> Path:
+        """See `run_json`."""
+        return local_path(self.run_json)
+
+    @property
+    def rounds_path(self) -> Path:
+        """See `rounds`."""
+        return local_path(self.rounds)
+
+    @property
+    def results_path(self) -> Path:
+        """See `results`."""
+        return local_path(self.results)
+
+    @property
+    def decisions_path(self) -> Path:
+        """See `decisions`."""
+        return local_path(self.decisions)
+
+    @property
+    def metrics_path(self) -> Path:
+        """See `metrics`."""
+        return local_path(self.metrics)
+
+    @property
+    def metrics_parquet_path(self) -> Path:
+        """See `metrics_parquet`."""
+        return local_path(self.metrics_parquet)
+
+    @property
+    def report_path(self) -> Path:
+        """See `report`."""
+        return local_path(self.report)
+
+    @property
+    def tensorboard_path(self) -> Path:
+        """See `tensorboard`."""
+        return local_path(self.tensorboard)
+
+    def log_path(self, attempt: int, what: str) -> Path:
+        """See `log`."""
+        return local_path(self.log(attempt, what))
+
+    def ticket_path(self, sparsity: float) -> Path:
+        """See `ticket`."""
+        return local_path(self.ticket(sparsity))
 
     def relative(self, path: Path) -> str:
         """A path inside the storage root as text to be written into files: it stays true when the root moves."""
@@ -122,7 +188,7 @@ class RunDir:
         if isinstance(found, Lease):
             return found
         raise UserError(f"the run {self.name!r} is being worked on by {found.holder or 'another process'}",
-                        where=str(self.path),
+                        where=str(self.spot()),
                         do="Wait for it, watch it with swamp status, or choose another name with --name.")
 
     def held(self) -> Held | None:
@@ -131,32 +197,28 @@ class RunDir:
 
     def leases(self, expiry_s: float = EXPIRY_S) -> Leases:
         """The leases of the storage root."""
-        return Leases(open_place(self.storage), expiry_s)
+        return Leases(self.place, expiry_s)
 
     def write_config(self, text: str) -> None:
         """Write the resolved configuration."""
-        write_atomic(self.config_path, text.encode())
+        self.config.write(text.encode())
 
     def read_config(self) -> str | None:
         """The resolved configuration, None if there is no such run yet."""
+        data = self.config.read()
         try:
-            return self.config_path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
+            return None if data is None else data.decode()
         except UnicodeDecodeError as error:
-            raise CorruptArtifactError(f"{self.config_path}: this is not the text that was written ({error.reason}). "
+            raise CorruptArtifactError(f"{self.config}: this is not the text that was written ({error.reason}). "
                                        "Restore the file, or delete it and run the same command again.") from error
 
     def write_run(self, record: Mapping[str, object]) -> None:
         """Replace ``run.json``."""
-        write_atomic(self.run_json_path, dump_json(dict(record), indent=2) + b"\n")
+        self.run_json.write(dump_json(dict(record), indent=2) + b"\n")
 
     def read_run(self) -> dict[str, Any] | None:
         """What ``run.json`` holds, None if it is missing or empty. Raises CorruptArtifactError if it is damaged."""
-        try:
-            data = self.run_json_path.read_bytes()
-        except FileNotFoundError:
-            return None
+        data = self.run_json.read()
         if not data:
             return None
         try:
@@ -164,7 +226,7 @@ class RunDir:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
-            raise CorruptArtifactError(f"{self.run_json_path}: this is not the JSON object that was written. Restore "
+            raise CorruptArtifactError(f"{self.run_json}: this is not the JSON object that was written. Restore "
                                        "the file or delete it; it only describes the run.")
         return record
 
@@ -172,35 +234,45 @@ class RunDir:
         """Record a finished round; `record` has a key ``round``. A later record of the same round replaces it."""
         if "round" not in record:
             raise ValueError("the record of a round needs the key 'round'")
-        with LineWriter(self.rounds_path, durable=True) as lines:
+        with contextlib.closing(open_lines(self.rounds, durable=True)) as lines:
             lines.append(sealed(record))
 
     def append_decision(self, record: Mapping[str, object]) -> None:
         """Record a decision; it is durable when this returns."""
-        with LineWriter(self.decisions_path, durable=True) as lines:
+        with contextlib.closing(open_lines(self.decisions, durable=True)) as lines:
             lines.append(record)
 
     def read_decisions(self) -> list[dict[str, Any]]:
         """All decisions, in the order in which they were made. Raises CorruptArtifactError if one is damaged."""
-        return read_lines(self.decisions_path)
+        return read_lines(self.decisions)
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The finished rounds in the order of rounds, each as last recorded; a run may record them in another."""
-        records = [unsealed(record, self.rounds_path) for record in read_lines(self.rounds_path)]
+        records = [unsealed(record, self.rounds) for record in read_lines(self.rounds)]
         if wrong := [record["round"] for record in records if not isinstance(record.get("round", 0), int)]:
-            raise CorruptArtifactError(f"{self.rounds_path}: {wrong[0]!r} is no round. The file was changed after it "
+            raise CorruptArtifactError(f"{self.rounds}: {wrong[0]!r} is no round. The file was changed after it "
                                        "was written; restore it, or delete that line.")
         last = {record["round"]: record for record in records if "round" in record}
         return [last[index] for index in sorted(last)]
 
     def append_result(self, record: Mapping[str, object]) -> None:
         """Note an artifact before it is looked for, so that it is never without a run that names it."""
-        with LineWriter(self.results_path, durable=True) as lines:
+        with contextlib.closing(open_lines(self.results, durable=True)) as lines:
             lines.append(sealed(record))
 
     def read_results(self) -> list[dict[str, Any]]:
         """The artifacts that the run has noted, in order. Raises CorruptArtifactError if a line has changed."""
-        return [unsealed(record, self.results_path) for record in read_lines(self.results_path)]
+        return [unsealed(record, self.results) for record in read_lines(self.results)]
+
+    def last_log_lines(self, num: int) -> list[tuple[Spot, str]]:
+        """The logs that were written last, the newest at the end, each with its last line; empty ones are left out."""
+        folder = f"{self.spot().key}/logs"
+        found = [(modified, Spot(self.place, f"{folder}/{attempt}/{name}"))
+                 for attempt in self.place.folders(folder)
+                 for name, modified in growing(self.place, f"{folder}/{attempt}") if name.endswith(".log")]
+        newest = [spot for _, spot in sorted(found, key=lambda one: one[0])[-num:]]
+        texts = [(spot, read_growing(spot).decode(errors="replace").splitlines()) for spot in newest]
+        return [(spot, lines[-1]) for spot, lines in texts if lines]
 
 
 _RUN_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -214,7 +286,7 @@ _ATTEMPT_TYPES: dict[str, type | tuple[type, ...]] = {
 _INCIDENT_TYPES: dict[str, type | tuple[type, ...]] = {"time": str, "who": str, "reason": str}
 
 
-def check_run_record(record: Mapping[str, Any], path: Path) -> None:
+def check_run_record(record: Mapping[str, Any], path: Path | Spot) -> None:
     """Refuse a ``run.json`` that is JSON but not what a run writes.
 
     Raises:

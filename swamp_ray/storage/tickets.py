@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from swamp_ray.errors import RunError, SwampError, UserError
 from swamp_ray.sparsity import masks as sparsity_masks
 from swamp_ray.storage.identity import canonical_json
+from swamp_ray.storage.places import as_spot, is_url
 
 METADATA_KEY = "swamp"
 MASK_PREFIX = "swamp.mask/"
@@ -139,12 +142,14 @@ def load_ticket(path: str | Path) -> Ticket:
     """Read and verify a ticket. Nothing in the file is executed.
 
     Args:
-        path: A file written from `ticket_bytes`.
+        path: A file written from `ticket_bytes`, or the URL of one in an object store.
 
     Raises:
         UserError: If there is no such file, it is not a ticket, or its weights and masks contradict each other.
+        RunError: The object store did not answer.
     """
-    tensors, text = _read_file(Path(path))
+    with _local_copy(path) as file:
+        tensors, text = _read_file(file, str(path))
     try:
         header = _parse_header(text)
         shapes: dict[str, list[int]] = header["mask_shapes"]
@@ -163,19 +168,33 @@ class _NotATicketError(Exception):
     """Why a safetensors file is not a ticket."""
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], str | None]:
+@contextlib.contextmanager
+def _local_copy(path: str | Path) -> Iterator[Path]:
+    """The file itself; of an object a temporary one, because safetensors reads metadata from files alone."""
+    if not is_url(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="swamp-ticket-") as folder:
+        copy = Path(folder) / "ticket"
+        data = as_spot(path).read()
+        if data is not None:
+            copy.write_bytes(data)
+        yield copy
+
+
+def _read_file(path: Path, where: str) -> tuple[dict[str, Tensor], str | None]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             # Cloned: the file's own tensors change, or crash the process, when someone writes into the file.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return tensors, (file.metadata() or {}).get(METADATA_KEY)
     except FileNotFoundError as error:
-        raise UserError("there is no such ticket", where=str(path),
+        raise UserError("there is no such ticket", where=where,
                         do="The tickets of a run lie in its folder tickets/.") from error
     except OSError as error:
-        raise UserError(f"the ticket could not be read ({error.strerror or error})", where=str(path)) from error
+        raise UserError(f"the ticket could not be read ({error.strerror or error})", where=where) from error
     except (safetensors.SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise UserError(f"this is not a ticket ({error})", where=str(path),
+        raise UserError(f"this is not a ticket ({error})", where=where,
                         do="A ticket is a safetensors file that swamp_ray wrote, whole and unchanged.") from error
 
 

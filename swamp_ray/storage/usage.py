@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.storage.places import open_place
+from swamp_ray.storage.places import Place, as_place
 from swamp_ray.storage.rundir import RunDir
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -38,25 +38,26 @@ class Usage:
         return frozenset(use.name for use in self.uses)
 
 
-def run_dirs(storage: str) -> list[RunDir]:
+def run_dirs(storage: str | Place) -> list[RunDir]:
     """All runs of a storage root, by name.
 
     Raises:
         UserError: Something else lies among them, so that nobody knows what it needs.
     """
     found = []
-    for name in open_place(storage).folders("runs"):
+    place = as_place(storage)
+    for name in place.folders("runs"):
         try:
-            found.append(RunDir(storage, name))
+            found.append(RunDir(place, name))
         except UserError as error:
             raise UserError("this folder lies among the runs, but its name is none of a run", got=name,
-                            where=f"{storage}/runs", do="Move it away or rename it.") from error
+                            where=str(place.locate("runs")), do="Move it away or rename it.") from error
     return found
 
 
 def other_runs(rundir: RunDir) -> list[RunDir]:
     """The other runs of a run's storage root."""
-    return [other for other in run_dirs(str(rundir.storage)) if other.name != rundir.name]
+    return [other for other in run_dirs(rundir.place) if other.name != rundir.name]
 
 
 def read_usage(rundir: RunDir) -> Usage:
@@ -71,10 +72,10 @@ def read_usage(rundir: RunDir) -> Usage:
         recorded = frozenset(int(record["round"]) for record in rounds)
         named = {name for record in rounds for name in _names_in(record["artifacts"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptArtifactError(f"{rundir.path}: its records are not what was written "
+        raise CorruptArtifactError(f"{rundir.spot()}: its records are not what was written "
                                    f"({type(error).__name__}: {error}). Restore them, or remove the run.") from error
     if named - {use.name for use in uses}:
-        raise CorruptArtifactError(f"{rundir.path}: results.jsonl lacks artifacts that rounds.jsonl names. Run it "
+        raise CorruptArtifactError(f"{rundir.spot()}: results.jsonl lacks artifacts that rounds.jsonl names. Run it "
                                    "again, which writes them anew, or remove the run.")
     return Usage(rundir.name, str((rundir.read_run() or {}).get("status", "not started")), uses, recorded)
 

@@ -160,7 +160,8 @@ def test_cuda_where_there_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("storage", "words"), [
-    ("s3://bucket/swamp", "must be a local folder"), ("/proc/swamp", "must be a folder that can be written"),
+    ("ftp://host/swamp", "must be a folder, or start with s3://"),
+    ("/proc/swamp", "must be a folder that can be written"),
 ])
 def test_storage_that_is_no_folder_to_write_in(tmp_path: Path, storage: str, words: str) -> None:
     refused(swamp(tmp_path, "--storage", storage), words, storage)

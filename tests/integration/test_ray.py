@@ -30,8 +30,8 @@ from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Two CPUs and three GPUs that exist in Ray's books only."""
+def cluster(s3: str) -> Iterator[None]:
+    """Two CPUs and three GPUs that exist in Ray's books only; workers inherit the S3 server's credentials."""
     ray.init(address="local", num_cpus=2, num_gpus=3, include_dashboard=False, log_to_driver=False,
              logging_level=logging.ERROR)
     yield
@@ -60,7 +60,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return ticket_digests(storage)
 
 
-def on_ray(storage: Path, reporter: Reporter | None = None, **values: Any) -> Any:
+def on_ray(storage: Path | str, reporter: Reporter | None = None, **values: Any) -> Any:
     return run(tiny(storage, execution__executor="ray", **values), reporter)
 
 
@@ -76,6 +76,12 @@ def test_ray_gives_the_bytes_of_the_inline_executor(
     logs = sorted(path.name for path in (done.rundir.path / "logs" / "attempt-1").iterdir())
     assert logs == sorted(["dense-phase.log", *(f"round-{r}-particle-{n}.log" for r in range(3) for n in range(3)),
                            *(f"round-{r}-evaluation.log" for r in range(3))])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_read_and_write_a_bucket(remote: str, undisturbed: dict[str, str]) -> None:
+    on_ray(remote)
+    assert ticket_digests(remote) == undisturbed
 
 
 @pytest.mark.usefixtures("cluster")

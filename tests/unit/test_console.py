@@ -34,7 +34,7 @@ def test_off_a_terminal_a_round_is_a_line(tmp_path: Path) -> None:
     reporter, text, console = plain()
     done = run(tiny(tmp_path), reporter)
     rounds = text.getvalue().splitlines()
-    print_results(console, done.rundir.path, done.records, "accuracy", done.rundir.storage)
+    print_results(console, done.rundir, done.records, "accuracy")
     assert rounds[:3] == [
         "tiny: digits_cnn on synthetic, 3 rounds of 3 particles to 75.0 % sparsity, seed 0",
         f"27,472 prunable weights; cpu, fp32; results in {tmp_path}/runs/tiny",

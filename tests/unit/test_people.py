@@ -190,7 +190,7 @@ def test_the_trainer_returns_metrics_and_tickets(tmp_path: Path) -> None:
     assert result.ticket(0.5).sparsity == pytest.approx(0.5)
     with pytest.raises(UserError, match=r"There are: 0\.0000, 0\.5000, 0\.7500"):
         result.ticket(0.6)
-    assert all(path.is_file() for path in result.ticket_paths)
+    assert all(Path(path).is_file() for path in result.ticket_paths)
 
 
 def test_ray_trains_own_configs_mean_the_same_here(tmp_path: Path) -> None:

@@ -163,9 +163,9 @@ def test_only_orchestration_imports_ray(path: Path) -> None:
 
 
 @each_file
-def test_only_the_artifact_store_imports_obstore(path: Path) -> None:
+def test_only_the_object_store_imports_obstore(path: Path) -> None:
     found = [_where(path, found) for found in imports_of(path) if found.top == "obstore"]
-    assert not found or path == PACKAGE / "storage" / "artifacts.py", f"only storage/artifacts.py may: {found}"
+    assert not found or path == PACKAGE / "storage" / "object_store.py", f"only storage/object_store.py may: {found}"
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("sparsity/**/*.py")), ids=lambda path: path.name)

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from swamp_ray.errors import UserError
-from swamp_ray.storage.places import LocalPlace, Place, open_place
+from swamp_ray.errors import RunError, UserError
+from swamp_ray.storage.places import LocalPlace, Place, as_spot, open_place
+from tests.unit.storage.processes import REPOSITORY, run_python
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return open_place(tmp_path / "storage")
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return open_place(tmp_path / "storage" if request.param == "local" else request.getfixturevalue("remote"))
 
 
 def test_what_is_written_is_read_and_listed(place: Place) -> None:
@@ -60,6 +64,57 @@ def test_of_swaps_at_the_same_time_one_wins(place: Place) -> None:
         assert place.read("a") == str(won.index(True)).encode()
 
 
+def test_listings_are_sorted_and_know_when_an_object_was_written(place: Place) -> None:
+    for key in ("f/b", "f/a", "f/c/1", "f/a.x/1", "g"):
+        place.write(key, b"x")
+    assert [entry.name for entry in place.entries("f")] == ["a", "b"]
+    assert place.folders("f") == ["a.x", "c"]
+    assert [entry.name for entry in place.entries("")] == ["g"]
+    assert all(abs(entry.modified_s - time.time()) < 600 for entry in place.entries("f"))
+    place.remove("f/a")
+    place.remove("f/c/1", durable=False)
+    assert [entry.name for entry in place.entries("f")] == ["b"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 40 << 20])
+def test_objects_of_any_size_come_back(place: Place, size: int) -> None:
+    data = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+    place.write("a", data)
+    assert place.size("a") == size
+    assert place.read("a") == data
+    assert place.swap("a", b"short", expected=data)
+
+
+RACER = """
+import sys
+from swamp_ray.storage.places import open_place
+place, own = open_place(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+sys.stdin.readline()
+won = 0
+while won < 15:
+    old = place.read("counter")
+    won += place.swap("counter", str(int(old) + 1).encode(), expected=old)
+"""
+
+
+def test_two_processes_that_swap_never_lose_each_others_writes(place: Place) -> None:
+    place.write("counter", b"0")
+    racers = [subprocess.Popen([sys.executable, "-c", RACER, place.uri, str(number)], cwd=REPOSITORY, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE) for number in range(2)]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        racer.communicate(timeout=240)
+        assert racer.returncode == 0
+    assert place.read("counter") == b"30"
+
+
 @pytest.mark.parametrize("key", ["../a", "a/../b", "/a", "a//b", "a/", ".", "a b"])
 def test_a_key_never_leads_out_of_the_place(place: Place, key: str) -> None:
     with pytest.raises(ValueError, match="not a key"):
@@ -75,3 +130,56 @@ def test_a_local_place_is_known_by_its_absolute_path(tmp_path: Path, monkeypatch
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(UserError, match="storage"):
         open_place("ftp://somewhere/folder")
+
+
+def test_a_place_is_written_as_it_is_opened_again(place: Place) -> None:
+    place.write("a/b", b"1")
+    assert open_place(place.uri).read("a/b") == b"1"
+    assert str(place.locate("a/b")) == f"{place.uri}/a/b"
+    assert as_spot(str(place.locate("a/b"))).read() == b"1"
+    assert as_spot(str(place.locate("a/c"))).read() is None
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///folder", "s3://bucket/../x", "s3://bucket/a b", "gs://b?c"])
+def test_a_malformed_url_is_refused_with_an_example(url: str) -> None:
+    with pytest.raises(UserError, match="s3://bucket/folder"):
+        open_place(url)
+
+
+def test_a_bucket_that_does_not_exist_is_named(s3: str) -> None:
+    place = open_place("s3://no-such-bucket/folder")
+    for act in (lambda: place.read("a"), lambda: place.write("a", b""), lambda: place.entries("")):
+        with pytest.raises(RunError, match="there is no bucket 'no-such-bucket'"):
+            act()
+
+
+def test_without_obstore_an_object_store_is_refused_and_a_folder_is_not(tmp_path: Path) -> None:
+    done = run_python("""
+        import sys
+        sys.modules["obstore"] = None
+        from swamp_ray.errors import UserError
+        from swamp_ray.storage.places import open_place
+        open_place(sys.argv[1]).write("a", b"1")
+        try:
+            open_place("s3://bucket/folder")
+        except UserError as error:
+            print(error)
+        """, tmp_path)
+    assert "pip install obstore" in done.stdout, done.stderr
+
+
+def test_a_missing_account_is_named_at_once() -> None:
+    done = run_python("""
+        import os
+        for name in list(os.environ):
+            if name.startswith("AZURE"):
+                del os.environ[name]
+        from swamp_ray.errors import UserError
+        from swamp_ray.storage.places import open_place
+        try:
+            open_place("az://container/folder")
+        except UserError as error:
+            print(error)
+        """)
+    assert "Account must be specified" in done.stdout
+    assert "AZURE_STORAGE_ACCOUNT_NAME" in done.stdout, done.stderr

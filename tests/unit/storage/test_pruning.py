@@ -250,7 +250,7 @@ class Dying(LocalPlace):
 
     left = 0
 
-    def remove(self, key: str) -> None:
+    def remove(self, key: str, *, durable: bool = True) -> None:
         if ".probe-" not in key:
             self.left -= 1
             if self.left < 0:
@@ -283,7 +283,7 @@ def test_being_killed_at_any_removal_leaves_a_sound_storage(storage: Path) -> No
 def test_what_cannot_be_removed_is_an_error_that_says_what(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(storage / "runs" / "more")
 
-    def refuse(_self: object, key: str) -> None:
+    def refuse(_self: object, key: str, *, durable: bool = True) -> None:
         if ".probe-" not in key:
             raise RunError(f"{key}: could not be removed: Read-only file system.")
 

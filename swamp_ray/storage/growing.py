@@ -1,0 +1,79 @@
+"""What grows: a file in a folder, numbered objects under its key in an object store, which has no append.
+
+``runs/r/metrics.jsonl`` consists there of ``runs/r/metrics.jsonl/00000001``, ``.../00000002`` and so on.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from swamp_ray.storage.places import Place, Spot
+
+FLUSH_S = 5.0
+
+_PART = re.compile(r"\d{8,}")
+
+
+class PartWriter:
+    """Writes what is appended as further numbered objects. Two writers never overwrite each other's.
+
+    Args:
+        spot: The key under which the parts lie.
+        every_s: `settle` writes if the last write is so long ago.
+    """
+
+    def __init__(self, spot: Spot, every_s: float = FLUSH_S) -> None:
+        self._spot, self._every_s = spot, every_s
+        self._buffer: list[bytes] = []
+        self._next: int | None = None
+        self._written = -float("inf")
+
+    def append(self, data: bytes) -> None:
+        """Add bytes; they are not written yet."""
+        self._buffer.append(data)
+
+    def settle(self) -> None:
+        """Write what was appended, unless that has just been done."""
+        if time.monotonic() - self._written >= self._every_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was appended as one object.
+
+        Raises:
+            RunError: If it could not be written; it is kept, and the next call tries again.
+        """
+        if not self._buffer:
+            return
+        if self._next is None:
+            self._next = 1 + max((int(name) for name in _parts(self._spot)), default=0)
+        data = b"".join(self._buffer)
+        # Should another process have written a part of this number, the next number is taken.
+        while not self._spot.place.write(f"{self._spot.key}/{self._next:08d}", data, keep_existing=True):
+            self._next += 1
+        self._next += 1
+        self._buffer.clear()
+        self._written = time.monotonic()
+
+
+def read_growing(spot: Spot) -> bytes:
+    """All that was written; nothing if that is nothing."""
+    if isinstance(spot.location, Path):
+        return spot.read() or b""
+    return b"".join(spot.place.read(f"{spot.key}/{name}") for name in _parts(spot))
+
+
+def growing(place: Place, folder: str) -> list[tuple[str, float]]:
+    """Names of what grows directly under a prefix, and when it did so last (seconds, by the place's clock)."""
+    if isinstance(place.locate(folder), Path):
+        return [(entry.name, entry.modified_s) for entry in place.entries(folder)]
+    found = [(name, place.entries(f"{folder}/{name}")) for name in place.folders(folder)]
+    return [(name, max(entry.modified_s for entry in parts)) for name, parts in found if parts]
+
+
+def _parts(spot: Spot) -> list[str]:
+    """The names of the parts, in order of their numbers."""
+    names = [entry.name for entry in spot.place.entries(spot.key) if _PART.fullmatch(entry.name)]
+    return sorted(names, key=int)
