@@ -115,7 +115,7 @@ NEVER: dict[str, Any] = {
     "execution.executor": "ray", "execution.address": "auto", "execution.num_workers": 2, "execution.num_gpus": 0.5,
     "execution.num_cpus": 0.5, "execution.data_on_device": True, "execution.checkpoint_every": 0,
     "execution.max_retries": 0, "execution.max_waiting_states": 0, "execution.log_every_s": 1.0,
-    "execution.grace_s": 5.0,
+    "execution.grace_s": 5.0, "execution.storage_patience_s": 5.0,
     "keep.particles": "none",
 }
 
