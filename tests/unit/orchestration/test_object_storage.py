@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from swamp_ray import Result, SwampTrainer, UserError, load_ticket
 from swamp_ray.cli import main
 from swamp_ray.config import dump_config
 from swamp_ray.doctor import _storage
-from swamp_ray.errors import Interrupted, RunError
+from swamp_ray.errors import Interrupted
 from swamp_ray.evaluation import evaluate_runs
 from swamp_ray.locating import find_run
 from swamp_ray.orchestration.preparation import prepare
@@ -30,9 +31,9 @@ from swamp_ray.storage.rundir import RunDir
 from swamp_ray.training.particle import Progress
 from tests.helpers import ticket_digests, tiny
 from tests.s3_server import fail
+from tests.unit.storage.processes import run_python
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-FOR_EVER = 10**9
 
 
 def swamp(*arguments: str) -> Any:
@@ -192,12 +193,29 @@ def test_a_server_that_fails_for_a_while_changes_nothing(server: str, remote: st
     assert ticket_digests(remote) == ticket_digests(local)
 
 
+OUTAGE = """
+import sys
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.running import run
+from swamp_ray.rounds import Work
+from tests.helpers import tiny
+from tests.s3_server import fail
+
+class Outage(Reporter):
+    def work_advanced(self, work, progress):
+        if work == Work("particle", 1, 1) and progress.epoch == 1:
+            fail(sys.argv[2], 10**9)
+
+run(tiny(sys.argv[1], execution__storage_patience_s=0.3), Outage())
+"""
+
+
 def test_a_server_that_stays_away_ends_the_run_which_goes_on_later(server: str, remote: str, local: Path) -> None:
-    config = tiny(remote, execution__storage_patience_s=0.3)
-    with pytest.raises(RunError, match=rf"{remote}/.*execution.storage_patience_s.*the same command again: it goes on"):
-        run(config, At(lambda: fail(server, FOR_EVER), Work("particle", 1, 1), 1))
+    ended = run_python(OUTAGE, remote, server)
+    words = rf"RunError: {remote}/.*execution.storage_patience_s.*the same command again: it goes on"
+    assert re.search(words, ended.stderr), ended.stderr
     fail(server, 0)
-    done = run(config)
+    done = run(tiny(remote))
     assert ticket_digests(remote) == ticket_digests(local)
     attempt = (done.rundir.read_run() or {})["attempts"][-1]
     assert attempt["found"] == 1 + 3 + 1, "what was finished before the outage is not trained again"
