@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 LOG := $(VENV)/install.log
-BENCHMARKS := $(filter-out benchmarks/_%.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/_%.py benchmarks/chaos.py,$(wildcard benchmarks/*.py))
 
 # Everything pip says goes to the log; the terminal sees the large downloads and, if it fails, why.
 define pip_install
@@ -41,6 +41,10 @@ test-slow: $(VENV)/.installed-dev ## The tests that take minutes
 .PHONY: test-gpu
 test-gpu: $(VENV)/.installed-dev ## The tests that need a CUDA device
 	@$(PY) -m pytest -m gpu
+
+.PHONY: chaos
+chaos: $(VENV)/.installed-dev ## Disturb a run with 200 faults; about half an hour
+	@$(PY) benchmarks/chaos.py
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff and pyright
