@@ -20,7 +20,6 @@ from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.growing import read_growing
 from swamp_ray.storage.leases import EXPIRY_S, Held, Watch, artifact_lease
 from swamp_ray.storage.rundir import RunDir, check_run_record
-from swamp_ray.storage.usage import read_usage
 from swamp_ray.tables import display_path, duration, percent, results_table
 
 REFRESH_S = 2.0
@@ -123,8 +122,8 @@ class _OpenWork:
         self._rundir, self._running = rundir, running
         self._store, self._leases = ArtifactStore(rundir.place), rundir.leases()
         # A job that had to be named anew, as after a loss of its start, was noted later.
-        self._names: dict[Work, str] = {Work(use.kind, use.round, use.particle): use.name
-                                        for use in read_usage(rundir).uses}
+        self._names = {Work(line["kind"], line["round"], line["particle"]): str(line["name"])
+                       for line in rundir.read_results()}
         self._attempt = max(1, len(record.get("attempts", [])))
 
     def lines(self, missing: list[dict[str, Any]]) -> list[str]:

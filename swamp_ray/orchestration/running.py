@@ -79,12 +79,12 @@ def _run(
     executor: ExecutorFactory,
 ) -> Run:
     prepared = prepare(config, _device(config))
-    journal = Journal(rundir, store)
-    journal.check(prepared)
-    complete = (rundir.read_run() or {}).get("status") == "complete"
+    complete = _is_complete(rundir)
     if not complete:
         _check_room(prepared, rundir.place)
     store.check_writable()
+    journal = Journal(rundir, store)
+    journal.check(prepared)
     try:
         journal.open(prepared, reporter.warning)
         driver = Driver(prepared, store, journal, reporter, executor, stopping)
@@ -105,6 +105,13 @@ def _run(
     journal.close("complete")
     reporter.run_finished(complete=True)
     return Run(rundir, records, prepared)
+
+
+def _is_complete(rundir: RunDir) -> bool:
+    """Whether nothing has to be trained; records that cannot be read are looked at, and refused, later."""
+    with contextlib.suppress(SwampError, OSError):
+        return (rundir.read_run() or {}).get("status") == "complete"
+    return False
 
 
 def _check_room(prepared: Prepared, place: Place) -> None:

@@ -142,7 +142,7 @@ def score_survivors(
     if np.isnan(scores).any():
         layers = split(layout, _places(mask, np.isnan(scores)))
         bad = [name for name, part in layers.items() if part.any()]
-        raise RunError(f"the score of pruning.score is NaN in {', '.join(bad)}")
+        raise RunError(f"the score is NaN in {', '.join(bad)}")
     return scores
 
 

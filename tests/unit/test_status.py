@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from swamp_ray.config import dump_config
+from swamp_ray.rounds import DENSE, Work
 from swamp_ray.status import describe, life_of
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.holders import Holder, this_process
@@ -36,10 +37,12 @@ def rundir(tmp_path: Path) -> RunDir:
     return rundir
 
 
-def write(rundir: RunDir, status: str = "running", names: Mapping[str, str] | None = None) -> None:
+def write(rundir: RunDir, status: str = "running", names: Mapping[Work, str] | None = None) -> None:
     plans = [{"index": index, "sparsity": index / 2, "num_particles": 4} for index in range(2)]
     attempt = {"started": "today", "host": "h", "executor": "ray", "trained": 0, "found": 0, "incidents": []}
-    rundir.write_run({"status": status, "rounds": plans, "attempts": [attempt], "names": dict(names or {})})
+    rundir.write_run({"status": status, "rounds": plans, "attempts": [attempt]})
+    for work, name in (names or {}).items():
+        rundir.append_result({"kind": work.kind, "round": work.round, "particle": work.particle, "name": name})
 
 
 def hold(rundir: RunDir, holder: Holder, key: str = "") -> Any:
@@ -90,7 +93,7 @@ def test_watching_ends_when_a_process_elsewhere_falls_silent(rundir: RunDir) -> 
 
 
 def test_each_particle_of_an_open_round_is_accounted_for(rundir: RunDir) -> None:
-    names = {"dense phase": NAMES[4]} | {f"round 0, particle {number}": NAMES[number] for number in range(4)}
+    names = {DENSE: NAMES[4]} | {Work("particle", 0, number): NAMES[number] for number in range(4)}
     write(rundir, names=names)
     store = ArtifactStore(rundir.storage)
     store.put(NAMES[4], {}, {})
@@ -112,7 +115,7 @@ def test_each_particle_of_an_open_round_is_accounted_for(rundir: RunDir) -> None
 
 
 def test_the_dense_phase_is_accounted_for_until_it_is_done(rundir: RunDir) -> None:
-    write(rundir, names={"dense phase": NAMES[4]})
+    write(rundir, names={DENSE: NAMES[4]})
     with hold(rundir, HERE):
         assert "dense phase: queued" in said(rundir)
     assert "dense phase: missing" in said(rundir)

@@ -115,6 +115,8 @@ NEVER: dict[str, Any] = {
     "execution.executor": "ray", "execution.address": "auto", "execution.num_workers": 2, "execution.num_gpus": 0.5,
     "execution.num_cpus": 0.5, "execution.data_on_device": True, "execution.checkpoint_every": 0,
     "execution.max_retries": 0, "execution.max_waiting_states": 0, "execution.log_every_s": 1.0,
+    "particles.on_failure": "retry", "particles.max_reseeds": 5, "particles.min_count": 2, "particles.quorum": 2,
+    "particles.deadline_s": 60.0, "execution.lease_expiry_s": 60.0,
     "execution.grace_s": 5.0, "execution.storage_patience_s": 5.0,
     "keep.particles": "none",
 }
@@ -164,7 +166,8 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 @pytest.mark.parametrize("field", NEVER)
 def test_what_does_not_decide_the_numbers_is_in_no_name(named: Cache, field: str) -> None:
-    assert named(**{field.replace(".", "__"): NEVER[field]}) == named()
+    needed = {"particles.quorum": {"particles__deadline_s": 60.0}, "particles.deadline_s": {"particles__quorum": 2}}
+    assert named(**needed.get(field, {}), **{field.replace(".", "__"): NEVER[field]}) == named()
 
 
 @pytest.mark.parametrize("field", DECIDES)
