@@ -68,7 +68,7 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
     rounds, planned = rundir.read_rounds(), record.get("rounds", [])
     lines: list[Text | Table] = [Text(f"{rundir.name}: {life.text}, {len(rounds)} of {len(planned)} rounds",
                              style="bold")]
-    lines += [Text(line) for line in _attempts(record)]
+    lines += [Text(line) for line in _attempts(record, life.running)]
     done = {entry["round"] for entry in rounds}
     missing = [plan for plan in planned if plan["index"] not in done]
     if missing:
@@ -182,11 +182,12 @@ def _results(rundir: RunDir, rounds: list[dict[str, Any]], primary: str) -> Tabl
                                    "restore the file.") from error
 
 
-def _attempts(record: dict[str, Any]) -> list[str]:
-    lines = []
-    for number, attempt in enumerate(record.get("attempts", []), start=1):
+def _attempts(record: dict[str, Any], running: bool) -> list[str]:
+    lines, attempts = [], record.get("attempts", [])
+    for number, attempt in enumerate(attempts, start=1):
+        unended = "running" if running and number == len(attempts) else "killed; counted up to its last finished round"
         spent = f", {duration(attempt['seconds'])}" if "seconds" in attempt else ""
-        lines.append(f"attempt {number}: {attempt.get('status', 'not ended')}{spent}; {attempt['trained']} trained, "
+        lines.append(f"attempt {number}: {attempt.get('status', unended)}{spent}; {attempt['trained']} trained, "
                      f"{attempt['found']} found; started {attempt['started']} on {attempt['host']} with "
                      f"{attempt['executor']}")
         lines += [_incident(one) for one in attempt["incidents"]]

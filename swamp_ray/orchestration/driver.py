@@ -120,6 +120,7 @@ class Driver:
         self._from_storage: list[Work] = []
         self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir, STATE_FILE)
         self._let_go: set[Work] = set()
+        self._tickets = journal.rundir.tickets([plan.sparsity for plan in prepared.plan])
         self._written: dict[int, RoundRecord] = {}
         self._num_reported = 0
         self._error: BaseException | None = None
@@ -201,6 +202,8 @@ class Driver:
             known = recall_divergence(self._store, item) is not None
             where = self._store.where(item.named.name, DIVERGED) if known else None
             reason = f"{reason}. {divergence_advice(self._prepared.config.particles, where)}"
+        elif item is not None and item.log_path is not None and not isinstance(self._error, SwampError | None):
+            reason = f"{reason}. The traceback is in {self._store.place.locate(item.log_path)}"
         error = RunError(reason)
         error.__cause__ = self._error
         return error
@@ -542,4 +545,4 @@ class Driver:
         works = [Work("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]
         return round_record(
             plan, [self._outcomes[work] for work in works], dropped, self._averages[index],
-            self._outcomes[Work("evaluation", index)], self._journal.ticket_name(plan.sparsity))
+            self._outcomes[Work("evaluation", index)], self._tickets[index].key)

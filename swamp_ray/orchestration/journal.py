@@ -270,10 +270,7 @@ class Journal:
                               **{f"particles_mean/{k}": v for k, v in flat(record.mean).items()},
                               **{f"particles_std/{k}": v for k, v in flat(record.std).items()})
             self._metrics.flush()
-
-    def ticket_name(self, sparsity: float) -> str:
-        """Path of a round's ticket, relative to the storage root."""
-        return self._rundir.ticket(sparsity).key
+        self._save()  # what a killed attempt has done is known up to its last round
 
     def write_ticket(self, prepared: Prepared, record: RoundRecord, average: Manifest, evaluation: str,
                      mask: np.ndarray) -> None:
@@ -289,7 +286,7 @@ class Journal:
                 "average": average.name, "model": prepared.config.model.model_dump(mode="json")}
         data = ticket_bytes({name: torch.tensor(array) for name, array in state.items()},
                             {name: torch.tensor(part) for name, part in split(layout, mask).items()}, meta)
-        ticket = self._rundir.ticket(record.sparsity)
+        ticket = Spot(self._rundir.place, record.ticket)
         if ticket.read() != data:
             ticket.write(data)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -59,6 +60,7 @@ from swamp_ray.training.data import Data
 from swamp_ray.training.particle import Progress
 
 PROGRESS_INTERVAL_S = 0.25
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STOP_INTERVAL_S = 0.1
 
 
@@ -452,6 +454,9 @@ def _in_words(error: RayError) -> BaseException:
     """Ray's error, or what to do where memory was short. A mere crash names the memory too, as one possible cause."""
     if isinstance(error, OutOfMemoryError) or "running low on memory" in str(error):
         return memory_error(error)
+    text = _COLOUR.sub("", str(error)).strip()
+    if "creation task" in text:
+        return RunError(f"a worker could not be started: {text.splitlines()[-1].strip()}")
     return error
 
 

@@ -68,6 +68,18 @@ def check_device(execution: ExecutionConfig) -> None:
                         where="execution.device", do="Set execution.device to auto or cpu, or repair the driver.")
 
 
+def unused_settings(execution: ExecutionConfig) -> list[str]:
+    """What a user has set and nothing reads, or what can only slow a run; one sentence each."""
+    found = []
+    if execution.executor == "inline":
+        names = [name for name in ("address", "num_workers", "num_gpus") if getattr(execution, name) is not None]
+        found += [f"execution.{name} has no effect: the inline executor works in this process alone" for name in names]
+    cores = len(os.sched_getaffinity(0))
+    if execution.threads > cores and execution.address is None:
+        found.append(f"execution.threads is {execution.threads}, but this machine has {cores} cores: expect a crawl")
+    return found
+
+
 def worker_resources(execution: ExecutionConfig, device: str) -> dict[str, float]:
     """CPUs and GPUs that one worker asks for; one GPU by default where particles train on GPUs."""
     gpus = execution.num_gpus if execution.num_gpus is not None else (1.0 if device == "cuda" else 0.0)

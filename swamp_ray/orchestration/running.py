@@ -14,7 +14,7 @@ from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine
+from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine, unused_settings
 from swamp_ray.orchestration.space import estimate
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
@@ -89,6 +89,8 @@ def _run(
         journal.open(prepared, reporter.warning)
         driver = Driver(prepared, store, journal, reporter, executor, stopping)
         reporter.run_started(prepared, str(rundir.spot()))
+        for text in unused_settings(config.execution):
+            reporter.warning(text)
         if not complete and not (space := estimate(prepared)).fits:
             reporter.warning(space.advice)
         records = driver.run()

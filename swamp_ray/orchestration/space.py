@@ -171,8 +171,7 @@ def _present_bytes(prepared: Prepared) -> int:
         for manifest in _stored(prepared, store):
             gone = store.lacks(manifest.name, STATE_FILE)
             total += manifest.num_bytes - (manifest.files[STATE_FILE].size if gone else 0)
-        for plan in prepared.plan:
-            ticket = rundir.ticket(plan.sparsity)
+        for ticket in rundir.tickets([plan.sparsity for plan in prepared.plan]):
             total += ticket.place.size(ticket.key) or 0
     except (SwampError, OSError, KeyError):
         pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError
+from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError, SwampError
 from swamp_ray.orchestration.failures import recall_divergence, remember_divergence
 from swamp_ray.orchestration.messages import Busy, Outcome, WorkItem
 from swamp_ray.orchestration.preparation import State
@@ -240,7 +241,8 @@ def _log(item: WorkItem, place: Place) -> Iterator[JobLog]:
     except GeneratorExit:
         raise
     except BaseException as error:
-        log(f"ended by {type(error).__name__}: {error}")
+        known = isinstance(error, SwampError)
+        log(f"ended by {type(error).__name__}: {error}" if known else f"ended by\n{traceback.format_exc().strip()}")
         raise
     finally:
         log.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,18 @@ class RunDir:
         Four decimals, and beyond a sparsity of 0.99 as many as show two digits of the density, so that two rounds of
         extreme sparsity never share a file and none of them is called 1.0000.
         """
-        return self.spot(f"tickets/{sparsity:.{_ticket_decimals(sparsity)}f}/model.safetensors")
+        return self.spot(f"tickets/{_ticket_folder(sparsity)}/model.safetensors")
+
+    def tickets(self, sparsities: Sequence[float]) -> list[Spot]:
+        """Where the tickets of a run's rounds lie, in the order of rounds.
+
+        As :meth:`ticket` says; rounds that only differ further behind the point, as in a network of a few weights or at
+        a very small rate, are numbered: ``0.7500``, ``0.7500-2``.
+        """
+        folders = [_ticket_folder(sparsity) for sparsity in sparsities]
+        numbers = [folders[:index].count(folder) + 1 for index, folder in enumerate(folders)]
+        return [self.spot(f"tickets/{folder}{f'-{number}' if number > 1 else ''}/model.safetensors")
+                for folder, number in zip(folders, numbers, strict=True)]
 
     @property
     def storage(self) -> Path:
@@ -309,6 +320,10 @@ def _wrong_types(record: Any, types: Mapping[str, type | tuple[type, ...]], need
         return ["no object"]
     looked_at = types if needed else types.keys() & record.keys()
     return [name for name in types if name in looked_at and not isinstance(record.get(name), types[name])]
+
+
+def _ticket_folder(sparsity: float) -> str:
+    return f"{sparsity:.{_ticket_decimals(sparsity)}f}"
 
 
 def _ticket_decimals(sparsity: float) -> int:

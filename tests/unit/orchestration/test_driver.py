@@ -477,3 +477,28 @@ def test_batchnorm_over_a_single_value_is_refused_before_any_work(tmp_path: Path
         prepare(tiny(tmp_path, model__name="norm_net:net", training__batch_size=16))
     finally:
         sys.path.remove(str(tmp_path))
+
+
+def test_an_error_of_the_users_code_is_traced_in_the_log_and_the_message_says_where(tmp_path: Path) -> None:
+    code = ("from torch import nn\nclass Net(nn.Module):\n    steps = 0\n    def __init__(self):\n"
+            "        super().__init__()\n        self.layer = nn.Linear(36, 3)\n    def forward(self, x):\n"
+            "        Net.steps += self.training\n        if Net.steps > 4:\n"
+            "            raise ValueError('five is too many')\n        return self.layer(x.flatten(1))\n")
+    (tmp_path / "late_net.py").write_text(code)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(RunError, match="five is too many") as caught:
+            run(tiny(tmp_path, model__name="late_net:Net"))
+    finally:
+        sys.path.remove(str(tmp_path))
+    log = tmp_path / "runs/tiny/logs/attempt-1/dense-phase.log"
+    assert str(caught.value).endswith(f"The traceback is in {log}")
+    assert 'late_net.py", line 10, in forward' in log.read_text()
+
+
+def test_rounds_that_keep_equal_shares_have_tickets_of_their_own(tmp_path: Path) -> None:
+    done, _ = watched(tmp_path, model__name="mlp", model__options={"hidden": []}, data__options={
+        "num_train": 96, "num_test": 40, "num_classes": 2, "shape": [1, 1, 2]}, pruning__target=0.8)
+    tickets = [record.ticket.split("/")[-2] for record in done.records]
+    assert tickets == ["0.0000", "0.5000", "0.7500", "0.7500-2"]
+    assert sorted(ticket_digests(tmp_path)) == tickets

@@ -12,7 +12,14 @@ import pytest
 
 from swamp_ray.config import ExecutionConfig
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.resources import capacity, check_address, pool_size, this_machine, worker_resources
+from swamp_ray.orchestration.resources import (
+    capacity,
+    check_address,
+    pool_size,
+    this_machine,
+    unused_settings,
+    worker_resources,
+)
 
 
 @pytest.mark.parametrize(("nodes", "asked", "workers"), [
@@ -97,3 +104,10 @@ def test_what_is_no_address_is_refused_with_an_example(address: str) -> None:
 @pytest.mark.parametrize("values", [{}, {"address": "auto"}, {"address": "10.0.0.1:1", "executor": "inline"}])
 def test_what_needs_no_connection_is_not_asked(values: dict[str, Any]) -> None:
     check_address(ExecutionConfig(**values))
+
+
+def test_settings_without_effect_are_named() -> None:
+    assert unused_settings(ExecutionConfig(num_workers=2, address="auto")) == []
+    found = unused_settings(ExecutionConfig(executor="inline", num_gpus=4, address="1.2.3.4:5"))
+    assert [text.split()[0] for text in found] == ["execution.address", "execution.num_gpus"]
+    assert "cores" in unused_settings(ExecutionConfig(threads=10_000))[0]

@@ -92,3 +92,10 @@ def test_a_torn_round_is_ignored_and_overwritten(run: RunDir) -> None:
 def test_a_record_without_a_round_is_refused(run: RunDir) -> None:
     with pytest.raises(ValueError, match="round"):
         run.append_round({"x": 1})
+
+
+def test_rounds_of_nearly_equal_sparsity_have_tickets_of_their_own(run: RunDir) -> None:
+    keys = [spot.key for spot in run.tickets([0.0, 0.5, 0.75, 0.75, 0.75004, 0.99])]
+    folders = [key.split("/")[-2] for key in keys]
+    assert folders == ["0.0000", "0.5000", "0.7500", "0.7500-2", "0.7500-3", "0.9900"]
+    assert keys[1] == run.ticket(0.5).key
