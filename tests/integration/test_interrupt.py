@@ -54,8 +54,9 @@ def starting(folder: Path) -> bool:
 
 
 @pytest.mark.parametrize(("signals", "when"), [
-    ([signal.SIGINT], training), ([signal.SIGTERM], training), ([signal.SIGINT, signal.SIGINT], training),
-    ([signal.SIGINT], starting),
+    pytest.param([signal.SIGINT], training, marks=pytest.mark.slow),
+    pytest.param([signal.SIGTERM], training, marks=pytest.mark.slow),
+    ([signal.SIGINT, signal.SIGINT], training), ([signal.SIGINT], starting),
 ])
 def test_a_stopped_run_says_how_to_go_on_and_leaves_nothing_behind(
     tmp_path: Path, signals: list[signal.Signals], when: Callable[[Path], bool]
@@ -88,6 +89,7 @@ def test_a_stopped_run_leaves_checkpoints_and_goes_on_to_the_same_bytes(
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
+    assert "Run the same command again" in output
     assert list((tmp_path / "results/artifacts").glob("*/*/checkpoint.json")), output
     logs = (tmp_path / "results/runs/tiny/logs/attempt-1").glob("round-1-particle-*.log")
     assert any("asked to stop; a checkpoint was written after step" in path.read_text() for path in logs)
