@@ -114,8 +114,9 @@ class LiveReporter(Reporter):
         """Print the header and start the display."""
         self._prepared = prepared
         self._budget.plan(prepared)
-        for line in header(prepared, path):
-            self._console.print(line, soft_wrap=True)
+        about, place = header(prepared, path)
+        self._console.print(about)
+        self._console.print(place, soft_wrap=True)  # a path that can be copied
         self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._render)
         self._live.start()
 
@@ -158,7 +159,8 @@ class LiveReporter(Reporter):
 
     def round_finished(self, record: RoundRecord) -> None:
         """One line above the display."""
-        self._console.print(round_line(record, self._prepared, self._budget), soft_wrap=True, highlight=False)
+        line = round_line(record, self._prepared)
+        self._console.print(line if self._console.width >= WIDE else line.replace(": particles", ""), highlight=False)
 
     def warning(self, text: str) -> None:
         """One line above the display."""
@@ -292,17 +294,17 @@ def header(prepared: Prepared, path: str) -> list[str]:
     ]
 
 
-def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget) -> str:
-    """One line for a finished round."""
+def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget | None = None) -> str:
+    """One line for a finished round, with the time that is left where a budget is given."""
     name = prepared.task.primary
     mean, std = record.mean["test"][name], record.std["test"][name]
     entered = record.num_particles - len(record.dropped)
     spread = f" ± {number(std, name)}" if entered > 1 else ""
     of = f"{entered} of {_count(record.num_particles, 'particle')}" if record.dropped else "particles"
-    left = budget.text()
+    left = budget.text() if budget is not None and budget.share < 1 else ""
     return (f"round {record.round:>2}  sparsity {percent(record.sparsity):>7}  test {name}: {of} "
             f"{number(mean, name)}{spread}, averaged {number(record.average['test'][name], name)}"
-            + (f"  ({left})" if left and budget.share < 1 else ""))
+            + (f"  ({left})" if left else ""))
 
 
 def print_results(console: Console, rundir: RunDir, records: Sequence[RoundRecord | Mapping[str, Any]],
