@@ -105,6 +105,6 @@ def _data() -> Iterator[str]:
 
 
 def _ray() -> Iterator[str]:
-    from swamp_ray.orchestration.pool import probe
+    from swamp_ray.orchestration.cluster import probe
 
     yield probe()

@@ -6,21 +6,12 @@ back as numpy buffers that belong to the driver, so that they outlive the worker
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import re
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-
-os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import numpy as np
 import ray
@@ -28,8 +19,9 @@ from ray import ObjectRef
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from swamp_ray.config import ExecutionConfig, SwampConfig
-from swamp_ray.errors import CorruptArtifactError, RunError, UserError
+from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.orchestration.averager import Averager
+from swamp_ray.orchestration.cluster import connect, node_resources
 from swamp_ray.orchestration.crew import Crew
 from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.orchestration.messages import (
@@ -122,55 +114,6 @@ class _Running:
     item: WorkItem
     stream: Any
     outcome: Outcome | None = None
-
-
-def connect(execution: ExecutionConfig) -> bool:
-    """Join a running cluster, or start an embedded one; True if this call did either.
-
-    Raises:
-        UserError: No Ray answers at the address.
-    """
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if execution.address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        with _own_signals():
-            ray.init(address="local", include_dashboard=False, **quiet)
-        return True
-    try:
-        with _own_signals():
-            ray.init(address=execution.address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UserError(f"no Ray cluster answers ({str(error).splitlines()[0]})", got=execution.address,
-                        do="Start one with 'ray start --head', or leave the address out for an embedded one.",
-                        where="execution.address") from error
-    return True
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Put the process's signal handlers back, which ray.init replaces: a run has to stop in its own way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
-
-
-def cluster_gpus() -> float:
-    """GPUs of the connected cluster."""
-    return float(ray.cluster_resources().get("GPU", 0.0))
-
-
-def node_resources() -> list[dict[str, float]]:
-    """Resources of each living node of the connected cluster."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class RayExecutor:
@@ -462,23 +405,3 @@ def _in_words(error: RayError) -> BaseException:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def probe() -> str:
-    """Start an embedded Ray, run an actor on it, stop it; a sentence on what was found."""
-    began = time.monotonic()
-    owns = connect(ExecutionConfig())
-    try:
-        kind: Any = ray.remote(_Probe)
-        answer = ray.get(kind.remote().answer.remote(), timeout=60)
-        resources = ray.cluster_resources()
-    finally:
-        if owns:
-            ray.shutdown()
-    return (f"ray {ray.__version__} starts and runs an actor ({answer}) in {time.monotonic() - began:.0f} s; "
-            f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU")
-
-
-class _Probe:
-    def answer(self) -> str:
-        return f"pid {os.getpid()}"

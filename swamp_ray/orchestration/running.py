@@ -123,8 +123,8 @@ def _check_room(prepared: Prepared, place: Place) -> None:
         return
     import ray
 
+    from swamp_ray.orchestration.cluster import node_resources
     from swamp_ray.orchestration.nodes import check_shared
-    from swamp_ray.orchestration.pool import node_resources
 
     nodes = node_resources() if ray.is_initialized() else [this_machine()]
     pool_size(execution, prepared.arithmetic.device, max(plan.num_particles for plan in prepared.plan), nodes)
@@ -151,7 +151,7 @@ def _joined(execution: ExecutionConfig) -> Iterator[None]:
         return
     import ray
 
-    from swamp_ray.orchestration.pool import connect
+    from swamp_ray.orchestration.cluster import connect
 
     owns = connect(execution)
     try:
@@ -166,6 +166,6 @@ def _device(config: SwampConfig) -> str:
     execution = config.execution
     if execution.device != "auto" or execution.executor == "inline" or execution.address is None:
         return device_kind(config)
-    from swamp_ray.orchestration.pool import cluster_gpus
+    from swamp_ray.orchestration.cluster import cluster_gpus
 
     return device_kind(config, cluster_gpus())
