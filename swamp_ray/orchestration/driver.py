@@ -10,13 +10,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import replace
 
 from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError, SwampError
-from swamp_ray.orchestration.averager import read_mask
 from swamp_ray.orchestration.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
+from swamp_ray.orchestration.inputs import Inputs
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import (
     Advanced,
@@ -27,7 +25,6 @@ from swamp_ray.orchestration.messages import (
     Broken,
     Done,
     Executor,
-    Handle,
     Notice,
     Outcome,
     Report,
@@ -35,12 +32,12 @@ from swamp_ray.orchestration.messages import (
     StateLost,
     WorkItem,
 )
-from swamp_ray.orchestration.preparation import Prepared, State
+from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.records import round_record
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.waiting import Waiting
-from swamp_ray.orchestration.worker import STATE_FILE, outcome_of, read_packed
+from swamp_ray.orchestration.worker import STATE_FILE, outcome_of
 from swamp_ray.rounds import (
     DENSE,
     Add,
@@ -63,8 +60,6 @@ from swamp_ray.rounds import (
     Rounds,
     Work,
 )
-from swamp_ray.sparsity.masks import from_bits, to_bits
-from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest
 from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
@@ -72,18 +67,6 @@ from swamp_ray.storage.recipes import Named
 
 WAIT_S = 0.2
 ExecutorFactory = Callable[[Prepared, str], Executor]
-
-
-@dataclass
-class _RoundInputs:
-    """What the particles of a round share."""
-
-    mask: np.ndarray
-    mask_digest: str
-    values_digest: str | None = None
-    values: Packed | None = None
-    mask_handle: Handle | None = None
-    values_handle: Handle | None = None
 
 
 class Driver:
@@ -110,11 +93,7 @@ class Driver:
         self._prepared, self._store, self._journal, self._reporter = prepared, store, journal, reporter
         self._make_executor, self._stopping = make_executor, stopping or Stopping()
         self._executor: Executor | None = None
-        self._start: State | None = prepared.initial
-        self._start_digest = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
-        self._dense_outcome: Outcome | None = None
-        self._start_handle: Handle | None = None
-        self._inputs = {0: self._inputs_of(prepared.first_mask)}
+        self._inputs = Inputs(prepared, store)
         self._outcomes: dict[Work, Outcome] = {}
         self._averages: dict[int, Manifest] = {}
         self._from_storage: list[Work] = []
@@ -258,24 +237,20 @@ class Driver:
             self._reporter.work_submitted(item)
             return [self._failed(item.work, error, "diverged")]
         executor = self._executor_now()
-        inputs = self._inputs[max(0, item.work.round)]
-        start = self._initial_handle() if item.work == DENSE else self._start_handle_now()
-        if inputs.mask_handle is None:
-            inputs.mask_handle = executor.put(to_bits(inputs.mask))
-        if inputs.values is not None and inputs.values_handle is None:
-            inputs.values_handle = executor.put(inputs.values)
+        inputs, start = self._inputs.of(item.work), self._inputs.start_handle(executor, item.work)
         self._reporter.work_submitted(item)
-        executor.submit(item, start, inputs.mask_handle, inputs.values_handle, instruction.urgent)
+        executor.submit(
+            item, start, inputs.mask_handle(executor), inputs.values_handle(executor), instruction.urgent)
         return []
 
     def _item(self, instruction: Do) -> WorkItem:
         prepared, work = self._prepared, instruction.work
-        inputs = self._inputs[max(0, work.round)]
+        inputs, start = self._inputs.of(work), self._inputs.start_digest
         log_path = self._journal.log_path(work)
         if work.kind == "evaluation":
             average = self._averages[work.round]
             state = average.files[STATE_FILE].sha256
-            named = prepared.recipes.evaluation(state, inputs.mask_digest, self._start_digest)
+            named = prepared.recipes.evaluation(state, inputs.mask_digest, start)
             return WorkItem(work, instruction.attempt, named, average=average.name, log_path=log_path)
         if work == DENSE:
             assert prepared.dense is not None
@@ -284,19 +259,20 @@ class Driver:
             program = prepared.program(work.round, work.particle)
             seed = prepared.particle_seed(work.round, work.particle, instruction.reseed)
         named = prepared.recipes.training(
-            program.as_dict(), seed, self._start_digest, inputs.mask_digest, inputs.values_digest)
+            program.as_dict(), seed, start, inputs.mask_digest, inputs.values_digest)
         return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed)
 
     def _average(self, instruction: Average) -> list[Event]:
         index = instruction.round
-        plan, inputs = self._prepared.plan[index], self._inputs[index]
+        plan, inputs = self._prepared.plan[index], self._inputs.of(Work("average", index))
         works = [Work("particle", index, particle) for particle in instruction.particles]
         if any(work not in self._outcomes for work in works):
             return []  # one of them was lost meanwhile: the average is asked for again
         outcomes = [self._outcomes[work] for work in works]
         seed = self._prepared.particle_seed(index, -1)
         named = self._prepared.recipes.average(
-            [outcome.digest for outcome in outcomes], inputs.mask_digest, self._start_digest, plan.next_survivors, seed)
+            [outcome.digest for outcome in outcomes], inputs.mask_digest, self._inputs.start_digest,
+            plan.next_survivors, seed)
         self._journal.uses(Work("average", index), named.name)
         if self._find(named, verify=True) is not None:
             self._from_storage.clear()
@@ -304,10 +280,8 @@ class Driver:
         if lost := self._flush_from_storage():
             return lost
         executor = self._executor_now()
-        if inputs.mask_handle is None:
-            inputs.mask_handle = executor.put(to_bits(inputs.mask))
         spec = AverageSpec(index, named, instruction.particles, plan.survivors, plan.next_survivors, seed)
-        executor.average(spec, self._start_handle_now(), inputs.mask_handle)
+        executor.average(spec, self._inputs.start_handle(executor), inputs.mask_handle(executor))
         return []
 
     def _flush_from_storage(self) -> list[Event]:
@@ -383,8 +357,7 @@ class Driver:
         self._outcomes[work] = outcome
         self._given.pop(work, None)
         if work == DENSE:
-            self._dense_outcome, self._start = outcome, None
-            self._start_digest, self._start_handle = outcome.digest, None
+            self._inputs.rewind_to(outcome)
         self._journal.finished(work, outcome)
         self._reporter.work_finished(work, found)
         if work.kind == "particle" and (deadline_s := self._prepared.config.particles.deadline_s) is not None:
@@ -429,24 +402,8 @@ class Driver:
         self._averages[index] = manifest
         for emptied in manifest.info.get("emptied_layers", []):
             self._reporter.warning(f"round {index + 1} leaves no weight in {emptied}")
-        bits = read_mask(self._store, manifest)
-        if bits is not None:
-            mask = from_bits(bits, self._prepared.layout.num_prunable)
-            self._inputs[index + 1] = self._inputs_of(mask, manifest if self._keeps_values else None, index)
+        self._inputs.follow(index, manifest)
         return [Averaged(index)]
-
-    @property
-    def _keeps_values(self) -> bool:
-        return self._prepared.config.rewind.weights == "none"
-
-    def _inputs_of(self, mask: np.ndarray, average: Manifest | None = None, index: int = -1) -> _RoundInputs:
-        inputs = _RoundInputs(mask, self._prepared.recipes.mask_digest(mask))
-        if average is not None:
-            layout = self._prepared.layout
-            full = unpack(read_packed(self._store, average), layout, self._inputs[index].mask)
-            inputs.values_digest = average.files[STATE_FILE].sha256
-            inputs.values = pack_state(full, layout, mask, drop_outside=True)
-        return inputs
 
     def _score(self, work: Work, outcome: Outcome) -> float:
         if work.kind != "particle":
@@ -504,33 +461,13 @@ class Driver:
             self._journal.started_workers(self._executor.num_workers)
         return self._executor
 
-    def _initial_handle(self) -> Handle:
-        return self._executor_now().put(self._prepared.initial)
-
-    def _start_handle_now(self) -> Handle:
-        """The rewind weights, put into the object store once."""
-        if self._start_handle is None:
-            self._start_handle = self._executor_now().put(self._start_now())
-        return self._start_handle
-
-    def _start_now(self) -> State:
-        if self._start is None:
-            assert self._dense_outcome is not None
-            manifest = self._store.find(self._dense_outcome.name)
-            if manifest is None:
-                raise CorruptArtifactError("the dense phase's result has vanished from the storage")
-            layout = self._prepared.layout
-            dense = read_packed(self._store, manifest)
-            full = unpack(dense, layout, np.ones(layout.num_prunable, dtype=bool))
-            self._start = State(full, self._prepared.initial.buffers)
-        return self._start
-
     # Records
 
     def _write_round(self, index: int) -> None:
         record = self._record_of(index)
         average, evaluation = self._averages[index], self._outcomes[Work("evaluation", index)]
-        self._journal.write_ticket(self._prepared, record, average, evaluation.name, self._inputs[index].mask)
+        self._journal.write_ticket(self._prepared, record, average, evaluation.name,
+                                   self._inputs.of(Work("average", index)).mask)
         self._journal.write_round(record)
         self._keeper.recorded(index, [entry["name"] for entry in record.artifacts["particles"]])
         self._written[index] = record
