@@ -384,6 +384,9 @@ class ExecutionConfig(Section):
     checkpoint_every: LengthField = Field(
         default=Length(1), description="Epochs between a particle's checkpoints; 0: none."
     )
+    checkpoint_interval_s: float = Field(
+        default=1.0, ge=0.0, description="Least seconds between two of these checkpoints, where epochs are short."
+    )
     max_retries: int = Field(default=3, ge=0, description="How often a particle is tried again after its worker died.")
     max_waiting_states: int = Field(
         default=8, ge=0, description="Finished states that wait in memory for their turn in the average."

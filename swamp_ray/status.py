@@ -185,7 +185,7 @@ def _results(rundir: RunDir, rounds: list[dict[str, Any]], primary: str) -> Tabl
 def _attempts(record: dict[str, Any], running: bool) -> list[str]:
     lines, attempts = [], record.get("attempts", [])
     for number, attempt in enumerate(attempts, start=1):
-        unended = "running" if running and number == len(attempts) else "killed; counted up to its last finished round"
+        unended = "running" if running and number == len(attempts) else "killed"
         spent = f", {duration(attempt['seconds'])}" if "seconds" in attempt else ""
         lines.append(f"attempt {number}: {attempt.get('status', unended)}{spent}; {attempt['trained']} trained, "
                      f"{attempt['found']} found; started {attempt['started']} on {attempt['host']} with "

@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
     "averaging": {"within": "swa", "start": 0.5},
     "particles": {"count": 3},
     "pruning": {"target": 0.75, "rate": 0.5},
-    "execution": {"executor": "inline", "device": "cpu"},
+    "execution": {"executor": "inline", "device": "cpu", "checkpoint_interval_s": 0.0},
 }
 
 

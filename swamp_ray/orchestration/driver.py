@@ -60,7 +60,7 @@ from swamp_ray.rounds import (
     Rounds,
     Work,
 )
-from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest
+from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest, without_advice
 from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
 from swamp_ray.storage.recipes import Named
@@ -449,7 +449,7 @@ class Driver:
                     self._store.read(manifest, file)
             return manifest
         except CorruptArtifactError as error:
-            self._reporter.warning(f"a stored result is damaged and is computed again: {error}")
+            self._reporter.warning(f"a stored result is damaged and is computed again: {without_advice(error)}")
             self._store.discard(named.name, RESULT)
             return None
 

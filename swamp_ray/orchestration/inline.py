@@ -31,6 +31,7 @@ from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.packing import Packed
+from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.particle import Progress
 
 
@@ -75,7 +76,7 @@ class InlineExecutor:
         try:
             self._averager.add(work.round, work.particle, outcome.name, outcome.digest, packed)
         except CorruptArtifactError as error:
-            self._reports.append(StateLost(work, str(error)))
+            self._reports.append(StateLost(work, without_advice(error)))
 
     def drop(self, work: Work) -> None:
         """Release a held state."""

@@ -22,12 +22,12 @@ from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.worker import BUFFERS_FILE, read_packed
-from swamp_ray.rounds import Decision, Work
+from swamp_ray.rounds import DENSE, Decision, Work
 from swamp_ray.sparsity.masks import split
 from swamp_ray.sparsity.packing import unpack
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.identity import digest_bytes
+from swamp_ray.storage.identity import canonical_json, digest_bytes
 from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
 from swamp_ray.storage.places import Spot
@@ -70,12 +70,14 @@ class Journal:
         text, run = self._rundir.read_config(), self._rundir.read_run()
         if run:
             check_run_record(run, self._rundir.run_json)
-        if text is None:
-            return
-        changed = differences(parse_config(text, source=str(self._rundir.config)).recipe(),
-                              prepared.config.recipe())
-        if changed:
-            raise self._taken("with another recipe", changed)
+        if text is not None:
+            changed = differences(parse_config(text, source=str(self._rundir.config)).recipe(),
+                                  prepared.config.recipe())
+            if changed:
+                raise self._taken("with another recipe", changed)
+        elif run and run.get("recipe") not in (None, _recipe_digest(prepared)):
+            raise self._taken("with another recipe", [f"its config.yaml is missing; digest of the recipe: "
+                                                      f"{run['recipe'][:12]} -> {_recipe_digest(prepared)[:12]}"])
         if run and run.get("data", {}).get("digest") not in (None, prepared.data.digest):
             raise self._taken("on other data", [f"data: {run['data']['digest'][:12]} -> {prepared.data.digest[:12]}"])
         start = _start_digest(prepared)
@@ -120,7 +122,8 @@ class Journal:
         run = earlier | {
             "name": self._rundir.name, "status": "running", "arithmetic": prepared.arithmetic.as_dict(),
             "data": {**prepared.data.description, "digest": prepared.data.digest},
-            "start": _start_digest(prepared), "num_prunable": prepared.layout.num_prunable,
+            "recipe": _recipe_digest(prepared), "start": _start_digest(prepared),
+            "num_prunable": prepared.layout.num_prunable,
             "primary": prepared.task.primary,
             "higher_is_better": prepared.task.higher_is_better,
             "rounds": [asdict(plan) for plan in prepared.plan],
@@ -195,6 +198,8 @@ class Journal:
         """Note what this attempt really computed."""
         self._attempt["trained_epochs"] += epochs
         self._attempt["trained"] += work.kind != "evaluation" and epochs > 0
+        with contextlib.suppress(RunError, OSError):
+            self._save()  # so that the count of an attempt that is killed is true
 
     def incident(self, who: Work | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
         """Note a failure, whether or not it is overcome.
@@ -221,10 +226,25 @@ class Journal:
             CorruptArtifactError: The record of it is damaged.
         """
         try:
-            return [Decision(**line) for line in self._rundir.read_decisions()]
+            found = [Decision(**line) for line in self._rundir.read_decisions()]
         except TypeError as error:
-            raise CorruptArtifactError(f"{self._rundir.decisions}: a line is not a decision ({error}). Restore "
-                                       "the file: the run's results depend on what is in it.") from error
+            raise self._wrong_decisions(f"a line is not a decision ({error})") from error
+        plans = {plan["index"]: plan["num_particles"] for plan in self._run.get("rounds", [])}
+        for decision in found:
+            if decision.work != DENSE and not 0 <= decision.particle < plans.get(decision.round, 0):
+                raise self._wrong_decisions(f"it decides on {decision.work}, which the run does not have")
+        # A line that is missing leaves no trace in the file, but one in the rounds that were recorded.
+        for index, record in self._written.items():
+            recorded = {entry["particle"] for entry in record.get("dropped", [])}
+            decided = {decision.particle for decision in found if decision.drops and decision.round == index}
+            if recorded != decided:
+                raise self._wrong_decisions(f"round {index} was recorded without particles {sorted(recorded)}, but it "
+                                            f"leaves out {sorted(decided)}")
+        return found
+
+    def _wrong_decisions(self, what: str) -> CorruptArtifactError:
+        return CorruptArtifactError(f"{self._rundir.decisions}: {what}. Restore the file: the run's results depend on "
+                                    "what is in it. Or run under another name.")
 
     def decided(self, decision: Decision) -> None:
         """Record a decision for good, before anything that follows from it is done.
@@ -270,7 +290,6 @@ class Journal:
                               **{f"particles_mean/{k}": v for k, v in flat(record.mean).items()},
                               **{f"particles_std/{k}": v for k, v in flat(record.std).items()})
             self._metrics.flush()
-        self._save()  # what a killed attempt has done is known up to its last round
 
     def write_ticket(self, prepared: Prepared, record: RoundRecord, average: Manifest, evaluation: str,
                      mask: np.ndarray) -> None:
@@ -302,6 +321,10 @@ def _distinct(lines: list[tuple[Any, ...]], path: Spot) -> set[tuple[Any, ...]]:
     except TypeError as error:
         raise CorruptArtifactError(f"{path}: a line is not what was written ({error}). Restore the file, or delete "
                                    "that line.") from error
+
+
+def _recipe_digest(prepared: Prepared) -> str:
+    return digest_bytes(canonical_json(prepared.config.recipe()))
 
 
 def _start_digest(prepared: Prepared) -> str:

@@ -46,6 +46,7 @@ from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.packing import Packed
+from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.storage.leases import Held
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
@@ -351,7 +352,7 @@ class RayExecutor:
             cause = getattr(error, "cause", None)
             if work is not None and isinstance(cause, CorruptArtifactError):
                 self._forget_average()
-                self._reports.append(StateLost(work, str(cause)))
+                self._reports.append(StateLost(work, without_advice(cause)))
             elif isinstance(cause, RayError) or isinstance(error, ObjectLostError):
                 self._lose_average(cause or error)
             elif isinstance(cause, BaseException) and out_of_memory(cause):

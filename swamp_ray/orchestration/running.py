@@ -18,6 +18,7 @@ from swamp_ray.orchestration.resources import check_address, check_device, pool_
 from swamp_ray.orchestration.space import estimate
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.patience import PassingError
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.rundir import RunDir
 
@@ -111,9 +112,12 @@ def _run(
 
 def _is_complete(rundir: RunDir) -> bool:
     """Whether nothing has to be trained; records that cannot be read are looked at, and refused, later."""
-    with contextlib.suppress(SwampError, OSError):
+    try:
         return (rundir.read_run() or {}).get("status") == "complete"
-    return False
+    except (SwampError, OSError) as error:
+        if isinstance(error.__cause__, PassingError):
+            raise
+        return False
 
 
 def _check_room(prepared: Prepared, place: Place) -> None:

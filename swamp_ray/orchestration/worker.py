@@ -133,7 +133,7 @@ class Worker:
         began = time.perf_counter()
         run = self._begin(item, start, mask, values, log)
         first_epoch = len(run.history)
-        every = int(self.config.execution.checkpoint_every.amount)
+        every, written = int(self.config.execution.checkpoint_every.amount), time.monotonic()
         while not run.done:
             progress = run.epoch(stop)
             if progress is not None:
@@ -148,8 +148,10 @@ class Worker:
             if progress is None or stop():
                 self._stopped(item, run, log)
                 return None
-            if every and progress.epoch % every == 0:
+            late = time.monotonic() - written >= self.config.execution.checkpoint_interval_s
+            if every and late and progress.epoch % every == 0:
                 self._checkpoint(item, run)
+                written = time.monotonic()
         result = run.finish()
         manifest = self._keep(item, result, time.perf_counter() - began)
         self.store.discard(item.named.name, CHECKPOINT)

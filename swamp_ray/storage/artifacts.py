@@ -20,6 +20,7 @@ from typing import Any
 from swamp_ray.errors import CorruptArtifactError, MissingPayloadError, RunError, UserError
 from swamp_ray.storage.files import TEMPORARY_SUFFIX
 from swamp_ray.storage.identity import canonical_json, digest_bytes
+from swamp_ray.storage.patience import PassingError
 from swamp_ray.storage.places import Place, as_place, local_path
 
 RESULT = "result"
@@ -35,6 +36,14 @@ _ROOT = "artifacts"
 _NAME = re.compile(r"[0-9a-f]{64}")
 _SLOT = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_-]{0,63}(\.[A-Za-z0-9]{1,16})?")
+
+
+_ADVICE = " Delete the folder"
+
+
+def without_advice(error: CorruptArtifactError) -> str:
+    """What is damaged, for those who see to it themselves."""
+    return str(error).partition(_ADVICE)[0].removesuffix(".")
 
 
 @dataclass(frozen=True)
@@ -185,12 +194,19 @@ class ArtifactStore:
         return self.place.size(_payload_key(name, file, manifest.files[file])) is None
 
     def check_writable(self) -> None:
-        """Try that the storage root takes files. Raises UserError if it does not."""
+        """Try that the storage root takes files.
+
+        Raises:
+            UserError: It does not.
+            RunError: It fails in a way that may pass, and did so for as long as its patience lasts.
+        """
         key = f"{_ROOT}/.probe-{uuid.uuid4().hex[:12]}"
         try:
             self.place.write(key, b"")
             self.place.remove(key, durable=False)
         except (RunError, OSError) as error:
+            if isinstance(error.__cause__, PassingError):
+                raise
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             reason = getattr(cause, "strerror", None) or error
             kind = "a folder that can be written" if isinstance(self.place.locate(""), Path) else "writable"
@@ -221,8 +237,8 @@ class ArtifactStore:
 
     def _corrupt(self, key: str, what: str) -> CorruptArtifactError:
         location, folder = self.place.locate(key), self.place.locate(key.rpartition("/")[0])
-        return CorruptArtifactError(f"{location}: {what}. Delete the folder {folder} and run the same command again: "
-                                    "what is missing is computed anew.")
+        return CorruptArtifactError(f"{location}: {what}.{_ADVICE} {folder} and run the same command again: what is "
+                                    "missing is computed anew.")
 
     def _sweep(self, name: str, newest: str | None, dropped: Manifest | None) -> None:
         """Remove payloads that only `dropped` named, and what writers that died left behind long ago.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from swamp_ray.config import parse_config
 from swamp_ray.errors import SwampError
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
@@ -14,8 +15,8 @@ from swamp_ray.storage.usage import other_runs, read_usage
 class StateKeeper:
     """Lets go of the states that a policy does not keep; their manifests, and with them all metrics, stay.
 
-    A state that another run of the storage root has noted, and whose round that run has not recorded yet, is kept until
-    it has: it is looked at again whenever a round is recorded.
+    A state that another run of the storage root keeps by a policy of its own, or has noted for a round that it has not
+    recorded yet, stays: it is looked at again whenever a round is recorded.
 
     Args:
         policy: ``"all"``, ``"last"`` (of the last recorded round) or ``"none"``.
@@ -49,6 +50,13 @@ class StateKeeper:
         return True
 
     def _needed_elsewhere(self) -> set[str]:
-        usages = [read_usage(other) for other in other_runs(self._rundir)]
-        return {use.name for usage in usages for use in usage.uses
-                if use.kind == "particle" and use.round not in usage.recorded}
+        return {name for other in other_runs(self._rundir) for name in _kept_by(other)}
+
+
+def _kept_by(rundir: RunDir) -> set[str]:
+    """States that a run still needs, or keeps by a policy of its own."""
+    usage, text = read_usage(rundir), rundir.read_config()
+    policy = "all" if text is None else parse_config(text, source=str(rundir.config)).keep.particles
+    last = max(usage.recorded, default=-1)
+    return {use.name for use in usage.uses if use.kind == "particle" and (
+        policy == "all" or use.round not in usage.recorded or (policy == "last" and use.round == last))}

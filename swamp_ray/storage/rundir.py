@@ -251,11 +251,11 @@ class RunDir:
     def append_decision(self, record: Mapping[str, object]) -> None:
         """Record a decision; it is durable when this returns."""
         with contextlib.closing(open_lines(self.decisions, durable=True)) as lines:
-            lines.append(record)
+            lines.append(sealed(record))
 
     def read_decisions(self) -> list[dict[str, Any]]:
         """All decisions, in the order in which they were made. Raises CorruptArtifactError if one is damaged."""
-        return read_lines(self.decisions)
+        return [unsealed(record, self.decisions) for record in read_lines(self.decisions)]
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The finished rounds in the order of rounds, each as last recorded; a run may record them in another."""

@@ -40,7 +40,7 @@ CONFIG: dict[str, Any] = {
     "averaging": {"within": "swa", "start": 0.5},
     "particles": {"count": 3},
     "pruning": {"target": 0.875, "rate": 0.5, "score": "tests.chaos.faulty:magnitude", "version": "1"},
-    "execution": {"device": "cpu", "max_retries": 100},
+    "execution": {"device": "cpu", "max_retries": 100, "checkpoint_interval_s": 0.0},
 }
 WEIGHTS = {"worker": 7, "averager": 4, "driver": 4, "write": 3, "node": 2}
 """How often each fault comes among twenty."""

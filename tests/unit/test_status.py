@@ -124,6 +124,6 @@ def test_the_dense_phase_is_accounted_for_until_it_is_done(rundir: RunDir) -> No
 
 
 def test_an_attempt_that_was_killed_is_called_so(rundir: RunDir) -> None:
-    assert said(rundir)[1].startswith("attempt 1: killed; counted up to its last finished round; 0 trained")
+    assert said(rundir)[1].startswith("attempt 1: killed; 0 trained")
     with hold(rundir, HERE):
         assert said(rundir)[1].startswith("attempt 1: running; 0 trained")

@@ -113,7 +113,7 @@ NEVER: dict[str, Any] = {
     "data.loader_workers": 1, "particles.count": 7, "particles.schedule": [{"sparsity": 0.5, "count": 9}],
     "particles.combine": "best", "rewind.weights": "none", "pruning.target": 0.875, "pruning.empty_layers": "refuse",
     "execution.executor": "ray", "execution.address": "auto", "execution.num_workers": 2, "execution.num_gpus": 0.5,
-    "execution.num_cpus": 0.5, "execution.data_on_device": True, "execution.checkpoint_every": 0,
+    "execution.num_cpus": 0.5, "execution.data_on_device": True, "execution.checkpoint_every": 0, "execution.checkpoint_interval_s": 5.0,
     "execution.max_retries": 0, "execution.max_waiting_states": 0, "execution.log_every_s": 1.0,
     "particles.on_failure": "retry", "particles.max_reseeds": 5, "particles.min_count": 2, "particles.quorum": 2,
     "particles.deadline_s": 60.0, "execution.lease_expiry_s": 60.0,
