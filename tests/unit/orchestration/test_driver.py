@@ -502,3 +502,31 @@ def test_rounds_that_keep_equal_shares_have_tickets_of_their_own(tmp_path: Path)
     tickets = [record.ticket.split("/")[-2] for record in done.records]
     assert tickets == ["0.0000", "0.5000", "0.7500", "0.7500-2"]
     assert sorted(ticket_digests(tmp_path)) == tickets
+
+
+def test_a_lost_config_does_not_let_another_recipe_into_a_run(tmp_path: Path) -> None:
+    watched(tmp_path)
+    tickets = ticket_digests(tmp_path)
+    (tmp_path / "runs/tiny/config.yaml").unlink()
+    with pytest.raises(UserError, match="exists already with another recipe"):
+        run(tiny(tmp_path, seed=1))
+    assert ticket_digests(tmp_path) == tickets
+    _, watcher = watched(tmp_path)
+    assert not watcher.started
+    assert ticket_digests(tmp_path) == tickets
+
+
+def test_epochs_that_are_short_are_not_all_followed_by_a_checkpoint(tmp_path: Path) -> None:
+    def checkpoints(storage: Path, interval_s: float) -> set[str]:
+        found: set[str] = set()
+
+        class Looks(Reporter):
+            def work_advanced(self, work: Work, progress: object) -> None:
+                found.update(str(path) for path in storage.glob("artifacts/*/*/checkpoint.json"))
+
+        run(tiny(storage, execution__checkpoint_interval_s=interval_s), Looks())
+        return found
+
+    assert checkpoints(tmp_path / "a", 0.0)
+    assert not checkpoints(tmp_path / "b", 3600.0)
+    assert ticket_digests(tmp_path / "a") == ticket_digests(tmp_path / "b")

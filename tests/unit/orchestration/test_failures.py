@@ -23,6 +23,7 @@ from swamp_ray.orchestration.worker import read_packed
 from swamp_ray.rounds import DENSE, Work
 from swamp_ray.status import describe
 from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.rundir import RunDir
 from swamp_ray.training.particle import Progress
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
@@ -294,6 +295,27 @@ class TestTheRecordOfDecisions:
         path = tmp_path / "runs/tiny/decisions.jsonl"
         path.write_text('{"round": 0, "particle": 1}\n' + path.read_text())
         with pytest.raises(CorruptArtifactError, match="a line is not a decision"):
+            faulty(tmp_path, particles__on_failure="drop")
+
+    @pytest.mark.parametrize(("old", "new", "message"), [
+        ('"particle": 1', '"particle": 0', "a line has changed since it was written"),
+        ("\n", "", r"round 0 was recorded without particles \[1\], but it leaves out \[\]"),
+    ])
+    def test_one_that_changed_or_vanished_never_changes_a_recorded_round(
+        self, tmp_path: Path, old: str, new: str, message: str
+    ) -> None:
+        faulty(tmp_path, particles__on_failure="drop")
+        path, tickets = tmp_path / "runs/tiny/decisions.jsonl", ticket_digests(tmp_path)
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(CorruptArtifactError, match=message):
+            faulty(tmp_path, particles__on_failure="drop")
+        assert ticket_digests(tmp_path) == tickets
+
+    def test_one_on_a_particle_that_the_run_does_not_have_is_an_error(self, tmp_path: Path) -> None:
+        faulty(tmp_path, particles__on_failure="drop")
+        RunDir(tmp_path, "tiny").append_decision(
+            {"round": 1, "particle": 5, "what": "drop", "reason": "none", "attempt": 0})
+        with pytest.raises(CorruptArtifactError, match="round 1, particle 5, which the run does not have"):
             faulty(tmp_path, particles__on_failure="drop")
 
 

@@ -9,6 +9,7 @@ import pytest
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
+from swamp_ray.orchestration.worker import STATE_FILE
 from swamp_ray.rounds import Add, Average, Averaged, Do, Finished, Lost, RoundPlan, Rounds, Work
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
@@ -194,3 +195,11 @@ def test_what_is_named_is_named_before_it_is_there(tmp_path: Path) -> None:
             assert ArtifactStore(tmp_path).find(item.named.name) is None
 
     run(tiny(tmp_path, pruning__target=0.0, particles__count=1), Checks())
+
+
+def test_a_policy_lets_no_state_go_that_another_run_keeps_by_its_own(tmp_path: Path) -> None:
+    first, _ = watched(tmp_path)
+    watched(tmp_path, name="other", keep__particles="none")
+    store = ArtifactStore(tmp_path)
+    names = [entry["name"] for record in first.records for entry in record.artifacts["particles"]]
+    assert not any(store.lacks(name, STATE_FILE) for name in names)
