@@ -139,7 +139,7 @@ class Leases:
         return next((entry.modified_s for entry in self.place.entries(folder) if entry.name == name), None)
 
     def remove(self, key: str, *, token: str = "", session: str = "") -> None:
-        """Remove a lease that still has this token, or is of this session; storages that fail are left alone."""
+        """Remove a lease that still has this token, or is of this attempt; storages that fail are left alone."""
         with contextlib.suppress(RunError, OSError):
             held = self.look(key)
             if held is None:
