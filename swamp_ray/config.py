@@ -527,22 +527,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SwampConfig:
             named with its option path.
     """
     path = Path(path)
+    config = parse_config(read_config_text(path), overrides, source=str(path))
+    return config if config.name is not None else config.model_copy(update={"name": path.stem})
+
+
+def read_config_text(path: Path) -> str:
+    """The text of a config file. Raises UserError if it cannot be read; similar names are suggested."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the config cannot be read: {error}", where=str(path), do=_similar_file(path)) from error
-    config = parse_config(text, overrides, source=str(path))
-    return config if config.name is not None else config.model_copy(update={"name": path.stem})
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> SwampConfig:
     """Like :func:`load_config`, from the YAML text itself; ``source`` names it in errors."""
-    tree = _load_yaml(text, "this is not valid YAML", source)
+    tree = load_yaml(text, "this is not valid YAML", source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError("a config must be a mapping of sections", got=type(tree).__name__, where=source)
-    keys = [_override(tree, override) for override in overrides]
-    return build_config(tree, source, keys)
+    return build_config(tree, source, apply_overrides(tree, overrides))
 
 
 def build_config(tree: Mapping[str, Any], source: str = "config", overridden: Sequence[str] = ()) -> SwampConfig:
@@ -558,7 +561,7 @@ def build_config(tree: Mapping[str, Any], source: str = "config", overridden: Se
     except ValidationError as error:
         places = [".".join(map(str, problem["loc"])) for problem in error.errors(include_url=False)]
         blamed = all(any(f"{place}.".startswith(f"{key}.") for key in overridden) for place in places)
-        raise UserError(_explain(error), where="--set" if blamed else source) from None
+        raise UserError(explain(error), where="--set" if blamed else source) from None
 
 
 def dump_config(config: SwampConfig) -> str:
@@ -590,8 +593,8 @@ MAX_VALUES = 100_000
 MAX_DEPTH = 50
 
 
-def _load_yaml(text: str, problem: str, source: str) -> Any:
-    """The value of a YAML text. Raises UserError if it has none, or one that is not finite."""
+def load_yaml(text: str, problem: str, source: str) -> Any:
+    """The value of a YAML text; ``problem`` begins the error. Raises UserError if it has none, or one that is not finite."""
     try:
         tree = yaml.load(text, Loader=_OnceLoader)
     # Numbers too long to convert and dates that do not exist are ValueErrors.
@@ -635,13 +638,18 @@ def _yaml_reason(error: Exception) -> str:
     return (error.problem or error.context or "it cannot be read") + place
 
 
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set options from ``KEY=VALUE`` in nested plain values; returns the keys. Raises UserError for anything else."""
+    return [_override(tree, override) for override in overrides]
+
+
 def _override(tree: dict[str, Any], override: str) -> str:
     """Set one option; returns its key."""
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise UserError("an override must look like KEY=VALUE", got=override, where="--set",
                         do="For example --set pruning.target=0.9.")
-    parsed = _load_yaml(value, f"the value of {key} is not valid YAML", "--set")
+    parsed = load_yaml(value, f"the value of {key} is not valid YAML", "--set")
     _set(tree, key.strip(), parsed)
     return key.strip()
 
@@ -659,24 +667,28 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     node[leaf] = value
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, model: type[BaseModel] = SwampConfig) -> str:
+    """Pydantic's errors in a YAML user's words, each with its option path.
+
+    Args:
+        error: What validation raised.
+        model: What was validated, for the names of known options.
+    """
     texts: dict[str, list[str]] = {}
     for problem in error.errors(include_url=False):
         place = tuple(part for part in problem["loc"] if not str(part).startswith(("function-", "literal[", "bool")))
         path = ".".join(str(part) for part in place)
-        text = _explain_one(problem, place, path)
+        text = _explain_one(problem, place, path, model)
         if text not in texts.setdefault(path, []):
             texts[path].append(text)
     lines = [(f"{path}: " if path else "") + " or ".join(found) for path, found in texts.items()]
     return lines[0] if len(lines) == 1 else "several options are wrong:\n" + "\n".join(f"  - {line}" for line in lines)
 
 
-def _explain_one(problem: Any, place: Sequence[str | int], path: str) -> str:
+def _explain_one(problem: Any, place: Sequence[str | int], path: str, model: type[BaseModel]) -> str:
     text: str = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(place[:-1])
-        hint = nearest(str(place[-1]), known)
-        return " ".join(filter(None, ["there is no such option.", hint, f"Known here: {', '.join(known)}"]))
+        return _no_such_option(str(place[-1]), _keys_at(place[:-1], model))
     if problem["type"] == "value_error" and not place:
         return text
     text = _PLAIN.get(str(problem["type"])) or text.replace("Input should be", "must be")
@@ -684,6 +696,28 @@ def _explain_one(problem: Any, place: Sequence[str | int], path: str) -> str:
     if isinstance(got, Mapping) or problem["type"] == "missing":
         return text
     return f"{text}, but got {'nothing' if got is None else str(got).lower() if isinstance(got, bool) else repr(got)}"
+
+
+def _no_such_option(name: str, known: Sequence[str]) -> str:
+    return " ".join(filter(None, ["there is no such option.", nearest(name, known), f"Known here: {', '.join(known)}"]))
+
+
+def unknown_key(key: str) -> str | None:
+    """What is wrong with a dotted key; None if it names an option, or something inside an option that is a mapping."""
+    place: list[str] = []
+    for part in key.split("."):
+        known = _keys_at(place, SwampConfig)
+        if not known:
+            return None if _is_mapping(place) else f"{'.'.join(place)} is an option, not a section"
+        if part not in known:
+            return _no_such_option(part, known)
+        place.append(part)
+    return None
+
+
+def _is_mapping(place: Sequence[str]) -> bool:
+    section = _section_at(place[:-1], SwampConfig)
+    return dict in {get_origin(kind) for kind in _leaf_types(section.model_fields[place[-1]].annotation)}
 
 
 # Pydantic's types of errors in a YAML user's words.
@@ -704,14 +738,19 @@ _PLAIN = {
 }
 
 
-def _keys_at(place: Sequence[str | int]) -> list[str]:
-    section: Any = SwampConfig
+def _keys_at(place: Sequence[str | int], model: type[BaseModel]) -> list[str]:
+    return list(getattr(_section_at(place, model), "model_fields", {}))
+
+
+def _section_at(place: Sequence[str | int], model: type[BaseModel]) -> Any:
+    """The section at a path, None where an option stands."""
+    section: Any = model
     for part in place:
         if isinstance(part, int):
             continue
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
         section = _section_of(field.annotation) if field is not None else section
-    return list(getattr(section, "model_fields", {}))
+    return section
 
 
 def _section_of(annotation: Any) -> Any:
