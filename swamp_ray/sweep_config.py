@@ -308,8 +308,12 @@ class Sweep:
         Raises:
             UserError: The values contradict each other, or the base config.
         """
-        name = f"{self.name}-{label(setting)}-seed{seed}"
-        return with_values(self.base, {**self.overrides(setting), "seed": seed, "name": name})
+        values = {**self.overrides(setting), "seed": seed, "name": self.member_name(setting, seed)}
+        return with_values(self.base, values)
+
+    def member_name(self, setting: Setting, seed: int) -> str:
+        """The name of the run of a setting and a seed."""
+        return f"{self.name}-{label(setting)}-seed{seed}"
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of the whole sweep, the base run included, from which :func:`build_sweep` makes an equal one."""

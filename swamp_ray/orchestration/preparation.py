@@ -30,7 +30,7 @@ from swamp_ray.training.arithmetic import Arithmetic, machine_facts, resolve_ari
 from swamp_ray.training.data import Data, Feed, load_data
 from swamp_ray.training.models import check_outputs
 from swamp_ray.training.particle import initial_model, refuse_stateful_buffers, steps_per_epoch
-from swamp_ray.training.program import Program, dense_program, round_program
+from swamp_ray.training.program import Program, dense_phase, round_program
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.tasks import Classification, build_task
 
@@ -129,7 +129,7 @@ def prepare(config: SwampConfig, device: str | None = None) -> Prepared:
     facts = machine_facts()
     prepared = Prepared(
         config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
-        first_mask=first_mask, plan=plan, dense=_dense(config, steps), steps_per_epoch=steps,
+        first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
         recipes=Recipes(config, data.digest, layout, arithmetic.as_dict(), facts),
         tied=tied_names(model), task=task)
     _check_programs(prepared)
@@ -149,13 +149,6 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     first = {id(parameter): clean_name(name) for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)
     return {clean_name(name): first[id(p)] for name, p in every if clean_name(name) != first[id(p)]}
-
-
-def _dense(config: SwampConfig, steps: int) -> Program | None:
-    if config.start_from is not None or config.rewind.weights == "init":
-        return None
-    program = dense_program(config, steps)
-    return program if program.num_steps > 0 else None
 
 
 def _check_programs(prepared: Prepared) -> None:

@@ -113,6 +113,14 @@ def dense_program(config: SwampConfig, steps_per_epoch: int) -> Program:
     return Program(length, steps_per_epoch, rate, decay)
 
 
+def dense_phase(config: SwampConfig, steps_per_epoch: int) -> Program | None:
+    """The dense phase of a run; None if it starts from its initialisation, or from a checkpoint."""
+    if config.start_from is not None or config.rewind.weights == "init":
+        return None
+    program = dense_program(config, steps_per_epoch)
+    return program if program.num_steps > 0 else None
+
+
 def round_program(config: SwampConfig, steps_per_epoch: int, round_index: int, particle: int) -> Program:
     """What particle ``particle`` of round ``round_index`` does, with what ``particles.vary`` changes for it.
 
