@@ -1,4 +1,4 @@
-"""Figures as matplotlib objects; colours that people with colour blindness can tell apart."""
+"""Figures of runs as matplotlib objects."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+from swamp_ray.report.style import COLOURS, MARKERS, axis_label, density_axis, plain_axes, scale_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ def accuracy_against_sparsity(
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    scale = 100.0 if primary == "accuracy" else 1.0
+    scale = scale_of(primary)
     for curve, colour, marker in zip(curves, COLOURS, MARKERS, strict=False):
         density, values = _table(curve, primary, split)
         middle = [scale * statistics.fmean(row) for row in values]
@@ -46,19 +44,11 @@ def accuracy_against_sparsity(
             axes.fill_between(density, [scale * min(row) for row in values], [scale * max(row) for row in values],
                               color=colour, alpha=0.15, linewidth=0)
     _dense_line(axes, curves, primary, scale)
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    ticks = _ticks(curves)
-    axes.set_xticks(ticks)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    density_axis(axes, min(1.0 - record["sparsity"] for curve in curves for run in curve.runs for record in run))
     if lowest is not None:
         axes.set_ylim(bottom=scale * lowest)
-    axes.set_xlabel("weights left")
-    axes.set_ylabel(f"{split} {primary}" + (" (%)" if primary == "accuracy" else ""))
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.set_ylabel(axis_label(primary, split))
+    plain_axes(axes)
     axes.legend(frameon=False)
     if title:
         axes.set_title(title, loc="left", fontsize=10)
@@ -83,8 +73,3 @@ def _dense_line(axes: Any, curves: Sequence[Curve], primary: str, scale: float) 
              if run and run[0]["sparsity"] == 0]
     if dense:
         axes.axhline(scale * statistics.fmean(dense), color="#555555", linestyle="--", linewidth=1, label="dense")
-
-
-def _ticks(curves: Sequence[Curve]) -> list[float]:
-    lowest = min(1.0 - record["sparsity"] for curve in curves for run in curve.runs for record in run)
-    return [tick for tick in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001) if tick >= lowest * 0.99]
