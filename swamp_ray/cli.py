@@ -106,19 +106,29 @@ def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: s
 
 
 @main.command()
-@click.argument("run", metavar="RUN")
+@click.argument("name", metavar="NAME")
 @STORAGE
-@click.option("--watch", is_flag=True, help="Refresh until the run is over.")
-def status(run: str, storage: str | None, watch: bool) -> None:
-    """Show what is done of RUN (a name, or the path of its folder).
+@click.option("--watch", is_flag=True, help="Refresh until it is over.")
+def status(name: str, storage: str | None, watch: bool) -> None:
+    """Show what is done of the run or the sweep NAME (or the path of its folder).
 
     \b
-    Example:
+    Examples:
       swamp status quickstart
+      swamp status sparsity_x_particles --watch
     """
-    from swamp_ray.status import show_status
+    from swamp_ray.locating import find_either
+    from swamp_ray.storage.sweepdir import SweepDir
 
-    show_status(run, storage, watch)
+    found = find_either(name, storage)
+    if isinstance(found, SweepDir):
+        from swamp_ray.sweep_status import show_sweep_status
+
+        show_sweep_status(found, watch=watch)
+    else:
+        from swamp_ray.status import show_status
+
+        show_status(name, storage, watch)
 
 
 @main.command(short_help="Evaluate tickets, and ensembles of several runs.")

@@ -1,14 +1,17 @@
-"""Runs by the name or path that a user types."""
+"""Runs and sweeps by the name or path that a user types."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from swamp_ray.config import SwampConfig, parse_config
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.storage.places import is_url
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.sweepdir import SweepDir
 
 DEFAULT_STORAGE = "results"
 
@@ -47,6 +50,77 @@ def _named(run: str, storage: str | None) -> RunDir:
         path = path.absolute()
         return RunDir(path.parent.parent, path.name)
     return RunDir(storage or DEFAULT_STORAGE, run)
+
+
+def find_sweep(sweep: str, storage: str | None = None) -> SweepDir:
+    """The folder of a sweep that exists.
+
+    Args:
+        sweep: Its name in the storage, or the path or URL of its folder.
+        storage: Storage root; default ``./results``.
+
+    Raises:
+        UserError: There is no such sweep; similar names are suggested.
+    """
+    found = _named_sweep(sweep, storage)
+    if found.read_config() is None:
+        names = found.place.folders("sweeps")
+        hint = nearest(found.name, names) or (f"There are: {', '.join(names[:10])}." if names else
+                                              "Name its storage with --storage.")
+        raise UserError(f"there is no sweep {found.name!r} in {found.place.locate('sweeps')}", where="SWEEP", do=hint)
+    return found
+
+
+def find_either(name: str, storage: str | None = None) -> RunDir | SweepDir:
+    """The folder of the run or the sweep that a name, a path or a URL stands for.
+
+    Raises:
+        UserError: There is none, or a run and a sweep of this name.
+    """
+    if is_url(name) or os.sep in name:
+        path = name.rstrip("/") if is_url(name) else str(Path(name).expanduser().absolute())
+        return (find_sweep if path.split("/")[-2] == "sweeps" else find_run)(name, storage)
+    run, sweep = _if_there(_named, name, storage), _if_there(_named_sweep, name, storage)
+    if run is not None and sweep is not None:
+        raise UserError("there is a run and a sweep of this name", got=name, where="NAME",
+                        do=f"Give the path: {run.spot()} or {sweep.spot()}.")
+    if sweep is not None:
+        return sweep
+    place = _named(name, storage).place
+    sweeps = place.folders("sweeps")
+    if run is None and nearest(name, sweeps):
+        raise UserError(f"there is no run and no sweep {name!r} in {place.locate('')}", where="NAME",
+                        do=nearest(name, [*place.folders("runs"), *sweeps]))
+    return find_run(name, storage)
+
+
+Folder = TypeVar("Folder", RunDir, SweepDir)
+
+
+def _if_there(named: Callable[[str, str | None], Folder], name: str, storage: str | None) -> Folder | None:
+    """The folder of a name; None if nothing was started there, or it cannot be such a name."""
+    try:
+        found = named(name, storage)
+    except UserError:
+        return None
+    return found if found.read_config() is not None else None
+
+
+def _named_sweep(sweep: str, storage: str | None) -> SweepDir:
+    """The folder that a name, a path or a URL of a sweep stands for, whether or not it exists."""
+    if is_url(sweep):
+        root, sweeps, name = sweep.rstrip("/").rpartition("/sweeps/")
+        if not sweeps:
+            raise UserError("a sweep's URL must be like s3://bucket/folder/sweeps/NAME", got=sweep, where="SWEEP")
+        return SweepDir(root, name)
+    path = Path(sweep).expanduser()
+    if os.sep in sweep and not path.is_dir():
+        raise UserError("there is no such folder", got=sweep, where="SWEEP",
+                        do="Give the folder of a sweep, or its name and --storage.")
+    if os.sep in sweep or (storage is None and (path / "sweep.yaml").is_file()):
+        path = path.absolute()
+        return SweepDir(path.parent.parent, path.name)
+    return SweepDir(storage or DEFAULT_STORAGE, sweep)
 
 
 def config_of(rundir: RunDir) -> SwampConfig:

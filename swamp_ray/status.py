@@ -18,7 +18,7 @@ from swamp_ray.locating import find_run
 from swamp_ray.rounds import DENSE, Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.growing import read_growing
-from swamp_ray.storage.leases import EXPIRY_S, Held, Watch, artifact_lease
+from swamp_ray.storage.leases import EXPIRY_S, Held, Leases, Watch, artifact_lease
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.tables import display_path, duration, percent, results_table
 
@@ -83,22 +83,26 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
 
 def life_of(rundir: RunDir, record: dict[str, Any], watch: Watch | None = None) -> Life:
     """Whether a process works on the run: what ``run.json`` says of one that was killed is not true any more."""
-    status = str(record.get("status"))
+    return life_by_lease(rundir.leases(), rundir.lease_key, str(record.get("status")), watch)
+
+
+def life_by_lease(leases: Leases, key: str, status: str, watch: Watch | None = None) -> Life:
+    """Whether a process holds a lease, where the last thing that was recorded is this status."""
     if status != "running":
         return Life(False, status)
-    held = rundir.held()
+    held = leases.look(key)
     if held is None or held.life == "gone":
         return Life(False, KILLED)
     if held.life == "alive":
         return Life(True, "running")
-    return _life_elsewhere(rundir, held, watch)
+    return _life_elsewhere(leases, key, held, watch)
 
 
-def _life_elsewhere(rundir: RunDir, held: Held, watch: Watch | None) -> Life:
+def _life_elsewhere(leases: Leases, key: str, held: Held, watch: Watch | None) -> Life:
     host = held.holder.host if held.holder is not None else "another machine"
-    if watch is not None and watch.stale(rundir.lease_key, held):
+    if watch is not None and watch.stale(key, held):
         return Life(False, KILLED)
-    seen = rundir.leases().last_seen_s(rundir.lease_key)
+    seen = leases.last_seen_s(key)
     age = None if seen is None else max(0.0, time.time() - seen)
     # Compared with this machine's clock, which may differ from the storage's: a hint, and only the watch decides.
     if age is not None and watch is None and age > 2 * max(held.expiry_s, EXPIRY_S):

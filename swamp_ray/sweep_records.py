@@ -16,6 +16,8 @@ from swamp_ray.sweep_config import Setting, Sweep, build_sweep, label, setting_k
 FINAL = ("complete", "stopped", "failed")
 """States of a setting in which nothing more will come."""
 STATES = ("running", *FINAL, "interrupted", "waiting")
+NETWORKS = {"average": "average", "particles_mean": "mean", "particles_std": "std"}
+"""What metrics are of, as named by a sweep and in ``rounds.jsonl``."""
 
 _RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
     "status": str, "primary": str, "higher_is_better": bool, "planned": list, "num_settings": int, "attempts": list,

@@ -16,13 +16,11 @@ from swamp_ray.locating import config_of
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Sweep
-from swamp_ray.sweep_records import Member, Settings, Trial, read_sweep
+from swamp_ray.sweep_records import NETWORKS, Member, Settings, Trial, read_sweep
 from swamp_ray.training.program import dense_phase, round_program
 
 SPACE = "space/"
 CONFIG = "config/"
-NETWORKS = {"average": "average", "particles_mean": "mean", "particles_std": "std"}
-"""What metrics are of, as named in columns and in ``rounds.jsonl``."""
 LEADING: dict[str, str] = {
     "sweep": "str", "setting": "str", "status": "str", "run": "str", "seed": "int64", "num_seeds": "int64",
     "round": "int64", "sparsity": "float64", "survivors": "int64", "num_particles": "int64", "num_dropped": "int64",
@@ -89,7 +87,7 @@ def by_setting(frame: pd.DataFrame, metric: str, at_sparsity: float | None = Non
     space = space_columns(frame)
     rows = []
     for name, group in frame.groupby("setting", sort=False):
-        row = {"setting": name, "status": group["status"].iloc[0], **{column: group[column].iloc[0] for column in space}}
+        row = {"setting": name, **{column: group[column].iloc[0] for column in ("status", *space)}}
         rounds = by_round(group, metric)
         if at_sparsity is not None:
             half_a_weight = 0.5 * (1 - rounds["sparsity"]) / rounds["survivors"] + 1e-12
@@ -104,7 +102,7 @@ def by_setting(frame: pd.DataFrame, metric: str, at_sparsity: float | None = Non
 
 
 def by_round(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rounds of one setting that all its seeds have finished: round, sparsity, survivors, mean, standard_error, n."""
+    """The rounds of one setting that all its seeds have finished, as :func:`by_setting` describes them."""
     _check_metric(frame, metric)
     grouped = frame.groupby("round", sort=True)
     # A mean that left out a seed whose metric is NaN would look as good as the others.
@@ -113,7 +111,8 @@ def by_round(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
         "round": grouped["round"].first(), "sparsity": grouped["sparsity"].mean(),
         "survivors": grouped["survivors"].first(), "mean": values.mean(skipna=False),
         "standard_error": values.sem(ddof=1, skipna=False), "n": values.size()})
-    return found[grouped["seed"].nunique() == frame["num_seeds"].max()].reset_index(drop=True)
+    complete = grouped["seed"].nunique() == frame["num_seeds"].max()
+    return found.loc[complete].reset_index(drop=True)
 
 
 def space_columns(frame: pd.DataFrame) -> list[str]:
@@ -238,7 +237,7 @@ def _section_rank(option: str) -> int:
     return list(SwampConfig.model_fields).index(option.partition(".")[0])
 
 
-def _column(name: str, values: Sequence[Any]) -> pd.Series[Any]:
+def _column(name: str, values: Sequence[Any]) -> pd.Series:
     """A column of the type that its values have; whole numbers stay whole where some are missing."""
     if name in LEADING:
         return pd.Series(list(values), dtype=LEADING[name])

@@ -48,6 +48,7 @@ def density_axis(axes: Any, lowest: float) -> None:
 
 def density_ticks(lowest: float) -> list[float]:
     """1, 0.5, 0.2, 0.1 and so on down to a density; only powers of ten where that would be too many."""
-    decades = range(max(0, math.ceil(-math.log10(lowest))) + 1)
-    ticks = [digit / 10**decade for decade in decades for digit in (1, 0.5, 0.2) if digit / 10**decade >= lowest * 0.99]
-    return ticks if len(ticks) <= MAX_TICKS else [1 / 10**decade for decade in decades if 1 / 10**decade >= lowest * 0.99]
+    decades = [1 / 10**decade for decade in range(max(0, math.ceil(-math.log10(lowest))) + 1)]
+    ticks = [digit * decade for decade in decades for digit in (1, 0.5, 0.2)]
+    found = [[tick for tick in some if tick >= lowest * 0.99] for some in (ticks, decades)]
+    return found[0] if len(found[0]) <= MAX_TICKS else found[1]

@@ -29,7 +29,7 @@ SHARED = ("name", "seed", "storage", "particles.", "pruning.", "execution.", "ke
 """Options in which settings may differ and still start from the same kind of dense network."""
 KINDS = ("svg", "png")
 DPI = 160
-MAX_CURVES = 18
+MAX_CURVES = 12
 """So many can be told apart by colour, marker and line where they have no order."""
 MISSING = "#f2f2f2"
 
@@ -52,6 +52,8 @@ def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "ave
     _check_entries(frame, (x_entry, y_entry))
     table = by_setting(frame, metric, at_sparsity)
     columns, rows = _axis_values(frame, x_entry), _axis_values(frame, y_entry)
+    # Numbers grow upwards; names are read from the top.
+    rows = rows if _is_numeric(frame, SPACE + y_entry) else rows[::-1]
     cells = {(setting[SPACE + x_entry], setting[SPACE + y_entry]): setting for _, setting in table.iterrows()}
     _, split, name = metric.split("/", 2)
     means = np.array([[_mean(cells.get((x, y))) for x in columns] for y in rows]) * scale_of(name)
@@ -59,13 +61,14 @@ def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "ave
     figure = Figure(figsize=(max(size[0], 5.0), max(size[1], 3.2)), layout="constrained")
     axes = figure.add_subplot()
     low, high = _limits(means)
-    image = axes.imshow(np.ma.masked_invalid(means), origin="lower", aspect="auto", cmap=COLOUR_MAP, vmin=low, vmax=high)
+    image = axes.imshow(np.ma.masked_invalid(means), origin="lower", aspect="auto", cmap=COLOUR_MAP, vmin=low,
+                        vmax=high)
     for (row, y), (column, x) in product(enumerate(rows), enumerate(columns)):
         _draw_cell(axes, column, row, cells.get((x, y)), name, image, max(len(columns), len(rows)))
     _cell_axes(axes, x_entry, columns, y_entry, rows)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label(axis_label(name, split))
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    bar.outline.set_visible(False)
     note = _seeds_note(table)
     axes.set_title("\n".join(filter(None, [title, note])), loc="left", fontsize=10)
     return figure
@@ -92,14 +95,16 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
     named, rest = _worth_a_colour(found, higher_is_better)
+    few = len(found) <= len(COLOURS)
     for number, curve in enumerate(rest):
         label = f"{len(rest)} others (grey)" if number == 0 else None
         axes.plot(curve.density, scale * curve.mean, color="#c8c8c8", linewidth=0.9, zorder=1, label=label)
     for curve, style in zip(named, _styles(named), strict=True):
-        axes.plot(curve.density, scale * curve.mean, markersize=4.5, linewidth=1.8, label=curve.label, **style)
+        axes.plot(curve.density, scale * curve.mean, markersize=4.5 if few else 3.5, linewidth=1.8 if few else 1.3,
+                  label=curve.label, **style)
         if curve.has_band:
             axes.fill_between(curve.density, scale * (curve.mean - curve.error), scale * (curve.mean + curve.error),
-                              color=style["color"], alpha=0.15, linewidth=0)
+                              color=style["color"], alpha=0.15 if few else 0.08, linewidth=0)
     if (dense := _dense_mean(frame, split, name)) is not None:
         axes.axhline(scale * dense, color="#555555", linestyle="--", linewidth=1, zorder=0.5, label="dense")
     density_axis(axes, min((float(curve.density.min()) for curve in found), default=1.0))
@@ -127,7 +132,7 @@ def write_figures(sweepdir: SweepDir, frame: pd.DataFrame) -> list[Spot]:
     config = read_sweep(sweepdir).config
     metric = config.metric.replace("/validation/", "/test/")
     figures = {"curves": curves(frame, metric, higher_is_better=config.mode == "max", title=sweepdir.name)}
-    varied = [entry for entry in config.space if frame[SPACE + entry].nunique() > 1]
+    varied = [entry for entry in config.space if _varies(frame, SPACE + entry)]
     if len(varied) == 2 and all(config.space[entry].values is not None for entry in varied):
         # Sparsity goes to the right, as in the curves.
         x, y = sorted(varied, key=lambda entry: entry != TARGET)
@@ -151,7 +156,7 @@ def _check_entries(frame: pd.DataFrame, entries: Sequence[str]) -> None:
         if entry not in known:
             raise UserError("there is no such entry in the space", got=entry, where="heat_map",
                             do=nearest(entry, known) or f"There are: {', '.join(known)}.")
-    others = [entry for entry in known if entry not in entries and frame[SPACE + entry].nunique() > 1]
+    others = [entry for entry in known if entry not in entries and _varies(frame, SPACE + entry)]
     if others:
         raise UserError("a heat map shows two entries, but others vary too", got=", ".join(others), where="heat_map",
                         do=f"Choose one value, e.g. frame[frame[{SPACE + others[0]!r}] == VALUE].")
@@ -159,13 +164,17 @@ def _check_entries(frame: pd.DataFrame, entries: Sequence[str]) -> None:
 
 def _axis_values(frame: pd.DataFrame, entry: str) -> list[Any]:
     """The values of an entry: numbers in their order, anything else as the sweep lists it."""
-    column = frame[SPACE + entry].dropna()
-    values = list(column.unique())
-    return sorted(values) if _is_numeric(column) else values
+    values = list(frame[SPACE + entry].dropna().unique())
+    return sorted(values) if _is_numeric(frame, SPACE + entry) else values
 
 
-def _is_numeric(column: pd.Series[Any]) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+def _is_numeric(frame: pd.DataFrame, column: str) -> bool:
+    kind = frame.dtypes[column]
+    return pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
+
+
+def _varies(frame: pd.DataFrame, column: str) -> bool:
+    return len(frame[column].drop_duplicates()) > 1
 
 
 def _mean(setting: Any) -> float:
@@ -183,7 +192,7 @@ def _limits(means: np.ndarray) -> tuple[float, float]:
 
 def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, image: Any, most: int) -> None:
     """The numbers of a cell in black or white, whichever can be read; what is missing is hatched."""
-    size = max(4.5, min(10.0, 90 / most))
+    size = max(5.0, min(11.0, 100 / most))
     mean = _mean(setting) * scale_of(metric)
     if not math.isfinite(mean):
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=MISSING, edgecolor="#bdbdbd", hatch="///",
@@ -192,8 +201,7 @@ def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, imag
             axes.text(column, row, setting["status"], ha="center", va="center", fontsize=size, color="#555555",
                       bbox={"facecolor": MISSING, "edgecolor": "none", "pad": 1.5})
         return
-    red, green, blue, _ = image.cmap(image.norm(mean))
-    colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    colour = _ink(image.cmap(image.norm(mean)))
     error = float(setting["standard_error"]) * scale_of(metric)
     digits = 2 if metric == "accuracy" else 4
     text = f"{mean:.{digits}f}" if metric == "accuracy" else f"{mean:.{digits}g}"
@@ -201,6 +209,13 @@ def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, imag
     axes.text(column, row + (0.12 if spread else 0), text, ha="center", va="center", fontsize=size, color=colour)
     if spread:
         axes.text(column, row - 0.2, spread, ha="center", va="center", fontsize=0.8 * size, color=colour)
+
+
+def _ink(background: Sequence[float]) -> str:
+    """Black or white, whichever has the larger contrast by the definition of WCAG 2."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in background[:3]]
+    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
 
 
 def _cell_axes(axes: Any, x_entry: str, columns: Sequence[Any], y_entry: str, rows: Sequence[Any]) -> None:
@@ -257,7 +272,7 @@ class _Line:
 def _curves(frame: pd.DataFrame, metric: str) -> list[_Line]:
     """One for each group of settings that do not differ in pruning.target only, in the order of the sweep."""
     entries = [column for column in space_columns(frame) if column != SPACE + TARGET]
-    varied = [column for column in entries if frame[column].nunique(dropna=False) > 1]
+    varied = [column for column in entries if _varies(frame, column)]
     chains: dict[tuple[Any, ...], pd.DataFrame] = {}
     for _, group in frame.groupby("setting", sort=False):
         rounds = by_round(group, metric)
@@ -271,7 +286,7 @@ def _curves(frame: pd.DataFrame, metric: str) -> list[_Line]:
         lines.append(_Line(_label(frame, names, values), values, 1.0 - rounds["sparsity"].to_numpy(),
                            rounds["mean"].to_numpy(), rounds["standard_error"].to_numpy()))
     # A number in its order, whatever the order of the file.
-    numeric = len(varied) == 1 and _is_numeric(frame[varied[0]])
+    numeric = len(varied) == 1 and _is_numeric(frame, varied[0])
     return sorted(lines, key=lambda line: line.values) if numeric else lines
 
 
@@ -307,28 +322,29 @@ def _styles(lines: Sequence[_Line]) -> list[dict[str, Any]]:
     if len(lines) > len(COLOURS) and ordered:
         # The palest yellow cannot be seen on white.
         shades = matplotlib.colormaps[COLOUR_MAP](np.linspace(0.0, 0.92, len(lines)))
-        return [{"color": tuple(shade), "marker": MARKERS[number % len(MARKERS)]} for number, shade in enumerate(shades)]
+        return [{"color": tuple(shade), "marker": MARKERS[number % len(MARKERS)]}
+                for number, shade in enumerate(shades)]
     strokes = ("-", "--", ":")
     return [{"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)],
              "linestyle": strokes[number // len(COLOURS) % len(strokes)]} for number in range(len(lines))]
 
 
 def _dense_mean(frame: pd.DataFrame, split: str, metric: str) -> float | None:
-    """The dense network: mean of the particles that were trained without a mask; None where settings train it otherwise."""
+    """Mean of the particles that were trained without a mask; None where settings differ in how they train them."""
     column = f"particles_mean/{split}/{metric}"
-    dense = frame[frame["sparsity"] == 0]
+    dense = frame.loc[frame["sparsity"] == 0]
     ways = [name for name in frame.columns if name.startswith(CONFIG)
-            and not name.removeprefix(CONFIG).startswith(SHARED) and frame[name].nunique(dropna=False) > 1]
-    return None if ways or dense.empty or column not in frame else float(dense[column].mean())
+            and not name.removeprefix(CONFIG).startswith(SHARED) and _varies(frame, name)]
+    return None if ways or dense.empty or column not in frame else float(np.mean(dense[column].to_numpy()))
 
 
 def _legend(figure: Figure, axes: Any, frame: pd.DataFrame) -> None:
     """Beside the axes, where it covers nothing; its title names the entry that varies."""
     handles, labels = axes.get_legend_handles_labels()
     # What is grey, and the dense network, come last.
-    order = sorted(range(len(labels)), key=lambda index: ("others (grey)" in labels[index]) + 2 * (labels[index] == "dense"))
+    order = sorted(range(len(labels)), key=lambda index: (labels[index] == "dense", labels[index].endswith("(grey)")))
     entries = [column.removeprefix(SPACE) for column in space_columns(frame)
-               if column != SPACE + TARGET and frame[column].nunique(dropna=False) > 1]
+               if column != SPACE + TARGET and _varies(frame, column)]
     title = WORDS.get(entries[0], entries[0]) if len(entries) == 1 else None
     figure.legend([handles[index] for index in order], [labels[index] for index in order], loc="outside right upper",
                   frameon=False, fontsize=8 if len(labels) > 8 else 9, title=title, title_fontsize=9,
