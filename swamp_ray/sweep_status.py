@@ -245,10 +245,11 @@ class SweepView:
         table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0),
                       show_edge=False)
         for column in columns:
-            table.add_column(column.heading, justify=column.justify, no_wrap=True, overflow="ellipsis",
+            table.add_column(Text(column.heading), justify=column.justify, no_wrap=True, overflow="ellipsis",
                              min_width=min(6, column.width))
         for cells in zip(*(column.cells for column in columns), strict=True):
-            table.add_row(*cells)
+            # A text of the user's is no markup.
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
         return table
 
     def _columns(self, rows: Sequence[Row]) -> list[_Column]:
