@@ -126,7 +126,7 @@ def test_without_the_description_of_a_run_only_its_epochs_are_unknown(sweepdir: 
     before = collect(sweepdir)
     for run in before["run"].unique():
         Path(str(RunDir(sweepdir.place, run).run_json)).unlink()
-    after = collect(sweepdir)
+    after: Any = collect(sweepdir)
     assert after["training_epochs"].isna().all()
     assert after[TEST].tolist() == before[TEST].tolist()
 
