@@ -135,7 +135,7 @@ class SweepDir:
         for line in read_lines(self.trials):
             record = unsealed(line, self.trials)
             if not isinstance(record.get("label"), str) or not isinstance(record.get("setting"), dict):
-                raise CorruptArtifactError(f"{self.trials}: a line is not what was written. Restore the file, or delete "
-                                           "that line.")
+                raise CorruptArtifactError(f"{self.trials}: a line is not what was written. Restore the file, or "
+                                           "delete that line.")
             found[record["label"]] = record
         return found
