@@ -594,7 +594,11 @@ MAX_DEPTH = 50
 
 
 def load_yaml(text: str, problem: str, source: str) -> Any:
-    """The value of a YAML text; ``problem`` begins the error. Raises UserError if it has none, or one that is not finite."""
+    """The value of a YAML text; ``problem`` begins the error.
+
+    Raises:
+        UserError: It has none, or one with too many values.
+    """
     try:
         tree = yaml.load(text, Loader=_OnceLoader)
     # Numbers too long to convert and dates that do not exist are ValueErrors.

@@ -13,7 +13,7 @@ carries the instructions out and reports what happened::
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -236,7 +236,14 @@ class DeadlinePassed:
     round: int
 
 
-Event = Finished | Failed | Averaged | AveragerLost | Lost | DeadlinePassed
+@dataclass(frozen=True)
+class Released:
+    """The rounds after this one may begin, see ``hold_after``."""
+
+    round: int
+
+
+Event = Finished | Failed | Averaged | AveragerLost | Lost | DeadlinePassed | Released
 
 
 @dataclass
@@ -260,7 +267,7 @@ class Rounds:
         combine: ``"average"`` of all particles, or ``"best"``: the one with the highest score.
         max_retries: How often a job is tried again after its worker died; the averager likewise.
         max_waiting: How many finished states may wait in memory for their turn.
-        evaluate_first: Evaluate each round before the next one trains (for a scheduler that may stop the run).
+        hold_after: Rounds after which nothing begins before they are released: a scheduler may stop the run there.
         policy: What becomes of particles that diverge or lag behind.
         decisions: What was decided before, by an earlier attempt at the run; it is followed, whatever the policy is.
     """
@@ -273,7 +280,7 @@ class Rounds:
         combine: str = "average",
         max_retries: int = 3,
         max_waiting: int = 8,
-        evaluate_first: bool = False,
+        hold_after: Collection[int] = (),
         policy: Policy = Policy(),
         decisions: Sequence[Decision] = (),
     ) -> None:
@@ -282,7 +289,7 @@ class Rounds:
         self.failed: str | None = None
         self._dense, self._combine = dense, combine
         self._max_retries, self._max_waiting = max_retries, max_waiting
-        self._evaluate_first, self._policy = evaluate_first, policy
+        self._holding, self._policy = set(hold_after), policy
         self._decisions = list(decisions)
         self._reseeds: dict[Work, int] = {}
         for decision in decisions:
@@ -328,6 +335,8 @@ class Rounds:
             return self._on_lost(event)
         if isinstance(event, DeadlinePassed):
             return self._on_deadline(event)
+        if isinstance(event, Released):
+            return self._on_released(event)
         return self._on_averager_lost(event)
 
     def _do(self, work: Work, *, urgent: bool = False) -> Do:
@@ -353,10 +362,7 @@ class Rounds:
             return self._begin(0)
         if event.work.kind == "evaluation":
             self._recorded.add(event.work.round)
-            instructions: list[Instruction] = [Record(event.work.round)]
-            if self._evaluate_first and event.work.round + 1 < len(self.plan):
-                instructions += self._begin(event.work.round + 1)
-            return instructions
+            return [Record(event.work.round)]
         self._round.finished[event.work.particle] = event.score
         if event.held:
             self._round.held.add(event.work.particle)
@@ -455,10 +461,18 @@ class Rounds:
             return []
         self._averaged.add(event.round)
         last = event.round + 1 == len(self.plan)
-        evaluation = self._do(Work("evaluation", event.round), urgent=last or self._evaluate_first)
-        if last or self._evaluate_first:
+        held = event.round in self._holding
+        evaluation = self._do(Work("evaluation", event.round), urgent=last or held)
+        if last or held:
             return [evaluation]
         return [*self._begin(event.round + 1), evaluation]
+
+    def _on_released(self, event: Released) -> list[Instruction]:
+        if event.round not in self._holding:
+            return []
+        self._holding.discard(event.round)
+        waits = event.round == self.current and event.round in self._averaged and event.round + 1 < len(self.plan)
+        return self._begin(event.round + 1) if waits else []
 
     def _on_averager_lost(self, event: AveragerLost) -> list[Instruction]:
         """A new averager gets what the old one had, in the same order, from storage."""

@@ -111,5 +111,10 @@ class Crew:
         return (f"none is there: a worker needs {self._need}, and {why}. The run goes on as soon as one has started; "
                 "Ctrl-C stops it, and the same command goes on later.")
 
+    @property
+    def silent_s(self) -> float:
+        """For how long `silence` has been asked while no worker was there."""
+        return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+
     def _ask(self, worker: Any) -> None:
         self._starting[worker.ready.remote()] = worker

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError, SwampError
@@ -57,6 +57,7 @@ from swamp_ray.rounds import (
     Lost,
     Policy,
     Record,
+    Released,
     Rounds,
     Work,
 )
@@ -79,6 +80,7 @@ class Driver:
         reporter: Who is told.
         make_executor: Called when the first job is needed.
         stopping: What the user or the system has asked for.
+        hold_after: Rounds after which nothing begins before :meth:`release`.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Driver:
         reporter: Reporter,
         make_executor: ExecutorFactory,
         stopping: Stopping | None = None,
+        hold_after: Collection[int] = (),
     ) -> None:
         self._prepared, self._store, self._journal, self._reporter = prepared, store, journal, reporter
         self._make_executor, self._stopping = make_executor, stopping or Stopping()
@@ -106,6 +109,7 @@ class Driver:
         self._error_item: WorkItem | None = None
         self._given: dict[Work, WorkItem] = {}
         self._deadlines: dict[int, float] = {}
+        self._pending: deque[Instruction] = deque()
         execution, particles = prepared.config.execution, prepared.config.particles
         self._leases = Leases(store.place, execution.lease_expiry_s)
         self._waiting = Waiting(execution.lease_expiry_s)
@@ -115,6 +119,7 @@ class Driver:
             combine=particles.combine,
             max_retries=execution.max_retries,
             max_waiting=execution.max_waiting_states,
+            hold_after=hold_after,
             policy=Policy(particles.on_failure, particles.max_reseeds, particles.min_count, particles.quorum),
             decisions=journal.decisions(),
         )
@@ -128,34 +133,73 @@ class Driver:
         Raises:
             RunError: Something failed for good; what was finished is kept.
         """
-        for plan in self._prepared.plan:
-            self._tell_dropped(self._machine.dropped(plan.index))
-        pending: deque[Instruction] = deque(self._machine.start())
         try:
-            while not self._machine.finished:
-                self._carry_out_all(pending)
-                self._journal.check_claim()
-                if self._machine.finished:
-                    break
+            self.begin()
+            while not self.over:
                 self._stopping.check()
-                self._reporter.tick()
-                for event in [*self._look_after_waiting(), *self._passed_deadlines()]:
-                    pending.extend(self._machine.handle(event))
-                self._carry_out_all(pending)
-                for report in self._wait():
-                    for event in self._translate(report):
-                        pending.extend(self._machine.handle(event))
-            self._carry_out_all(pending)
+                self.step(WAIT_S)
         except KeyboardInterrupt:
             self._stop_work()
             raise
         finally:
-            if self._executor is not None:
-                self._executor.close()
-            self._release_leases()
+            self.close()
+        return self.records()
+
+    def begin(self) -> None:
+        """Give out the first jobs."""
+        for plan in self._prepared.plan:
+            self._tell_dropped(self._machine.dropped(plan.index))
+        self._pending.extend(self._machine.start())
+        self._settle()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do: the run is complete, or has failed."""
+        return self._machine.finished
+
+    @property
+    def num_recorded(self) -> int:
+        """How many rounds are recorded, counted from the first without a gap."""
+        return self._num_reported
+
+    def step(self, wait_s: float) -> None:
+        """See what has happened, wait for something if need be, and give out what follows from it."""
+        self._reporter.tick()
+        for event in [*self._look_after_waiting(), *self._passed_deadlines()]:
+            self._pending.extend(self._machine.handle(event))
+        self._settle()
+        if self.over:
+            return
+        for report in self._wait(wait_s):
+            for event in self._translate(report):
+                self._pending.extend(self._machine.handle(event))
+        self._settle()
+
+    def release(self, index: int) -> None:
+        """Let the rounds after one that the run holds at begin."""
+        self._pending.extend(self._machine.handle(Released(index)))
+        self._settle()
+
+    def close(self) -> None:
+        """End whatever is at work; a second call does nothing."""
+        if self._executor is not None:
+            self._executor.close()
+        self._release_leases()
+
+    def records(self) -> list[RoundRecord]:
+        """The record of every round, once the run is over.
+
+        Raises:
+            RunError: It has failed.
+        """
         if self._machine.failed is not None:
             raise self._end(self._machine.failed)
-        return [self._record_of(plan.index) for plan in self._prepared.plan]
+        return [self.record(plan.index) for plan in self._prepared.plan]
+
+    def _settle(self) -> None:
+        """Carry out what is pending, and what follows from that at once."""
+        self._carry_out_all(self._pending)
+        self._journal.check_claim()
 
     def _stop_work(self) -> None:
         """Give running particles the time for a checkpoint."""
@@ -164,12 +208,12 @@ class Driver:
             self._reporter.stopping(grace_s)
             self._executor.stop(grace_s, lambda: self._stopping.impatient)
 
-    def _wait(self) -> Sequence[Report]:
+    def _wait(self, wait_s: float) -> Sequence[Report]:
         """What the executor has to say; one without work says nothing, and at once."""
         began = time.monotonic()
-        reports = self._executor_now().wait(WAIT_S)
+        reports = self._executor.wait(wait_s) if self._executor is not None else ()
         if not reports:
-            time.sleep(max(0.0, WAIT_S - (time.monotonic() - began)))
+            time.sleep(max(0.0, wait_s - (time.monotonic() - began)))
         return reports
 
     def _end(self, reason: str) -> SwampError:
@@ -464,7 +508,7 @@ class Driver:
     # Records
 
     def _write_round(self, index: int) -> None:
-        record = self._record_of(index)
+        record = self.record(index)
         average, evaluation = self._averages[index], self._outcomes[Work("evaluation", index)]
         self._journal.write_ticket(self._prepared, record, average, evaluation.name,
                                    self._inputs.of(Work("average", index)).mask)
@@ -476,7 +520,8 @@ class Driver:
             self._num_reported += 1
             self._reporter.round_finished(following)
 
-    def _record_of(self, index: int) -> RoundRecord:
+    def record(self, index: int) -> RoundRecord:
+        """The record of a round that is averaged and evaluated."""
         plan, dropped = self._prepared.plan[index], self._machine.dropped(index)
         gone = {decision.particle for decision in dropped}
         works = [Work("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]

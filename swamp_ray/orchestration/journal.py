@@ -140,7 +140,7 @@ class Journal:
                                 self._rundir.results)
 
     def close(self, status: str, reason: str = "") -> None:
-        """End the attempt: ``complete``, ``failed`` or ``interrupted``; one that was never opened leaves no trace."""
+        """End the attempt: ``complete``, ``failed``, ``interrupted`` or ``stopped``; one that was never opened leaves no trace."""
         try:
             if not self._attempt:
                 return
@@ -184,10 +184,15 @@ class Journal:
             raise RunError(f"another process works on the run {self._rundir.name!r} now: this one was silent for so "
                            "long that it was taken for dead. Watch it with swamp status.")
 
+    @property
+    def num_attempts(self) -> int:
+        """How many attempts at the run there were, this one included."""
+        return len(self._run.get("attempts", [1]))
+
     def log_path(self, work: Work) -> str:
         """A job's log file in this attempt, relative to the storage root."""
         name = str(work).replace(", ", "-").replace(" ", "-")
-        return self._rundir.log(len(self._run.get("attempts", [1])), name).key
+        return self._rundir.log(self.num_attempts, name).key
 
     def started_workers(self, num_workers: int) -> None:
         """Note how many workers the attempt has."""

@@ -47,7 +47,6 @@ from swamp_ray.rounds import Work
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.packing import Packed
 from swamp_ray.storage.artifacts import without_advice
-from swamp_ray.storage.leases import Held
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
 from swamp_ray.training.particle import Progress
@@ -58,25 +57,34 @@ STOP_INTERVAL_S = 0.1
 
 
 class ParticleActor:
-    """A particle worker as a Ray actor."""
+    """A particle worker as a Ray actor; runs that differ in their seed alone share one."""
 
-    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str) -> None:
-        self._worker = Worker(config, data, arithmetic, storage)
+    def __init__(self, configs: Sequence[SwampConfig], data: Data, arithmetic: Arithmetic, storage: str) -> None:
+        self._configs, self._data, self._arithmetic, self._storage = configs, data, arithmetic, storage
+        self._workers: dict[int, Worker] = {}
+        self._worker(0)
 
     def ready(self) -> None:
         """Answer: the worker is built, the job before has ended, and its node is alive."""
 
     def run(
-        self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None
+        self, member: int, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None
     ) -> Iterator[Message]:
         """Stream a job's progress, its outcome, and its state."""
         last = 0.0
-        for message in self._worker.run(item, start, mask_bits, values, _Cancelled()):
+        for message in self._worker(member).run(item, start, mask_bits, values, _Cancelled()):
             now = time.monotonic()
             if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
                 continue
             last = now
             yield message
+
+    def _worker(self, member: int) -> Worker:
+        if member not in self._workers:
+            feeds = self._workers[0].trainer.feeds if self._workers else None
+            self._workers[member] = Worker(
+                self._configs[member], self._data, self._arithmetic, self._storage, feeds)
+        return self._workers[member]
 
 
 class _Cancelled:
@@ -93,135 +101,134 @@ class _Cancelled:
 
 
 class AveragingActor:
-    """The averager as a Ray actor."""
+    """The averagers of one run, or of several, as a Ray actor."""
 
-    def __init__(self, config: SwampConfig, layout: Layout, storage: str) -> None:
-        self._averager = Averager(config, layout, storage)
+    def __init__(self, configs: Sequence[SwampConfig], layout: Layout, storage: str) -> None:
+        self._averagers = [Averager(config, layout, storage) for config in configs]
 
-    def add(self, work: Work, name: str, digest: str, packed: Packed | None) -> None:
+    def add(self, member: int, work: Work, name: str, digest: str, packed: Packed | None) -> None:
         """Let a particle enter the average; the shared arrays are only read."""
-        self._averager.add(work.round, work.particle, name, digest, packed)
+        self._averagers[member].add(work.round, work.particle, name, digest, packed)
 
-    def finish(self, spec: AverageSpec, start: State, mask_bits: np.ndarray) -> str:
+    def finish(self, member: int, spec: AverageSpec, start: State, mask_bits: np.ndarray) -> str:
         """Close the round's average."""
-        return self._averager.finish(spec, start, mask_bits)
+        return self._averagers[member].finish(spec, start, mask_bits)
 
 
 @dataclass
 class _Running:
     """A job on an actor; ``outcome`` once it is known, the state's reference follows."""
 
+    owner: RayExecutor
     actor: Any
     item: WorkItem
     stream: Any
     outcome: Outcome | None = None
 
 
-class RayExecutor:
-    """Runs jobs on a pool of actors; fewer workers than particles means several waves.
+class Pool:
+    """Workers and an averaging actor for one run, or for several that differ in their seed alone.
 
     Args:
-        prepared: The run.
+        members: The runs.
         storage: Storage root, an absolute path or a URL that every node sees.
+        num_workers: How many jobs run side by side; default: as the config says and the cluster can hold.
+        deadline_s: An error is raised once jobs have waited for so long without any worker; None: never.
 
     Raises:
         UserError: The cluster does not answer, or cannot hold a worker.
     """
 
-    def __init__(self, prepared: Prepared, storage: str) -> None:
-        self._prepared, self._storage = prepared, storage
+    def __init__(self, members: Sequence[Prepared], storage: str, num_workers: int | None = None,
+                 deadline_s: float | None = None) -> None:
+        self._members, self._storage, self._deadline_s = members, storage, deadline_s
+        self._prepared = prepared = members[0]
         execution = prepared.config.execution
         self._owns_ray = connect(execution)
         try:
-            most = max(plan.num_particles for plan in prepared.plan)
+            most = sum(max(plan.num_particles for plan in one.plan) for one in members)
             self._resources = worker_resources(execution, prepared.arithmetic.device)
-            self._num_workers = pool_size(execution, prepared.arithmetic.device, most, node_resources())
+            self.num_workers = num_workers or pool_size(
+                execution, prepared.arithmetic.device, most, node_resources())
             self._data = ray.put(prepared.data)
         except BaseException:
             self._disconnect()
             raise
-        self._crew = Crew(self._start_worker, self._num_workers, lambda: capacity(node_resources(), self._resources),
+        self._crew = Crew(self._start_worker, self.num_workers, lambda: capacity(node_resources(), self._resources),
                           describe_resources(self._resources))
-        self._queue: deque[tuple[WorkItem, Handle, Handle, Handle | None]] = deque()
+        self._queue: deque[tuple[RayExecutor, WorkItem, Handle, Handle, Handle | None]] = deque()
         self._running: dict[Any, _Running] = {}
-        self._held: dict[Work, ObjectRef[Any] | None] = {}
         self._averager: Any = None
-        self._additions: dict[ObjectRef[Any], Work] = {}
-        self._averaging: dict[ObjectRef[Any], AverageSpec] = {}
-        self._reports: list[Report] = []
+        self._dead_averagers: set[str] = set()
         self._told: set[str] = set()
+        self._executors: list[RayExecutor] = []
         # All at once: starting an actor takes seconds, which the dense phase hides.
-        self._crew.grow(self._num_workers)
+        self._crew.grow(self.num_workers)
         self._averager = self._start_averager()
 
-    @property
-    def num_workers(self) -> int:
-        """How many jobs run side by side."""
-        return self._num_workers
+    def join(self, executor: RayExecutor) -> None:
+        """From now on a member's executor takes part."""
+        self._executors.append(executor)
 
-    def put(self, value: Any) -> Handle:
-        """A reference into the object store."""
-        return ray.put(value)
+    def leave(self, executor: RayExecutor) -> None:
+        """A member has ended: its jobs are ended too. With the last one the pool ends."""
+        if executor not in self._executors:
+            return
+        self._executors.remove(executor)
+        if not self._executors:
+            self.close()
+            return
+        self._queue = deque(entry for entry in self._queue if entry[0] is not executor)
+        for running in [running for running in self._running.values() if running.owner is executor]:
+            self._end(running)
 
-    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+    def submit(self, executor: RayExecutor, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None,
+               urgent: bool) -> None:
         """Queue a job, and start it if a worker is free."""
-        entry = (item, start, mask_bits, values)
+        entry = (executor, item, start, mask_bits, values)
         if urgent:
             self._queue.appendleft(entry)
         else:
             self._queue.append(entry)
         self._fill()
 
-    def add(self, work: Work, outcome: Outcome, from_storage: bool) -> None:
-        """Let a state enter the average; actor calls keep their order. A state that was lost is read from storage."""
-        packed = self._held.pop(work, None)
-        averager = self._averager_now()
-        packed = None if from_storage else packed
-        self._additions[averager.add.remote(work, outcome.name, outcome.digest, packed)] = work
-
-    def drop(self, work: Work) -> None:
-        """Release a held state."""
-        self._held.pop(work, None)
-
-    def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
-        """Close a round's average."""
-        self._averaging[self._averager_now().finish.remote(spec, start, mask_bits)] = spec
-
-    def cancel(self, work: Work) -> None:
+    def cancel(self, executor: RayExecutor, work: Work) -> None:
         """Take a job out of the queue, or end the worker that does it."""
-        self._queue = deque(entry for entry in self._queue if entry[0].work != work)
-        for running in [running for running in self._running.values() if running.item.work == work]:
-            del self._running[running.stream]
-            self._crew.lose(running.actor)
-        self._held.pop(work, None)
+        self._queue = deque(entry for entry in self._queue if (entry[0], entry[1].work) != (executor, work))
+        for running in [running for running in self._running.values()
+                        if running.owner is executor and running.item.work == work]:
+            self._end(running)
 
-    def wait(self, timeout_s: float) -> Sequence[Report]:
-        """Wait for the next stream item, the averager, or a worker that has started."""
+    def pump(self, timeout_s: float) -> None:
+        """Wait for the next stream item, the averager, or a worker that has started, and tell whom it concerns.
+
+        Raises:
+            RunError: No worker was there for as long as the deadline.
+        """
         self._fill()
-        if self._queue and not self._running and (text := self._crew.silence()) is not None:
-            self._reports.append(Notice("workers", text))
-        if self._reports:
-            return self._take_reports()
-        waiting: list[Any] = [*self._running, *self._additions, *self._averaging, *self._crew.waiting]
+        if self._queue and not self._running:
+            self._look_at_silence()
+        averages = {found: executor for executor in self._executors for found in executor.waiting}
+        waiting: list[Any] = [*self._running, *averages, *self._crew.waiting]
         if not waiting:
             time.sleep(timeout_s)
-            return []
+            return
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s, fetch_local=False)
         for found in ready:
             if found in self._running:
                 self._read_stream(found)
-            elif found in self._additions or found in self._averaging:
-                self._read_averager(found)
+            elif found in averages:
+                averages[found].read_average(found)
             else:
                 self._read_worker(found)
         self._fill()
-        return self._take_reports()
 
-    def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
-        """Cancel the running jobs, which then write a checkpoint, and wait until their actors are idle."""
-        for running in self._running.values():
+    def stop(self, grace_s: float, hurry: Callable[[], bool], executor: RayExecutor | None = None) -> None:
+        """Cancel the running jobs, of one member or of all, and wait until their actors are idle."""
+        stopped = [running for running in self._running.values() if executor in (None, running.owner)]
+        for running in stopped:
             ray.cancel(running.stream)
-        waiting = [running.actor.ready.remote() for running in self._running.values()]
+        waiting = [running.actor.ready.remote() for running in stopped]
         end = time.monotonic() + grace_s
         while waiting and time.monotonic() < end and not hurry():
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=STOP_INTERVAL_S)
@@ -232,40 +239,66 @@ class RayExecutor:
             if actor is not None and ray.is_initialized():
                 ray.kill(actor)
         self._running, self._averager = {}, None
-        self._held.clear()
+        self._executors.clear()
+        self._queue.clear()
         self._disconnect()
+
+    def averager(self) -> Any:
+        """The averaging actor; started anew if it has died."""
+        if self._averager is None:
+            self._averager = self._start_averager()
+        return self._averager
+
+    def averager_died(self, error: BaseException) -> bool:
+        """Whether an error means that the averaging actor is gone; it is not used any more then."""
+        averager = self.averager()
+        own = averager._actor_id.hex()
+        actor = error.actor_id if isinstance(error, RayActorError) else None
+        if isinstance(error, ObjectLostError) or (
+                isinstance(error, RayActorError) and actor != own and actor not in self._dead_averagers):
+            return False
+        if actor not in self._dead_averagers:  # other members hear of the same death
+            ray.kill(averager)
+            self._dead_averagers.add(own)
+            self._averager = None
+        return True
 
     def _disconnect(self) -> None:
         if self._owns_ray and ray.is_initialized():
             ray.shutdown()
 
-    def _take_reports(self) -> list[Report]:
-        reports, self._reports = self._reports, []
-        return reports
+    def _look_at_silence(self) -> None:
+        text = self._crew.silence()
+        if self._deadline_s is not None and self._crew.silent_s > self._deadline_s:
+            raise RunError(f"no worker for {self._crew.silent_s:.0f} s: each needs "
+                           f"{describe_resources(self._resources)}, and the cluster has not given one back. What is "
+                           "finished is kept; the same command goes on")
+        if text is not None:
+            for executor in self._executors:
+                executor.tell(Notice("workers", text))
 
     def _fill(self) -> None:
         self._crew.grow(len(self._queue))
         while self._queue and (actor := self._crew.take()) is not None:
-            item, start, mask_bits, values = self._queue.popleft()
-            stream = actor.run.options(num_returns="streaming").remote(item, start, mask_bits, values)
-            self._running[stream] = _Running(actor, item, stream)
+            executor, item, start, mask_bits, values = self._queue.popleft()
+            stream = actor.run.options(num_returns="streaming").remote(
+                executor.member, item, start, mask_bits, values)
+            self._running[stream] = _Running(executor, actor, item, stream)
 
     def _start_worker(self) -> Any:
         prepared = self._prepared
         kind: Any = ray.remote(ParticleActor)
         return kind.options(num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"], max_restarts=0,
                             runtime_env={"env_vars": _worker_environment(prepared.config.execution)}).remote(
-            prepared.config, self._data, prepared.arithmetic, self._storage)
-
-    def _averager_now(self) -> Any:
-        if self._averager is None:
-            self._averager = self._start_averager()
-        return self._averager
+            self._configs, self._data, prepared.arithmetic, self._storage)
 
     def _start_averager(self) -> Any:
         kind: Any = ray.remote(AveragingActor)
-        return kind.options(num_cpus=0, max_restarts=0).remote(
-            self._prepared.config, self._prepared.layout, self._storage)
+        return kind.options(num_cpus=0, max_restarts=0).remote(self._configs, self._prepared.layout, self._storage)
+
+    @property
+    def _configs(self) -> list[SwampConfig]:
+        return [prepared.config for prepared in self._members]
 
     def _read_stream(self, stream: Any) -> None:
         running = self._running[stream]
@@ -273,15 +306,14 @@ class RayExecutor:
         try:
             reference = next(stream)
             if running.outcome is not None:
-                self._held[work] = reference
-                self._finish(running, held=True)
+                self._finish(running, reference)
                 return
             message = ray.get(reference)
         except StopIteration:
             if running.outcome is None:
                 self._break(running, RunError(f"{work} ended without a result"), "machine")
             else:
-                self._finish(running, held=False)
+                self._finish(running, None)
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
             self._break_off(running, cause if isinstance(cause, BaseException) else error)
@@ -291,60 +323,149 @@ class RayExecutor:
             if isinstance(message, Outcome):
                 running.outcome = message
                 if running.item.program is None:
-                    self._finish(running, held=False)
+                    self._finish(running, None)
             elif isinstance(message, Progress):
-                self._reports.append(Advanced(work, message))
+                running.owner.tell(Advanced(work, message))
             elif isinstance(message, Busy):
-                self._block(running, message.held)
+                self._give_back(running)
+                running.owner.tell(Blocked(running.item, message.held))
 
-    def _finish(self, running: _Running, held: bool) -> None:
-        self._crew.give_back(running.actor)
-        self._done(running, held)
-
-    def _done(self, running: _Running, held: bool) -> None:
+    def _give_back(self, running: _Running) -> None:
         del self._running[running.stream]
+        self._crew.give_back(running.actor)
+
+    def _end(self, running: _Running) -> None:
+        """End a job together with its worker."""
+        del self._running[running.stream]
+        self._crew.lose(running.actor)
+
+    def _finish(self, running: _Running, state: ObjectRef[Any] | None) -> None:
+        self._give_back(running)
         assert running.outcome is not None
-        self._reports.append(Done(running.item.work, running.outcome, held))
+        running.owner.done(running.item.work, running.outcome, state)
 
     def _break(self, running: _Running, error: BaseException, kind: Literal["machine", "diverged", "error"]) -> None:
-        del self._running[running.stream]
-        self._crew.give_back(running.actor)
-        self._reports.append(Broken(running.item.work, error, kind))
+        self._give_back(running)
+        running.owner.tell(Broken(running.item.work, error, kind))
 
     def _break_off(self, running: _Running, error: BaseException) -> None:
         """The job raised an error. A worker that ran out of memory is not used again: what it holds may stay there."""
         if not out_of_memory(error):
             self._break(running, error, kind_of(error))
             return
-        del self._running[running.stream]
-        self._crew.lose(running.actor)
-        self._reports.append(Broken(running.item.work, memory_error(error), "machine"))
+        self._end(running)
+        running.owner.tell(Broken(running.item.work, memory_error(error), "machine"))
 
     def _lose(self, running: _Running, error: RayError) -> None:
         """The worker is gone, by a crash, with its node, or for lack of memory."""
-        self._crew.lose(running.actor)
+        self._end(running)
         if running.outcome is not None:  # it had stored its result before it said so
-            self._done(running, held=False)
-            return
-        del self._running[running.stream]
-        self._reports.append(Broken(running.item.work, _in_words(error), "machine"))
+            running.owner.done(running.item.work, running.outcome, None)
+        else:
+            running.owner.tell(Broken(running.item.work, _in_words(error), "machine"))
 
     def _read_worker(self, found: ObjectRef[Any]) -> None:
         error = self._crew.answered(found)
         if error is None:
             return
         if not self._crew.all and self._queue:  # somebody has to count how often this is tried
-            self._reports.append(Broken(self._queue.popleft()[0].work, _in_words(error), "machine"))
+            executor, item, *_ = self._queue.popleft()
+            executor.tell(Broken(item.work, _in_words(error), "machine"))
         elif (text := f"one could not be started: {_in_words(error)}") not in self._told:
             self._told.add(text)
-            self._reports.append(Notice("workers", text))
+            for executor in self._executors:
+                executor.tell(Notice("workers", text))
 
-    def _block(self, running: _Running, held: Held) -> None:
-        del self._running[running.stream]
-        self._crew.give_back(running.actor)
-        self._reports.append(Blocked(running.item, held))
 
-    def _read_averager(self, found: ObjectRef[Any]) -> None:
+class RayExecutor:
+    """One run's share of a pool of actors; fewer workers than particles means several waves.
+
+    Args:
+        prepared: The run.
+        storage: Storage root, an absolute path or a URL that every node sees.
+        pool: The pool that several runs share; by default one of its own.
+        member: The run's index among those of the pool.
+
+    Raises:
+        UserError: The cluster does not answer, or cannot hold a worker.
+    """
+
+    def __init__(self, prepared: Prepared, storage: str, pool: Pool | None = None, member: int = 0) -> None:
+        self.member = member
+        self._pool = pool or Pool([prepared], storage)
+        self._pool.join(self)
+        self._held: dict[Work, ObjectRef[Any] | None] = {}
+        self._additions: dict[ObjectRef[Any], Work] = {}
+        self._averaging: dict[ObjectRef[Any], AverageSpec] = {}
+        self._reports: list[Report] = []
+
+    @property
+    def num_workers(self) -> int:
+        """How many jobs run side by side."""
+        return self._pool.num_workers
+
+    @property
+    def waiting(self) -> list[ObjectRef[Any]]:
+        """References that the averaging actor answers."""
+        return [*self._additions, *self._averaging]
+
+    def put(self, value: Any) -> Handle:
+        """A reference into the object store."""
+        return ray.put(value)
+
+    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+        """Queue a job, and start it if a worker is free."""
+        self._pool.submit(self, item, start, mask_bits, values, urgent)
+
+    def add(self, work: Work, outcome: Outcome, from_storage: bool) -> None:
+        """Let a state enter the average; actor calls keep their order. A state that was lost is read from storage."""
+        packed = self._held.pop(work, None)
+        packed = None if from_storage else packed
+        call = self._pool.averager().add.remote(self.member, work, outcome.name, outcome.digest, packed)
+        self._additions[call] = work
+
+    def drop(self, work: Work) -> None:
+        """Release a held state."""
+        self._held.pop(work, None)
+
+    def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
+        """Close a round's average."""
+        self._averaging[self._pool.averager().finish.remote(self.member, spec, start, mask_bits)] = spec
+
+    def cancel(self, work: Work) -> None:
+        """Take a job out of the queue, or end the worker that does it."""
+        self._pool.cancel(self, work)
+        self._held.pop(work, None)
+
+    def wait(self, timeout_s: float) -> Sequence[Report]:
+        """What has happened; if nothing has, whatever happens next in the pool, which may concern another run."""
+        if not self._reports:
+            self._pool.pump(timeout_s)
+        reports, self._reports = self._reports, []
+        return reports
+
+    def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
+        """Cancel the running jobs, which then write a checkpoint, and wait until their actors are idle."""
+        self._pool.stop(grace_s, hurry, self)
+
+    def close(self) -> None:
+        """End all jobs; with the last run of a pool all its actors."""
+        self._held.clear()
+        self._forget_average()
+        self._pool.leave(self)
+
+    def tell(self, report: Report) -> None:
+        """Keep a report for the next call of `wait`."""
+        self._reports.append(report)
+
+    def done(self, work: Work, outcome: Outcome, state: ObjectRef[Any] | None) -> None:
+        """A job is done; its state is kept for the average where it came along."""
+        if state is not None:
+            self._held[work] = state
+        self.tell(Done(work, outcome, held=state is not None))
+
+    def read_average(self, found: ObjectRef[Any]) -> None:
+        """Take in an answer of the averaging actor."""
         spec, work = self._averaging.pop(found, None), self._additions.pop(found, None)
         try:
             result = ray.get(found)
@@ -352,7 +473,7 @@ class RayExecutor:
             cause = getattr(error, "cause", None)
             if work is not None and isinstance(cause, CorruptArtifactError):
                 self._forget_average()
-                self._reports.append(StateLost(work, without_advice(cause)))
+                self.tell(StateLost(work, without_advice(cause)))
             elif isinstance(cause, RayError) or isinstance(error, ObjectLostError):
                 self._lose_average(cause or error)
             elif isinstance(cause, BaseException) and out_of_memory(cause):
@@ -363,19 +484,14 @@ class RayExecutor:
             self._lose_average(error)
         else:
             if spec is not None:
-                self._reports.append(AverageDone(spec.round, result))
+                self.tell(AverageDone(spec.round, result))
 
     def _lose_average(self, error: BaseException) -> None:
         """Everything enters it again, from storage: what waits in memory may have been lost with its node as well."""
-        averager = self._averager_now()
-        lives = isinstance(error, ObjectLostError) or (
-            isinstance(error, RayActorError) and error.actor_id != averager._actor_id.hex())
-        if not lives:
-            ray.kill(averager)
-            self._averager = None
+        died = self._pool.averager_died(error)
         self._held = dict.fromkeys(self._held)
         self._forget_average()
-        self._reports.append(AverageLost(_first_line(error), died=not lives))
+        self.tell(AverageLost(_first_line(error), died=died))
 
     def _forget_average(self) -> None:
         self._additions.clear()

@@ -64,6 +64,7 @@ class Prepared:
         dense: Program of the dense phase; None if there is none.
         recipes: The names of results.
         tied: Names of parameters by the further names that the model knows them by.
+        metrics: Names of the task's metrics.
     """
 
     config: SwampConfig
@@ -79,6 +80,7 @@ class Prepared:
     recipes: Recipes
     tied: dict[str, str]
     task: Any
+    metrics: tuple[str, ...] = ()
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does."""
@@ -98,24 +100,25 @@ def device_kind(config: SwampConfig, num_gpus: float | None = None) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def prepare(config: SwampConfig, device: str | None = None) -> Prepared:
+def prepare(config: SwampConfig, device: str | None = None, data: Data | None = None) -> Prepared:
     """Load the data, build the network, plan all rounds.
 
     Args:
         config: The run.
         device: Kind of device that particles will train on; default: what this machine has.
+        data: What ``load_data`` gave for the same section before.
 
     Raises:
         UserError: Whatever is wrong with config, data, network or task.
     """
     task = build_task(config.task)
     make_score(config.pruning.score, seed=0)
-    data = load_data(config.data)
+    data = data or load_data(config.data)
     steps = steps_per_epoch(config, data)
     model = initial_model(config, data)
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
     _check_score(config, model, layout)
-    _check_training_step(config, data, model, task)
+    metrics = _check_training_step(config, data, model, task)
     model = initial_model(config, data)
     initial, first_mask = _start(config, model, layout)
     start = int(first_mask.sum())
@@ -131,7 +134,7 @@ def prepare(config: SwampConfig, device: str | None = None) -> Prepared:
         config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
         first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
         recipes=Recipes(config, data.digest, layout, arithmetic.as_dict(), facts),
-        tied=tied_names(model), task=task)
+        tied=tied_names(model), task=task, metrics=metrics)
     _check_programs(prepared)
     return prepared
 
@@ -169,8 +172,12 @@ def _check_score(config: SwampConfig, model: nn.Module, layout: Layout) -> None:
         score_survivors(layout, mask, weights, weights, make_score(config.pruning.score, seed=0))
 
 
-def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task: Any) -> None:
-    """One step on two samples (one, where the batch is one): what does not fit together is refused before any work."""
+def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task: Any) -> tuple[str, ...]:
+    """One step on two samples (one, where the batch is one): what does not fit together is refused before any work.
+
+    Returns:
+        Names of the task's metrics.
+    """
     feed = Feed(data.train, device=torch.device("cpu"), channels_last=False, on_device=False)
     size = min(2, config.training.micro_batch or config.training.batch_size, len(data.train))
     batch = next(iter(feed.batches(size, seed=None, drop_last=False)))
@@ -202,6 +209,7 @@ def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task
         if values.ndim != 1:
             raise UserError(f"the metric {name!r} must have one value a sample", got=f"shape {tuple(values.shape)}",
                             where="task.name")
+    return tuple(metrics)
 
 
 def _start(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[State, np.ndarray]:

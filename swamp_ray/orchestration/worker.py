@@ -29,7 +29,7 @@ from swamp_ray.storage.joblog import JobLog
 from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.training.arithmetic import Arithmetic, applied
-from swamp_ray.training.data import Data
+from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun, never
 
 STATE_FILE = "state.safetensors"
@@ -48,15 +48,17 @@ class Worker:
         data: Its decoded data; arrays may be read-only and shared.
         arithmetic: As resolved when the run started.
         storage: Storage root.
+        feeds: Batches of the same data that another worker in this process has made.
     """
 
-    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str) -> None:
+    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str,
+                 feeds: dict[str, Feed] | None = None) -> None:
         self.config, self.arithmetic = config, arithmetic
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
         self.leases = Leases(self.store.place, config.execution.lease_expiry_s)
         self._holder = this_process(config.name or "")
         with applied(arithmetic):
-            self.trainer = ParticleTrainer(config, data, arithmetic)
+            self.trainer = ParticleTrainer(config, data, arithmetic, feeds)
 
     def run(
         self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None,

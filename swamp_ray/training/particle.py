@@ -119,9 +119,11 @@ class ParticleTrainer:
         config: The run.
         data: Its decoded data.
         arithmetic: As resolved when the run started; the caller applies it (``arithmetic.applied``).
+        feeds: The batches of another trainer of the same data and arithmetic, to be shared.
     """
 
-    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic) -> None:
+    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic,
+                 feeds: dict[str, Feed] | None = None) -> None:
         self.config, self.data, self.arithmetic = config, data, arithmetic
         self.device = local_device(arithmetic.device)
         self.task: Task = build_task(config.task)
@@ -132,7 +134,7 @@ class ParticleTrainer:
             _to_channels_last_(self.model)
         self._network: Any = torch.compile(self.model) if arithmetic.compile else self.model
         self._weights = prunable_tensors(self.model, self.layout)
-        self._feeds: dict[str, Feed] = {}
+        self.feeds: dict[str, Feed] = {} if feeds is None else feeds
 
     @property
     def steps_per_epoch(self) -> int:
@@ -141,17 +143,17 @@ class ParticleTrainer:
 
     def feed(self, split: str) -> Feed:
         """The batches of ``train``, ``validation`` or ``test``; kept on the device where that is configured."""
-        if split not in self._feeds:
+        if split not in self.feeds:
             execution = self.config.execution
             on_device = self.device.type == "cuda" if execution.data_on_device == "auto" else execution.data_on_device
-            self._feeds[split] = Feed(
+            self.feeds[split] = Feed(
                 getattr(self.data, split),
                 device=self.device,
                 channels_last=self.arithmetic.channels_last,
                 on_device=on_device,
                 loader_workers=self.config.data.loader_workers,
             )
-        return self._feeds[split]
+        return self.feeds[split]
 
     def load(self, packed: Packed, mask: np.ndarray, buffers: Arrays) -> None:
         """Put a network's weights in place, with fresh normalisation statistics."""

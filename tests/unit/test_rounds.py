@@ -31,6 +31,7 @@ from swamp_ray.rounds import (
     Lost,
     Policy,
     Record,
+    Released,
     RoundPlan,
     Rounds,
     Work,
@@ -57,7 +58,7 @@ class World:
 
     machine: Rounds
     max_waiting: int
-    evaluate_first: bool = False
+    hold: bool = False
     best: bool = False
     policy: Policy = field(default_factory=Policy)
     decisions: list[Decision] = field(default_factory=list)
@@ -72,6 +73,7 @@ class World:
     averaging: bool = False
     averaged: list[int] = field(default_factory=list)
     recorded: list[int] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
     failed: str | None = None
     log: list[Instruction] = field(default_factory=list)
 
@@ -124,14 +126,14 @@ class World:
         if do.work.kind == "particle":
             assert do.work.round == 0 or do.work.round - 1 in self.averaged
             assert do.work.round == len(self.averaged)
-            assert not self.evaluate_first or do.work.round == 0 or do.work.round - 1 in self.recorded
+            assert not self.hold or do.work.round == 0 or do.work.round - 1 in self.released
             assert do.work.particle < self._num(do.work.round)
             if do.work.round != self.round:
                 self.round, self.added, self.averaging, self.deadline = do.work.round, [], False, False
         if do.work.kind == "evaluation":
             assert do.work.round in self.averaged
             last = do.work.round + 1 == len(self.machine.plan)
-            assert do.urgent == (last or self.evaluate_first) or do.attempt > 0
+            assert do.urgent == (last or (self.hold and do.work.round not in self.released)) or do.attempt > 0
         self.running.append(do.work)
 
     def _add(self, add: Add) -> None:
@@ -211,6 +213,10 @@ class World:
         self.averaged.append(self.machine.current)
         self.obey_after(Averaged(self.machine.current))
 
+    def release(self, index: int) -> None:
+        self.released.append(index)
+        self.obey_after(Released(index))
+
     def lose_averager(self) -> None:
         self.added, self.averaging = [], False
         # States that wait in memory outlive the actor.
@@ -220,6 +226,7 @@ class World:
         """A stored state is damaged; what the averager had is started anew."""
         self.done.remove(work)
         self.held.discard(work)
+        self.attempts.pop(work, None)  # it is a new job, whose attempts are counted anew
         self.added, self.averaging, self.deadline = [], False, False
         self.obey_after(Lost(work, "its file is damaged"))
 
@@ -230,24 +237,29 @@ class World:
 
     def choices(self) -> list[tuple[str, Work | None]]:
         """Everything that may happen now in the ordinary course."""
-        return [*(("finish", work) for work in self.running), *([("close", None)] if self.averaging else [])]
+        held = [index for index in self.recorded if self.hold and index not in self.released]
+        return [*(("finish", work) for work in self.running), *([("close", None)] if self.averaging else []),
+                *(("release", evaluation(index)) for index in held if index + 1 < len(self.machine.plan))]
 
     def act(self, choice: tuple[str, Work | None], held: bool = True) -> None:
         if choice[1] is None:
             self.close()
+        elif choice[0] == "release":
+            self.release(choice[1].round)
         else:
             self.finish(choice[1], held)
 
 
 def world_of(
     *num_particles: int, dense: bool = False, combine: str = "average", max_retries: int = 3, max_waiting: int = 8,
-    evaluate_first: bool = False, scores: dict[Work, float] | None = None, policy: Policy | None = None,
+    hold: bool = False, scores: dict[Work, float] | None = None, policy: Policy | None = None,
     decisions: Sequence[Decision] = (),
 ) -> World:
     policy = policy or Policy()
     machine = Rounds(plan_of(*num_particles), dense=dense, combine=combine, max_retries=max_retries,
-                     max_waiting=max_waiting, evaluate_first=evaluate_first, policy=policy, decisions=decisions)
-    return World(machine, max_waiting, evaluate_first, combine == "best", policy, list(decisions),
+                     max_waiting=max_waiting, policy=policy, decisions=decisions,
+                     hold_after=range(len(num_particles)) if hold else ())
+    return World(machine, max_waiting, hold, combine == "best", policy, list(decisions),
                  scores=scores or {}).start()
 
 
@@ -261,10 +273,10 @@ def replay(path: list[int], **settings: bool | int | str) -> World:
 class TestEveryOrder:
     @pytest.mark.parametrize("max_waiting", [0, 1, 8])
     @pytest.mark.parametrize("combine", ["average", "best"])
-    @pytest.mark.parametrize("evaluate_first", [False, True])
-    def test_two_rounds_of_three_particles(self, max_waiting: int, combine: str, evaluate_first: bool) -> None:
+    @pytest.mark.parametrize("hold", [False, True])
+    def test_two_rounds_of_three_particles(self, max_waiting: int, combine: str, hold: bool) -> None:
         settings: dict[str, bool | int | str] = {
-            "max_waiting": max_waiting, "combine": combine, "evaluate_first": evaluate_first}
+            "max_waiting": max_waiting, "combine": combine, "hold": hold}
         complete = 0
         todo: list[list[int]] = [[]]
         while todo:
@@ -277,9 +289,9 @@ class TestEveryOrder:
             else:
                 assert world.choices(), "never stuck"
             todo += [[*path, index] for index in range(len(world.choices()))]
-        # 3! orders of each round; without evaluate_first the first evaluation falls into any of 6 places of the
+        # 3! orders of each round; without a hold the first evaluation falls into any of 6 places of the
         # second round: before, between and after 3 particles, the average and the last evaluation.
-        assert complete == (36 if evaluate_first else 36 * 6)
+        assert complete == (36 if hold else 36 * 6)
 
     @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
     @pytest.mark.parametrize("moment", range(5))
@@ -308,16 +320,16 @@ class TestRandomOrders:
     @given(
         seed=st.integers(0, 2**32), num_particles=st.lists(st.integers(1, 6), min_size=1, max_size=4),
         dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting=st.integers(0, 3),
-        evaluate_first=st.booleans(), max_retries=st.integers(0, 3), trouble=st.floats(0, 0.5),
+        hold=st.booleans(), max_retries=st.integers(0, 3), trouble=st.floats(0, 0.5),
     )
     def test_the_invariants_hold(
         self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting: int,
-        evaluate_first: bool, max_retries: int, trouble: float,
+        hold: bool, max_retries: int, trouble: float,
     ) -> None:
         draw = random.Random(seed)
         scores = {particle(r, n): float(draw.randrange(3)) for r, num in enumerate(num_particles) for n in range(num)}
         world = world_of(*num_particles, dense=dense, combine=combine, max_retries=max_retries, scores=scores,
-                         max_waiting=max_waiting, evaluate_first=evaluate_first)
+                         max_waiting=max_waiting, hold=hold)
         losses, states = {-1: 0}, {DENSE: 0}
         while not world.machine.finished:
             current = world.machine.current
@@ -656,13 +668,25 @@ class TestOrderOfWork:
         world.close()
         assert world.log[-1] == Do(evaluation(0), 0, urgent=True)
 
-    def test_evaluate_first_waits(self) -> None:
-        world = world_of(1, 1, evaluate_first=True)
+    def test_a_round_that_is_held_waits_for_its_release(self) -> None:
+        world = world_of(1, 1, hold=True)
         world.finish(particle(0, 0))
         world.close()
         assert world.log[-1] == Do(evaluation(0), 0, urgent=True)
         world.finish(evaluation(0))
-        assert world.log[-2:] == [Record(0), Do(particle(1, 0))]
+        assert world.log[-1] == Record(0)
+        assert not world.running
+        assert not world.machine.finished
+        world.release(0)
+        assert world.log[-1] == Do(particle(1, 0))
+        world.ignores(Released(0))
+
+    def test_a_release_in_advance_lets_the_rounds_follow_each_other(self) -> None:
+        world = world_of(1, 1, hold=True)
+        world.release(0)
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.log[-2:] == [Do(particle(1, 0)), Do(evaluation(0))]
 
     def test_a_varying_number_of_particles(self) -> None:
         world = world_of(1, 3, 2)
