@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swamp_ray.api import Result, SwampTrainer
+    from swamp_ray.api import Result, SwampSweep, SwampTrainer, SweepResult, tune_trainable
     from swamp_ray.config import SwampConfig, load_config
     from swamp_ray.errors import DivergedError, RunError, SwampError, UserError
     from swamp_ray.storage.tickets import Ticket, load_ticket
@@ -24,12 +24,15 @@ __all__ = [
     "RunError",
     "SwampConfig",
     "SwampError",
+    "SwampSweep",
     "SwampTrainer",
+    "SweepResult",
     "Task",
     "Ticket",
     "UserError",
     "load_config",
     "load_ticket",
+    "tune_trainable",
 ]
 
 _HOMES = {
@@ -40,12 +43,15 @@ _HOMES = {
     "RunError": "errors",
     "SwampConfig": "config",
     "SwampError": "errors",
+    "SwampSweep": "api",
     "SwampTrainer": "api",
+    "SweepResult": "api",
     "Task": "training.tasks",
     "Ticket": "storage.tickets",
     "UserError": "errors",
     "load_config": "config",
     "load_ticket": "storage.tickets",
+    "tune_trainable": "api",
 }
 
 

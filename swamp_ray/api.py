@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from swamp_ray.config import SwampConfig, build_config, with_values
-from swamp_ray.console import make_reporter
+from swamp_ray.console import Output, make_reporter
 from swamp_ray.errors import UserError
+from swamp_ray.orchestration.cluster import cluster_gpus, ray_is_running
 from swamp_ray.orchestration.messages import RoundRecord
+from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.orchestration.ray_configs import run_values, scaling_values
 from swamp_ray.orchestration.running import Run, run
+from swamp_ray.orchestration.sweep import run_sweep
+from swamp_ray.orchestration.trial import FreeSettings, Trials, anchored
 from swamp_ray.storage.places import as_spot
 from swamp_ray.storage.tickets import Ticket, load_ticket
+from swamp_ray.sweep_config import Sweep, build_sweep, load_sweep
+from swamp_ray.sweep_console import make_sweep_reporter, write_all
+from swamp_ray.sweep_results import by_setting, collect
 
 if TYPE_CHECKING:
     from swamp_ray.orchestration.ray_configs import RunConfig, ScalingConfig
@@ -109,6 +116,102 @@ class SwampTrainer:
         """
         reporter, _ = make_reporter(self._quiet)
         return result_of(run(self.config, reporter))
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep that has come to its end.
+
+    Attributes:
+        path: The sweep's folder: a path, or a URL in an object store.
+        settings: What became of each setting, by label: ``setting``, ``status``, ``runs``, ``reason``.
+        results: A row for each setting, seed and round, as in ``results.parquet``.
+        metric: What settings are compared by.
+        trained: Particles and dense phases that were really trained.
+    """
+
+    path: Path | str
+    settings: dict[str, dict[str, Any]]
+    results: pd.DataFrame
+    metric: str
+    trained: int
+
+    def by_setting(self, metric: str | None = None, at_sparsity: float | None = None) -> pd.DataFrame:
+        """One row a setting: mean of a metric over seeds, and its standard error.
+
+        Args:
+            metric: NETWORK/SPLIT/METRIC; default: the sweep's.
+            at_sparsity: In the first round that is at least as sparse; default: in the last one that all seeds have.
+        """
+        return by_setting(self.results, metric or self.metric, at_sparsity)
+
+
+class SwampSweep:
+    """Runs a sweep, as ``swamp sweep`` does.
+
+    Args:
+        config: A sweep's file, or nested plain values of one.
+        quiet: Print nothing.
+
+    Raises:
+        UserError: The config is wrong.
+    """
+
+    def __init__(self, config: Sweep | Mapping[str, Any] | str | Path, *, quiet: bool = False) -> None:
+        if isinstance(config, Sweep):
+            self.sweep = config
+        else:
+            self.sweep = load_sweep(config) if isinstance(config, str | Path) else build_sweep(config)
+        self._quiet = quiet
+
+    def fit(self) -> SweepResult:
+        """Carry the sweep to its end, from wherever it stands.
+
+        Raises:
+            UserError: Something does not fit; nothing has been started.
+            RunError: The sweep as a whole failed. A setting that fails does not end it.
+        """
+        outcome = run_sweep(self.sweep, make_sweep_reporter(Output(quiet=self._quiet, highlight=False), self._quiet))
+        write_all(outcome.sweepdir)
+        return SweepResult(outcome.sweepdir.spot().location, outcome.records, collect(outcome.sweepdir),
+                           self.sweep.config.metric, outcome.trained)
+
+
+def tune_trainable(
+    config: SwampConfig | Mapping[str, Any],
+    *,
+    seeds: Sequence[int] = (0,),
+    at_sparsity: Sequence[float] = (),
+    worker_deadline_s: float = 600.0,
+) -> tuple[Any, Callable[[Mapping[str, Any]], Any]]:
+    """A trainable and its resources, for a ``ray.tune.Tuner`` of your own.
+
+    The Tuner's ``param_space`` has options of the config as keys, e.g. ``{"training.lr": tune.loguniform(0.01, 1)}``.
+    A trial is one setting with all seeds; it reports ``average/validation/accuracy`` and the other metrics, means over
+    seeds, with ``..._se``, their standard errors, ``sparsity`` and ``milestone``, a counter for schedulers.
+
+    Args:
+        config: The run that trials change; its name begins the names of their runs.
+        seeds: Of every trial.
+        at_sparsity: Sparsities in [0, 1) at which trials report, and wait for the scheduler; default: every round.
+        worker_deadline_s: A trial fails once it has been without any worker for so many seconds.
+
+    Returns:
+        Both are given to Tune: ``tune.Tuner(tune.with_resources(trainable, resources), ...)``.
+
+    Raises:
+        UserError: The config is wrong.
+    """
+    built = config if isinstance(config, SwampConfig) else build_config(config)
+    base = anchored(with_values(built, {"name": built.name or "tune"}))
+    device = device_kind(base, cluster_gpus() if ray_is_running() else None)
+    trials = Trials(FreeSettings(base).member, tuple(seeds), device, tuple(at_sparsity), bool(at_sparsity),
+                    worker_deadline_s)
+
+    def swamp(setting: dict[str, Any]) -> None:
+        trials(setting)
+
+    return swamp, trials.resources
 
 
 def result_of(done: Run) -> Result:

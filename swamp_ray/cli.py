@@ -73,6 +73,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None, storage: str
       swamp run configs/quickstart.yaml
       swamp run configs/quickstart.yaml --set seed=1 --name quickstart-seed1
     """
+    _refuse_sweep(config)
     resolved = _resolve(config, overrides, name, storage,
                         {"execution.address": address, "execution.executor": executor})
     from swamp_ray.orchestration.stopping import Stopping
@@ -87,18 +88,57 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None, storage: str
     print_results(console, done.rundir, done.records, done.prepared.task.primary)
 
 
+@main.command(short_help="Run the sweep CONFIG to its end, or go on where it stopped.")
+@CONFIG
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one option of the sweep, e.g. "
+              "--set seeds=5, or of its base run, e.g. --set base.round.length=8; may be repeated.")
+@click.option("--name", help="Name of the sweep; default: the config's, or the file's name.")
+@STORAGE
+@click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; default: embedded.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+def sweep(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
+          quiet: bool) -> None:
+    """Run every setting of the sweep CONFIG with all its seeds, or go on where it stopped.
+
+    Settings share what they have in common: no particle is trained twice.
+
+    \b
+    Examples:
+      swamp sweep configs/sweeps/sparsity_x_particles.yaml
+      swamp sweep configs/sweeps/method_comparison.yaml --set seeds=5 --name methods-5
+    """
+    from swamp_ray.orchestration.stopping import Stopping
+    from swamp_ray.sweep_config import load_sweep
+
+    loaded = load_sweep(config, overrides, storage, name, {} if address is None else {"execution.address": address})
+    stopping = Stopping()
+    stopping.install()
+    from swamp_ray.sweep_console import sweep_to_the_end
+
+    if not sweep_to_the_end(loaded, quiet, stopping):
+        sys.exit(EXIT_FAILED)
+
+
 @main.command()
 @CONFIG
 @SET
 @STORAGE
-@click.option("--name", help="Name of the run; default: the config's, or the file's name.")
+@click.option("--name", help="Name of the run or sweep; default: the config's, or the file's name.")
 def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: str | None) -> None:
-    """Validate CONFIG, print what it would do, and exit.
+    """Validate CONFIG, of a run or of a sweep, print what it would do, and exit.
 
     \b
-    Example:
+    Examples:
       swamp check configs/cifar10_resnet20.yaml --set particles.count=8
+      swamp check configs/sweeps/sparsity_x_particles.yaml
     """
+    from swamp_ray.sweep_config import is_sweep, load_sweep
+
+    if is_sweep(config):
+        from swamp_ray.planning import print_sweep_plan
+
+        print_sweep_plan(load_sweep(config, overrides, storage, name))
+        return
     resolved = _resolve(config, overrides, name, storage, {})
     from swamp_ray.planning import print_plan
 
@@ -187,6 +227,13 @@ def prune_storage(storage: str | None, delete: bool, older_than: str) -> None:
     from swamp_ray.pruning_storage import prune_storage as prune
 
     prune(storage or DEFAULT_STORAGE, delete, older_than)
+
+
+def _refuse_sweep(config: Path) -> None:
+    from swamp_ray.sweep_config import is_sweep
+
+    if is_sweep(config):
+        raise UserError("this is the config of a sweep", where=str(config), do=f"Run it with: swamp sweep {config}")
 
 
 def _resolve(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None,

@@ -93,7 +93,7 @@ class PlainReporter(Reporter):
 
     def stopping(self, grace_s: float) -> None:
         """Say what is waited for."""
-        self._console.print(_stopping_text(grace_s), soft_wrap=True)
+        self._console.print(stopping_text(grace_s), soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """Print it."""
@@ -168,7 +168,7 @@ class LiveReporter(Reporter):
 
     def stopping(self, grace_s: float) -> None:
         """Say what is waited for."""
-        self._note = _stopping_text(grace_s)
+        self._note = stopping_text(grace_s)
         self._refresh()
 
     def run_finished(self, complete: bool) -> None:
@@ -324,7 +324,8 @@ def _failure(work: Work, reason: str, retry: bool) -> str:
     return f"{work} failed: {reason}" + (" - trying again" if retry else "")
 
 
-def _stopping_text(grace_s: float) -> str:
+def stopping_text(grace_s: float) -> str:
+    """What a run or a sweep that was asked to stop waits for."""
     return f"stopping: running particles write a checkpoint, for at most {grace_s:g} s; Ctrl-C again leaves at once"
 
 

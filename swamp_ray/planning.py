@@ -7,17 +7,23 @@ import math
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.console import header
 from swamp_ray.errors import SwampError
-from swamp_ray.orchestration.preparation import Prepared, prepare
+from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.resources import pool_size, this_machine
-from swamp_ray.orchestration.space import estimate
+from swamp_ray.orchestration.searching import check_search
+from swamp_ray.orchestration.space import estimate, free_bytes
+from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
+from swamp_ray.orchestration.tracking import make_callbacks
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.tables import percent, size
+from swamp_ray.storage.sweepdir import SweepDir
+from swamp_ray.sweep_config import Sweep, describe, label
+from swamp_ray.tables import display_path, percent, size
 
 
 def print_plan(config: SwampConfig) -> None:
@@ -37,6 +43,75 @@ def print_plan(config: SwampConfig) -> None:
     for line in [*traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
         console.print(line, soft_wrap=True)
     console.print(workers_line(prepared), soft_wrap=True)
+
+
+def print_sweep_plan(sweep: Sweep) -> None:
+    """Validate a sweep and print its settings, what they share, bytes and workers.
+
+    Raises:
+        UserError: Whatever ``swamp sweep`` would refuse.
+    """
+    check_search(sweep)
+    make_callbacks(sweep)
+    plan = plan_sweep(sweep, device_kind(sweep.base), [this_machine()])
+    console = Console(highlight=False)
+    for line in sweep_header(sweep):
+        console.print(line, soft_wrap=True)
+    if not sweep.config.is_adaptive:
+        console.print(settings_table(sweep, plan))
+    for key, reason in plan.invalid.items():
+        console.print(f"[yellow]cannot run: {describe(plan.excluded[key])}: {escape(reason)}[/yellow]", soft_wrap=True)
+    for line in sweep_lines(sweep, plan):
+        console.print(line, soft_wrap=True)
+
+
+def sweep_header(sweep: Sweep) -> list[str]:
+    """Two lines that say what is swept and where its results go."""
+    config, base = sweep.config, sweep.base
+    seeds = f"{len(config.seeds)} seed{'s' * (len(config.seeds) > 1)}"
+    count = (f"{config.num_samples} settings by {config.search.name}" if config.is_adaptive
+             else f"{len(sweep.settings())} settings")
+    place = SweepDir(base.storage, sweep.name).spot()
+    return [f"[bold]{escape(sweep.name)}[/bold]: {count} of {', '.join(config.space)}, each with {seeds}; "
+            f"{base.model.name} on {base.data.name}",
+            f"results in {display_path(str(place))}"]
+
+
+def settings_table(sweep: Sweep, plan: SweepPlan) -> Table:
+    """One row a setting, in the order of the file: its rounds, particles, epochs and workers."""
+    table = _table("settings")
+    for entry in sweep.config.space:
+        table.add_column(entry)
+    for heading in ("particles", "epochs", "workers"):
+        table.add_column(heading, justify="right")
+    for setting in sweep.settings():
+        key = label(setting)
+        found = plan.trainings.get(key)
+        numbers = ("-", "-", "-") if found is None else (
+            str(sum(one.kind == "particle" for one in found)), f"{sum(one.epochs for one in found):,.4g}",
+            str(plan.workers[key]))
+        table.add_row(*(str(value) for value in setting.values()), *numbers)
+    return table
+
+
+def sweep_lines(sweep: Sweep, plan: SweepPlan) -> list[str]:
+    """What is shared, written and compared."""
+    config = sweep.config
+    lines = []
+    if not config.is_adaptive:
+        at_most = "" if plan.is_exact else "at most "
+        named, distinct = plan.named("particle"), plan.num_distinct("particle")
+        lines.append(f"names {named:,} particles, of which {at_most}{distinct:,} are distinct and trained; "
+                     f"{plan.named('dense'):,} dense phases, {plan.num_distinct('dense'):,} distinct; "
+                     f"{plan.distinct_epochs:,.6g} epochs in all")
+        free = free_bytes(sweep.base.storage)
+        left = "" if free is None else f"; {size(free)} are free in {sweep.base.storage}"
+        lines.append(f"writes about {size(plan.num_bytes)}{left}")
+    if config.compares:
+        milestones = ", ".join(percent(value) for value in config.at_sparsity) or "every round"
+        lines.append(f"compares {config.metric} ({config.mode}) at {milestones}; search {config.search.name}, "
+                     f"scheduler {config.scheduler.name}")
+    return lines
 
 
 def _data_line(prepared: Prepared) -> str:

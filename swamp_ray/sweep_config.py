@@ -326,7 +326,7 @@ class Sweep:
     def identity(self) -> dict[str, Any]:
         """What a sweep must have in common with an earlier one of its name: settings, seeds, what is compared."""
         plain = self.resolved()
-        return {"base": self.base.recipe() | {"seed": None}, **{key: plain[key] for key in (
+        return {"base": self.base.recipe() | {"seed": None}, "entries": list(self.config.space), **{key: plain[key] for key in (
             "space", "seeds", "metric", "mode", "at_sparsity", "search", "scheduler")},
             **({} if self.config.is_adaptive else {"num_samples": self.config.num_samples})}
 

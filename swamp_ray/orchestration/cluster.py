@@ -56,6 +56,11 @@ def _own_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def ray_is_running() -> bool:
+    """Whether this process is connected to a cluster."""
+    return ray.is_initialized()
+
+
 def cluster_gpus() -> float:
     """GPUs of the connected cluster."""
     return float(ray.cluster_resources().get("GPU", 0.0))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import platform
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ from swamp_ray.config import differences, dump_config, parse_config
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.provenance import PACKAGES, commit, now, version
 from swamp_ray.orchestration.worker import BUFFERS_FILE, read_packed
 from swamp_ray.rounds import DENSE, Decision, Work
 from swamp_ray.sparsity.masks import split
@@ -33,8 +31,6 @@ from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.tickets import ticket_bytes
-
-PACKAGES = ("swamp_ray", "torch", "torchvision", "ray", "numpy")
 
 
 class Journal:
@@ -114,8 +110,8 @@ class Journal:
         self._rundir.write_config(dump_config(prepared.config))
         earlier = self._rundir.read_run() or {}
         attempt: dict[str, Any] = {
-            "started": _now(), "argv": sys.argv, "host": socket.gethostname(), "python": platform.python_version(),
-            "versions": {name: _version(name) for name in PACKAGES}, "commit": _commit(), "facts": prepared.facts,
+            "started": now(), "argv": sys.argv, "host": socket.gethostname(), "python": platform.python_version(),
+            "versions": {name: version(name) for name in PACKAGES}, "commit": commit(), "facts": prepared.facts,
             "executor": prepared.config.execution.executor, "workers": 0, "trained_epochs": 0, "trained": 0, "found": 0,
             "incidents": [],
         }
@@ -140,7 +136,10 @@ class Journal:
                                 self._rundir.results)
 
     def close(self, status: str, reason: str = "") -> None:
-        """End the attempt: ``complete``, ``failed``, ``interrupted`` or ``stopped``; one that was never opened leaves no trace."""
+        """End the attempt: ``complete``, ``failed``, ``interrupted`` or ``stopped``.
+
+        One that was never opened leaves no trace.
+        """
         try:
             if not self._attempt:
                 return
@@ -150,7 +149,7 @@ class Journal:
                 if status == "complete":
                     raise
                 # A full disk: what the run failed of is more than a table.
-            self._attempt |= {"ended": _now(), "seconds": time.monotonic() - self._began, "status": status}
+            self._attempt |= {"ended": now(), "seconds": time.monotonic() - self._began, "status": status}
             if reason:
                 self._attempt["reason"] = reason
             self._run["status"] = status
@@ -216,7 +215,7 @@ class Journal:
             attempt: How often the job had failed before with this seed, because of the machine.
             reseed: Which of the job's seeds it was.
         """
-        entry: dict[str, Any] = {"time": _now(), "who": str(who), "kind": kind, "reason": reason}
+        entry: dict[str, Any] = {"time": now(), "who": str(who), "kind": kind, "reason": reason}
         if isinstance(who, Work):
             entry |= {"round": who.round, "particle": who.particle, "attempt": attempt, "reseed": reseed}
         self._attempt["incidents"].append(entry)
@@ -336,27 +335,3 @@ def _start_digest(prepared: Prepared) -> str:
     """Digest of the weights before the first training, and of the mask that a ticket brought along."""
     state = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
     return digest_bytes((state + prepared.recipes.mask_digest(prepared.first_mask)).encode())
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Commit of the working copy that the code runs from, if it is one."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

@@ -162,8 +162,6 @@ class Pool:
         self._dead_averagers: set[str] = set()
         self._told: set[str] = set()
         self._executors: list[RayExecutor] = []
-        # All at once: starting an actor takes seconds, which the dense phase hides.
-        self._crew.grow(self.num_workers)
         self._averager = self._start_averager()
 
     def join(self, executor: RayExecutor) -> None:
@@ -190,6 +188,9 @@ class Pool:
             self._queue.appendleft(entry)
         else:
             self._queue.append(entry)
+        if not self._crew.all:
+            # All at once: starting an actor takes seconds, which the dense phase hides.
+            self._crew.grow(self.num_workers)
         self._fill()
 
     def cancel(self, executor: RayExecutor, work: Work) -> None:

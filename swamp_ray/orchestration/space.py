@@ -109,7 +109,7 @@ def _kept_and_peak(prepared: Prepared) -> tuple[int, int]:
     lags = {"all": len(states), "last": 2, "none": 1}[policy]
     for index, plan in enumerate(prepared.plan):
         before = permanent + sum(states[max(0, index - lags):index])
-        permanent += _round_bytes(prepared, plan)
+        permanent += round_bytes(prepared, plan)
         after = permanent + sum(states[max(0, index - lags):index + 1])
         peak = max(peak, before + _working_bytes(prepared, plan), after)
     left = {"all": sum(states), "last": states[-1], "none": 0}[policy]
@@ -118,7 +118,7 @@ def _kept_and_peak(prepared: Prepared) -> tuple[int, int]:
     return permanent + left, max(peak, permanent + left)
 
 
-def _round_bytes(prepared: Prepared, plan: RoundPlan) -> int:
+def round_bytes(prepared: Prepared, plan: RoundPlan) -> int:
     """What a round leaves for good, its particles' states aside: average, next mask, evaluation, ticket, records."""
     mask = math.ceil(prepared.layout.num_prunable / 8)
     tied = sum(prepared.initial.parameters[name].nbytes for name in prepared.tied.values())

@@ -6,7 +6,7 @@ once every member has recorded its round, and members may be held there until th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from swamp_ray.config import SwampConfig
@@ -115,7 +115,7 @@ class Team:
         """M."""
         return len(self._milestones)
 
-    def milestones(self) -> Iterator[Milestone]:
+    def milestones(self) -> Generator[Milestone]:
         """Carry the members to their ends, from wherever they stand, and stop at each milestone on the way.
 
         Whoever does not go on from a milestone closes the iterator: what was finished stays, and running particles are

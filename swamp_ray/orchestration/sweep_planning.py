@@ -1,0 +1,247 @@
+"""What a sweep would do, before it does it: which settings can run, what they share, how many workers each has.
+
+Names of results depend on trained weights, which nobody knows yet. Here the *name* of a result stands for its bytes:
+two particles have the same symbol exactly if they are made in the same way from the same starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from swamp_ray.config import DataConfig, SwampConfig
+from swamp_ray.errors import UserError, nearest
+from swamp_ray.orchestration.preparation import Prepared, prepare
+from swamp_ray.orchestration.resources import Resources, pool_size
+from swamp_ray.orchestration.space import RUN_BYTES, round_bytes, state_bytes
+from swamp_ray.orchestration.team import milestone_rounds
+from swamp_ray.storage.identity import name_of
+from swamp_ray.storage.recipes import average_recipe
+from swamp_ray.sweep_config import Setting, Sweep, describe, label
+from swamp_ray.training.data import Data, load_data
+
+TRIED = 20
+"""An adaptive search's settings are not known beforehand: so many random ones are tried."""
+SHOWN = 5
+NETWORKS = ("average", "particles_mean", "particles_std")
+SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run that a sweep names; equal symbols are the same run."""
+
+    symbol: str
+    kind: str
+    epochs: float
+    num_bytes: int
+
+
+@dataclass
+class SweepPlan:
+    """A sweep that can start.
+
+    Attributes:
+        settings: Those that can run, by label, in the order in which they should; empty for an adaptive search.
+        invalid: Why the others cannot, by label.
+        excluded: The settings of those.
+        trainings: All that the settings name, dense phases included, by label; empty for an adaptive search.
+        data: The decoded data by their section of the config.
+        workers: Workers of each setting by label.
+        num_milestones: Reports of a setting on its way; 0 where settings differ in it.
+        example: One member of the sweep.
+        is_exact: Whether equal symbols can be counted beforehand: not where the best particle goes on.
+        record_bytes: What the runs' own files take up.
+    """
+
+    settings: dict[str, Setting]
+    example: Prepared
+    num_milestones: int
+    invalid: dict[str, str] = field(default_factory=dict)
+    excluded: dict[str, Setting] = field(default_factory=dict)
+    trainings: dict[str, list[Training]] = field(default_factory=dict)
+    data: dict[str, Data] = field(default_factory=dict)
+    workers: dict[str, int] = field(default_factory=dict)
+    is_exact: bool = True
+    record_bytes: int = 0
+
+    def named(self, kind: str) -> int:
+        """How many trainings of a kind (``particle``, ``dense``) the settings name."""
+        return sum(one.kind == kind for found in self.trainings.values() for one in found)
+
+    @property
+    def distinct(self) -> dict[str, Training]:
+        """Those that differ, by symbol."""
+        return {one.symbol: one for found in self.trainings.values() for one in found}
+
+    def num_distinct(self, kind: str) -> int:
+        """How many trainings of a kind differ."""
+        return sum(one.kind == kind for one in self.distinct.values())
+
+    @property
+    def distinct_epochs(self) -> float:
+        """Epochs of the trainings that differ."""
+        return sum(one.epochs for one in self.distinct.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """What the sweep writes at least: states, averages, tickets, records."""
+        return sum(one.num_bytes for one in self.distinct.values()) + self.record_bytes
+
+    def as_record(self) -> dict[str, int | float | bool]:
+        """Plain values for ``sweep.json``."""
+        return {
+            "named": self.named("particle"), "distinct": self.num_distinct("particle"),
+            "dense_named": self.named("dense"), "dense_distinct": self.num_distinct("dense"),
+            "distinct_epochs": self.distinct_epochs, "bytes": self.num_bytes, "exact": self.is_exact,
+        }
+
+
+def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPlan:
+    """Check all settings (of an adaptive search some), and see what they share.
+
+    Args:
+        sweep: The sweep.
+        device: Kind of device that particles train on.
+        nodes: Resources of each node.
+
+    Raises:
+        UserError: No setting is valid or fits the cluster; a milestone or the metric fits none of them.
+    """
+    tried = sweep.sample(TRIED) if sweep.config.is_adaptive else sweep.settings()
+    data: dict[str, Data] = {}
+    members: dict[str, Prepared] = {}
+    settings: dict[str, Setting] = {}
+    invalid: dict[str, str] = {}
+    excluded: dict[str, Setting] = {}
+    for setting in tried:
+        key = label(setting)
+        try:
+            members[key], settings[key] = _example(sweep, setting, device, data), setting
+        except UserError as error:
+            invalid[key], excluded[key] = str(error), setting
+    if not members:
+        raise _nothing_works(excluded, invalid)
+    example = next(iter(members.values()))
+    check_metric(sweep.config.metric, example)
+    plan = SweepPlan(settings, example, _num_milestones(sweep, members, settings), invalid, excluded, data=data)
+    plan.workers = {key: num_workers(member.config, device, nodes) for key, member in members.items()}
+    if sweep.config.is_adaptive:
+        plan.settings = {}
+        return plan
+    for key, member in members.items():
+        plan.trainings[key] = [one for seed in sweep.config.seeds for one in trainings(member, seed)]
+        plan.is_exact = plan.is_exact and not _chooses(member)
+        plan.record_bytes += len(sweep.config.seeds) * (
+            RUN_BYTES + sum(round_bytes(member, one) for one in member.plan))
+    plan.settings = {key: settings[key] for key in _leaders_first(plan.trainings)}
+    return plan
+
+
+def num_workers(config: SwampConfig, device: str, nodes: Sequence[Resources]) -> int:
+    """Workers of a setting: one for each particle of its largest round, as far as the cluster holds them.
+
+    Raises:
+        UserError: Not one fits, or not as many as ``execution.num_workers`` says.
+    """
+    if config.execution.executor == "inline":
+        return 1
+    stages = [stage.count for stage in config.particles.schedule if stage.sparsity <= config.pruning.target]
+    return pool_size(config.execution, device, max([config.particles.count, *stages]), nodes)
+
+
+def data_key(config: DataConfig) -> str:
+    """What configs that read the same data have in common."""
+    return config.model_dump_json()
+
+
+def trainings(member: Prepared, seed: int) -> Iterator[Training]:
+    """The training runs of a setting's member with some seed, by symbol."""
+    prepared = replace(member, config=member.config.model_copy(update={"seed": seed}))
+    recipes, per_epoch = prepared.recipes, prepared.steps_per_epoch
+    start = recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+    if prepared.config.start_from is None:
+        start = name_of("initialisation", {"seed": seed, "data": prepared.data.digest})
+    mask, values = recipes.mask_digest(prepared.first_mask), None
+    if prepared.dense is not None:
+        program = prepared.dense
+        start = recipes.training(program.as_dict(), prepared.particle_seed(-1, 0), start, mask, None).name
+        yield Training(start, "dense", program.num_steps / per_epoch,
+                       state_bytes(prepared, prepared.layout.num_prunable))
+    for plan in prepared.plan:
+        names = []
+        for particle in range(plan.num_particles):
+            program = prepared.program(plan.index, particle)
+            named = recipes.training(program.as_dict(), prepared.particle_seed(plan.index, particle), start, mask,
+                                     values)
+            names.append(named.name)
+            yield Training(named.name, "particle", program.num_steps / per_epoch,
+                           state_bytes(prepared, plan.survivors))
+        if prepared.config.particles.combine == "best" and len(names) > 1:
+            names = [name_of("best", {"of": names})]
+        average = recipes.average(names, mask, start, plan.next_survivors, prepared.particle_seed(plan.index, -1))
+        values = name_of("values", average_recipe(average)) if prepared.config.rewind.weights == "none" else None
+        mask = average.name
+
+
+def check_metric(metric: str, prepared: Prepared) -> None:
+    """Refuse a metric that no member reports. Raises UserError with those that there are."""
+    known = [f"{network}/{split}/{name}" for network in NETWORKS for split in SPLITS for name in prepared.metrics]
+    if metric not in known:
+        raise UserError("no setting reports this metric", got=metric, where="metric",
+                        do=f"{nearest(metric, known)} There are: {', '.join(known)}.".strip())
+
+
+def _example(sweep: Sweep, setting: Setting, device: str, data: dict[str, Data]) -> Prepared:
+    """A setting's first member, checked; data are read once."""
+    config = sweep.member(setting, sweep.config.seeds[0])
+    key = data_key(config.data)
+    if key not in data:
+        data[key] = load_data(config.data)
+    return prepare(config, device, data[key])
+
+
+def _num_milestones(sweep: Sweep, members: Mapping[str, Prepared], settings: Mapping[str, Setting]) -> int:
+    """Reports that all settings give on their way. Raises UserError if one gives fewer than there are milestones."""
+    wanted = sweep.config.at_sparsity
+    counts = {key: len(milestone_rounds(member.plan, wanted)) for key, member in members.items()}
+    short = [key for key, count in counts.items() if wanted and count < len(wanted)]
+    if short:
+        member = members[short[0]]
+        raise UserError(f"every setting must reach the sparsity {wanted[-1]:g}, but {describe(settings[short[0]])} "
+                        f"ends at {member.plan[-1].sparsity:.4g}", where="at_sparsity",
+                        do="Lower the last milestone, or raise pruning.target.")
+    return max(counts.values()) if len(set(counts.values())) == 1 else 0
+
+
+def _nothing_works(excluded: Mapping[str, Setting], invalid: Mapping[str, str]) -> UserError:
+    lines = [f"{describe(excluded[key])}: {reason}" for key, reason in list(invalid.items())[:SHOWN]]
+    more = f"\n  and {len(invalid) - SHOWN} more" if len(invalid) > SHOWN else ""
+    tried = "none of its settings can run" if len(invalid) > 1 else "its only setting cannot"
+    return UserError(f"the sweep cannot start, because {tried}:\n  " + "\n  ".join(lines) + f"{more}\n",
+                     where="space")
+
+
+def _chooses(prepared: Prepared) -> bool:
+    """Whether some round goes on with one of several particles, which is not known beforehand."""
+    return prepared.config.particles.combine == "best" and any(plan.num_particles > 1 for plan in prepared.plan)
+
+
+def _leaders_first(named: Mapping[str, list[Training]]) -> list[str]:
+    """Long settings that share less than half of their work with those before come first, then the others.
+
+    Two that share most of their work and run at the same time would wait for each other; one that comes later finds
+    it done.
+    """
+    epochs = {key: sum(one.epochs for one in found) for key, found in named.items()}
+    led: list[str] = []
+    leading: list[str] = []
+    taken: set[str] = set()
+    for key in sorted(named, key=lambda key: -epochs[key]):
+        shared = sum(one.epochs for one in named[key] if one.symbol in taken)
+        if shared < epochs[key] / 2:
+            leading.append(key)
+            taken.update(one.symbol for one in named[key])
+        else:
+            led.append(key)
+    return [*leading, *led]

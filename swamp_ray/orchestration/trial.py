@@ -1,0 +1,264 @@
+"""A trial of Ray Tune: one setting with all its seeds, whose workers live in the trial's placement group."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError, RayError
+
+from swamp_ray.config import SwampConfig, unknown_key, with_values
+from swamp_ray.errors import Interrupted, SwampError, UserError
+from swamp_ray.orchestration.cluster import node_resources
+from swamp_ray.orchestration.journal import flat
+from swamp_ray.orchestration.messages import RoundRecord
+from swamp_ray.orchestration.resources import this_machine, worker_resources
+from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.orchestration.sweep_planning import data_key, num_workers
+from swamp_ray.orchestration.team import Milestone, Team, milestone_rounds
+from swamp_ray.rounds import RoundPlan
+from swamp_ray.storage.places import is_url, open_place
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.sweep_config import RESERVED, Setting, label
+
+COMPLETE = "complete"
+"""Key of a report: whether the setting has reached its own target."""
+FINISHED = ("complete", "stopped")
+ASK_S = 1.0
+HEAD = {"CPU": 0.01}
+
+
+class StopSignal:
+    """An actor that knows whether the sweep was asked to stop."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def ask(self) -> None:
+        """Ask all trials to stop."""
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Whether they are asked to."""
+        return self._asked
+
+
+class RemoteStopping(Stopping):
+    """Looks at a :class:`StopSignal` now and then; one that is gone asks to stop as well."""
+
+    def __init__(self, signal: Any) -> None:
+        super().__init__()
+        self._signal, self._found, self._next = signal, False, 0.0
+
+    def asked(self) -> bool:
+        """Whether the sweep was asked to stop."""
+        now = time.monotonic()
+        if self._signal is not None and not self._found and now >= self._next:
+            try:
+                self._found = bool(ray.get(self._signal.asked.remote(), timeout=60))
+            except RayError:
+                self._found = True
+            self._next = time.monotonic() + ASK_S
+        return self._found
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Makes trials of settings; an instance is called with a setting, in a process that Tune has started.
+
+    Attributes:
+        member: The run of a setting and a seed.
+        seeds: Of every setting.
+        device: Kind of device that particles train on.
+        at_sparsity: Milestones; empty: every round.
+        hold: Nothing trains beyond a milestone before it was reported and Tune has decided.
+        worker_deadline_s: Seconds without any worker after which a trial fails.
+        workers: Workers by label, where that is known already.
+        data: Object references of decoded data by their section of the config.
+        recorded: Records of settings that an earlier attempt has finished, by label: they only report again.
+        stop: A :class:`StopSignal`, or None.
+    """
+
+    member: Callable[[Setting, int], SwampConfig]
+    seeds: Sequence[int]
+    device: str
+    at_sparsity: Sequence[float] = ()
+    hold: bool = False
+    worker_deadline_s: float | None = None
+    workers: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stop: Any = None
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Carry a setting to its end, and report its milestones."""
+        setting = plain_setting(config)
+        if (record := self.recorded.get(label(setting))) is not None and self._report_again(setting, record):
+            return
+        configs = [self.member(setting, seed) for seed in self.seeds]
+        reference = self.data.get(data_key(configs[0].data))
+        team = Team(
+            configs, self.device, data=None if reference is None else ray.get(reference),
+            at_sparsity=self.at_sparsity, hold=self.hold, num_workers=self.num_workers(setting),
+            worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop))
+        last: dict[str, Any] = {}
+        milestones = team.milestones()
+        try:
+            for milestone in milestones:
+                last = report_of(milestone)
+                tune.report(last)  # a trial that is stopped does not come back from here
+        except Interrupted:
+            return
+        finally:
+            milestones.close()
+        tune.report({**last, "milestone": team.num_milestones + 1, COMPLETE: True})
+
+    def num_workers(self, setting: Setting) -> int:
+        """How many workers a setting has."""
+        known = self.workers.get(label(setting))
+        if known is not None:
+            return known
+        nodes = node_resources() if ray.is_initialized() else [this_machine()]
+        return num_workers(self.member(setting, self.seeds[0]), self.device, nodes)
+
+    def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        """The placement group of a trial: its workers, or its own process where they do not have any."""
+        setting = plain_setting(config)
+        if label(setting) in self.recorded:
+            return tune.PlacementGroupFactory([HEAD])
+        member = self.member(setting, self.seeds[0])
+        bundle = {kind: amount for kind, amount in worker_resources(member.execution, self.device).items() if amount}
+        if member.execution.executor == "inline":
+            return tune.PlacementGroupFactory([bundle or HEAD])
+        # The process that drives the trial needs next to nothing: an empty bundle, so that all CPUs are the workers'.
+        return tune.PlacementGroupFactory([{}, *[bundle or HEAD] * self.num_workers(setting)])
+
+    def trainable(self) -> Any:
+        """For ``ray.tune.Tuner``: with its resources."""
+
+        def swamp(config: dict[str, Any]) -> None:
+            self(config)
+
+        return tune.with_resources(swamp, self.resources)
+
+    def _report_again(self, setting: Setting, record: Mapping[str, Any]) -> bool:
+        """Report what is recorded of a finished setting; False if it is not all there any more."""
+        configs = [self.member(setting, seed) for seed in self.seeds]
+        rounds = [RunDir(config.storage, str(config.name)).read_rounds() for config in configs]
+        plan = (RunDir(configs[0].storage, str(configs[0].name)).read_run() or {}).get("rounds", [])
+        if not plan or not all(rounds):
+            return False
+        indices = milestone_rounds([RoundPlan(**one) for one in plan], self.at_sparsity)
+        reached = int(record.get("milestone", 0)) if record["status"] == "stopped" else len(indices)
+        if any(len(found) <= index for found in rounds for index in indices[:reached]):
+            return False
+        last: dict[str, Any] = {}
+        for number, index in enumerate(indices[:reached], start=1):
+            records = [RoundRecord(**found[index]) for found in rounds]
+            last = report_of(Milestone(number, index, records[0].sparsity, records))
+            tune.report(last)
+        if record["status"] == "complete":
+            tune.report({**last, "milestone": len(indices) + 1, COMPLETE: True})
+        return True
+
+
+def anchored(config: SwampConfig) -> SwampConfig:
+    """The config with absolute paths: trials may work in another folder, on another node."""
+    values: dict[str, Any] = {"storage": open_place(config.storage).uri}
+    if config.data.root is not None:
+        values["data.root"] = str(Path(config.data.root).expanduser().absolute())
+    if config.start_from is not None and not is_url(config.start_from.path):
+        values["start_from.path"] = str(Path(config.start_from.path).expanduser().absolute())
+    return with_values(config, values)
+
+
+@dataclass(frozen=True)
+class FreeSettings:
+    """Runs of settings whose entries are options of the config, for a Tuner of the user's own.
+
+    Attributes:
+        base: The run that settings change.
+    """
+
+    base: SwampConfig
+
+    def member(self, setting: Setting, seed: int) -> SwampConfig:
+        """The run of a setting and a seed.
+
+        Raises:
+            UserError: There is no such option, or the values contradict each other.
+        """
+        for key in setting:
+            if (problem := unknown_key(key)) is not None:
+                raise UserError(problem, where=f"param_space[{key!r}]")
+            if key in RESERVED:
+                raise UserError("this option cannot be swept", where=f"param_space[{key!r}]", do=RESERVED[key])
+        name = f"{self.base.name}-{label(setting)}-seed{seed}"
+        return with_values(self.base, {**setting, "seed": seed, "name": name})
+
+
+def report_of(milestone: Milestone) -> dict[str, Any]:
+    """What Tune is told: mean over seeds and its standard error, by metric; NaN for the error of a single seed."""
+    found: dict[str, Any] = {
+        "milestone": milestone.number, "round": milestone.round, "sparsity": milestone.sparsity,
+        "num_seeds": len(milestone.records), COMPLETE: False,
+    }
+    rows = [metrics_of(record) for record in milestone.records]
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        found[name] = statistics.fmean(values)
+        found[f"{name}_se"] = standard_error(values)
+    return found
+
+
+def metrics_of(record: RoundRecord) -> dict[str, float]:
+    """A round's metrics by ``NETWORK/SPLIT/METRIC``."""
+    return {f"{network}/{name}": value for network, metrics in (
+        ("average", record.average), ("particles_mean", record.mean), ("particles_std", record.std))
+        for name, value in flat(metrics).items()}
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Standard deviation (n - 1) over the root of n; NaN for a single value, or one that is not finite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def plain_setting(config: Mapping[str, Any]) -> Setting:
+    """Values as Tune hands them over, without numpy's types."""
+    return {key: value.item() if hasattr(value, "item") else value for key, value in config.items()}
+
+
+def quiet_tune() -> None:
+    """Tune's own output and signal handling off, for a process that shows progress itself; before a Tuner is made."""
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a setting that is asked to stop may report nothing
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "30")
+    for name in ("ray.tune", "ray.train", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Why a trial failed, in the words of what it failed of."""
+    found = error
+    while isinstance(cause := getattr(found, "cause", None), BaseException):  # Ray's wrapper looks like what it wraps
+        found = cause
+    if isinstance(found, SwampError):
+        return str(found).strip()
+    if isinstance(found, RayActorError):
+        return "the process that drove it was lost"
+    lines = str(found).strip().splitlines() if found is not None else []
+    return f"{type(found).__name__}: {lines[-1].strip()}" if lines else type(found).__name__
