@@ -45,13 +45,17 @@ class Halving(ASHAScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Go on, or stop."""
-        decision = super().on_trial_result(tune_controller, trial, result)
-        if result.get(COMPLETE):
-            return TrialScheduler.CONTINUE
-        # Compared with NaN nothing is worse, so Ray would let such a setting pass every rung.
-        if _is_lost(self._metric, result) and result.get(MILESTONE, 0) >= self._grace_period:
-            return TrialScheduler.STOP
-        return decision
+        if _is_lost(self._metric, result):
+            # Nothing is worse than NaN for Ray, so that such a setting would pass every rung.
+            decision = TrialScheduler.STOP if result.get(MILESTONE, 0) >= self._grace_period else TrialScheduler.CONTINUE
+        else:
+            decision = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if result.get(COMPLETE) else decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Keep the last result, if it is a number."""
+        if not _is_lost(self._metric, result):
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 class MedianOverMilestones(MedianStoppingRule):
