@@ -20,7 +20,7 @@ endef
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(VENV)/.installed ## Create .venv with everything that swamp needs
@@ -41,6 +41,10 @@ test-slow: $(VENV)/.installed-dev ## The tests that take minutes
 .PHONY: test-gpu
 test-gpu: $(VENV)/.installed-dev ## The tests that need a CUDA device
 	@$(PY) -m pytest -m gpu
+
+.PHONY: test-extras
+test-extras: $(VENV)/.installed-extras ## The tests of Optuna, HyperOpt, MLflow and W&B
+	@$(PY) -m pytest -m extras
 
 .PHONY: chaos
 chaos: $(VENV)/.installed-dev ## Disturb a run with 200 faults; about half an hour
@@ -73,6 +77,11 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml | $(VENV)/.c
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	@echo "Installing the tools for tests and checks."
 	@$(call pip_install,-r requirements-dev.txt)
+	@touch $@
+
+$(VENV)/.installed-extras: pyproject.toml constraints.txt $(VENV)/.installed-dev
+	@echo "Installing the optional packages for sweeps."
+	@$(call pip_install,--no-build-isolation --editable ".[sweeps]")
 	@touch $@
 
 $(VENV)/.created:
