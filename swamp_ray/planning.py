@@ -18,7 +18,7 @@ from swamp_ray.orchestration.resources import pool_size, this_machine
 from swamp_ray.orchestration.searching import check_search
 from swamp_ray.orchestration.space import estimate, free_bytes
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
-from swamp_ray.orchestration.tracking import make_callbacks
+from swamp_ray.orchestration.tracking import check_callbacks
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
@@ -52,8 +52,9 @@ def print_sweep_plan(sweep: Sweep) -> None:
         UserError: Whatever ``swamp sweep`` would refuse.
     """
     check_search(sweep)
-    make_callbacks(sweep)
+    check_callbacks(sweep)
     plan = plan_sweep(sweep, device_kind(sweep.base), [this_machine()])
+    check_search(sweep, plan.num_milestones)
     console = Console(highlight=False)
     for line in sweep_header(sweep):
         console.print(line, soft_wrap=True)

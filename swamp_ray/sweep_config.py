@@ -326,9 +326,10 @@ class Sweep:
     def identity(self) -> dict[str, Any]:
         """What a sweep must have in common with an earlier one of its name: settings, seeds, what is compared."""
         plain = self.resolved()
-        return {"base": self.base.recipe() | {"seed": None}, "entries": list(self.config.space), **{key: plain[key] for key in (
-            "space", "seeds", "metric", "mode", "at_sparsity", "search", "scheduler")},
-            **({} if self.config.is_adaptive else {"num_samples": self.config.num_samples})}
+        keys = ["space", "seeds", "metric", "mode", "at_sparsity", "search", "scheduler",
+                *([] if self.config.is_adaptive else ["num_samples"])]
+        return {"base": self.base.recipe() | {"seed": None}, "entries": list(self.config.space),
+                **{key: plain[key] for key in keys}}
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = (), storage: str | None = None, name: str | None = None,

@@ -203,8 +203,9 @@ class SweepView:
         trained, plan = sum(attempt.get("trained", 0) for attempt in attempts), self._record.get("plan") or {}
         if not attempts:
             return ""
-        of = f" of {plan['distinct']:,}" if self.life.running and plan.get("distinct", 0) >= trained else ""
-        return f"{trained:,}{of} particles trained"
+        distinct = plan.get("distinct", 0) + plan.get("dense_distinct", 0)
+        of = f" of {distinct:,}" if self.life.running and distinct >= trained else ""
+        return f"{trained:,}{of} particles and dense phases trained"
 
     def _left(self) -> str:
         """Time left: the epochs that nobody has trained yet, at the pace of the current attempt."""

@@ -32,12 +32,22 @@ from swamp_ray.orchestration.nodes import check_shared
 from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.orchestration.provenance import PACKAGES, commit, now, version
 from swamp_ray.orchestration.resources import check_address, this_machine
-from swamp_ray.orchestration.searching import ListedSettings, check_search, make_scheduler, make_search
+from swamp_ray.orchestration.scheduling import make_scheduler
+from swamp_ray.orchestration.searching import ListedSettings, check_search, make_search
 from swamp_ray.orchestration.space import free_bytes
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
-from swamp_ray.orchestration.tracking import make_callbacks
-from swamp_ray.orchestration.trial import COMPLETE, FINISHED, StopSignal, Trials, anchored, plain_setting, quiet_tune, reason_of
+from swamp_ray.orchestration.tracking import check_callbacks, make_callbacks
+from swamp_ray.orchestration.trial import (
+    COMPLETE,
+    FINISHED,
+    StopSignal,
+    Trials,
+    anchored,
+    plain_setting,
+    quiet_tune,
+    reason_of,
+)
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.places import Place, open_place
@@ -117,7 +127,7 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
     reporter = reporter or SweepReporter()
     sweep = replace(sweep, base=anchored(sweep.base))
     check_search(sweep)
-    make_callbacks(sweep)
+    check_callbacks(sweep)
     check_address(sweep.base.execution)
     place = open_place(sweep.base.storage, sweep.base.execution.storage_patience_s)
     sweepdir = SweepDir(place, sweep.name)
@@ -134,6 +144,7 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
             plan = plan or plan_sweep(sweep, device, nodes)
             if len(nodes) > 1:
                 check_shared(place)
+            check_search(sweep, plan.num_milestones)
             return _Sweep(sweep, plan, sweepdir, place, reporter, stopping, device).run()
         finally:
             if owns:
