@@ -186,14 +186,18 @@ class Driver:
             self._executor.close()
         self._release_leases()
 
+    def check(self) -> None:
+        """Raise RunError if the run has failed."""
+        if self._machine.failed is not None:
+            raise self._end(self._machine.failed)
+
     def records(self) -> list[RoundRecord]:
         """The record of every round, once the run is over.
 
         Raises:
             RunError: It has failed.
         """
-        if self._machine.failed is not None:
-            raise self._end(self._machine.failed)
+        self.check()
         return [self.record(plan.index) for plan in self._prepared.plan]
 
     def _settle(self) -> None:

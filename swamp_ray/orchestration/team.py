@@ -130,6 +130,8 @@ class Team:
             self._open()
             reached = 0
             while True:
+                for driver in self._drivers:
+                    driver.check()
                 while reached < len(self._milestones) and self._num_recorded > self._milestones[reached]:
                     index = self._milestones[reached]
                     reached += 1
@@ -189,8 +191,6 @@ class Team:
         active = [driver for driver in self._drivers if not driver.over]
         for driver in active:
             driver.step(WAIT_S / len(active))
-            if driver.over:
-                driver.records()  # raises what it failed of
 
     def _release(self, index: int) -> None:
         if index in self._hold:

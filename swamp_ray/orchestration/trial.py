@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from swamp_ray.sweep_config import RESERVED, Setting, label
 COMPLETE = "complete"
 """Key of a report: whether the setting has reached its own target."""
 FINISHED = ("complete", "stopped")
+DONE = "done"
+"""Key of a report: Tune ends the trial."""
 ASK_S = 1.0
 HEAD = {"CPU": 0.01}
 
@@ -73,7 +75,7 @@ class RemoteStopping(Stopping):
 
 @dataclass(frozen=True)
 class Trials:
-    """Makes trials of settings; an instance is called with a setting, in a process that Tune has started.
+    """Makes trials of settings.
 
     Attributes:
         member: The run of a setting and a seed.
@@ -99,10 +101,13 @@ class Trials:
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stop: Any = None
 
-    def __call__(self, config: dict[str, Any]) -> None:
-        """Carry a setting to its end, and report its milestones."""
-        setting = plain_setting(config)
-        if (record := self.recorded.get(label(setting))) is not None and self._report_again(setting, record):
+    def reports(self, setting: Setting) -> Generator[dict[str, Any]]:
+        """Carry a setting to its end: one report a milestone, and a last one that is ``done``.
+
+        Whoever does not go on closes the generator: workers end, and what is finished stays.
+        """
+        if (record := self.recorded.get(label(setting))) is not None and (found := self._again(setting, record)):
+            yield from found
             return
         configs = [self.member(setting, seed) for seed in self.seeds]
         reference = self.data.get(data_key(configs[0].data))
@@ -110,17 +115,18 @@ class Trials:
             configs, self.device, data=None if reference is None else ray.get(reference),
             at_sparsity=self.at_sparsity, hold=self.hold, num_workers=self.num_workers(setting),
             worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop))
-        last: dict[str, Any] = {}
+        last: dict[str, Any] = {"milestone": 0, COMPLETE: False}
         milestones = team.milestones()
         try:
             for milestone in milestones:
                 last = report_of(milestone)
-                tune.report(last)  # a trial that is stopped does not come back from here
+                yield last
         except Interrupted:
+            yield {**last, DONE: True}
             return
         finally:
             milestones.close()
-        tune.report({**last, "milestone": team.num_milestones + 1, COMPLETE: True})
+        yield {**last, "milestone": team.num_milestones + 1, COMPLETE: True, DONE: True}
 
     def num_workers(self, setting: Setting) -> int:
         """How many workers a setting has."""
@@ -142,33 +148,56 @@ class Trials:
         # The process that drives the trial needs next to nothing: an empty bundle, so that all CPUs are the workers'.
         return tune.PlacementGroupFactory([{}, *[bundle or HEAD] * self.num_workers(setting)])
 
-    def trainable(self) -> Any:
-        """For ``ray.tune.Tuner``: with its resources."""
+    def trainable(self) -> type[tune.Trainable]:
+        """For ``ray.tune.Tuner``, together with :meth:`resources`.
 
-        def swamp(config: dict[str, Any]) -> None:
-            self(config)
+        A class, not a function: Tune waits until a trial that it stops has tidied up.
+        """
+        trials = self
 
-        return tune.with_resources(swamp, self.resources)
+        class Swamp(tune.Trainable):
+            """One setting with all its seeds; a step goes to the next milestone."""
 
-    def _report_again(self, setting: Setting, record: Mapping[str, Any]) -> bool:
-        """Report what is recorded of a finished setting; False if it is not all there any more."""
+            def setup(self, config: dict[str, Any]) -> None:
+                self._reports = trials.reports(plain_setting(config))
+
+            def step(self) -> dict[str, Any]:
+                return next(self._reports)
+
+            def cleanup(self) -> None:
+                self._reports.close()
+
+            def reset_config(self, new_config: dict[str, Any]) -> bool:
+                self.cleanup()
+                self.setup(new_config)
+                return True
+
+            def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+                return {}  # everything lies in the storage root
+
+            def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+                """The storage root is looked through anyway."""
+
+        return Swamp
+
+    def _again(self, setting: Setting, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The reports of a finished setting from its records; none if they are not all there any more."""
         configs = [self.member(setting, seed) for seed in self.seeds]
         rounds = [RunDir(config.storage, str(config.name)).read_rounds() for config in configs]
         plan = (RunDir(configs[0].storage, str(configs[0].name)).read_run() or {}).get("rounds", [])
         if not plan or not all(rounds):
-            return False
+            return []
         indices = milestone_rounds([RoundPlan(**one) for one in plan], self.at_sparsity)
-        reached = int(record.get("milestone", 0)) if record["status"] == "stopped" else len(indices)
-        if any(len(found) <= index for found in rounds for index in indices[:reached]):
-            return False
-        last: dict[str, Any] = {}
-        for number, index in enumerate(indices[:reached], start=1):
-            records = [RoundRecord(**found[index]) for found in rounds]
-            last = report_of(Milestone(number, index, records[0].sparsity, records))
-            tune.report(last)
-        if record["status"] == "complete":
-            tune.report({**last, "milestone": len(indices) + 1, COMPLETE: True})
-        return True
+        complete = record["status"] == "complete"
+        reached = indices if complete else indices[:int(record.get("milestone", 0))]
+        if not reached or any(len(found) <= reached[-1] for found in rounds):
+            return []
+        found = []
+        for number, index in enumerate(reached, start=1):
+            records = [RoundRecord(**one[index]) for one in rounds]
+            found.append(report_of(Milestone(number, index, records[0].sparsity, records)))
+        last = {**found[-1], "milestone": len(reached) + 1, COMPLETE: True} if complete else found.pop()
+        return [*found, {**last, DONE: True}]
 
 
 def anchored(config: SwampConfig) -> SwampConfig:
