@@ -85,6 +85,8 @@ def fit(sweep: Sweep, folder: Path, num_samples: int, concurrent: int = 1, searc
 
     search.suggest = noted
     folder.mkdir(exist_ok=True)
+    # Reuse saves a second for each setting. It is safe only because the stand-in has nothing to tidy up: Ray gives a
+    # stopped function two seconds, and fails the next setting on that actor if it takes longer.
     tuner = tune.Tuner(
         trainable(folder),
         tune_config=tune.TuneConfig(search_alg=search, scheduler=make_scheduler(sweep, 3), num_samples=num_samples,
