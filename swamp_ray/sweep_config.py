@@ -199,7 +199,7 @@ class SweepConfig(Section):
             for key in _keys_of(entry, domain):
                 _check_key(key, entry)
                 for other, owner in owners.items():
-                    if owner != entry and (f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")):
+                    if owner != entry and _overlap(key, other):
                         raise ValueError(f"space.{entry} and space.{owner} both set {max(key, other, key=len)}")
                 owners[key] = entry
         adaptive = self.search.name != "random"
@@ -221,7 +221,7 @@ class SweepConfig(Section):
     def varied(self) -> list[str]:
         """Options of the space on which the sparsities of the rounds depend."""
         return [key for entry, domain in self.space.items() for key in _keys_of(entry, domain)
-                if any(f"{key}.".startswith(f"{decides}.") for decides in DECIDES)]
+                if any(_overlap(key, decides) for decides in DECIDES)]
 
     @property
     def is_adaptive(self) -> bool:
@@ -454,6 +454,15 @@ def _check_key(key: str, entry: str) -> None:
     where = f"space.{entry}" if key == entry else f"space.{entry}, {key}"
     if (problem := unknown_key(key)) is not None:
         raise ValueError(f"{where}: {problem}")
-    for reserved, advice in RESERVED.items():
-        if f"{key}.".startswith(f"{reserved}."):
-            raise ValueError(f"{where} cannot be part of a space. {advice}")
+    if (advice := reserved(key)) is not None:
+        raise ValueError(f"{where} cannot be part of a space. {advice}")
+
+
+def reserved(key: str) -> str | None:
+    """What to do instead of sweeping an option that no space may hold; None for any other option."""
+    return next((advice for option, advice in RESERVED.items() if _overlap(key, option)), None)
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is a section that holds the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
