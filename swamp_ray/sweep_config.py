@@ -427,7 +427,10 @@ def _spells_out(value: Any) -> bool:
     text = _plain(value)
     if not re.fullmatch(r"[A-Za-z0-9._]+", text):
         return False
-    read = yaml.safe_load(text)
+    try:
+        read = yaml.safe_load(text)
+    except ValueError:  # "0x_" looks like a number to YAML, and is none
+        return False
     return type(read) is type(value) and read == value
 
 
