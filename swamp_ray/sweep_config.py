@@ -362,7 +362,8 @@ def parse_sweep(text: str, folder: Path, overrides: Sequence[str] = (), source: 
     apply_overrides(tree, [one for one in overrides if not one.startswith("base.")])
     given = {"name": name, "storage": storage}
     tree |= {key: value for key, value in given.items() if value is not None}
-    tree.setdefault("name", default_name)
+    if tree.get("name") is None:
+        tree["name"] = default_name
     return build_sweep(tree, folder, source, base_overrides, base_values)
 
 
