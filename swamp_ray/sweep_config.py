@@ -187,7 +187,7 @@ class SweepConfig(Section):
     @classmethod
     def _increasing(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if list(value) != sorted(set(value)):
-            raise ValueError(f"must increase, but got {list(value)}")
+            raise ValueError("must increase")
         return value
 
     @model_validator(mode="after")
