@@ -680,13 +680,18 @@ def explain(error: ValidationError, model: type[BaseModel] = SwampConfig) -> str
     """
     texts: dict[str, list[str]] = {}
     for problem in error.errors(include_url=False):
-        place = tuple(part for part in problem["loc"] if not str(part).startswith(("function-", "literal[", "bool")))
+        place = tuple(part for part in problem["loc"] if not _is_kind(part))
         path = ".".join(str(part) for part in place)
         text = _explain_one(problem, place, path, model)
         if text not in texts.setdefault(path, []):
             texts[path].append(text)
     lines = [(f"{path}: " if path else "") + " or ".join(found) for path, found in texts.items()]
     return lines[0] if len(lines) == 1 else "several options are wrong:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+def _is_kind(part: str | int) -> bool:
+    """Whether a part of pydantic's path is no option, but one of the kinds of values that an option may have."""
+    return part == "str" or str(part).startswith(("function-", "literal[", "bool", "tuple[", "dict["))
 
 
 def _explain_one(problem: Any, place: Sequence[str | int], path: str, model: type[BaseModel]) -> str:

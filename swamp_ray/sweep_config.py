@@ -187,7 +187,7 @@ class SweepConfig(Section):
     @classmethod
     def _increasing(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if list(value) != sorted(set(value)):
-            raise ValueError(f"must increase, but got {list(value)}")
+            raise ValueError("must increase")
         return value
 
     @model_validator(mode="after")
@@ -199,7 +199,7 @@ class SweepConfig(Section):
             for key in _keys_of(entry, domain):
                 _check_key(key, entry)
                 for other, owner in owners.items():
-                    if owner != entry and (f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")):
+                    if owner != entry and _overlap(key, other):
                         raise ValueError(f"space.{entry} and space.{owner} both set {max(key, other, key=len)}")
                 owners[key] = entry
         adaptive = self.search.name != "random"
@@ -221,7 +221,7 @@ class SweepConfig(Section):
     def varied(self) -> list[str]:
         """Options of the space on which the sparsities of the rounds depend."""
         return [key for entry, domain in self.space.items() for key in _keys_of(entry, domain)
-                if any(f"{key}.".startswith(f"{decides}.") for decides in DECIDES)]
+                if any(_overlap(key, decides) for decides in DECIDES)]
 
     @property
     def is_adaptive(self) -> bool:
@@ -362,7 +362,8 @@ def parse_sweep(text: str, folder: Path, overrides: Sequence[str] = (), source: 
     apply_overrides(tree, [one for one in overrides if not one.startswith("base.")])
     given = {"name": name, "storage": storage}
     tree |= {key: value for key, value in given.items() if value is not None}
-    tree.setdefault("name", default_name)
+    if tree.get("name") is None:
+        tree["name"] = default_name
     return build_sweep(tree, folder, source, base_overrides, base_values)
 
 
@@ -427,7 +428,10 @@ def _spells_out(value: Any) -> bool:
     text = _plain(value)
     if not re.fullmatch(r"[A-Za-z0-9._]+", text):
         return False
-    read = yaml.safe_load(text)
+    try:
+        read = yaml.safe_load(text)
+    except ValueError:  # "0x_" looks like a number to YAML, and is none
+        return False
     return type(read) is type(value) and read == value
 
 
@@ -454,6 +458,15 @@ def _check_key(key: str, entry: str) -> None:
     where = f"space.{entry}" if key == entry else f"space.{entry}, {key}"
     if (problem := unknown_key(key)) is not None:
         raise ValueError(f"{where}: {problem}")
-    for reserved, advice in RESERVED.items():
-        if f"{key}.".startswith(f"{reserved}."):
-            raise ValueError(f"{where} cannot be part of a space. {advice}")
+    if (advice := reserved(key)) is not None:
+        raise ValueError(f"{where} cannot be part of a space. {advice}")
+
+
+def reserved(key: str) -> str | None:
+    """What to do instead of sweeping an option that no space may hold; None for any other option."""
+    return next((advice for option, advice in RESERVED.items() if _overlap(key, option)), None)
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is a section that holds the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")

@@ -28,7 +28,7 @@ from swamp_ray.orchestration.team import Milestone, Team, milestone_rounds
 from swamp_ray.rounds import RoundPlan
 from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import RESERVED, Setting, label
+from swamp_ray.sweep_config import Setting, label, reserved
 
 COMPLETE = "complete"
 """Key of a report: whether the setting has reached its own target."""
@@ -229,8 +229,8 @@ class FreeSettings:
         for key in setting:
             if (problem := unknown_key(key)) is not None:
                 raise UserError(problem, where=f"param_space[{key!r}]")
-            if key in RESERVED:
-                raise UserError("this option cannot be swept", where=f"param_space[{key!r}]", do=RESERVED[key])
+            if (advice := reserved(key)) is not None:
+                raise UserError("this option cannot be swept", where=f"param_space[{key!r}]", do=advice)
         name = f"{self.base.name}-{label(setting)}-seed{seed}"
         return with_values(self.base, {**setting, "seed": seed, "name": name})
 
