@@ -115,6 +115,11 @@ class Team:
         """M."""
         return len(self._milestones)
 
+    @property
+    def last_round(self) -> int:
+        """R."""
+        return self._members[0].plan[-1].index
+
     def milestones(self) -> Generator[Milestone]:
         """Carry the members to their ends, from wherever they stand, and stop at each milestone on the way.
 

@@ -119,7 +119,8 @@ class Trials:
         milestones = team.milestones()
         try:
             for milestone in milestones:
-                last = report_of(milestone)
+                # A setting that is at its target is not stopped any more.
+                last = {**report_of(milestone), COMPLETE: milestone.round == team.last_round}
                 yield last
         except Interrupted:
             yield {**last, DONE: True}
@@ -195,8 +196,8 @@ class Trials:
         found = []
         for number, index in enumerate(reached, start=1):
             records = [RoundRecord(**one[index]) for one in rounds]
-            found.append(report_of(Milestone(number, index, records[0].sparsity, records)))
-        last = {**found[-1], "milestone": len(reached) + 1, COMPLETE: True} if complete else found.pop()
+            found.append({**report_of(Milestone(number, index, records[0].sparsity, records)), COMPLETE: complete})
+        last = {**found[-1], "milestone": len(reached) + 1} if complete else found.pop()
         return [*found, {**last, DONE: True}]
 
 
