@@ -180,6 +180,15 @@ class Driver:
         self._pending.extend(self._machine.handle(Released(index)))
         self._settle()
 
+    def check(self) -> None:
+        """Nothing, as long as the run has not failed.
+
+        Raises:
+            RunError: What it has failed of.
+        """
+        if self._machine.failed is not None:
+            raise self._end(self._machine.failed)
+
     def close(self) -> None:
         """End whatever is at work; a second call does nothing."""
         if self._executor is not None:
@@ -192,8 +201,7 @@ class Driver:
         Raises:
             RunError: It has failed.
         """
-        if self._machine.failed is not None:
-            raise self._end(self._machine.failed)
+        self.check()
         return [self.record(plan.index) for plan in self._prepared.plan]
 
     def _settle(self) -> None:

@@ -136,6 +136,8 @@ class Team:
                     records = [driver.record(index) for driver in self._drivers]
                     yield Milestone(reached, index, records[0].sparsity, records)
                     self._release(index)
+                for driver in self._drivers:
+                    driver.check()  # one can fail as soon as it begins, of what an earlier attempt has recorded
                 if all(driver.over for driver in self._drivers):
                     break
                 self._stopping.check()
@@ -189,8 +191,7 @@ class Team:
         active = [driver for driver in self._drivers if not driver.over]
         for driver in active:
             driver.step(WAIT_S / len(active))
-            if driver.over:
-                driver.records()  # raises what it failed of
+            driver.check()
 
     def _release(self, index: int) -> None:
         if index in self._hold:
