@@ -18,6 +18,9 @@ from swamp_ray.sweep_config import Sweep, build_sweep, is_sweep, label, load_swe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted((CONFIGS / "sweeps").glob("*.yaml"))
+ARMS = {"IMP": "imp", "IMP+SWA": "imp_swa", "SWAMP-SGD": "swamp_without_swa", "SWAMP": "swamp",
+        "SWAMP+": "swamp_plus", "SMS": "sparse_model_soups"}
+"""The file in configs/arms of each method that is compared."""
 NODE = {"CPU": 2.0, "GPU": 0.0}
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -92,13 +95,10 @@ class TestRateByRounds:
 
 
 class TestMethodComparison:
-    ARMS = {"IMP": "imp", "IMP+SWA": "imp_swa", "SWAMP-SGD": "swamp_without_swa", "SWAMP": "swamp",
-            "SWAMP+": "swamp_plus", "SMS": "sparse_model_soups"}
-
     def test_all_methods_train_equally_long(self) -> None:
         sweep = sweep_of("method_comparison")
         found = epochs(sweep)
-        assert len(found) == len(self.ARMS)
+        assert len(found) == len(ARMS)
         assert list(found.values()) == pytest.approx([512] * len(found), rel=0.01)
 
     def test_all_methods_have_the_same_rounds_and_dense_phase(self) -> None:
@@ -109,12 +109,12 @@ class TestMethodComparison:
     @pytest.mark.parametrize("method", ARMS)
     def test_a_method_is_its_arm_but_for_lengths(self, method: str) -> None:
         member = sweep_of("method_comparison").member({"method": method}, 0).model_dump(mode="json")
-        arm = load_config(CONFIGS / "arms" / f"{self.ARMS[method]}.yaml").model_dump(mode="json")
+        arm = load_config(CONFIGS / "arms" / f"{ARMS[method]}.yaml").model_dump(mode="json")
         assert {key: without_lengths(member[key]) for key in ("averaging", "particles", "rewind", "round")} == {
             key: without_lengths(arm[key]) for key in ("averaging", "particles", "rewind", "round")}
 
     def test_every_arm_of_the_comparison_is_there(self) -> None:
-        assert sweep_of("method_comparison").config.space["method"].values == tuple(self.ARMS)
+        assert sweep_of("method_comparison").config.space["method"].values == tuple(ARMS)
 
 
 def without_lengths(section: dict[str, Any]) -> dict[str, Any]:
