@@ -21,6 +21,7 @@ from swamp_ray.errors import Interrupted, SwampError, UserError
 from swamp_ray.orchestration.cluster import node_resources
 from swamp_ray.orchestration.journal import flat
 from swamp_ray.orchestration.messages import RoundRecord
+from swamp_ray.orchestration.pool import Spares
 from swamp_ray.orchestration.resources import this_machine, worker_resources
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep_planning import data_key, num_workers
@@ -37,6 +38,10 @@ DONE = "done"
 """Key of a report: Tune ends the trial."""
 ASK_S = 1.0
 HEAD = {"CPU": 0.01}
+
+
+_spares = Spares()
+"""Of this process, which Tune uses for one setting after the other."""
 
 
 class StopSignal:
@@ -114,12 +119,13 @@ class Trials:
         team = Team(
             configs, self.device, data=None if reference is None else ray.get(reference),
             at_sparsity=self.at_sparsity, hold=self.hold, num_workers=self.num_workers(setting),
-            worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop))
+            worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop), spares=_spares)
         last: dict[str, Any] = {"milestone": 0, COMPLETE: False}
         milestones = team.milestones()
         try:
             for milestone in milestones:
-                last = report_of(milestone)
+                # A setting that is at its target is not stopped any more.
+                last = {**report_of(milestone), COMPLETE: milestone.round == team.last_round}
                 yield last
         except Interrupted:
             yield {**last, DONE: True}
@@ -195,8 +201,8 @@ class Trials:
         found = []
         for number, index in enumerate(reached, start=1):
             records = [RoundRecord(**one[index]) for one in rounds]
-            found.append(report_of(Milestone(number, index, records[0].sparsity, records)))
-        last = {**found[-1], "milestone": len(reached) + 1, COMPLETE: True} if complete else found.pop()
+            found.append({**report_of(Milestone(number, index, records[0].sparsity, records)), COMPLETE: complete})
+        last = {**found[-1], "milestone": len(reached) + 1} if complete else found.pop()
         return [*found, {**last, DONE: True}]
 
 

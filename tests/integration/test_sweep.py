@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def _trial_processes() -> list[int]:
     lines = subprocess.run(["ps", "-eo", "pid,ppid,cmd"], capture_output=True, text=True, check=True).stdout
     own = set(descendants(os.getpid()))
     return [int(line.split()[0]) for line in lines.splitlines()
-            if "ray::Swamp" in line and int(line.split()[0]) in own]
+            if re.search(r"ray::(Swamp|ResourceTrainable)", line) and int(line.split()[0]) in own]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -279,7 +280,8 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bytes(
         assert "Run the same command again to go on" in output
         assert "Traceback" not in output
     deadline = time.monotonic() + 30
-    while any(command_line(pid) for pid in below):
+    # Ray's own agents may stay for a while.
+    while any(command_line(pid) and "Agent" not in command_line(pid) for pid in below):
         assert time.monotonic() < deadline, "its processes end with it"
         time.sleep(0.1)
     again = start(tmp_path)
