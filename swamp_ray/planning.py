@@ -61,7 +61,8 @@ def print_sweep_plan(sweep: Sweep) -> None:
     if not sweep.config.is_adaptive:
         console.print(settings_table(sweep, plan))
     for key, reason in plan.invalid.items():
-        console.print(f"[yellow]cannot run: {describe(plan.excluded[key])}: {escape(reason)}[/yellow]", soft_wrap=True)
+        console.print(f"[yellow]cannot run: {escape(describe(plan.excluded[key]))}: {escape(reason)}[/yellow]",
+                      soft_wrap=True)
     for line in sweep_lines(sweep, plan):
         console.print(line, soft_wrap=True)
 
@@ -73,7 +74,7 @@ def sweep_header(sweep: Sweep) -> list[str]:
     count = (f"{config.num_samples} settings by {config.search.name}" if config.is_adaptive
              else f"{len(sweep.settings())} settings")
     place = SweepDir(base.storage, sweep.name).spot()
-    return [f"[bold]{escape(sweep.name)}[/bold]: {count} of {', '.join(config.space)}, each with {seeds}; "
+    return [f"[bold]{escape(sweep.name)}[/bold]: {count} of {escape(', '.join(config.space))}, each with {seeds}; "
             f"{base.model.name} on {base.data.name}",
             f"results in {display_path(str(place))}"]
 
@@ -82,7 +83,7 @@ def settings_table(sweep: Sweep, plan: SweepPlan) -> Table:
     """One row a setting, in the order of the file: its rounds, particles, epochs and workers."""
     table = _table("settings")
     for entry in sweep.config.space:
-        table.add_column(entry)
+        table.add_column(escape(entry))
     for heading in ("particles", "epochs", "workers"):
         table.add_column(heading, justify="right")
     for setting in sweep.settings():
@@ -91,7 +92,7 @@ def settings_table(sweep: Sweep, plan: SweepPlan) -> Table:
         numbers = ("-", "-", "-") if found is None else (
             str(sum(one.kind == "particle" for one in found)), f"{sum(one.epochs for one in found):,.4g}",
             str(plan.workers[key]))
-        table.add_row(*(str(value) for value in setting.values()), *numbers)
+        table.add_row(*(escape(str(value)) for value in setting.values()), *numbers)
     return table
 
 

@@ -358,6 +358,9 @@ def parse_sweep(text: str, folder: Path, overrides: Sequence[str] = (), source: 
     tree = load_yaml(text, "this is not valid YAML", source)
     if not isinstance(tree, dict):
         raise UserError("a sweep must be a mapping with base and space", got=type(tree).__name__, where=source)
+    if not {"base", "space"} & tree.keys():
+        raise UserError("this is not the config of a sweep, because it has neither base nor space", where=source,
+                        do=f"If it is a run's, run it with: swamp run {source}")
     base_overrides = [one.removeprefix("base.") for one in overrides if one.startswith("base.")]
     apply_overrides(tree, [one for one in overrides if not one.startswith("base.")])
     given = {"name": name, "storage": storage}

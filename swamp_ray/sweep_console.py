@@ -14,6 +14,7 @@ from swamp_ray.console import Output, stopping_text
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep import SweepOutcome, SweepReporter, run_sweep
 from swamp_ray.orchestration.sweep_planning import SweepPlan
+from swamp_ray.orchestration.trial import FINISHED
 from swamp_ray.planning import sweep_header, sweep_lines
 from swamp_ray.report.sweeps import write_figures
 from swamp_ray.storage.places import Spot
@@ -60,12 +61,14 @@ class PlainSweepReporter(SweepReporter):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._metric, self._num_settings, self._ended = "", 0, 0
+        self._metric, self._num_settings = "", 0
+        self._ended: set[str] = set()
 
     def sweep_started(self, sweep: Sweep, plan: SweepPlan, sweepdir: SweepDir) -> None:
         """The header."""
         self._metric = sweep.config.metric
         self._num_settings = sweep.config.num_samples if sweep.config.is_adaptive else len(sweep.settings())
+        self._ended = {key for key, record in sweepdir.read_trials().items() if record["status"] in FINISHED}
         for line in [*sweep_header(sweep), *sweep_lines(sweep, plan)]:
             self._console.print(line, soft_wrap=True)
 
@@ -77,12 +80,13 @@ class PlainSweepReporter(SweepReporter):
         """One line when a setting begins, and one when it ends."""
         what = describe(record["setting"])
         if record["status"] == "running":
+            self._ended.discard(record["label"])  # its process was lost before
             self._line(f"{what}: begins, {record['workers']} worker{'s' * (record['workers'] != 1)}")
             return
-        self._ended += 1
+        self._ended.add(record["label"])
         spent = f" after {duration(record['seconds'])}" if "seconds" in record else ""
         reason = f": {record['reason']}" if record.get("reason") else ""
-        self._line(f"{what}: {record['status']}{spent}{reason} ({self._ended} of {self._num_settings})")
+        self._line(f"{what}: {record['status']}{spent}{reason} ({len(self._ended)} of {self._num_settings})")
 
     def milestone(self, setting: Setting, result: Mapping[str, Any]) -> None:
         """One line."""

@@ -216,6 +216,7 @@ class _Sweep:
         try:
             self._open()
             self.reporter.sweep_started(self.sweep, self.plan, self.dir)
+            self._exclude()
             self._warn()
             with self.stopping.noted():
                 self._data = {key: ray.put(data) for key, data in self.plan.data.items()}
@@ -260,8 +261,11 @@ class _Sweep:
             "attempts": [*earlier.get("attempts", []), self._attempt],
         }
         self.dir.write_record(self._record)
-        for key, reason in self.plan.invalid.items():
-            if not adaptive:
+
+    def _exclude(self) -> None:
+        """Record the settings that cannot run; of a search only some were tried, and none of them is a setting."""
+        if not self.sweep.config.is_adaptive:
+            for key, reason in self.plan.invalid.items():
                 self.write(self.plan.excluded[key], "failed", reason=reason)
 
     def _close(self, status: str, began: float) -> None:
