@@ -180,16 +180,20 @@ class Driver:
         self._pending.extend(self._machine.handle(Released(index)))
         self._settle()
 
+    def check(self) -> None:
+        """Nothing, as long as the run has not failed.
+
+        Raises:
+            RunError: What it has failed of.
+        """
+        if self._machine.failed is not None:
+            raise self._end(self._machine.failed)
+
     def close(self) -> None:
         """End whatever is at work; a second call does nothing."""
         if self._executor is not None:
             self._executor.close()
         self._release_leases()
-
-    def check(self) -> None:
-        """Raise RunError if the run has failed."""
-        if self._machine.failed is not None:
-            raise self._end(self._machine.failed)
 
     def records(self) -> list[RoundRecord]:
         """The record of every round, once the run is over.

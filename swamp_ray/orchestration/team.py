@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import Interrupted, SwampError
+from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.orchestration.driver import WAIT_S, Driver
 from swamp_ray.orchestration.inline import InlineExecutor
 from swamp_ray.orchestration.journal import Journal
@@ -138,14 +138,14 @@ class Team:
             self._open()
             reached = 0
             while True:
-                for driver in self._drivers:
-                    driver.check()
                 while reached < len(self._milestones) and self._num_recorded > self._milestones[reached]:
                     index = self._milestones[reached]
                     reached += 1
                     records = [driver.record(index) for driver in self._drivers]
                     yield Milestone(reached, index, records[0].sparsity, records)
                     self._release(index)
+                for driver in self._drivers:
+                    driver.check()  # one can fail as soon as it begins, of what an earlier attempt has recorded
                 if all(driver.over for driver in self._drivers):
                     break
                 self._stopping.check()
@@ -159,6 +159,8 @@ class Team:
             self._close("interrupted")
             raise Interrupted("stopped; the same command goes on") from None
         except BaseException as error:
+            if isinstance(error, RunError):  # of one member: the others can be resumed
+                self._stop_work()
             self._close("failed", str(error) if isinstance(error, SwampError) else f"{type(error).__name__}: {error}")
             raise
 
