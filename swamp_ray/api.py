@@ -183,7 +183,7 @@ def tune_trainable(
     seeds: Sequence[int] = (0,),
     at_sparsity: Sequence[float] = (),
     worker_deadline_s: float = 600.0,
-) -> tuple[Any, Callable[[Mapping[str, Any]], Any]]:
+) -> tuple[type, Callable[[Mapping[str, Any]], Any]]:
     """A trainable and its resources, for a ``ray.tune.Tuner`` of your own.
 
     The Tuner's ``param_space`` has options of the config as keys, e.g. ``{"training.lr": tune.loguniform(0.01, 1)}``.
@@ -207,11 +207,7 @@ def tune_trainable(
     device = device_kind(base, cluster_gpus() if ray_is_running() else None)
     trials = Trials(FreeSettings(base).member, tuple(seeds), device, tuple(at_sparsity), bool(at_sparsity),
                     worker_deadline_s)
-
-    def swamp(setting: dict[str, Any]) -> None:
-        trials(setting)
-
-    return swamp, trials.resources
+    return trials.trainable(), trials.resources
 
 
 def result_of(done: Run) -> Result:

@@ -71,6 +71,11 @@ class Crew:
         self._busy.remove(worker)
         self._idle.append(worker)
 
+    def leave_idle(self) -> list[Any]:
+        """Let go of the idle workers, and say which they are; whoever takes them ends them."""
+        idle, self._idle = self._idle, []
+        return idle
+
     def lose(self, worker: Any) -> None:
         """A worker died, or must not be used again. Others may have died with it: idle ones are asked."""
         self._busy.remove(worker)

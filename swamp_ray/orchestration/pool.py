@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
+import torch
 from ray import ObjectRef
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
@@ -54,18 +55,28 @@ from swamp_ray.training.particle import Progress
 PROGRESS_INTERVAL_S = 0.25
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STOP_INTERVAL_S = 0.1
+SPARE_S = 5.0
+"""A spare actor that does not answer for so long is not used."""
 
 
 class ParticleActor:
     """A particle worker as a Ray actor; runs that differ in their seed alone share one."""
 
     def __init__(self, configs: Sequence[SwampConfig], data: Data, arithmetic: Arithmetic, storage: str) -> None:
-        self._configs, self._data, self._arithmetic, self._storage = configs, data, arithmetic, storage
         self._workers: dict[int, Worker] = {}
+        self.setup(configs, data, arithmetic, storage)
+
+    def setup(self, configs: Sequence[SwampConfig], data: Data, arithmetic: Arithmetic, storage: str) -> None:
+        """Work for these runs from now on, and forget those before."""
+        self._workers.clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        self._configs, self._data, self._arithmetic, self._storage = configs, data, arithmetic, storage
         self._worker(0)
 
     def ready(self) -> None:
         """Answer: the worker is built, the job before has ended, and its node is alive."""
+        self._worker(0)  # raises again what went wrong in a later setup
 
     def run(
         self, member: int, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None
@@ -104,6 +115,10 @@ class AveragingActor:
     """The averagers of one run, or of several, as a Ray actor."""
 
     def __init__(self, configs: Sequence[SwampConfig], layout: Layout, storage: str) -> None:
+        self.setup(configs, layout, storage)
+
+    def setup(self, configs: Sequence[SwampConfig], layout: Layout, storage: str) -> None:
+        """Average for these runs from now on, and forget those before."""
         self._averagers = [Averager(config, layout, storage) for config in configs]
 
     def add(self, member: int, work: Work, name: str, digest: str, packed: Packed | None) -> None:
@@ -113,6 +128,28 @@ class AveragingActor:
     def finish(self, member: int, spec: AverageSpec, start: State, mask_bits: np.ndarray) -> str:
         """Close the round's average."""
         return self._averagers[member].finish(spec, start, mask_bits)
+
+
+class Spares:
+    """Actors that have nothing to do, for the next pool of this process: starting one takes seconds."""
+
+    def __init__(self) -> None:
+        self._kept: dict[object, list[Any]] = {}
+
+    def keep(self, kind: object, actor: Any) -> None:
+        """Keep an actor; only one of the same kind stands in for another."""
+        self._kept.setdefault(kind, []).append(actor)
+
+    def take(self, kind: object) -> Any | None:
+        """An actor that lives, if one is kept."""
+        while self._kept.get(kind):
+            actor = self._kept[kind].pop()
+            try:
+                ray.get(actor.__ray_ready__.remote(), timeout=SPARE_S)
+            except RayError:
+                continue
+            return actor
+        return None
 
 
 @dataclass
@@ -134,14 +171,16 @@ class Pool:
         storage: Storage root, an absolute path or a URL that every node sees.
         num_workers: How many jobs run side by side; default: as the config says and the cluster can hold.
         deadline_s: An error is raised once jobs have waited for so long without any worker; None: never.
+        spares: Where actors are taken from, and left when the pool ends; None: all are started, and ended.
 
     Raises:
         UserError: The cluster does not answer, or cannot hold a worker.
     """
 
     def __init__(self, members: Sequence[Prepared], storage: str, num_workers: int | None = None,
-                 deadline_s: float | None = None) -> None:
+                 deadline_s: float | None = None, spares: Spares | None = None) -> None:
         self._members, self._storage, self._deadline_s = members, storage, deadline_s
+        self._spares = spares
         self._prepared = prepared = members[0]
         execution = prepared.config.execution
         self._owns_ray = connect(execution)
@@ -235,7 +274,13 @@ class Pool:
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=STOP_INTERVAL_S)
 
     def close(self) -> None:
-        """End all actors; an embedded Ray ends as well."""
+        """End all actors, or leave those that are idle to the next pool; an embedded Ray ends as well."""
+        if self._spares is not None:
+            for worker in self._crew.leave_idle():
+                self._spares.keep(self._worker_kind, worker)
+            if self._averager is not None:
+                self._spares.keep("averager", self._averager)
+                self._averager = None
         for actor in [*self._crew.all, self._averager]:
             if actor is not None and ray.is_initialized():
                 ray.kill(actor)
@@ -286,16 +331,29 @@ class Pool:
                 executor.member, item, start, mask_bits, values)
             self._running[stream] = _Running(executor, actor, item, stream)
 
+    @property
+    def _worker_kind(self) -> object:
+        return (tuple(self._resources.items()), tuple(_worker_environment(self._prepared.config.execution).items()))
+
     def _start_worker(self) -> Any:
-        prepared = self._prepared
+        given = self._configs, self._data, self._prepared.arithmetic, self._storage
+        spare = None if self._spares is None else self._spares.take(self._worker_kind)
+        if spare is not None:
+            spare.setup.remote(*given)
+            return spare
         kind: Any = ray.remote(ParticleActor)
+        environment = _worker_environment(self._prepared.config.execution)
         return kind.options(num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"], max_restarts=0,
-                            runtime_env={"env_vars": _worker_environment(prepared.config.execution)}).remote(
-            self._configs, self._data, prepared.arithmetic, self._storage)
+                            runtime_env={"env_vars": environment}).remote(*given)
 
     def _start_averager(self) -> Any:
+        given = self._configs, self._prepared.layout, self._storage
+        spare = None if self._spares is None else self._spares.take("averager")
+        if spare is not None:
+            spare.setup.remote(*given)
+            return spare
         kind: Any = ray.remote(AveragingActor)
-        return kind.options(num_cpus=0, max_restarts=0).remote(self._configs, self._prepared.layout, self._storage)
+        return kind.options(num_cpus=0, max_restarts=0).remote(*given)
 
     @property
     def _configs(self) -> list[SwampConfig]:

@@ -47,7 +47,8 @@ class Halving(ASHAScheduler):
         """Go on, or stop."""
         if _is_lost(self._metric, result):
             # Nothing is worse than NaN for Ray, so that such a setting would pass every rung.
-            decision = TrialScheduler.STOP if result.get(MILESTONE, 0) >= self._grace_period else TrialScheduler.CONTINUE
+            judged = result.get(MILESTONE, 0) >= self._grace_period
+            decision = TrialScheduler.STOP if judged else TrialScheduler.CONTINUE
         else:
             decision = super().on_trial_result(tune_controller, trial, result)
         return TrialScheduler.CONTINUE if result.get(COMPLETE) else decision

@@ -351,13 +351,14 @@ class _Sweep:
         name = f"attempt-{len(self._record['attempts'])}" + (f"-{self._num_passes}" if self._num_passes > 1 else "")
         with self._tune_folder() as folder:
             tune.Tuner(
-                trials.trainable(),
+                tune.with_resources(trials.trainable(), trials.resources),
                 tune_config=tune.TuneConfig(
                     search_alg=search, scheduler=make_scheduler(self.sweep, self.plan.num_milestones),
                     num_samples=count, max_concurrent_trials=config.execution.max_concurrent, reuse_actors=True),
                 run_config=tune.RunConfig(
                     name=name, storage_path=folder, verbose=0, progress_reporter=_Silent(),
-                    callbacks=[_Watch(self), _NoProgress(), *make_callbacks(self.sweep)], stop=_Stop(self, signal)),
+                    callbacks=[_Watch(self), _NoProgress(), *make_callbacks(self.sweep)], stop=_Stop(self, signal),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
             ).fit()
         ray.kill(signal)
 

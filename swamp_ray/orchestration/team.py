@@ -10,12 +10,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import Interrupted, SwampError
+from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.orchestration.driver import WAIT_S, Driver
 from swamp_ray.orchestration.inline import InlineExecutor
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
-from swamp_ray.orchestration.pool import Pool, RayExecutor
+from swamp_ray.orchestration.pool import Pool, RayExecutor, Spares
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
@@ -83,6 +83,7 @@ class Team:
         num_workers: Workers side by side; None: as the config says and the cluster can hold.
         worker_deadline_s: Seconds without any worker after which the team fails.
         stopping: Asked whether to end.
+        spares: Actors of teams before in this process; None: all are started, and ended.
 
     Raises:
         UserError: Whatever is wrong with the setting; nothing has been written.
@@ -99,7 +100,9 @@ class Team:
         num_workers: int | None = None,
         worker_deadline_s: float | None = None,
         stopping: Stopping | None = None,
+        spares: Spares | None = None,
     ) -> None:
+        self._spares = spares
         self._configs, self._num_workers, self._deadline_s = configs, num_workers, worker_deadline_s
         self._stopping = stopping or Stopping()
         self._members = _prepare_all(configs, device, data)
@@ -114,6 +117,11 @@ class Team:
     def num_milestones(self) -> int:
         """M."""
         return len(self._milestones)
+
+    @property
+    def last_round(self) -> int:
+        """R."""
+        return self._members[0].plan[-1].index
 
     def milestones(self) -> Generator[Milestone]:
         """Carry the members to their ends, from wherever they stand, and stop at each milestone on the way.
@@ -151,6 +159,8 @@ class Team:
             self._close("interrupted")
             raise Interrupted("stopped; the same command goes on") from None
         except BaseException as error:
+            if isinstance(error, RunError):  # of one member: the others can be resumed
+                self._stop_work()
             self._close("failed", str(error) if isinstance(error, SwampError) else f"{type(error).__name__}: {error}")
             raise
 
@@ -181,7 +191,7 @@ class Team:
             if prepared.config.execution.executor == "inline":
                 return InlineExecutor(prepared, storage, self._stopping)
             if self._pool is None:
-                self._pool = Pool(self._members, storage, self._num_workers, self._deadline_s)
+                self._pool = Pool(self._members, storage, self._num_workers, self._deadline_s, self._spares)
             return RayExecutor(prepared, storage, self._pool, member)
 
         return make
@@ -191,7 +201,6 @@ class Team:
         active = [driver for driver in self._drivers if not driver.over]
         for driver in active:
             driver.step(WAIT_S / len(active))
-            driver.check()
 
     def _release(self, index: int) -> None:
         if index in self._hold:

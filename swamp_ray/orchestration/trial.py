@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, User
 from swamp_ray.orchestration.cluster import node_resources
 from swamp_ray.orchestration.journal import flat
 from swamp_ray.orchestration.messages import RoundRecord
+from swamp_ray.orchestration.pool import Spares
 from swamp_ray.orchestration.resources import this_machine, worker_resources
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep_planning import data_key, num_workers
@@ -33,8 +34,14 @@ from swamp_ray.sweep_config import Setting, label, reserved
 COMPLETE = "complete"
 """Key of a report: whether the setting has reached its own target."""
 FINISHED = ("complete", "stopped")
+DONE = "done"
+"""Key of a report: Tune ends the trial."""
 ASK_S = 1.0
 HEAD = {"CPU": 0.01}
+
+
+_spares = Spares()
+"""Of this process, which Tune uses for one setting after the other."""
 
 
 class StopSignal:
@@ -73,7 +80,7 @@ class RemoteStopping(Stopping):
 
 @dataclass(frozen=True)
 class Trials:
-    """Makes trials of settings; an instance is called with a setting, in a process that Tune has started.
+    """Makes trials of settings.
 
     Attributes:
         member: The run of a setting and a seed.
@@ -99,28 +106,33 @@ class Trials:
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stop: Any = None
 
-    def __call__(self, config: dict[str, Any]) -> None:
-        """Carry a setting to its end, and report its milestones."""
-        setting = plain_setting(config)
-        if (record := self.recorded.get(label(setting))) is not None and self._report_again(setting, record):
+    def reports(self, setting: Setting) -> Generator[dict[str, Any]]:
+        """Carry a setting to its end: one report a milestone, and a last one that is ``done``.
+
+        Whoever does not go on closes the generator: workers end, and what is finished stays.
+        """
+        if (record := self.recorded.get(label(setting))) is not None and (found := self._again(setting, record)):
+            yield from found
             return
         configs = [self.member(setting, seed) for seed in self.seeds]
         reference = self.data.get(data_key(configs[0].data))
         team = Team(
             configs, self.device, data=None if reference is None else ray.get(reference),
             at_sparsity=self.at_sparsity, hold=self.hold, num_workers=self.num_workers(setting),
-            worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop))
-        last: dict[str, Any] = {}
+            worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop), spares=_spares)
+        last: dict[str, Any] = {"milestone": 0, COMPLETE: False}
         milestones = team.milestones()
         try:
             for milestone in milestones:
-                last = report_of(milestone)
-                tune.report(last)  # a trial that is stopped does not come back from here
+                # A setting that is at its target is not stopped any more.
+                last = {**report_of(milestone), COMPLETE: milestone.round == team.last_round}
+                yield last
         except Interrupted:
+            yield {**last, DONE: True}
             return
         finally:
             milestones.close()
-        tune.report({**last, "milestone": team.num_milestones + 1, COMPLETE: True})
+        yield {**last, "milestone": team.num_milestones + 1, COMPLETE: True, DONE: True}
 
     def num_workers(self, setting: Setting) -> int:
         """How many workers a setting has."""
@@ -134,7 +146,7 @@ class Trials:
         """The placement group of a trial: its workers, or its own process where they do not have any."""
         setting = plain_setting(config)
         record = self.recorded.get(label(setting))
-        if record is not None and self._recorded(setting, record) is not None:
+        if record is not None and self._recorded(setting, record):
             return tune.PlacementGroupFactory([HEAD])
         member = self.member(setting, self.seeds[0])
         bundle = {kind: amount for kind, amount in worker_resources(member.execution, self.device).items() if amount}
@@ -143,44 +155,63 @@ class Trials:
         # The process that drives the trial needs next to nothing: an empty bundle, so that all CPUs are the workers'.
         return tune.PlacementGroupFactory([{}, *[bundle or HEAD] * self.num_workers(setting)])
 
-    def trainable(self) -> Any:
-        """For ``ray.tune.Tuner``: with its resources."""
+    def trainable(self) -> type[tune.Trainable]:
+        """For ``ray.tune.Tuner``, together with :meth:`resources`.
 
-        def swamp(config: dict[str, Any]) -> None:
-            self(config)
+        A class, not a function: Tune waits until a trial that it stops has tidied up.
+        """
+        trials = self
 
-        return tune.with_resources(swamp, self.resources)
+        class Swamp(tune.Trainable):
+            """One setting with all its seeds; a step goes to the next milestone."""
 
-    def _report_again(self, setting: Setting, record: Mapping[str, Any]) -> bool:
-        """Report what is recorded of a finished setting; False if it is not all there any more."""
+            def setup(self, config: dict[str, Any]) -> None:
+                self._reports = trials.reports(plain_setting(config))
+
+            def step(self) -> dict[str, Any]:
+                return next(self._reports)
+
+            def cleanup(self) -> None:
+                self._reports.close()
+
+            def reset_config(self, new_config: dict[str, Any]) -> bool:
+                self.cleanup()
+                self.setup(new_config)
+                return True
+
+            def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+                return {}  # everything lies in the storage root
+
+            def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+                """The storage root is looked through anyway."""
+
+        return Swamp
+
+    def _again(self, setting: Setting, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The reports of a finished setting from its records; none if they are not all there any more."""
         milestones = self._recorded(setting, record)
-        if milestones is None:
-            return False
-        last: dict[str, Any] = {}
-        for milestone in milestones:
-            last = report_of(milestone)
-            tune.report(last)
-        if record["status"] == "complete":
-            tune.report({**last, "milestone": len(milestones) + 1, COMPLETE: True})
-        return True
+        if not milestones:
+            return []
+        complete = record["status"] == "complete"
+        found = [{**report_of(milestone), COMPLETE: complete} for milestone in milestones]
+        last = {**found[-1], "milestone": len(found) + 1} if complete else found.pop()
+        return [*found, {**last, DONE: True}]
 
-    def _recorded(self, setting: Setting, record: Mapping[str, Any]) -> list[Milestone] | None:
-        """The milestones that a finished setting has reached; None if their rounds are not all there any more."""
+    def _recorded(self, setting: Setting, record: Mapping[str, Any]) -> list[Milestone]:
+        """The milestones that a finished setting has reached; none if their rounds are not all there any more."""
         configs = [self.member(setting, seed) for seed in self.seeds]
         rundirs = [RunDir(config.storage, str(config.name)) for config in configs]
         try:
             rounds = [{line["round"]: RoundRecord(**line) for line in rundir.read_rounds()} for rundir in rundirs]
             plan = [RoundPlan(**one) for one in (rundirs[0].read_run() or {}).get("rounds", [])]
         except (CorruptArtifactError, TypeError):  # the setting is taken up again, and says what is damaged
-            return None
-        if not plan:
-            return None
-        indices = milestone_rounds(plan, self.at_sparsity)
-        reached = int(record.get("milestone", 0)) if record["status"] == "stopped" else len(indices)
-        if any(index not in found for found in rounds for index in indices[:reached]):
-            return None
+            return []
+        indices = milestone_rounds(plan, self.at_sparsity) if plan else []
+        reached = indices if record["status"] == "complete" else indices[:int(record.get("milestone", 0))]
+        if any(index not in found for found in rounds for index in reached):
+            return []
         return [Milestone(number, index, plan[index].sparsity, [found[index] for found in rounds])
-                for number, index in enumerate(indices[:reached], start=1)]
+                for number, index in enumerate(reached, start=1)]
 
 
 def anchored(config: SwampConfig) -> SwampConfig:

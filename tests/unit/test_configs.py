@@ -24,7 +24,7 @@ from swamp_ray.training.particle import ParticleJob, ParticleTrainer
 from swamp_ray.training.program import Program, dense_program, round_program
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")
 ARMS = sorted(path.stem for path in (CONFIGS / "arms").glob("*.yaml"))
 # Training samples, classes and shape of each dataset that a config names.
 DATASETS = {

@@ -6,7 +6,7 @@ import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -64,8 +64,8 @@ number = 3
 
 
 def sweep(space: dict[str, Any] | None = None, **values: Any) -> Sweep:
-    tree = {"base": {}, "space": space or {"training.lr": {"loguniform": [0.001, 1.0]}}, "at_sparsity": [0.5, 0.75, 0.9]}
-    return build_sweep(tree | values)
+    space = space or {"training.lr": {"loguniform": [0.001, 1.0]}}
+    return build_sweep({"base": {}, "space": space, "at_sparsity": [0.5, 0.75, 0.9]} | values)
 
 
 def searched(name: str, space: dict[str, Any] | None = None, seed: int = 0, **options: Any) -> Sweep:
@@ -105,12 +105,13 @@ class TestListedSettings:
 
 
 class TestSpaceForTune:
-    SPACE = {
+    SPACE: ClassVar = {
         "training.lr": Domain(loguniform=(0.001, 1.0)),
         "training.clip_norm": Domain(choice=(None, 1, 1.5)),
         "mixed": Domain(choice=(True, 1, "true")),
         "lists": Domain(choice=([1, 2], [1], None)),
-        "batch/size & rate": Domain(choice={"small": {"training.batch_size": 32}, "large": {"training.batch_size": 64}}),
+        "batch/size & rate": Domain(choice={"small": {"training.batch_size": 32},
+                                            "large": {"training.batch_size": 64}}),
     }
 
     def settings(self) -> list[dict[str, Any]]:
@@ -230,7 +231,7 @@ class TestErrorsOfASearch:
         ({"random_state_seed": 1}, "The seed is search.seed."),
     ])
     def test_options_of_hyperopt(self, options: dict[str, Any], text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "hyperopt", SimpleNamespace())  # pyright: ignore[reportArgumentType]
+        monkeypatch.setitem(sys.modules, "hyperopt", SimpleNamespace())
         with pytest.raises(UserError) as caught:
             check_search(searched("hyperopt", **options))
         assert text in str(caught.value)
@@ -335,9 +336,9 @@ class TestHalving:
 
     def test_grace_period_and_reduction_factor(self) -> None:
         trials = self.make(grace_period=2, reduction_factor=4)
-        assert [trials.report(name, 1, value) for name, value in zip("abcd", (0.9, 0.8, 0.7, 0.6), strict=True)] == [GO] * 4
-        assert [trials.report(name, 2, value) for name, value in zip("abcd", (0.9, 0.8, 0.7, 0.6), strict=True)] == [
-            GO, STOP, STOP, STOP]
+        values = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}
+        assert [trials.report(name, 1, value) for name, value in values.items()] == [GO] * 4
+        assert [trials.report(name, 2, value) for name, value in values.items()] == [GO, STOP, STOP, STOP]
 
     @pytest.mark.parametrize("milestones", [1, 2, 3, 4, 5, 8])
     def test_a_complete_setting_is_never_stopped(self, milestones: int) -> None:

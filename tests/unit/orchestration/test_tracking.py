@@ -21,7 +21,7 @@ def sweep(**callbacks: dict[str, Any]) -> Sweep:
     return build_sweep({"base": {}, "space": {"training.lr": {"choice": [0.1, 0.2]}}, "callbacks": callbacks})
 
 
-def init(entity: str | None = None, project: str | None = None, dir: str | None = None, id: str | None = None,  # noqa: A002
+def init(entity: str | None = None, project: str | None = None, dir: str | None = None, id: str | None = None,
          tags: list[str] | None = None, mode: str | None = None) -> None:
     """As wandb.init."""
 
@@ -29,8 +29,8 @@ def init(entity: str | None = None, project: str | None = None, dir: str | None 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both packages seem to be installed."""
-    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())  # pyright: ignore[reportArgumentType]
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))  # pyright: ignore[reportArgumentType]
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
 
 
 def test_without_callbacks_there_are_none() -> None:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from ray.exceptions import RayActorError, RayTaskError
 
 from swamp_ray.errors import DivergedError, RunError, UserError
-from swamp_ray.orchestration import trial
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.team import Milestone
 from swamp_ray.orchestration.trial import (
@@ -52,12 +51,14 @@ def trials(storage: Path, at_sparsity: Sequence[float] = (), **values: Any) -> T
                   **values)
 
 
-@pytest.fixture
-def reports(monkeypatch: pytest.MonkeyPatch) -> list[Report]:
-    """What Tune is told: it has a session only in a trial's process."""
-    found: list[Report] = []
-    monkeypatch.setattr(trial.tune, "report", found.append)
-    return found
+def milestones(reports: Sequence[Report]) -> list[tuple[int, int, bool, bool]]:
+    """Number and round of each, whether the setting is at its target, and whether it is over."""
+    return [(one["milestone"], one["round"], one["complete"], one.get("done", False)) for one in reports]
+
+
+def figures(reports: Sequence[Report]) -> list[Report]:
+    """The metrics in reports."""
+    return [{key: value for key, value in one.items() if "/" in key} for one in reports]
 
 
 # Figures
@@ -199,64 +200,81 @@ def test_a_trial_that_trains_in_its_own_process_asks_for_that(tmp_path: Path) ->
     assert asked(tmp_path, {"executor": "inline", "num_cpus": 0}) == (0.01, [{"CPU": 0.01}])
 
 
-def test_a_finished_setting_asks_for_next_to_nothing_as_long_as_it_is_all_there(
-    tmp_path: Path, reports: list[Report],
-) -> None:
+def test_a_finished_setting_asks_for_next_to_nothing_as_long_as_it_is_all_there(tmp_path: Path) -> None:
     done = {"target0.75": {"status": "complete"}}
     ray = {"executor": "ray"}
     assert asked(tmp_path, ray, workers=1, recorded=done) == (0, [{"CPU": 1.0}]), "it has to be trained again"
-    trials(tmp_path)(SETTING)
+    list(trials(tmp_path).reports(SETTING))
     assert asked(tmp_path, ray, recorded=done) == (0.01, [{"CPU": 0.01}])
 
 
 # Reports
 
 
-def test_a_trial_reports_its_milestones_and_then_that_it_is_complete(tmp_path: Path, reports: list[Report]) -> None:
-    trials(tmp_path)({"pruning.target": np.float64(0.75)})
-    assert [(one["milestone"], one["round"], one["complete"]) for one in reports] == [
-        (1, 0, False), (2, 1, False), (3, 2, False), (4, 2, True)]
+def test_a_trial_reports_its_milestones_and_then_that_it_is_over(tmp_path: Path) -> None:
+    reports = list(trials(tmp_path).reports(SETTING))
+    # At its target a setting is complete, so that no scheduler stops it there.
+    assert milestones(reports) == [
+        (1, 0, False, False), (2, 1, False, False), (3, 2, True, False), (4, 2, True, True)]
     stored = [RunDir(tmp_path, f"s-target0.75-seed{seed}").read_rounds() for seed in (0, 1)]
     for index, one in enumerate(reports[:3]):
         accuracies = [rounds[index]["average"]["validation"]["accuracy"] for rounds in stored]
         assert one["average/validation/accuracy"] == pytest.approx(np.mean(accuracies))
-    assert {key: value for key, value in reports[3].items() if "/" in key} == {
-        key: value for key, value in reports[2].items() if "/" in key}
+    assert figures(reports[3:]) == figures(reports[2:3])
+
+
+def test_a_trial_that_is_stopped_gives_its_runs_back(tmp_path: Path) -> None:
+    going = trials(tmp_path, hold=True).reports(SETTING)
+    next(going)
+    going.close()
+    for seed in (0, 1):
+        rundir = RunDir(tmp_path, f"s-target0.75-seed{seed}")
+        assert (rundir.read_run() or {})["status"] == "stopped"
+        assert rundir.held() is None
+        assert len(rundir.read_rounds()) == 1
+
+
+def test_tune_makes_a_step_of_each_report(tmp_path: Path) -> None:
+    made = trials(tmp_path).trainable()({"pruning.target": np.float64(0.75)})
+    found = []
+    while not found or not found[-1].get("done"):
+        found.append(made.train())
+    assert [one["milestone"] for one in found] == [1, 2, 3, 4]
+    assert made.reset({"pruning.target": 0.5})
+    assert made.train()["sparsity"] == 0.0
+    made.stop()
+    assert RunDir(tmp_path, "s-target0.5-seed1").held() is None
 
 
 @pytest.fixture
-def stored(tmp_path: Path, reports: list[Report]) -> Path:
-    """A setting that was carried to its end; its reports are forgotten."""
-    trials(tmp_path)(SETTING)
-    reports.clear()
+def stored(tmp_path: Path) -> Path:
+    """A setting that was carried to its end."""
+    list(trials(tmp_path).reports(SETTING))
     return tmp_path
 
 
-def again(storage: Path, at_sparsity: Sequence[float] = (), **entry: Any) -> None:
-    """The same setting in a later attempt at its sweep, which knows that it is finished."""
-    trials(storage, at_sparsity, recorded={label(SETTING): {"status": "complete", **entry}})(SETTING)
+def again(storage: Path, at_sparsity: Sequence[float] = (), **entry: Any) -> list[Report]:
+    """What the setting reports in a later attempt at its sweep, which knows that it is finished."""
+    recorded = {label(SETTING): {"status": "complete", **entry}}
+    return list(trials(storage, at_sparsity, recorded=recorded).reports(SETTING))
 
 
 def num_attempts(storage: Path) -> int:
     return len(json.loads((storage / "runs/s-target0.75-seed0/run.json").read_text())["attempts"])
 
 
-def test_what_is_finished_reports_the_same_again_and_is_not_touched(stored: Path, reports: list[Report]) -> None:
-    trials(stored)(SETTING)
-    first = list(reports)
-    reports.clear()
+def test_what_is_finished_reports_the_same_again_and_is_not_touched(stored: Path) -> None:
+    first = list(trials(stored).reports(SETTING))
     attempts = num_attempts(stored)
-    again(stored)
-    assert reports == first
+    found = again(stored)
+    assert figures(found) == figures(first)
+    assert milestones(found) == [(1, 0, True, False), (2, 1, True, False), (3, 2, True, False), (4, 2, True, True)]
+    assert milestones(again(stored, at_sparsity=[0.3])) == [(1, 1, True, False), (2, 1, True, True)]
     assert num_attempts(stored) == attempts
-    reports.clear()
-    again(stored, at_sparsity=[0.3])
-    assert [(one["milestone"], one["round"], one["complete"]) for one in reports] == [(1, 1, False), (2, 1, True)]
 
 
-def test_what_was_stopped_reports_as_far_as_it_came(stored: Path, reports: list[Report]) -> None:
-    again(stored, status="stopped", milestone=2)
-    assert [(one["milestone"], one["round"], one["complete"]) for one in reports] == [(1, 0, False), (2, 1, False)]
+def test_what_was_stopped_reports_as_far_as_it_came(stored: Path) -> None:
+    assert milestones(again(stored, status="stopped", milestone=2)) == [(1, 0, False, False), (2, 1, False, True)]
 
 
 def _without(path: Path, index: int) -> None:
@@ -274,31 +292,23 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_what_is_not_all_there_any_more_is_made_whole_and_reported(
-    stored: Path, reports: list[Report], damage: str, seed: int,
-) -> None:
-    again(stored)
-    first = list(reports)
-    reports.clear()
+def test_what_is_not_all_there_any_more_is_made_whole_and_reported(stored: Path, damage: str, seed: int) -> None:
+    first = again(stored)
     DAMAGES[damage](stored / f"runs/s-target0.75-seed{seed}")
-    again(stored)
-    assert reports == first
+    assert figures(again(stored)) == figures(first)
     assert len(RunDir(stored, f"s-target0.75-seed{seed}").read_rounds()) == 3
 
 
 @pytest.mark.parametrize("status", ["complete", "stopped"])
-def test_a_round_that_is_missing_is_not_mistaken_for_the_next_one(
-    stored: Path, reports: list[Report], status: str,
-) -> None:
+def test_a_round_that_is_missing_is_not_mistaken_for_the_next_one(stored: Path, status: str) -> None:
     _without(stored / "runs/s-target0.75-seed1/rounds.jsonl", 1)
-    again(stored, at_sparsity=[0.5], status=status, milestone=1)
-    assert [one["round"] for one in reports if one["milestone"] == 1] == [1]
+    found = again(stored, at_sparsity=[0.5], status=status, milestone=1)
+    assert [one["round"] for one in found if one["milestone"] == 1] == [1]
     assert len(RunDir(stored, "s-target0.75-seed1").read_rounds()) == 3, "it was recorded once more"
 
 
-def test_a_damaged_record_is_not_reported_but_named(stored: Path, reports: list[Report]) -> None:
+def test_a_damaged_record_is_not_reported_but_named(stored: Path) -> None:
     path = stored / "runs/s-target0.75-seed1/rounds.jsonl"
     path.write_text(path.read_text().replace('"survivors": ', '"survivors": 1'))
     with pytest.raises(RunError, match=str(path)):
         again(stored)
-    assert not reports

@@ -1,0 +1,136 @@
+"""Every shipped sweep can be read and planned, and compares what it says that it compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from swamp_ray.config import load_config
+from swamp_ray.orchestration.searching import check_search
+from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
+from swamp_ray.orchestration.team import milestone_rounds
+from swamp_ray.rounds import plan_rounds
+from swamp_ray.sparsity.selection import plan_survivors
+from swamp_ray.sweep_config import Sweep, build_sweep, is_sweep, label, load_sweep
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted((CONFIGS / "sweeps").glob("*.yaml"))
+ARMS = {"IMP": "imp", "IMP+SWA": "imp_swa", "SWAMP-SGD": "swamp_without_swa", "SWAMP": "swamp",
+        "SWAMP+": "swamp_plus", "SMS": "sparse_model_soups"}
+"""The file in configs/arms of each method that is compared."""
+NODE = {"CPU": 2.0, "GPU": 0.0}
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def sweep_of(name: str) -> Sweep:
+    return load_sweep(CONFIGS / "sweeps" / f"{name}.yaml")
+
+
+def planned(sweep: Sweep) -> SweepPlan:
+    return plan_sweep(sweep, "cpu", [NODE])
+
+
+def epochs(sweep: Sweep) -> dict[str, float]:
+    """What each setting trains in its rounds, by label, for one of its seeds."""
+    plan = planned(sweep)
+    return {key: sum(one.epochs for one in found if one.kind == "particle") / len(sweep.config.seeds)
+            for key, found in plan.trainings.items()}
+
+
+class TestEveryFile:
+    @each_file
+    def test_reads_back_what_it_resolves_to(self, path: Path) -> None:
+        assert is_sweep(path)
+        sweep = load_sweep(path)
+        assert sweep.name == path.stem
+        text = yaml.safe_dump(sweep.resolved(), sort_keys=False)
+        assert build_sweep(yaml.safe_load(text)).identity() == sweep.identity()
+
+    @each_file
+    def test_all_its_settings_can_run(self, path: Path) -> None:
+        sweep = load_sweep(path)
+        check_search(sweep)
+        plan = planned(sweep)
+        check_search(sweep, plan.num_milestones)
+        assert plan.invalid == {}
+        assert set(plan.settings) == {label(setting) for setting in sweep.settings()}
+
+    @each_file
+    def test_says_what_it_asks_how_long_it_takes_and_how_to_ask_it_on_cifar10(self, path: Path) -> None:
+        head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        assert "?" in head[0]
+        assert "minutes on two cores" in " ".join(head)
+        assert "--set base=../cifar10_resnet20.yaml" in " ".join(head)
+
+    @each_file
+    def test_is_a_sweep_of_cifar10_as_well(self, path: Path) -> None:
+        """Its settings fit that config too. The data are not at hand, so nothing is planned."""
+        sweep = load_sweep(path, ["base=../cifar10_resnet20.yaml", "base.pruning.rate=0.45"])
+        members = [sweep.member(setting, seed) for setting in sweep.settings() for seed in sweep.config.seeds]
+        assert {member.model.name for member in members} == {"resnet20"}
+
+
+class TestRateByRounds:
+    def test_all_settings_pass_the_same_sparsities(self) -> None:
+        sweep = sweep_of("rate_x_rounds")
+        layout = planned(sweep).example.layout
+        passed = set()
+        for setting in sweep.settings():
+            pruning = sweep.member(setting, 0).pruning
+            survivors = plan_survivors(layout.num_prunable, pruning.rate, pruning.target)
+            rounds = plan_rounds(layout.num_prunable, survivors, [1] * len(survivors))
+            passed.add(tuple(rounds[one].survivors for one in milestone_rounds(rounds, sweep.config.at_sparsity)))
+            assert len(survivors) == {0.2: 13, 0.36: 7, 0.5904: 4}[pruning.rate]
+        (survivors,) = passed
+        assert len(survivors) == 3
+
+    def test_rates_and_lengths_that_belong_together_train_equally_long(self) -> None:
+        found = epochs(sweep_of("rate_x_rounds"))
+        matched = {key: value for key, value in found.items()
+                   if key.startswith(("rate0.2-length7-", "rate0.36-length13-", "rate0.5904-length22.75-"))}
+        assert list(matched.values()) == pytest.approx([3 * 91] * 3)
+
+
+class TestMethodComparison:
+    def test_all_methods_train_equally_long(self) -> None:
+        sweep = sweep_of("method_comparison")
+        found = epochs(sweep)
+        assert len(found) == len(ARMS)
+        assert list(found.values()) == pytest.approx([512] * len(found), rel=0.01)
+
+    def test_all_methods_have_the_same_rounds_and_dense_phase(self) -> None:
+        sweep = sweep_of("method_comparison")
+        assert sweep.config.varied == []
+        assert planned(sweep).num_distinct("dense") == len(sweep.config.seeds)
+
+    @pytest.mark.parametrize("method", ARMS)
+    def test_a_method_is_its_arm_but_for_lengths(self, method: str) -> None:
+        member = sweep_of("method_comparison").member({"method": method}, 0).model_dump(mode="json")
+        arm = load_config(CONFIGS / "arms" / f"{ARMS[method]}.yaml").model_dump(mode="json")
+        assert {key: without_lengths(member[key]) for key in ("averaging", "particles", "rewind", "round")} == {
+            key: without_lengths(arm[key]) for key in ("averaging", "particles", "rewind", "round")}
+
+    def test_every_arm_of_the_comparison_is_there(self) -> None:
+        assert sweep_of("method_comparison").config.space["method"].values == tuple(ARMS)
+
+
+def without_lengths(section: dict[str, Any]) -> dict[str, Any]:
+    """A section without lengths; the SWA rate of the arms is the default, half of their base rate."""
+    plain = {key: value for key, value in section.items() if key not in ("length", "retrain_length")}
+    return plain | ({"lr": None} if plain.get("within") == "swa" and plain["lr"] == 0.05 else {})
+
+
+def test_the_search_draws_distinct_settings_that_asha_can_compare() -> None:
+    sweep = sweep_of("lr_search")
+    assert sweep.config.compares
+    assert len(sweep.settings()) == sweep.config.num_samples
+    assert planned(sweep).num_milestones == len(sweep.config.at_sparsity)
+
+
+def test_the_grid_of_sparsities_and_particles_shares_most_of_its_work() -> None:
+    plan = planned(sweep_of("sparsity_x_particles"))
+    assert plan.is_exact
+    assert plan.named("particle") > 2 * plan.num_distinct("particle")
