@@ -51,6 +51,16 @@ def trials(storage: Path, at_sparsity: Sequence[float] = (), **values: Any) -> T
                   **values)
 
 
+def milestones(reports: Sequence[Report]) -> list[tuple[int, int, bool, bool]]:
+    """Number and round of each, whether the setting is at its target, and whether it is over."""
+    return [(one["milestone"], one["round"], one["complete"], one.get("done", False)) for one in reports]
+
+
+def figures(reports: Sequence[Report]) -> list[Report]:
+    """The metrics in reports."""
+    return [{key: value for key, value in one.items() if "/" in key} for one in reports]
+
+
 # Figures
 
 
@@ -190,9 +200,7 @@ def test_a_trial_that_trains_in_its_own_process_asks_for_that(tmp_path: Path) ->
     assert asked(tmp_path, {"executor": "inline", "num_cpus": 0}) == (0.01, [{"CPU": 0.01}])
 
 
-def test_a_finished_setting_asks_for_next_to_nothing_as_long_as_it_is_all_there(
-    tmp_path: Path,
-) -> None:
+def test_a_finished_setting_asks_for_next_to_nothing_as_long_as_it_is_all_there(tmp_path: Path) -> None:
     done = {"target0.75": {"status": "complete"}}
     ray = {"executor": "ray"}
     assert asked(tmp_path, ray, workers=1, recorded=done) == (0, [{"CPU": 1.0}]), "it has to be trained again"
@@ -203,16 +211,39 @@ def test_a_finished_setting_asks_for_next_to_nothing_as_long_as_it_is_all_there(
 # Reports
 
 
-def test_a_trial_reports_its_milestones_and_then_that_it_is_complete(tmp_path: Path) -> None:
-    reports = list(trials(tmp_path).reports(plain_setting({"pruning.target": np.float64(0.75)})))
-    assert [(one["milestone"], one["round"], one["complete"], one.get("done", False)) for one in reports] == [
+def test_a_trial_reports_its_milestones_and_then_that_it_is_over(tmp_path: Path) -> None:
+    reports = list(trials(tmp_path).reports(SETTING))
+    # At its target a setting is complete, so that no scheduler stops it there.
+    assert milestones(reports) == [
         (1, 0, False, False), (2, 1, False, False), (3, 2, True, False), (4, 2, True, True)]
     stored = [RunDir(tmp_path, f"s-target0.75-seed{seed}").read_rounds() for seed in (0, 1)]
     for index, one in enumerate(reports[:3]):
         accuracies = [rounds[index]["average"]["validation"]["accuracy"] for rounds in stored]
         assert one["average/validation/accuracy"] == pytest.approx(np.mean(accuracies))
-    assert {key: value for key, value in reports[3].items() if "/" in key} == {
-        key: value for key, value in reports[2].items() if "/" in key}
+    assert figures(reports[3:]) == figures(reports[2:3])
+
+
+def test_a_trial_that_is_stopped_gives_its_runs_back(tmp_path: Path) -> None:
+    going = trials(tmp_path, hold=True).reports(SETTING)
+    next(going)
+    going.close()
+    for seed in (0, 1):
+        rundir = RunDir(tmp_path, f"s-target0.75-seed{seed}")
+        assert (rundir.read_run() or {})["status"] == "stopped"
+        assert rundir.held() is None
+        assert len(rundir.read_rounds()) == 1
+
+
+def test_tune_makes_a_step_of_each_report(tmp_path: Path) -> None:
+    made = trials(tmp_path).trainable()({"pruning.target": np.float64(0.75)})
+    found = []
+    while not found or not found[-1].get("done"):
+        found.append(made.train())
+    assert [one["milestone"] for one in found] == [1, 2, 3, 4]
+    assert made.reset({"pruning.target": 0.5})
+    assert made.train()["sparsity"] == 0.0
+    made.stop()
+    assert RunDir(tmp_path, "s-target0.5-seed1").held() is None
 
 
 @pytest.fixture
@@ -223,7 +254,7 @@ def stored(tmp_path: Path) -> Path:
 
 
 def again(storage: Path, at_sparsity: Sequence[float] = (), **entry: Any) -> list[Report]:
-    """The same setting in a later attempt at its sweep, which knows that it is finished."""
+    """What the setting reports in a later attempt at its sweep, which knows that it is finished."""
     recorded = {label(SETTING): {"status": "complete", **entry}}
     return list(trials(storage, at_sparsity, recorded=recorded).reports(SETTING))
 
@@ -232,30 +263,18 @@ def num_attempts(storage: Path) -> int:
     return len(json.loads((storage / "runs/s-target0.75-seed0/run.json").read_text())["attempts"])
 
 
-def outline(reports: Sequence[Report]) -> list[tuple[int, int]]:
-    assert [one.get("done", False) for one in reports] == [False] * (len(reports) - 1) + [True]
-    return [(one["milestone"], one["round"]) for one in reports]
-
-
-def values(reports: Sequence[Report]) -> list[Report]:
-    """Without the word that keeps a scheduler from stopping what is complete already."""
-    return [{key: value for key, value in one.items() if key != "complete"} for one in reports]
-
-
 def test_what_is_finished_reports_the_same_again_and_is_not_touched(stored: Path) -> None:
     first = list(trials(stored).reports(SETTING))
     attempts = num_attempts(stored)
     found = again(stored)
-    assert values(found) == values(first)
-    assert all(one["complete"] for one in found)
+    assert figures(found) == figures(first)
+    assert milestones(found) == [(1, 0, True, False), (2, 1, True, False), (3, 2, True, False), (4, 2, True, True)]
+    assert milestones(again(stored, at_sparsity=[0.3])) == [(1, 1, True, False), (2, 1, True, True)]
     assert num_attempts(stored) == attempts
-    assert outline(again(stored, at_sparsity=[0.3])) == [(1, 1), (2, 1)]
 
 
 def test_what_was_stopped_reports_as_far_as_it_came(stored: Path) -> None:
-    found = again(stored, status="stopped", milestone=2)
-    assert outline(found) == [(1, 0), (2, 1)]
-    assert not any(one["complete"] for one in found)
+    assert milestones(again(stored, status="stopped", milestone=2)) == [(1, 0, False, False), (2, 1, False, True)]
 
 
 def _without(path: Path, index: int) -> None:
@@ -273,22 +292,18 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_what_is_not_all_there_any_more_is_made_whole_and_reported(
-    stored: Path, damage: str, seed: int,
-) -> None:
+def test_what_is_not_all_there_any_more_is_made_whole_and_reported(stored: Path, damage: str, seed: int) -> None:
     first = again(stored)
     DAMAGES[damage](stored / f"runs/s-target0.75-seed{seed}")
-    assert values(again(stored)) == values(first)
+    assert figures(again(stored)) == figures(first)
     assert len(RunDir(stored, f"s-target0.75-seed{seed}").read_rounds()) == 3
 
 
 @pytest.mark.parametrize("status", ["complete", "stopped"])
-def test_a_round_that_is_missing_is_not_mistaken_for_the_next_one(
-    stored: Path, status: str,
-) -> None:
+def test_a_round_that_is_missing_is_not_mistaken_for_the_next_one(stored: Path, status: str) -> None:
     _without(stored / "runs/s-target0.75-seed1/rounds.jsonl", 1)
-    reports = again(stored, at_sparsity=[0.5], status=status, milestone=1)
-    assert [one["round"] for one in reports if one["milestone"] == 1] == [1]
+    found = again(stored, at_sparsity=[0.5], status=status, milestone=1)
+    assert [one["round"] for one in found if one["milestone"] == 1] == [1]
     assert len(RunDir(stored, "s-target0.75-seed1").read_rounds()) == 3, "it was recorded once more"
 
 
