@@ -59,7 +59,7 @@ class PlainReporter(Reporter):
 
     def executor_started(self, num_workers: int) -> None:
         """Say how many workers there are."""
-        self._console.print(f"training on {_count(num_workers, 'worker')}")
+        self._console.print(f"training on {counted(num_workers, 'worker')}")
 
     def work_advanced(self, work: Work, progress: Progress) -> None:
         """A heartbeat now and then."""
@@ -127,7 +127,7 @@ class LiveReporter(Reporter):
 
     def executor_started(self, num_workers: int) -> None:
         """Say how many workers there are."""
-        self._note = f"{_count(num_workers, 'worker')} starting ..."
+        self._note = f"{counted(num_workers, 'worker')} starting ..."
         self._refresh()
 
     def work_advanced(self, work: Work, progress: Progress) -> None:
@@ -285,9 +285,10 @@ def header(prepared: Prepared, path: str) -> list[str]:
     """Two lines that say what runs and where its results go."""
     config, plan = prepared.config, prepared.plan
     particles = sorted({round_plan.num_particles for round_plan in plan})
-    counts = _count(particles[0], "particle") if len(particles) == 1 else f"{particles[0]} to {particles[-1]} particles"
+    several = f"{particles[0]} to {particles[-1]} particles"
+    counts = counted(particles[0], "particle") if len(particles) == 1 else several
     return [
-        f"[bold]{config.name}[/bold]: {config.model.name} on {config.data.name}, {_count(len(plan), 'round')} of "
+        f"[bold]{config.name}[/bold]: {config.model.name} on {config.data.name}, {counted(len(plan), 'round')} of "
         f"{counts} to {percent(plan[-1].sparsity)} sparsity, seed {config.seed}",
         f"{prepared.layout.num_prunable:,} prunable weights; {prepared.arithmetic.device}, "
         f"{prepared.arithmetic.precision}; results in {display_path(path)}",
@@ -300,7 +301,7 @@ def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget | None =
     mean, std = record.mean["test"][name], record.std["test"][name]
     entered = record.num_particles - len(record.dropped)
     spread = f" ± {number(std, name)}" if entered > 1 else ""
-    of = f"{entered} of {_count(record.num_particles, 'particle')}" if record.dropped else "particles"
+    of = f"{entered} of {counted(record.num_particles, 'particle')}" if record.dropped else "particles"
     left = budget.text() if budget is not None and budget.share < 1 else ""
     return (f"round {record.round:>2}  sparsity {percent(record.sparsity):>7}  test {name}: {of} "
             f"{number(mean, name)}{spread}, averaged {number(record.average['test'][name], name)}"
@@ -333,7 +334,8 @@ def _dropped(work: Work, reason: str) -> str:
     return f"round {work.round} goes on without particle {work.particle}: {reason}"
 
 
-def _count(num: int, noun: str) -> str:
+def counted(num: int, noun: str) -> str:
+    """``"1 round"``, ``"2 rounds"``."""
     return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.console import header
+from swamp_ray.console import counted, header
 from swamp_ray.errors import SwampError
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.resources import pool_size, this_machine
@@ -104,7 +104,7 @@ def sweep_lines(sweep: Sweep, plan: SweepPlan) -> list[str]:
         at_most = "" if plan.is_exact else "at most "
         named, distinct = plan.named("particle"), plan.num_distinct("particle")
         lines.append(f"names {named:,} particles, of which {at_most}{distinct:,} are distinct and trained; "
-                     f"of {plan.named('dense'):,} dense phases {plan.num_distinct('dense'):,}; "
+                     f"{counted(plan.named('dense'), 'dense phase')}, {plan.num_distinct('dense'):,} distinct; "
                      f"{plan.distinct_epochs:,.6g} epochs in all")
         free = free_bytes(sweep.base.storage)
         left = "" if free is None else f"; {size(free)} are free in {sweep.base.storage}"
