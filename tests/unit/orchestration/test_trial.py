@@ -234,7 +234,10 @@ def test_a_trial_that_is_stopped_gives_its_runs_back(tmp_path: Path) -> None:
         assert len(rundir.read_rounds()) == 1
 
 
-def test_tune_makes_a_step_of_each_report(tmp_path: Path) -> None:
+def test_tune_makes_a_step_of_each_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Outside of a Tuner it would make a folder in the user's home, and work in it.
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "tune"))
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
     made = trials(tmp_path).trainable()({"pruning.target": np.float64(0.75)})
     found = []
     while not found or not found[-1].get("done"):
