@@ -180,8 +180,8 @@ def trainings(member: Prepared, seed: int) -> Iterator[Training]:
         if prepared.config.particles.combine == "best" and len(names) > 1:
             names = [name_of("best", {"of": names})]
         average = recipes.average(names, mask, start, plan.next_survivors, prepared.particle_seed(plan.index, -1))
-        prunes_average = prepared.config.rewind.weights == "none"
-        values = name_of("values", {"of": average_recipe(average)}) if prunes_average else None
+        if prepared.config.rewind.weights == "none":
+            values = name_of("values", {"of": average_recipe(average)})
         mask = average.name
 
 

@@ -146,7 +146,7 @@ class Trials:
         """The placement group of a trial: its workers, or its own process where they do not have any."""
         setting = plain_setting(config)
         record = self.recorded.get(label(setting))
-        if record is not None and self._recorded(setting, record):
+        if record is not None and self._recorded(setting, record) is not None:
             return tune.PlacementGroupFactory([HEAD])
         member = self.member(setting, self.seeds[0])
         bundle = {kind: amount for kind, amount in worker_resources(member.execution, self.device).items() if amount}
@@ -189,29 +189,30 @@ class Trials:
 
     def _again(self, setting: Setting, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The reports of a finished setting from its records; none if they are not all there any more."""
-        milestones = self._recorded(setting, record)
+        milestones, complete = self._recorded(setting, record), record["status"] == "complete"
         if not milestones:
             return []
-        complete = record["status"] == "complete"
         found = [{**report_of(milestone), COMPLETE: complete} for milestone in milestones]
         last = {**found[-1], "milestone": len(found) + 1} if complete else found.pop()
         return [*found, {**last, DONE: True}]
 
-    def _recorded(self, setting: Setting, record: Mapping[str, Any]) -> list[Milestone]:
-        """The milestones that a finished setting has reached; none if their rounds are not all there any more."""
+    def _recorded(self, setting: Setting, record: Mapping[str, Any]) -> list[Milestone] | None:
+        """The milestones that a finished setting has reached; None if their rounds are not all there any more."""
         configs = [self.member(setting, seed) for seed in self.seeds]
         rundirs = [RunDir(config.storage, str(config.name)) for config in configs]
         try:
             rounds = [{line["round"]: RoundRecord(**line) for line in rundir.read_rounds()} for rundir in rundirs]
             plan = [RoundPlan(**one) for one in (rundirs[0].read_run() or {}).get("rounds", [])]
         except (CorruptArtifactError, TypeError):  # the setting is taken up again, and says what is damaged
-            return []
-        indices = milestone_rounds(plan, self.at_sparsity) if plan else []
-        reached = indices if record["status"] == "complete" else indices[:int(record.get("milestone", 0))]
-        if any(index not in found for found in rounds for index in reached):
-            return []
+            return None
+        if not plan:
+            return None
+        indices = milestone_rounds(plan, self.at_sparsity)
+        reached = int(record.get("milestone", 0)) if record["status"] == "stopped" else len(indices)
+        if any(index not in found for found in rounds for index in indices[:reached]):
+            return None
         return [Milestone(number, index, plan[index].sparsity, [found[index] for found in rounds])
-                for number, index in enumerate(reached, start=1)]
+                for number, index in enumerate(indices[:reached], start=1)]
 
 
 def anchored(config: SwampConfig) -> SwampConfig:

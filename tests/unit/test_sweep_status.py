@@ -149,10 +149,11 @@ def test_the_time_left_is_at_the_pace_of_the_current_attempt(storage: Path) -> N
         {"started": STARTED, "host": "h", "trained": 2, "trained_epochs": 10.0}])
     with working(sweepdir):
         # 20 of 50 epochs are left, at 10 in 100 s.
-        assert text(SweepView(sweepdir, now=lambda: NOW))[1] == "6 of 20 particles trained, 3 min 20 s left"
+        shown = text(SweepView(sweepdir, now=lambda: NOW))[1]
+        assert shown == "6 of 22 particles and dense phases trained, 3 min 20 s left"
         describe(sweepdir, plan={**PLAN, "exact": False})
         assert text(SweepView(sweepdir, now=lambda: NOW))[1].endswith(", about 3 min 20 s left")
-    assert text(SweepView(sweepdir, now=lambda: NOW))[1] == "6 particles trained"
+    assert text(SweepView(sweepdir, now=lambda: NOW))[1] == "6 particles and dense phases trained"
 
 
 @pytest.mark.parametrize("attempts", [
