@@ -22,7 +22,7 @@ from swamp_ray.orchestration.tracking import check_callbacks
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_config import Sweep, describe, label
+from swamp_ray.sweep_config import Sweep, describe, label, plain_value
 from swamp_ray.tables import display_path, percent, size
 
 
@@ -92,7 +92,7 @@ def settings_table(sweep: Sweep, plan: SweepPlan) -> Table:
         numbers = ("-", "-", "-") if found is None else (
             str(sum(one.kind == "particle" for one in found)), f"{sum(one.epochs for one in found):,.4g}",
             str(plan.workers[key]))
-        table.add_row(*(escape(str(value)) for value in setting.values()), *numbers)
+        table.add_row(*(escape(plain_value(value)) for value in setting.values()), *numbers)
     return table
 
 
@@ -104,7 +104,7 @@ def sweep_lines(sweep: Sweep, plan: SweepPlan) -> list[str]:
         at_most = "" if plan.is_exact else "at most "
         named, distinct = plan.named("particle"), plan.num_distinct("particle")
         lines.append(f"names {named:,} particles, of which {at_most}{distinct:,} are distinct and trained; "
-                     f"{plan.named('dense'):,} dense phases, {plan.num_distinct('dense'):,} distinct; "
+                     f"of {plan.named('dense'):,} dense phases {plan.num_distinct('dense'):,}; "
                      f"{plan.distinct_epochs:,.6g} epochs in all")
         free = free_bytes(sweep.base.storage)
         left = "" if free is None else f"; {size(free)} are free in {sweep.base.storage}"

@@ -418,7 +418,7 @@ _LABEL = 120
 def label(setting: Setting) -> str:
     """A setting as a part of a file name, e.g. ``target0.95-count4``; different settings have different ones."""
     leaves = [entry.rpartition(".")[2] for entry in setting]
-    parts = [f"{leaf if leaves.count(leaf) == 1 else entry}{_plain(value)}"
+    parts = [f"{leaf if leaves.count(leaf) == 1 else entry}{plain_value(value)}"
              for (entry, value), leaf in zip(setting.items(), leaves, strict=True)]
     found = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
     if len(found) <= _LABEL and all(_spells_out(value) for value in setting.values()):
@@ -428,7 +428,7 @@ def label(setting: Setting) -> str:
 
 def _spells_out(value: Any) -> bool:
     """Whether a value can be read back from its place in a label."""
-    text = _plain(value)
+    text = plain_value(value)
     if not re.fullmatch(r"[A-Za-z0-9._]+", text):
         return False
     try:
@@ -440,10 +440,11 @@ def _spells_out(value: Any) -> bool:
 
 def describe(setting: Setting) -> str:
     """A setting for people: ``pruning.target 0.95, particles.count 4``."""
-    return ", ".join(f"{entry} {_plain(value)}" for entry, value in setting.items())
+    return ", ".join(f"{entry} {plain_value(value)}" for entry, value in setting.items())
 
 
-def _plain(value: Any) -> str:
+def plain_value(value: Any) -> str:
+    """A value for people: numbers with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from swamp_ray.console import Output, stopping_text
+from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep import SweepOutcome, SweepReporter, run_sweep
 from swamp_ray.orchestration.sweep_planning import SweepPlan
@@ -35,7 +37,12 @@ def sweep_to_the_end(sweep: Sweep, quiet: bool = False, stopping: Stopping | Non
     """
     console = Output(quiet=quiet, highlight=False)
     reporter = make_sweep_reporter(console, quiet)
-    outcome = run_sweep(sweep, reporter, stopping)
+    try:
+        outcome = run_sweep(sweep, reporter, stopping)
+    except (Interrupted, RunError):
+        with contextlib.suppress(SwampError, OSError):
+            write_results(SweepDir(sweep.base.storage, sweep.name))  # of what there is
+        raise
     written = write_all(outcome.sweepdir)
     print_outcome(console, outcome, written)
     return not outcome.failed

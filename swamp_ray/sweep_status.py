@@ -263,13 +263,14 @@ class SweepView:
         columns += [
             _Column("seeds\ndone", [f"{row.seeds_done}/{row.num_seeds}" for row in rows], rank=5),
             _Column("rounds\ndone", [_rounds(row) for row in rows], rank=2),
-            _Column("\nsparsity", ["-" if row.sparsity is None else percent(row.sparsity) for row in rows], rank=4)]
+            _Column("\nsparsity", ["-" if row.sparsity is None else percent(row.sparsity) for row in rows],
+                    rank=0 if _differ(rows) else 4)]
         for metric in self.metrics:
             _, split, name = metric.split("/", 2)
             columns.append(_Column(f"{split}\n{name}" + (" %" if name == "accuracy" else ""),
                                    [_metric(row, metric, name) for row in rows],
                                    rank=0 if metric == self.metrics[-1] else 3))
-        states = [Text(" ".join(filter(None, [row.status, row.reason if row.status == "stopped" else ""])),
+        states = [Text(" ".join(filter(None, [row.status, _stopped_at(row)])),
                        style=STYLES.get(row.status, "")) for row in rows]
         return [*columns, _Column("\nstatus", states, justify="left")]
 
@@ -312,6 +313,15 @@ def _value(entry: str, value: Any) -> str:
     if isinstance(value, float):
         return percent(value) if entry == "pruning.target" else f"{value:.4g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _differ(rows: Sequence[Row]) -> bool:
+    """Whether figures stand side by side that belong to different sparsities."""
+    return len({row.sparsity for row in rows if row.sparsity is not None}) > 1
+
+
+def _stopped_at(row: Row) -> str:
+    return f"at {percent(row.sparsity)}" if row.status == "stopped" and row.sparsity is not None else ""
 
 
 def _rounds(row: Row) -> str:

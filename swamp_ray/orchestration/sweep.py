@@ -7,7 +7,6 @@ found in the storage, and reported again where a search or a scheduler learns fr
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 import socket
 import sys
@@ -15,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,17 @@ from ray.tune import ProgressReporter, Stopper
 from ray.tune.progress_reporter import TrialProgressCallback
 
 from swamp_ray.config import SwampConfig, differences
-from swamp_ray.errors import Interrupted, SwampError, UserError
+from swamp_ray.errors import Interrupted, RunError, SwampError, UserError
 from swamp_ray.orchestration.cluster import cluster_gpus, connect, node_resources
 from swamp_ray.orchestration.nodes import check_shared
 from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.orchestration.provenance import PACKAGES, commit, now, version
-from swamp_ray.orchestration.resources import check_address, this_machine
+from swamp_ray.orchestration.resources import capacity, check_address, this_machine, worker_resources
 from swamp_ray.orchestration.scheduling import make_scheduler
 from swamp_ray.orchestration.searching import ListedSettings, check_search, make_search
 from swamp_ray.orchestration.space import free_bytes
 from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
+from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep, setting_workers
 from swamp_ray.orchestration.tracking import check_callbacks, make_callbacks
 from swamp_ray.orchestration.trial import (
     COMPLETE,
@@ -209,6 +209,8 @@ class _Sweep:
         self._finished: dict[str, dict[str, Any]] = {}
         self._data: dict[str, Any] = {}
         self._num_passes = 0
+        self._nodes = [this_machine()]
+        self.gave_up = ""
 
     def run(self) -> SweepOutcome:
         """Carry it to its end."""
@@ -286,10 +288,16 @@ class _Sweep:
         key = label(setting)
         runs = [self.sweep.member_name(setting, seed) for seed in self.sweep.config.seeds]
         record = {"label": key, "setting": setting, "status": status, "seeds": list(self.sweep.config.seeds),
-                  "runs": runs, "workers": self.plan.workers.get(key, 0), **values}
+                  "runs": runs, "workers": self._workers(setting), **values}
         self._records[key] = record
         self.dir.append_trial(record)
         self.reporter.setting_changed(record)
+
+    def _workers(self, setting: Setting) -> int:
+        try:
+            return setting_workers(self.sweep, setting, self._device, self._nodes)
+        except UserError:  # it cannot run
+            return 0
 
     def ended(self, setting: Setting, status: str, milestone: int, reason: str = "") -> None:
         """Record that a setting has ended, and what has been trained so far."""
@@ -342,11 +350,13 @@ class _Sweep:
         self._pass(ListedSettings([*again, *settings]), len(again) + len(settings))
 
     def _pass(self, search: Any, count: int) -> None:
-        config = self.sweep.config
+        config, nodes = self.sweep.config, node_resources()
+        self._nodes = nodes
         signal: Any = ray.remote(StopSignal).options(num_cpus=0).remote()
         trials = Trials(
             self.sweep.member, config.seeds, self._device, config.at_sparsity, config.scheduler.name != "none",
-            config.execution.worker_deadline_s, self.plan.workers, self._data, self._finished, signal)
+            config.execution.worker_deadline_s,
+            partial(setting_workers, self.sweep, device=self._device, nodes=nodes), self._data, self._finished, signal)
         self._num_passes += 1
         name = f"attempt-{len(self._record['attempts'])}" + (f"-{self._num_passes}" if self._num_passes > 1 else "")
         with self._tune_folder() as folder:
@@ -361,6 +371,13 @@ class _Sweep:
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
             ).fit()
         ray.kill(signal)
+        if self.gave_up:
+            raise RunError(self.gave_up)
+
+    def has_room(self) -> bool:
+        """Whether the living nodes could hold a worker, whatever else they do."""
+        execution = self.sweep.base.execution
+        return capacity(node_resources(), worker_resources(execution, self._device)) > 0
 
     @contextlib.contextmanager
     def _tune_folder(self) -> Iterator[str]:
@@ -415,6 +432,8 @@ class _Stop(Stopper):
     def stop_all(self) -> bool:
         """Whether everything is to be ended now."""
         stopping = self._attempt.stopping
+        if self._attempt.gave_up:
+            return True
         if not stopping.asked():
             return False
         if self._until is None:
@@ -449,7 +468,7 @@ class _Watch(tune.Callback):
 
     def __init__(self, attempt: _Sweep) -> None:
         self._attempt = attempt
-        self._idle_since = time.monotonic()
+        self._idle_since, self._told = time.monotonic(), False
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A setting begins."""
@@ -476,7 +495,7 @@ class _Watch(tune.Callback):
             self._attempt.ended(setting, "interrupted", reached)
         else:
             self._attempt.ended(setting, "stopped", reached,
-                                f"by the scheduler, at a sparsity of {last.get('sparsity', 0.0):.4g}")
+                                f"by the scheduler at a sparsity of {100 * last.get('sparsity', 0.0):.4g} %")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A setting has failed."""
@@ -490,12 +509,19 @@ class _Watch(tune.Callback):
         """Displays move. A cluster that has no room is not waited for in silence."""
         self._attempt.reporter.tick()
         if self._attempt.progress.running:
-            self._idle_since = time.monotonic()
-        elif time.monotonic() - self._idle_since > NO_ROOM_S:
-            self._idle_since = math.inf
+            self._idle_since, self._told = time.monotonic(), False
+            return
+        idle_s = time.monotonic() - self._idle_since
+        if idle_s > self._attempt.sweep.config.execution.worker_deadline_s and not self._attempt.has_room():
+            self._attempt.gave_up = (
+                f"no node could hold a worker for {idle_s:.0f} s, because nodes have gone. What is finished is kept; "
+                "once they are back, the same command goes on")
+        elif idle_s > NO_ROOM_S and not self._told:
+            self._told = True
+            why = "others use the cluster" if self._attempt.has_room() else "no living node can hold its workers"
             self._attempt.reporter.warning(
-                f"no setting has started for {NO_ROOM_S:.0f} s: others use the cluster. The sweep goes on as soon as "
-                "there is room; Ctrl-C stops it, and the same command goes on later")
+                f"no setting has started for {NO_ROOM_S:.0f} s: {why}. The sweep goes on as soon as there is room; "
+                "Ctrl-C stops it, and the same command goes on later")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (tune.Callback, ())  # Tune pickles it into its own files, from which nothing is restored

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from swamp_ray.config import DataConfig, SwampConfig
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.orchestration.preparation import Prepared, prepare
-from swamp_ray.orchestration.resources import Resources, pool_size
+from swamp_ray.orchestration.resources import Resources, capacity, pool_size, worker_resources
 from swamp_ray.orchestration.space import RUN_BYTES, round_bytes, state_bytes
 from swamp_ray.orchestration.team import milestone_rounds
 from swamp_ray.storage.identity import name_of
@@ -125,7 +125,7 @@ def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPl
     example = next(iter(members.values()))
     check_metric(sweep.config.metric, example)
     plan = SweepPlan(settings, example, _num_milestones(sweep, members, settings), invalid, excluded, data=data)
-    plan.workers = {key: num_workers(member.config, device, nodes) for key, member in members.items()}
+    plan.workers = {key: setting_workers(sweep, settings[key], device, nodes) for key in members}
     if sweep.config.is_adaptive:
         plan.settings = {}
         return plan
@@ -138,8 +138,18 @@ def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPl
     return plan
 
 
-def num_workers(config: SwampConfig, device: str, nodes: Sequence[Resources]) -> int:
+def num_workers(config: SwampConfig, device: str, nodes: Sequence[Resources], num_seeds: int = 1,
+                num_settings: int | None = None) -> int:
     """Workers of a setting: one for each particle of its largest round, as far as the cluster holds them.
+
+    More, at most one for each particle of every seed, where the setting's share of the cluster is larger than that.
+
+    Args:
+        config: Any member of the setting.
+        device: Kind of device that particles train on.
+        nodes: Resources of each node.
+        num_seeds: Seeds of the setting, whose particles share the workers.
+        num_settings: How many share the cluster; None: very many.
 
     Raises:
         UserError: Not one fits, or not as many as ``execution.num_workers`` says.
@@ -147,7 +157,22 @@ def num_workers(config: SwampConfig, device: str, nodes: Sequence[Resources]) ->
     if config.execution.executor == "inline":
         return 1
     stages = [stage.count for stage in config.particles.schedule if stage.sparsity <= config.pruning.target]
-    return pool_size(config.execution, device, max([config.particles.count, *stages]), nodes)
+    particles = max([config.particles.count, *stages])
+    execution = config.execution
+    share = 0
+    if execution.num_workers is not None:
+        share = execution.num_workers
+    elif num_settings is not None:
+        share = capacity(nodes, worker_resources(execution, device)) // num_settings
+    return pool_size(execution, device, min(particles * num_seeds, max(particles, share)), nodes)
+
+
+def setting_workers(sweep: Sweep, setting: Setting, device: str, nodes: Sequence[Resources]) -> int:
+    """Workers of a sweep's setting, see :func:`num_workers`."""
+    config = sweep.config
+    count = config.num_samples if config.is_adaptive else len(sweep.settings())
+    at_a_time = min(count, config.execution.max_concurrent or count)
+    return num_workers(sweep.member(setting, config.seeds[0]), device, nodes, len(config.seeds), at_a_time)
 
 
 def data_key(config: DataConfig) -> str:

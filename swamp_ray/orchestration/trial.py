@@ -89,7 +89,7 @@ class Trials:
         at_sparsity: Milestones; empty: every round.
         hold: Nothing trains beyond a milestone before it was reported and Tune has decided.
         worker_deadline_s: Seconds without any worker after which a trial fails.
-        workers: Workers by label, where that is known already.
+        count_workers: How many workers a setting has; None: one for each particle of its largest round.
         data: Object references of decoded data by their section of the config.
         recorded: Records of settings that an earlier attempt has finished, by label: they only report again.
         stop: A :class:`StopSignal`, or None.
@@ -101,7 +101,7 @@ class Trials:
     at_sparsity: Sequence[float] = ()
     hold: bool = False
     worker_deadline_s: float | None = None
-    workers: Mapping[str, int] = field(default_factory=dict)
+    count_workers: Callable[[Setting], int] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stop: Any = None
@@ -136,9 +136,8 @@ class Trials:
 
     def num_workers(self, setting: Setting) -> int:
         """How many workers a setting has."""
-        known = self.workers.get(label(setting))
-        if known is not None:
-            return known
+        if self.count_workers is not None:
+            return self.count_workers(setting)
         nodes = node_resources() if ray.is_initialized() else [this_machine()]
         return num_workers(self.member(setting, self.seeds[0]), self.device, nodes)
 

@@ -23,13 +23,14 @@ from ray import tune
 
 from swamp_ray import tune_trainable
 from swamp_ray.config import load_config
-from swamp_ray.errors import UserError
+from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.running import run
 from swamp_ray.orchestration.sweep import SweepOutcome, SweepReporter, run_sweep
+from swamp_ray.orchestration.team import Team
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.sweep_config import Setting, Sweep, build_sweep
 from swamp_ray.sweep_console import write_all
-from tests.helpers import TINY, command_line, descendants, ticket_digests
+from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny
 
 GRID = {"pruning.target": {"grid": [0.5, 0.75, 0.9]}, "particles.count": {"grid": [1, 2, 3]}}
 
@@ -194,6 +195,18 @@ def test_what_can_never_fit_is_refused_with_the_numbers_before_anything_starts(t
     with pytest.raises(UserError, match=r"no node can hold .* needs 3 CPU \(the largest node has 2"):
         run_sweep(greedy)
     assert not (tmp_path / "sweeps").exists()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_setting_without_any_worker_fails_after_the_deadline_and_can_be_resumed(tmp_path: Path) -> None:
+    """The cluster has taken all workers away; what a cluster without room looks like from inside a trial."""
+    config = tiny(tmp_path, execution__executor="ray", execution__num_cpus=50)
+    with pytest.raises(RunError, match=r"no worker for \d+ s: each needs 50 CPU.*the same command goes on"):
+        list(Team([config], "cpu", num_workers=1, worker_deadline_s=1.0).milestones())
+    rundir = RunDir(tmp_path, "tiny")
+    assert (rundir.read_run() or {})["status"] == "failed"
+    assert rundir.held() is None
+    assert len(list(Team([tiny(tmp_path)], "cpu").milestones())) == 3
 
 
 @pytest.mark.usefixtures("cluster")

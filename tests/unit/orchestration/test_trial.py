@@ -48,7 +48,7 @@ def sweep_of(storage: Path, **values: Any) -> Sweep:
 
 
 def trials(storage: Path, at_sparsity: Sequence[float] = (), **values: Any) -> Trials:
-    return Trials(sweep_of(storage).member, (0, 1), "cpu", at_sparsity, workers={"target0.5": 1, "target0.75": 1},
+    return Trials(sweep_of(storage).member, (0, 1), "cpu", at_sparsity, count_workers=lambda _: 1,
                   **values)
 
 
@@ -182,7 +182,7 @@ def asked(storage: Path, base: dict[str, Any], device: str = "cpu", workers: int
     """CPUs of the process that drives a trial, and all bundles that are not empty."""
     sweep = build_sweep({"name": "s", "storage": str(storage), "base": {**BASE, "execution": base},
                          "space": {"pruning.target": {"grid": [0.75]}}})
-    made = Trials(sweep.member, (0,), device, workers={"target0.75": workers}, **values)
+    made = Trials(sweep.member, (0,), device, count_workers=lambda _: workers, **values)
     group = made.resources({"pruning.target": np.float64(0.75)})
     return group.head_cpus, group.bundles
 
