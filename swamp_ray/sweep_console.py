@@ -14,8 +14,9 @@ from rich.text import Text
 from swamp_ray.console import Output, stopping_text
 from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.orchestration.sweep import SweepOutcome, SweepReporter, run_sweep
+from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
 from swamp_ray.orchestration.sweep_planning import SweepPlan
+from swamp_ray.orchestration.sweep_reporting import SweepReporter
 from swamp_ray.orchestration.trial import FINISHED
 from swamp_ray.planning import sweep_header, sweep_lines
 from swamp_ray.report.sweeps import write_figures

@@ -16,7 +16,7 @@ from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine, unused_settings
 from swamp_ray.orchestration.space import estimate
-from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.orchestration.stopping import Stopping, handled
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.patience import PassingError
 from swamp_ray.storage.places import Place, open_place
@@ -57,22 +57,9 @@ def run(
     rundir, store = RunDir(place, config.name), ArtifactStore(place)
     check_address(config.execution)
     check_device(config.execution)
-    with _handled(stopping) as stopping, _joined(config.execution):
+    with handled(stopping) as stopping, _joined(config.execution):
         factory = partial(executor or make_executor, stopping=stopping)
         return _run(config, rundir, store, reporter or Reporter(), stopping, factory)
-
-
-@contextlib.contextmanager
-def _handled(stopping: Stopping | None) -> Iterator[Stopping]:
-    if stopping is not None:
-        yield stopping
-        return
-    stopping = Stopping()
-    handlers = stopping.install()
-    try:
-        yield stopping
-    finally:
-        stopping.restore(handlers)
 
 
 def _run(

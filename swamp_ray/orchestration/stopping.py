@@ -73,6 +73,20 @@ class Stopping:
             self._only_note = False
 
 
+@contextlib.contextmanager
+def handled(stopping: Stopping | None) -> Iterator[Stopping]:
+    """What is given, whose handlers are installed; else a new one, for as long as the block takes."""
+    if stopping is not None:
+        yield stopping
+        return
+    stopping = Stopping()
+    handlers = stopping.install()
+    try:
+        yield stopping
+    finally:
+        stopping.restore(handlers)
+
+
 def _quiet_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)

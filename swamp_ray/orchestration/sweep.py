@@ -12,18 +12,15 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray import cloudpickle, tune
-from ray.exceptions import RayActorError
-from ray.tune import ProgressReporter, Stopper
-from ray.tune.progress_reporter import TrialProgressCallback
+from ray import tune
 
 from swamp_ray.config import SwampConfig, differences
 from swamp_ray.errors import Interrupted, RunError, SwampError, UserError
@@ -35,58 +32,24 @@ from swamp_ray.orchestration.resources import capacity, check_address, this_mach
 from swamp_ray.orchestration.scheduling import make_scheduler
 from swamp_ray.orchestration.searching import ListedSettings, check_search, make_search
 from swamp_ray.orchestration.space import free_bytes
-from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.orchestration.stopping import Stopping, handled
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep, setting_workers
+from swamp_ray.orchestration.sweep_reporting import SweepReporter
 from swamp_ray.orchestration.tracking import check_callbacks, make_callbacks
 from swamp_ray.orchestration.trial import (
-    COMPLETE,
     FINISHED,
     StopSignal,
     Trials,
     anchored,
-    plain_setting,
     quiet_tune,
-    reason_of,
 )
+from swamp_ray.orchestration.tuning import NoProgress, Silent, Stop, Watch
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Setting, Sweep, build_sweep, label
-
-NO_ROOM_S = 60.0
-"""After so long without any setting at work it is said that there is no room."""
-STOP_SLACK_S = 10.0
-"""What trials get to end in, on top of the time for their checkpoints."""
-
-
-class SweepReporter:
-    """A silent watcher of a sweep; every method may be left as it is."""
-
-    def sweep_started(self, sweep: Sweep, plan: SweepPlan, sweepdir: SweepDir) -> None:
-        """The plan stands; nothing has been started yet."""
-
-    def ray_starting(self) -> None:
-        """Ray is being started, or joined."""
-
-    def setting_changed(self, record: Mapping[str, Any]) -> None:
-        """A setting has begun or ended: its record, as in ``trials.jsonl``."""
-
-    def milestone(self, setting: Setting, result: Mapping[str, Any]) -> None:
-        """A setting has reported."""
-
-    def warning(self, text: str) -> None:
-        """Something the user should know."""
-
-    def stopping(self, grace_s: float) -> None:
-        """The sweep was asked to stop; running particles have so many seconds for a checkpoint."""
-
-    def tick(self) -> None:
-        """Called often, for displays that move."""
-
-    def sweep_finished(self, complete: bool) -> None:
-        """Nothing more will come; called however the sweep ends."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +98,7 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
     embedded = sweep.base.execution.address is None and not ray.is_initialized()
     plan = plan_sweep(sweep, device_kind(sweep.base), [this_machine()]) if embedded else None
     quiet_tune()
-    with _handled(stopping) as stopping:
+    with handled(stopping) as stopping:
         reporter.ray_starting()
         owns = connect(sweep.base.execution)
         try:
@@ -169,29 +132,8 @@ def check_space(sweep: Sweep, sweepdir: SweepDir) -> None:
             where=str(sweepdir.spot()))
 
 
-@contextlib.contextmanager
-def _handled(stopping: Stopping | None) -> Iterator[Stopping]:
-    if stopping is not None:
-        yield stopping
-        return
-    stopping = Stopping()
-    handlers = stopping.install()
-    try:
-        yield stopping
-    finally:
-        stopping.restore(handlers)
-
-
 def _device(base: SwampConfig, embedded: bool) -> str:
     return device_kind(base) if embedded else device_kind(base, cluster_gpus())
-
-
-@dataclass
-class _Progress:
-    """What the callbacks have seen in this attempt."""
-
-    running: dict[str, float] = field(default_factory=dict)
-    lost: list[Setting] = field(default_factory=list)
 
 
 class _Sweep:
@@ -200,7 +142,8 @@ class _Sweep:
     def __init__(self, sweep: Sweep, plan: SweepPlan, sweepdir: SweepDir, place: Place, reporter: SweepReporter,
                  stopping: Stopping, device: str) -> None:
         self.sweep, self.plan, self.dir, self.reporter, self.stopping = sweep, plan, sweepdir, reporter, stopping
-        self.progress = _Progress()
+        self.running: dict[str, float] = {}
+        self.lost: list[Setting] = []
         self._place, self._device = place, device
         self._records: dict[str, dict[str, Any]] = {}
         self._record: dict[str, Any] = {}
@@ -305,8 +248,8 @@ class _Sweep:
         values: dict[str, Any] = {"milestone": milestone}
         if reason:
             values["reason"] = reason
-        if key in self.progress.running:
-            values["seconds"] = time.monotonic() - self.progress.running.pop(key)
+        if key in self.running:
+            values["seconds"] = time.monotonic() - self.running.pop(key)
         self.write(setting, status, **values)
         self._count()
         self.dir.write_record(self._record)
@@ -337,9 +280,9 @@ class _Sweep:
         else:
             self._pass_listed([setting for key, setting in self.plan.settings.items() if key not in self._finished])
         for _ in range(self.sweep.config.execution.max_failures):
-            if not self.progress.lost or self.stopping.asked():
+            if not self.lost or self.stopping.asked():
                 return
-            lost, self.progress.lost = self.progress.lost, []
+            lost, self.lost = self.lost, []
             self._pass_listed(lost)
 
     def _pass_listed(self, settings: list[Setting]) -> None:
@@ -366,8 +309,8 @@ class _Sweep:
                     search_alg=search, scheduler=make_scheduler(self.sweep, self.plan.num_milestones),
                     num_samples=count, max_concurrent_trials=config.execution.max_concurrent, reuse_actors=True),
                 run_config=tune.RunConfig(
-                    name=name, storage_path=folder, verbose=0, progress_reporter=_Silent(),
-                    callbacks=[_Watch(self), _NoProgress(), *make_callbacks(self.sweep)], stop=_Stop(self, signal),
+                    name=name, storage_path=folder, verbose=0, progress_reporter=Silent(),
+                    callbacks=[Watch(self), NoProgress(), *make_callbacks(self.sweep)], stop=Stop(self, signal),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
             ).fit()
         ray.kill(signal)
@@ -398,130 +341,3 @@ class _Sweep:
         if free is not None and self.plan.num_bytes > free:
             self.reporter.warning(f"this may not fit: about {self.plan.num_bytes / 1e6:,.0f} MB in all, and "
                                   f"{free / 1e6:,.0f} MB are free")
-
-
-class _Silent(ProgressReporter):
-    """In place of Tune's own output."""
-
-    def should_report(self, trials: list[Any], done: bool = False) -> bool:
-        """Never."""
-        return False
-
-    def report(self, trials: list[Any], done: bool, *sys_info: Any) -> None:
-        """Nothing."""
-
-
-class _NoProgress(TrialProgressCallback):
-    """In place of the lines that Tune prints about trials."""
-
-    def log_result(self, trial: Any, result: dict[str, Any], error: bool = False) -> None:
-        """Nothing."""
-
-
-class _Stop(Stopper):
-    """Lets running trials write their checkpoints when the sweep is asked to stop, and then ends it."""
-
-    def __init__(self, attempt: _Sweep, signal: Any) -> None:
-        self._attempt, self._signal = attempt, signal
-        self._until: float | None = None
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is stopped by its results here."""
-        return False
-
-    def stop_all(self) -> bool:
-        """Whether everything is to be ended now."""
-        stopping = self._attempt.stopping
-        if self._attempt.gave_up:
-            return True
-        if not stopping.asked():
-            return False
-        if self._until is None:
-            grace_s = self._attempt.sweep.base.execution.grace_s
-            self._until = time.monotonic() + grace_s + STOP_SLACK_S
-            self._signal.ask.remote()
-            self._attempt.reporter.stopping(grace_s)
-        return stopping.impatient or not self._attempt.progress.running or time.monotonic() > self._until
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_NeverStop, ())  # Tune pickles it into its own files, from which nothing is restored
-
-
-class _NeverStop(Stopper):
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return False
-
-
-def _error_of(trial: Any) -> BaseException | None:
-    """What a trial has failed of. Tune has just written it beside the trial, and copies it to its storage later."""
-    try:
-        return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-    except Exception:  # an error whose class is not known here
-        return trial.get_error()
-
-
-class _Watch(tune.Callback):
-    """Keeps the sweep's records, and passes on what happens."""
-
-    def __init__(self, attempt: _Sweep) -> None:
-        self._attempt = attempt
-        self._idle_since, self._told = time.monotonic(), False
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A setting begins."""
-        setting, key = plain_setting(trial.config), label(plain_setting(trial.config))
-        self._attempt.progress.running[key] = time.monotonic()
-        if self._attempt.finished_before(key):
-            return
-        self._attempt.write(setting, "running", started=now())
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any],
-                        **info: Any) -> None:
-        """A milestone."""
-        self._attempt.reporter.milestone(plain_setting(trial.config), result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A setting has reached its target, or the scheduler has stopped it, or the user has."""
-        setting, last = plain_setting(trial.config), trial.last_result or {}
-        key, reached = label(setting), int(last.get("milestone", 0))
-        if self._attempt.finished_before(key):
-            self._attempt.progress.running.pop(key, None)
-        elif last.get(COMPLETE):
-            self._attempt.ended(setting, "complete", reached - 1)
-        elif self._attempt.stopping.asked():
-            self._attempt.ended(setting, "interrupted", reached)
-        else:
-            self._attempt.ended(setting, "stopped", reached,
-                                f"by the scheduler at a sparsity of {100 * last.get('sparsity', 0.0):.4g} %")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A setting has failed."""
-        setting, error = plain_setting(trial.config), _error_of(trial)
-        if isinstance(error, RayActorError):
-            self._attempt.progress.lost.append(setting)
-        reached = int((trial.last_result or {}).get("milestone", 0))
-        self._attempt.ended(setting, "failed", reached, reason_of(error))
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Displays move. A cluster that has no room is not waited for in silence."""
-        self._attempt.reporter.tick()
-        if self._attempt.progress.running:
-            self._idle_since, self._told = time.monotonic(), False
-            return
-        idle_s = time.monotonic() - self._idle_since
-        if idle_s > self._attempt.sweep.config.execution.worker_deadline_s and not self._attempt.has_room():
-            self._attempt.gave_up = (
-                f"no node could hold a worker for {idle_s:.0f} s, because nodes have gone. What is finished is kept; "
-                "once they are back, the same command goes on")
-        elif idle_s > NO_ROOM_S and not self._told:
-            self._told = True
-            why = "others use the cluster" if self._attempt.has_room() else "no living node can hold its workers"
-            self._attempt.reporter.warning(
-                f"no setting has started for {NO_ROOM_S:.0f} s: {why}. The sweep goes on as soon as there is room; "
-                "Ctrl-C stops it, and the same command goes on later")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (tune.Callback, ())  # Tune pickles it into its own files, from which nothing is restored

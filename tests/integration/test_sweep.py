@@ -25,7 +25,8 @@ from swamp_ray import tune_trainable
 from swamp_ray.config import load_config
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.running import run
-from swamp_ray.orchestration.sweep import SweepOutcome, SweepReporter, run_sweep
+from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
+from swamp_ray.orchestration.sweep_reporting import SweepReporter
 from swamp_ray.orchestration.team import Team
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.sweep_config import Setting, Sweep, build_sweep

@@ -15,8 +15,9 @@ from rich.console import Console
 from swamp_ray.cli import main
 from swamp_ray.errors import Interrupted
 from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.orchestration.sweep import SweepOutcome, SweepReporter, _Sweep
+from swamp_ray.orchestration.sweep import SweepOutcome, _Sweep
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
+from swamp_ray.orchestration.sweep_reporting import SweepReporter
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Setting, Sweep, build_sweep, label
