@@ -70,18 +70,19 @@ def num_used(sweep: Sweep) -> tuple[int, int]:
 
 SPACES: dict[str, dict[str, Any]] = {
     "target and count": {"space": grid(pruning__target=[0.5, 0.75], particles__count=[1, 2])},
-    "seeds": {"space": grid(pruning__target=[0.0, 0.5]), "seeds": 3, "base": {"particles": {"count": 1}}},
+    "seeds": {"space": grid(pruning__target=[0.0, 0.5]), "seeds": 2, "base": {"particles": {"count": 1}}},
     "rates": {"space": grid(pruning__rate=[0.5, 0.75])},
-    "rates that prune alike": {"space": grid(pruning__rate=[0.5, 0.6, 0.7], pruning__target=[0.5])},
+    "rates that prune alike": {"space": grid(pruning__rate=[0.5, 0.6], pruning__target=[0.5])},
     "averaging": {"space": grid(averaging__within=["none", "swa"]), "base": LONG},
     "what a round starts from": {"space": grid(rewind__weights=["t0", "init", "none"]), "base": SHORT},
     "pruning the average": {"space": grid(pruning__target=[0.5, 0.75], particles__count=[1, 2]),
                             "base": {"rewind": {"weights": "none"}}},
-    "scores": {"space": grid(pruning__score=["magnitude", "random"], pruning__scope=["global", "uniform"]),
+    "scores": {"space": grid(pruning__score=["magnitude", "random"]),
                "base": {**SHORT, "particles": {"count": 1}}},
+    "scopes": {"space": grid(pruning__scope=["global", "uniform"]), "base": {**SHORT, "particles": {"count": 1}}},
     "learning rates": {"space": grid(training__lr=[0.05, 0.06]), "base": SHORT},
     "more particles when sparse": {"space": grid(particles__schedule=[[], [{"sparsity": 0.5, "count": 3}]])},
-    "particles that differ": {"space": grid(particles__vary=[{}, {"weight_decay": [5e-4, 0.1]}, {"lr": [0.05]}])},
+    "particles that differ": {"space": grid(particles__vary=[{}, {"weight_decay": [5e-4, 0.1]}]), "base": SHORT},
     "no dense phase": {"space": grid(dense__length=[0, 1]), "base": {"pruning": {"target": 0.0}}},
     "drawn twice": {"space": {"training.lr": {"choice": [0.05, 0.06]}}, "num_samples": 8,
                     "base": {"pruning": {"target": 0.0}}},
@@ -97,6 +98,8 @@ def test_as_much_is_trained_as_was_planned(tmp_path: Path, name: str) -> None:
     assert (plan.num_distinct("particle"), plan.num_distinct("dense")) == num_stored(tmp_path)
     assert (plan.named("particle"), plan.named("dense")) == num_used(sweep)
     assert plan.distinct_epochs == sum(len(info["history"]) for info in results(tmp_path))
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert 0.75 * written < plan.num_bytes < 1.25 * written
     assert plan.is_exact
     assert plan.as_record() | {"bytes": 0} == {
         "named": plan.named("particle"), "distinct": plan.num_distinct("particle"), "dense_named": plan.named("dense"),
@@ -109,8 +112,8 @@ def test_the_spaces_above_share_something(tmp_path: Path) -> None:
     shared = {name: plan.named("particle") - plan.num_distinct("particle") for name, plan in plans.items()}
     # Round 0 of one or two particles is in four settings, and round 1 of each count in two.
     assert shared["target and count"] == (6 - 2) + (6 - 3)
-    assert shared["seeds"] == 3
-    assert shared["rates that prune alike"] == 2 * 2 * 2, "three settings are one"
+    assert shared["seeds"] == 2
+    assert shared["rates that prune alike"] == 2 * 2, "both settings are one"
     assert shared["learning rates"] == 0
     assert shared["pruning the average"] > 0
     assert plans["learning rates"].num_distinct("dense") == 2
@@ -128,7 +131,7 @@ def test_settings_that_go_on_from_a_ticket_share_its_start(tmp_path: Path) -> No
 
 
 def test_where_the_best_particle_goes_on_the_plan_is_a_bound(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, grid(particles__count=[1, 2, 3]), {
+    sweep = sweep_of(tmp_path, grid(particles__count=[1, 3]), {
         "particles": {"combine": "best"}, **SHORT})
     plan = planned(sweep)
     assert not plan.is_exact
@@ -143,14 +146,6 @@ def test_where_the_best_particle_goes_on_the_plan_is_a_bound(tmp_path: Path) -> 
 def test_the_best_of_one_is_no_choice(tmp_path: Path) -> None:
     base = {"particles": {"combine": "best", "count": 1}}
     assert planned(sweep_of(tmp_path, grid(pruning__target=[0.5, 0.75]), base)).is_exact
-
-
-def test_the_bytes_of_a_plan_are_about_those_that_are_written(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, grid(pruning__target=[0.5, 0.75]))
-    plan = planned(sweep)
-    run_all(sweep)
-    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert 0.8 * written < plan.num_bytes < 1.25 * written
 
 
 # Order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,10 @@ def test_a_trial_that_is_stopped_gives_its_runs_back(tmp_path: Path) -> None:
         assert len(rundir.read_rounds()) == 1
 
 
-def test_tune_makes_a_step_of_each_report(tmp_path: Path) -> None:
+def test_tune_makes_a_step_of_each_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Outside of a Tuner it would make a folder in the user's home, and work in it.
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "tune"))
+    monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
     made = trials(tmp_path).trainable()({"pruning.target": np.float64(0.75)})
     found = []
     while not found or not found[-1].get("done"):
@@ -246,11 +250,18 @@ def test_tune_makes_a_step_of_each_report(tmp_path: Path) -> None:
     assert RunDir(tmp_path, "s-target0.5-seed1").held() is None
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage root in which a setting was carried to its end."""
+    folder = tmp_path_factory.mktemp("trained")
+    list(trials(folder).reports(SETTING))
+    return folder
+
+
 @pytest.fixture
-def stored(tmp_path: Path) -> Path:
-    """A setting that was carried to its end."""
-    list(trials(tmp_path).reports(SETTING))
-    return tmp_path
+def stored(trained: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(trained, tmp_path / "stored"))
 
 
 def again(storage: Path, at_sparsity: Sequence[float] = (), **entry: Any) -> list[Report]:
