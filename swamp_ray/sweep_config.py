@@ -54,6 +54,7 @@ KINDS = ("grid", "choice", "uniform", "loguniform")
 DECIDES = ("pruning.target", "pruning.rate", "pruning.include", "pruning.exclude", "model", "start_from")
 """Options on which the sparsities of a run's rounds depend."""
 MAX_SETTINGS = 10_000
+MAX_SEEDS = 1_000
 
 
 class Domain(Section):
@@ -167,6 +168,8 @@ class SweepConfig(Section):
             return value
         if value < 1:
             raise ValueError("must be a list of seeds, or how many there are")
+        if value > MAX_SEEDS:
+            raise ValueError(f"must be at most {MAX_SEEDS:,}")
         return tuple(range(value))
 
     @field_validator("seeds")

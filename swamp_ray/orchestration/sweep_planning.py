@@ -114,18 +114,21 @@ def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPl
     settings: dict[str, Setting] = {}
     invalid: dict[str, str] = {}
     excluded: dict[str, Setting] = {}
+    workers: dict[str, int] = {}
     for setting in tried:
         key = label(setting)
         try:
-            members[key], settings[key] = _example(sweep, setting, device, data), setting
+            member = _example(sweep, setting, device, data)
+            workers[key] = setting_workers(sweep, setting, device, nodes)
+            members[key], settings[key] = member, setting
         except UserError as error:
             invalid[key], excluded[key] = str(error), setting
     if not members:
         raise _nothing_works(excluded, invalid)
     example = next(iter(members.values()))
     check_metric(sweep.config.metric, example)
-    plan = SweepPlan(settings, example, _num_milestones(sweep, members, settings), invalid, excluded, data=data)
-    plan.workers = {key: setting_workers(sweep, settings[key], device, nodes) for key in members}
+    plan = SweepPlan(settings, example, _num_milestones(sweep, members, settings), invalid, excluded, data=data,
+                     workers=workers)
     if sweep.config.is_adaptive:
         plan.settings = {}
         return plan
