@@ -74,8 +74,10 @@ def sweep_header(sweep: Sweep) -> list[str]:
     count = (f"{config.num_samples} settings by {config.search.name}" if config.is_adaptive
              else f"{len(sweep.settings())} settings")
     place = SweepDir(base.storage, sweep.name).spot()
+    swept = {key.partition(".")[0] for key in [*config.space, *config.varied]}
+    what = "" if swept & {"model", "data"} else f"{base.model.name} on {base.data.name}"
     return [f"[bold]{escape(sweep.name)}[/bold]: {count} of {escape(', '.join(config.space))}, each with {seeds}; "
-            f"{base.model.name} on {base.data.name}",
+            f"{what}",
             f"results in {display_path(str(place))}"]
 
 

@@ -54,6 +54,8 @@ KINDS = ("grid", "choice", "uniform", "loguniform")
 DECIDES = ("pruning.target", "pruning.rate", "pruning.include", "pruning.exclude", "model", "start_from")
 """Options on which the sparsities of a run's rounds depend."""
 MAX_SETTINGS = 10_000
+SEARCHES = ("optuna", "hyperopt")
+"""Search algorithms that draw one setting after the other."""
 MAX_SEEDS = 1_000
 
 
@@ -82,6 +84,8 @@ class Domain(Section):
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform must start above 0, but got {self.loguniform[0]:g}")
         values = self.values
+        if self.groups is not None and not all(name.strip() for name in self.groups):
+            raise ValueError(f"{given[0]} must give every group a name")
         if values is not None and not values:
             raise ValueError(f"{given[0]} must list at least one value")
         if values is not None and len({_key(value) for value in values}) < len(values):
@@ -126,7 +130,7 @@ class SchedulerConfig(Section):
     name: str = Field(default="none", description="none, asha, median, or package.module:function that returns a "
                       "scheduler of Ray Tune.")
     options: Options = Field(default_factory=dict, description="asha: reduction_factor, grace_period; median: "
-                             "grace_period, min_samples_required; all counted in milestones.")
+                             "grace_period, min_samples_required, hard_stop; counted in milestones.")
 
 
 class SweepExecution(Section):
@@ -207,7 +211,10 @@ class SweepConfig(Section):
                 owners[key] = entry
         adaptive = self.search.name != "random"
         grids = [entry for entry, domain in self.space.items() if domain.grid is not None]
-        if adaptive and grids:
+        if len(grids) == len(self.space) and not adaptive and self.num_samples > 1:
+            raise ValueError("num_samples has no effect where every entry is a grid: each point is run once. List more "
+                             "seeds, or use choice, uniform or loguniform")
+        if adaptive and grids and (self.search.name in SEARCHES or ":" in self.search.name):
             raise ValueError(f"search.name: {self.search.name} draws values one at a time, but space.{grids[0]} is a "
                              "grid. Use choice in its place")
         if (adaptive or self.scheduler.name != "none") and not self.at_sparsity and (varied := self.varied):
@@ -393,6 +400,11 @@ def build_sweep(tree: Mapping[str, Any], folder: Path = Path(), source: str = "s
 def _base(config: SweepConfig, folder: Path, source: str, overrides: Sequence[str]) -> SwampConfig:
     if isinstance(config.base, str):
         path = folder / Path(config.base).expanduser()
+        if path.is_dir():
+            raise UserError("the base config must be a file", got=str(path), where=f"{source}: base")
+        if is_sweep(path):
+            raise UserError("the base config must be one of a run, but this is a sweep", got=str(path),
+                            where=f"{source}: base")
         if not path.is_file():
             raise UserError("the base config does not exist", got=str(path), where=f"{source}: base")
         return load_config(path, overrides)

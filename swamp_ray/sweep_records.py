@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_config import Setting, Sweep, build_sweep, label, setting_key
+from swamp_ray.sweep_config import Setting, Sweep, label, setting_key
 
 FINAL = ("complete", "stopped", "failed")
 """States of a setting in which nothing more will come."""
@@ -68,14 +66,10 @@ def read_sweep(sweepdir: SweepDir) -> Sweep:
         UserError: It has not been started.
         CorruptArtifactError: Its file is not what was written.
     """
-    text = sweepdir.read_config()
-    if text is None:
+    found = sweepdir.read_sweep()
+    if found is None:
         raise UserError("the sweep has not been started yet", where=str(sweepdir.spot()))
-    try:
-        return build_sweep(yaml.safe_load(text), source=str(sweepdir.config))
-    except (UserError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptArtifactError(f"{sweepdir.config}: this is not the sweep that was written ({error}). Restore the "
-                                   "file, or delete it and run the same command again.") from error
+    return found
 
 
 def read_record(sweepdir: SweepDir) -> dict[str, Any]:

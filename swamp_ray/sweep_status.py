@@ -200,7 +200,9 @@ class SweepView:
 
     def _trained(self) -> str:
         attempts = self._record.get("attempts", [])
-        trained, plan = sum(attempt.get("trained", 0) for attempt in attempts), self._record.get("plan") or {}
+        plan = self._record.get("plan") or {}
+        counted = sum(attempt.get("trained", 0) for attempt in attempts)
+        trained = counted if self.life.running else self._record.get("trained", counted)
         if not attempts:
             return ""
         distinct = plan.get("distinct", 0) + plan.get("dense_distinct", 0)
@@ -269,7 +271,7 @@ class SweepView:
             _, split, name = metric.split("/", 2)
             columns.append(_Column(f"{split}\n{name}" + (" %" if name == "accuracy" else ""),
                                    [_metric(row, metric, name) for row in rows],
-                                   rank=0 if metric == self.metrics[-1] else 3))
+                                   rank=0 if metric == self.metrics[0] else 3))
         states = [Text(" ".join(filter(None, [row.status, _stopped_at(row)])),
                        style=STYLES.get(row.status, "")) for row in rows]
         return [*columns, _Column("\nstatus", states, justify="left")]

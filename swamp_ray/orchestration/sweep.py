@@ -7,6 +7,7 @@ found in the storage, and reported again where a search or a scheduler learns fr
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import socket
 import sys
@@ -49,7 +50,10 @@ from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_config import Setting, Sweep, build_sweep, label
+from swamp_ray.sweep_config import Setting, Sweep, label
+
+COUNT_S = 3.0
+"""Seconds between two looks at what the members have trained."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,9 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
     place = open_place(sweep.base.storage, sweep.base.execution.storage_patience_s)
     sweepdir = SweepDir(place, sweep.name)
     check_space(sweep, sweepdir)
+    ArtifactStore(place).check_writable()
+    if (held := sweepdir.held()) is not None and held.life == "alive":
+        sweepdir.hold().release()  # says who it is
     embedded = sweep.base.execution.address is None and not ray.is_initialized()
     plan = plan_sweep(sweep, device_kind(sweep.base), [this_machine()]) if embedded else None
     quiet_tune()
@@ -120,10 +127,9 @@ def check_space(sweep: Sweep, sweepdir: SweepDir) -> None:
     Raises:
         UserError: With the differences, old -> new.
     """
-    text = sweepdir.read_config()
-    if text is None:
+    earlier = sweepdir.read_sweep()
+    if earlier is None:
         return
-    earlier = build_sweep(yaml.safe_load(text), source=str(sweepdir.config))
     changed = differences(earlier.identity(), sweep.identity())
     if changed:
         raise UserError(
@@ -154,6 +160,7 @@ class _Sweep:
         self._num_passes = 0
         self._nodes = [this_machine()]
         self.gave_up = ""
+        self._last_count = -math.inf
 
     def run(self) -> SweepOutcome:
         """Carry it to its end."""
@@ -177,8 +184,9 @@ class _Sweep:
                 self._close("failed", began)
             raise
         failed = [record for record in self._records.values() if record["status"] == "failed"]
+        self._record["trained"] = self.trained()
         self._close("failed" if failed else "complete", began)
-        return SweepOutcome(self.dir, self._records, self.plan, sum(one["trained"] for one in self._record["attempts"]))
+        return SweepOutcome(self.dir, self._records, self.plan, self._record["trained"])
 
     # Records
 
@@ -254,6 +262,20 @@ class _Sweep:
         self._count()
         self.dir.write_record(self._record)
 
+    def counted(self) -> None:
+        """Bring the record of what has been trained up to date, not too often."""
+        if time.monotonic() - self._last_count > COUNT_S:
+            self._count()
+            self.dir.write_record(self._record)
+            self._last_count = time.monotonic()
+
+    def trained(self) -> int:
+        """Training runs whose results this sweep's members have made: a killed process may have lost its own count."""
+        store, runs = ArtifactStore(self._place), {name for record in self._records.values() for name in record["runs"]}
+        names = {line["name"] for name in runs for line in RunDir(self._place, name).read_results()
+                 if line["kind"] in ("dense", "particle")}
+        return sum(manifest.info.get("run") in runs for name in names if (manifest := store.find(name)) is not None)
+
     def _count(self) -> None:
         """What the members' attempts since the beginning of this one have trained."""
         trained, epochs = 0, 0.0
@@ -273,7 +295,9 @@ class _Sweep:
 
     def _run_all(self) -> None:
         """Pass over all settings; those whose process was lost are taken up again, a bounded number of times."""
-        self._finished = {key: one for key, one in self._records.items() if one["status"] in FINISHED}
+        known = Trials(self.sweep.member, self.sweep.config.seeds, self._device, self.sweep.config.at_sparsity)
+        self._finished = {key: one for key, one in self._records.items()
+                          if one["status"] in FINISHED and known.is_there(one["setting"], one)}
         if self.sweep.config.is_adaptive:
             recorded = [one["setting"] for one in self._records.values()]
             self._pass(make_search(self.sweep, recorded), max(self.sweep.config.num_samples, len(recorded)))
@@ -284,6 +308,8 @@ class _Sweep:
                 return
             lost, self.lost = self.lost, []
             self._pass_listed(lost)
+        for setting in self.lost:
+            self.write(setting, "failed", reason="the process that drove it was lost again and again")
 
     def _pass_listed(self, settings: list[Setting]) -> None:
         """Run settings; what is finished reports again before, where a scheduler compares with it."""

@@ -17,7 +17,7 @@ from swamp_ray.orchestration.space import RUN_BYTES, round_bytes, state_bytes
 from swamp_ray.orchestration.team import milestone_rounds
 from swamp_ray.storage.identity import name_of
 from swamp_ray.storage.recipes import average_recipe
-from swamp_ray.sweep_config import Setting, Sweep, describe, label
+from swamp_ray.sweep_config import Setting, Sweep, SweepConfig, describe, label
 from swamp_ray.training.data import Data, load_data
 
 TRIED = 20
@@ -126,7 +126,7 @@ def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPl
     if not members:
         raise _nothing_works(excluded, invalid)
     example = next(iter(members.values()))
-    check_metric(sweep.config.metric, example)
+    check_metric(sweep.config, example)
     plan = SweepPlan(settings, example, _num_milestones(sweep, members, settings), invalid, excluded, data=data,
                      workers=workers)
     if sweep.config.is_adaptive:
@@ -213,12 +213,23 @@ def trainings(member: Prepared, seed: int) -> Iterator[Training]:
         mask = average.name
 
 
-def check_metric(metric: str, prepared: Prepared) -> None:
-    """Refuse a metric that no member reports. Raises UserError with those that there are."""
+def check_metric(config: SweepConfig, prepared: Prepared) -> None:
+    """Refuse a metric that no member reports, or one that is compared the wrong way round.
+
+    Raises:
+        UserError: With the metrics that there are, or the mode that fits.
+    """
+    metric, task = config.metric, prepared.task
     known = [f"{network}/{split}/{name}" for network in NETWORKS for split in SPLITS for name in prepared.metrics]
     if metric not in known:
+        word = f"average/validation/{metric}" if metric in prepared.metrics else metric
         raise UserError("no setting reports this metric", got=metric, where="metric",
-                        do=f"{nearest(metric, known)} There are: {', '.join(known)}.".strip())
+                        do=f"{nearest(word, known)} There are: {', '.join(known)}.".strip())
+    name = metric.rpartition("/")[2]
+    fits = {"loss": "min", task.primary: "max" if task.higher_is_better else "min"}.get(name, config.mode)
+    if config.compares and not metric.startswith("particles_std/") and config.mode != fits:
+        raise UserError(f"of {name} the {'highest' if fits == 'max' else 'lowest'} value is the best", got=config.mode,
+                        where="mode", do=f"Set mode: {fits}.")
 
 
 def _example(sweep: Sweep, setting: Setting, device: str, data: dict[str, Data]) -> Prepared:

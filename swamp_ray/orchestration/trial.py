@@ -195,6 +195,10 @@ class Trials:
         last = {**found[-1], "milestone": len(found) + 1} if complete else found.pop()
         return [*found, {**last, DONE: True}]
 
+    def is_there(self, setting: Setting, record: Mapping[str, Any]) -> bool:
+        """Whether the rounds of a setting that is recorded as finished are recorded as well."""
+        return self._recorded(setting, record) is not None
+
     def _recorded(self, setting: Setting, record: Mapping[str, Any]) -> list[Milestone] | None:
         """The milestones that a finished setting has reached; None if their rounds are not all there any more."""
         configs = [self.member(setting, seed) for seed in self.seeds]
@@ -207,6 +211,8 @@ class Trials:
         if not plan:
             return None
         indices = milestone_rounds(plan, self.at_sparsity)
+        if record["status"] == "complete" and any(one.index not in found for found in rounds for one in plan):
+            return None
         reached = int(record.get("milestone", 0)) if record["status"] == "stopped" else len(indices)
         if any(index not in found for found in rounds for index in indices[:reached]):
             return None

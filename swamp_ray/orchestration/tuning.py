@@ -51,6 +51,10 @@ class Attempt(Protocol):
         """Record that a setting has ended."""
         ...
 
+    def counted(self) -> None:
+        """Bring the record of what has been trained up to date, not too often."""
+        ...
+
     def has_room(self) -> bool:
         """Whether the living nodes could hold a worker, whatever else they do."""
         ...
@@ -137,6 +141,7 @@ class Watch(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any],
                         **info: Any) -> None:
         """A milestone."""
+        self._attempt.counted()
         self._attempt.reporter.milestone(plain_setting(trial.config), result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -156,10 +161,12 @@ class Watch(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A setting has failed."""
         setting, error = plain_setting(trial.config), _error_of(trial)
+        reached = int((trial.last_result or {}).get("milestone", 0))
         if isinstance(error, RayActorError):
             self._attempt.lost.append(setting)
-        reached = int((trial.last_result or {}).get("milestone", 0))
-        self._attempt.ended(setting, "failed", reached, reason_of(error))
+            self._attempt.ended(setting, "interrupted", reached, f"{reason_of(error)}; it is taken up again later")
+        else:
+            self._attempt.ended(setting, "failed", reached, reason_of(error))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Displays move. A cluster that has no room is not waited for in silence."""

@@ -207,7 +207,7 @@ class Worker:
     def _keep(self, item: WorkItem, result: TrainedParticle, seconds: float) -> Manifest:
         files = {STATE_FILE: to_bytes(result.packed, item.named.recipe)}
         info: dict[str, Any] = {"metrics": result.evaluation.metrics, "history": result.history, "seconds": seconds,
-                                "work": str(item.work)}
+                                "work": str(item.work), "run": self.config.name}
         if result.as_trained is not None:
             info["as_trained"] = result.as_trained
         return self.store.put(item.named.name, files, info)

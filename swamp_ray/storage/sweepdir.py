@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines, sealed, unsealed
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
 from swamp_ray.storage.places import Place, Spot, as_place
+from swamp_ray.sweep_config import Sweep, build_sweep
 
 MAX_NAME = 60
 """Member runs are named after the sweep and their settings."""
@@ -107,6 +110,18 @@ class SweepDir:
         except UnicodeDecodeError as error:
             raise CorruptArtifactError(f"{self.config}: this is not the text that was written ({error.reason}). "
                                        "Restore the file, or delete it and run the same command again.") from error
+
+    def read_sweep(self) -> Sweep | None:
+        """The sweep as resolved. Raises CorruptArtifactError if its file is not what was written."""
+        text = self.read_config()
+        if text is None:
+            return None
+        try:
+            return build_sweep(yaml.safe_load(text), source=str(self.config))
+        except (UserError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise CorruptArtifactError(f"{self.config}: this is not the sweep that was written ({reason}). Restore the "
+                                       "file, or delete it and run the same command again.") from error
 
     def write_record(self, record: Mapping[str, object]) -> None:
         """Replace ``sweep.json``."""

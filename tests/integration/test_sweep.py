@@ -172,7 +172,7 @@ def test_a_trial_whose_process_is_killed_is_taken_up_again(tmp_path: Path) -> No
         "round": {"length": 20}})
     outcome = run_sweep(sweep, watcher)
     assert killed
-    assert [status for _, status in watcher.states] == ["running", "failed", "running", "complete"]
+    assert [status for _, status in watcher.states] == ["running", "interrupted", "running", "complete"]
     assert set(logged(tmp_path / "swept").values()) == {1}
     (name,) = members(outcome)
     undisturbed = sweep_of(tmp_path / "alone", {"pruning.target": {"grid": [0.9]}}, base={"round": {"length": 20}})

@@ -209,8 +209,9 @@ def test_a_grid_is_gone_through_in_the_order_of_the_file() -> None:
     assert [tuple(setting.values()) for setting in turned][:3] == [(4, 0.75), (4, 0.5), (1, 0.75)]
 
 
-def test_without_anything_drawn_num_samples_changes_nothing() -> None:
-    assert sweep_of(num_samples=5).settings() == sweep_of().settings()
+def test_where_nothing_is_drawn_a_number_of_samples_is_refused() -> None:
+    with pytest.raises(UserError, match="num_samples has no effect where every entry is a grid"):
+        sweep_of(num_samples=5)
 
 
 def test_draws_are_made_for_each_point_of_the_grid_and_each_sample() -> None:

@@ -63,8 +63,8 @@ def test_the_header_says_what_is_swept_shared_and_written(shown: Shown, tmp_path
         f"results in {tmp_path}/sweeps/grid"]
     plan = shown.plan
     assert shown.header[2] == (
-        f"names 30 particles, of which {plan.num_distinct('particle')} are distinct and trained; of 8 dense "
-        f"phases 2; {plan.distinct_epochs:g} epochs in all")
+        f"names 30 particles, of which {plan.num_distinct('particle')} are distinct and trained; 8 dense "
+        f"phases, {plan.num_distinct('dense')} distinct; {plan.distinct_epochs:g} epochs in all")
     assert re.fullmatch(rf"writes about [\d.]+ MB; [\d.,]+ [MGT]B are free in {tmp_path}", shown.header[3])
     assert len(shown.header) == 4
 

@@ -238,7 +238,7 @@ def test_it_fits_the_width(storage: Path, width: int) -> None:
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
     heading = " ".join(lines[:5])
-    for word in ("target", "count", "rounds", "test", "status"):
+    for word in ("target", "count", "rounds", "validation", "status"):
         assert word in heading
     assert ("seeds" in heading) == (width > 60), "seeds are the first to go"
     assert ("validation" in heading) == (width > 60)
