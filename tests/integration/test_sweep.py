@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,24 @@ def test_a_setting_without_any_worker_fails_after_the_deadline_and_can_be_resume
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_finished_setting_whose_records_were_lost_is_made_whole(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, {"particles.count": {"grid": [1]}}, seeds=2)
+    first = run_sweep(sweep)
+    one, other = members(first)
+    before, trained = ticket_digests(tmp_path, one), logged(tmp_path)
+    shutil.rmtree(tmp_path / "runs" / one)
+    lines = (tmp_path / "runs" / other / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "runs" / other / "rounds.jsonl").write_text("".join(lines[:-1]))
+    watcher = Watcher()
+    again = run_sweep(sweep, watcher)
+    assert [status for _, status in watcher.states] == ["running", "complete"]
+    assert ticket_digests(tmp_path, one) == before
+    assert [len(RunDir(tmp_path, name).read_rounds()) for name in (one, other)] == [3, 3]
+    assert set(logged(tmp_path)) <= set(trained), "everything was found"
+    assert again.trained == first.trained
+
+
+@pytest.mark.usefixtures("cluster")
 def test_another_space_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
     run_sweep(sweep_of(tmp_path, {"particles.count": {"grid": [1]}}))
     before = (tmp_path / "sweeps/s/sweep.yaml").read_bytes()
@@ -303,6 +322,7 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bytes(
     assert again.returncode == 0, output
     trained = logged(tmp_path / "results")
     assert finished < set(trained)
+    assert f"trained: {len(trained)} particles and dense phases" in output, "what was trained before counts as well"
     assert set(trained.values()) == {1}, "nothing that was finished is trained again"
     assert {name: ticket_digests(tmp_path / "results", name) for name in undisturbed} == undisturbed
     assert "4 of 4 settings" in output
