@@ -24,7 +24,7 @@ import yaml
 from ray import tune
 
 from swamp_ray.config import SwampConfig, differences
-from swamp_ray.errors import Interrupted, RunError, SwampError, UserError
+from swamp_ray.errors import CorruptArtifactError, Interrupted, RunError, SwampError, UserError
 from swamp_ray.orchestration.cluster import cluster_gpus, connect, node_resources
 from swamp_ray.orchestration.nodes import check_shared
 from swamp_ray.orchestration.preparation import device_kind
@@ -184,9 +184,11 @@ class _Sweep:
                 self._close("failed", began)
             raise
         failed = [record for record in self._records.values() if record["status"] == "failed"]
-        self._record["trained"] = self.trained()
+        with contextlib.suppress(CorruptArtifactError):  # of a member; the attempts' own counts are shown then
+            self._record["trained"] = self.trained()
         self._close("failed" if failed else "complete", began)
-        return SweepOutcome(self.dir, self._records, self.plan, self._record["trained"])
+        counted = sum(attempt["trained"] for attempt in self._record["attempts"])
+        return SweepOutcome(self.dir, self._records, self.plan, self._record.get("trained", counted))
 
     # Records
 
@@ -295,9 +297,7 @@ class _Sweep:
 
     def _run_all(self) -> None:
         """Pass over all settings; those whose process was lost are taken up again, a bounded number of times."""
-        known = Trials(self.sweep.member, self.sweep.config.seeds, self._device, self.sweep.config.at_sparsity)
-        self._finished = {key: one for key, one in self._records.items()
-                          if one["status"] in FINISHED and known.is_there(one["setting"], one)}
+        self._finished = self._all_there()
         if self.sweep.config.is_adaptive:
             recorded = [one["setting"] for one in self._records.values()]
             self._pass(make_search(self.sweep, recorded), max(self.sweep.config.num_samples, len(recorded)))
@@ -307,9 +307,16 @@ class _Sweep:
             if not self.lost or self.stopping.asked():
                 return
             lost, self.lost = self.lost, []
+            self._finished = self._all_there()
             self._pass_listed(lost)
         for setting in self.lost:
             self.write(setting, "failed", reason="the process that drove it was lost again and again")
+
+    def _all_there(self) -> dict[str, dict[str, Any]]:
+        """Settings that are finished, by their own records and by those of their members."""
+        trials = Trials(self.sweep.member, self.sweep.config.seeds, self._device, self.sweep.config.at_sparsity)
+        return {key: one for key, one in self._records.items()
+                if one["status"] in FINISHED and trials.is_there(one["setting"], one)}
 
     def _pass_listed(self, settings: list[Setting]) -> None:
         """Run settings; what is finished reports again before, where a scheduler compares with it."""

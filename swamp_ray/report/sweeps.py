@@ -19,7 +19,7 @@ from swamp_ray.errors import UserError, nearest
 from swamp_ray.report.style import COLOUR_MAP, COLOURS, MARKERS, axis_label, density_axis, plain_axes, scale_of
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_records import read_sweep
+from swamp_ray.sweep_records import Settings, read_sweep
 from swamp_ray.sweep_results import CONFIG, SPACE, by_round, by_setting, space_columns
 
 TARGET = "pruning.target"
@@ -75,7 +75,7 @@ def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "ave
 
 
 def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher_is_better: bool = True,
-           title: str = "") -> Figure:
+           title: str = "", notes: Sequence[str] = ()) -> Figure:
     """A metric against the weights that are left (log axis): the mean over seeds, with one standard error around it.
 
     Settings that differ in nothing but pruning.target are one curve, which the longest chain of rounds stands for.
@@ -85,6 +85,7 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
         metric: NETWORK/SPLIT/METRIC.
         higher_is_better: Which curves get a colour of their own where there are too many: the best at their ends.
         title: Above the figure.
+        notes: Lines below the title.
 
     Raises:
         UserError: There is no such metric.
@@ -113,7 +114,7 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
     if found:
         _legend(figure, axes, frame)
     bands = "mean over seeds" + (", ± one standard error" if any(curve.has_band for curve in found) else "")
-    axes.set_title("\n".join(filter(None, [title, bands])), loc="left", fontsize=10)
+    axes.set_title("\n".join(filter(None, [title, bands, *notes])), loc="left", fontsize=10)
     return figure
 
 
@@ -131,13 +132,25 @@ def write_figures(sweepdir: SweepDir, frame: pd.DataFrame) -> list[Spot]:
         return []
     config = read_sweep(sweepdir).config
     metric = config.metric.replace("/validation/", "/test/")
-    figures = {"curves": curves(frame, metric, higher_is_better=config.mode == "max", title=sweepdir.name)}
+    figures = {"curves": curves(frame, metric, higher_is_better=config.mode == "max", title=sweepdir.name,
+                                notes=_left_out(sweepdir, frame))}
     varied = [entry for entry in config.space if _varies(frame, SPACE + entry)]
     if len(varied) == 2 and all(config.space[entry].values is not None for entry in varied):
         # Sparsity goes to the right, as in the curves.
         x, y = sorted(varied, key=lambda entry: entry != TARGET)
         figures["heat_map"] = heat_map(frame, x, y, metric, title=sweepdir.name)
     return [_write(sweepdir, figure, name, kind) for name, figure in figures.items() for kind in KINDS]
+
+
+def _left_out(sweepdir: SweepDir, frame: pd.DataFrame) -> list[str]:
+    """What the curves do not show: settings that a longer chain stands for, and settings without results."""
+    lines = []
+    if _varies(frame, SPACE + TARGET):
+        lines.append("of settings that differ in their target alone, the highest is shown")
+    failed = sum(trial.status == "failed" for trial in Settings(sweepdir).read())
+    if failed:
+        lines.append(f"{failed} setting{'s' * (failed > 1)} failed")
+    return lines
 
 
 def _write(sweepdir: SweepDir, figure: Figure, name: str, kind: str) -> Spot:
