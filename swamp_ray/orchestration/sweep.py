@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import platform
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +26,7 @@ import yaml
 from ray import tune
 
 from swamp_ray.config import SwampConfig, differences
-from swamp_ray.errors import CorruptArtifactError, Interrupted, RunError, SwampError, UserError
+from swamp_ray.errors import EXIT_INTERRUPTED, CorruptArtifactError, Interrupted, RunError, SwampError, UserError
 from swamp_ray.orchestration.cluster import cluster_gpus, connect, node_resources
 from swamp_ray.orchestration.nodes import check_shared
 from swamp_ray.orchestration.preparation import device_kind
@@ -44,7 +46,7 @@ from swamp_ray.orchestration.trial import (
     anchored,
     quiet_tune,
 )
-from swamp_ray.orchestration.tuning import NoProgress, Silent, Stop, Watch
+from swamp_ray.orchestration.tuning import STOP_SLACK_S, NoProgress, Silent, Stop, Watch
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.places import Place, open_place
@@ -52,6 +54,8 @@ from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Setting, Sweep, label
 
+LAST_RESORT_S = 5.0
+"""After so long on top of all that a sweep may take to stop, Ray is taken for dead."""
 COUNT_S = 3.0
 """Seconds between two looks at what the members have trained."""
 
@@ -115,7 +119,7 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
             if len(nodes) > 1:
                 check_shared(place)
             check_search(sweep, plan.num_milestones)
-            return _Sweep(sweep, plan, sweepdir, place, reporter, stopping, device).run()
+            return _Sweep(sweep, plan, sweepdir, place, reporter, stopping, device, embedded).run()
         finally:
             if owns:
                 ray.shutdown()
@@ -146,7 +150,8 @@ class _Sweep:
     """One attempt at a sweep on a cluster that is there."""
 
     def __init__(self, sweep: Sweep, plan: SweepPlan, sweepdir: SweepDir, place: Place, reporter: SweepReporter,
-                 stopping: Stopping, device: str) -> None:
+                 stopping: Stopping, device: str, embedded: bool = False) -> None:
+        self._embedded = embedded
         self.sweep, self.plan, self.dir, self.reporter, self.stopping = sweep, plan, sweepdir, reporter, stopping
         self.running: dict[str, float] = {}
         self.lost: list[Setting] = []
@@ -170,7 +175,7 @@ class _Sweep:
             self.reporter.sweep_started(self.sweep, self.plan, self.dir)
             self._exclude()
             self._warn()
-            with self.stopping.noted():
+            with self.stopping.noted(), self._last_resort(began):
                 self._data = {key: ray.put(data) for key, data in self.plan.data.items()}
                 self._run_all()
             if self.stopping.asked():
@@ -189,6 +194,32 @@ class _Sweep:
         self._close("failed" if failed else "complete", began)
         counted = sum(attempt["trained"] for attempt in self._record["attempts"])
         return SweepOutcome(self.dir, self._records, self.plan, self._record.get("trained", counted))
+
+    @contextlib.contextmanager
+    def _last_resort(self, began: float) -> Iterator[None]:
+        """End the process if Ray does not let go of it.
+
+        A signal to the whole process group ends an embedded Ray as well. Whoever calls it then waits for a minute and
+        is aborted, without a word in the records.
+        """
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                patience_s = self.sweep.base.execution.grace_s + STOP_SLACK_S + LAST_RESORT_S
+                if self.stopping.asked() and not over.wait(patience_s):
+                    with contextlib.suppress(SwampError, OSError):
+                        self._close("interrupted", began)
+                    print("swamp: stopped, because Ray does not answer any more. Run the same command again to go on.",
+                          file=sys.stderr, flush=True)
+                    os._exit(EXIT_INTERRUPTED)
+
+        if self._embedded:
+            threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     # Records
 

@@ -326,3 +326,18 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bytes(
     assert set(trained.values()) == {1}, "nothing that was finished is trained again"
     assert {name: ticket_digests(tmp_path / "results", name) for name in undisturbed} == undisturbed
     assert "4 of 4 settings" in output
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_process_group_ends_it_in_good_order_although_ray_is_gone(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_for(lambda: begun(tmp_path), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, output
+    assert "Run the same command again to go on" in output
+    assert json.loads((tmp_path / "results/sweeps/s/sweep.json").read_text())["status"] == "interrupted"
+    again = start(tmp_path)
+    output = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, output
+    assert set(logged(tmp_path / "results").values()) == {1}
