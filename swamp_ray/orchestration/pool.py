@@ -530,7 +530,12 @@ class RayExecutor:
             result = ray.get(found)
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
-            if work is not None and isinstance(cause, CorruptArtifactError):
+            if spec is not None and self._additions:
+                # States that were lost on their way never arrived, and the word of that comes later than this.
+                self._held = dict.fromkeys(self._held)
+                self._forget_average()
+                self.tell(AverageLost(_first_line(cause or error), died=False))
+            elif work is not None and isinstance(cause, CorruptArtifactError):
                 self._forget_average()
                 self.tell(StateLost(work, without_advice(cause)))
             elif isinstance(cause, RayError) or isinstance(error, ObjectLostError):
