@@ -298,7 +298,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_or_killed_it_goes_on_to_the_same_bytes(
     tmp_path: Path, number: signal.Signals, undisturbed: dict[str, dict[str, str]]
 ) -> None:
