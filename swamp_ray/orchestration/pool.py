@@ -201,6 +201,9 @@ class Pool:
         self._dead_averagers: set[str] = set()
         self._told: set[str] = set()
         self._executors: list[RayExecutor] = []
+        if spares is None:
+            # All at once: starting an actor takes seconds, which the dense phase hides.
+            self._crew.grow(self.num_workers)
         self._averager = self._start_averager()
 
     def join(self, executor: RayExecutor) -> None:
@@ -227,8 +230,7 @@ class Pool:
             self._queue.appendleft(entry)
         else:
             self._queue.append(entry)
-        if not self._crew.all:
-            # All at once: starting an actor takes seconds, which the dense phase hides.
+        if not self._crew.all:  # of a setting most of which may be found, not before something is to be trained
             self._crew.grow(self.num_workers)
         self._fill()
 

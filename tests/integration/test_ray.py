@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import ray
@@ -97,11 +97,18 @@ def test_a_worker_that_is_killed_is_replaced_and_its_particle_goes_on(tmp_path: 
     earlier = _actors("ParticleActor")
 
     class KillsOne(Killer):
+        """Not before both workers are at work: one that idles, or has not started yet, costs no attempt."""
+
         killed = False
+        running: ClassVar[set[Any]] = set()
 
         def work_advanced(self, work: Any, progress: Any) -> None:
-            if not self.killed and work.kind == "particle" and work.round == 1:
+            self.running.add(work)
+            if not self.killed and work.kind == "particle" and work.round >= 1 and len(self.running) == 2:
                 self.killed = _kill_actor("ParticleActor", earlier)
+
+        def work_finished(self, work: Any, found: bool) -> None:
+            self.running.discard(work)
 
     reporter = KillsOne()
     done = on_ray(tmp_path / "killed", reporter, round__length=12)
