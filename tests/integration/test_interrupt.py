@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from swamp_ray.orchestration.running import run
-from tests.helpers import TINY, descendants, ticket_digests, tiny
+from tests.helpers import TINY, descendants, ticket_digests, tiny, wait_for
 
 LENGTH = 30
 
@@ -33,14 +33,6 @@ def start(folder: Path, **execution: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "swamp_ray", "run", str(path), "--storage", str(folder / "results")],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 def training(folder: Path) -> bool:

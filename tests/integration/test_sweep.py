@@ -32,7 +32,7 @@ from swamp_ray.orchestration.team import Team
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.sweep_config import Setting, Sweep, build_sweep
 from swamp_ray.sweep_console import write_all
-from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny
+from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny, wait_for
 
 GRID = {"pruning.target": {"grid": [0.5, 0.75, 0.9]}, "particles.count": {"grid": [1, 2, 3]}}
 
@@ -273,14 +273,6 @@ def start(folder: Path) -> subprocess.Popen[str]:
 def begun(folder: Path) -> bool:
     """Whether some particles are finished and others at work."""
     return len(logged(folder / "results")) > 3
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
