@@ -22,7 +22,8 @@ from typing import Any
 
 from _measuring import spread, write
 
-from swamp_ray.config import SwampConfig, build_config, load_config, with_values
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import build_config, load_config, with_values
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run

@@ -20,7 +20,8 @@ from typing import Any
 
 from _measuring import spread, write
 
-from swamp_ray.config import SwampConfig, build_config, with_values
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.orchestration.messages import RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import State, prepare
 from swamp_ray.orchestration.reporting import Reporter

@@ -17,7 +17,7 @@ from typing import Any
 from _measuring import write
 
 from swamp_ray import load_config
-from swamp_ray.config import with_values
+from swamp_ray.config_reading import with_values
 from swamp_ray.orchestration.running import run
 from swamp_ray.report.figures import Curve, accuracy_against_sparsity
 

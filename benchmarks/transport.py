@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from _measuring import write
 
-from swamp_ray.config import build_config, with_values
+from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.orchestration import pool, running
 from swamp_ray.orchestration.messages import Done, Outcome, Report, WorkItem
 from swamp_ray.orchestration.preparation import Prepared, State

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swamp_ray.api import Result, SwampSweep, SwampTrainer, SweepResult, tune_trainable
-    from swamp_ray.config import SwampConfig, load_config
+    from swamp_ray.config import SwampConfig
+    from swamp_ray.config_reading import load_config
     from swamp_ray.errors import DivergedError, RunError, SwampError, UserError
     from swamp_ray.storage.tickets import Ticket, load_ticket
     from swamp_ray.training.tasks import Classification, Regression, Task

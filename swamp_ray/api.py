@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from swamp_ray.config import SwampConfig, build_config, with_values
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.console import Output, make_reporter
 from swamp_ray.errors import UserError
 from swamp_ray.orchestration.cluster import cluster_gpus, ray_is_running

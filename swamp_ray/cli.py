@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from swamp_ray import __version__
-from swamp_ray.config import SwampConfig, load_config, with_values
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import load_config, with_values
 from swamp_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, SwampError, UserError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

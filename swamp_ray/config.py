@@ -1,6 +1,5 @@
-"""The configuration of a run: one typed tree, read from YAML and ``--set``, written back as resolved.
+"""The configuration of a run: one typed tree. :mod:`swamp_ray.config_reading` reads it and writes it back.
 
-Precedence: defaults < file < ``--set``. An unknown key is an error.
 Sparsities, densities and rates are fractions in [0, 1].
 """
 
@@ -9,13 +8,11 @@ from __future__ import annotations
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,14 +20,11 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-
-from swamp_ray.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -74,14 +68,14 @@ def parse_length(value: object) -> Length:
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
-def _leaf_types(annotation: Any) -> set[Any]:
+def leaf_types(annotation: Any) -> set[Any]:
     """The types that a plain value of a field, or of its list, may have, without their constraints."""
     if get_origin(annotation) is Annotated:
-        return _leaf_types(get_args(annotation)[0])
+        return leaf_types(get_args(annotation)[0])
     if get_origin(annotation) is tuple:
-        return {tuple}.union(*(_leaf_types(part) for part in get_args(annotation) if part is not Ellipsis))
+        return {tuple}.union(*(leaf_types(part) for part in get_args(annotation) if part is not Ellipsis))
     if get_origin(annotation) in (Union, types.UnionType):
-        return set().union(*(_leaf_types(part) for part in get_args(annotation)))
+        return set().union(*(leaf_types(part) for part in get_args(annotation)))
     return {annotation}
 
 
@@ -121,6 +115,21 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 Options = Annotated[dict[str, Any], AfterValidator(_plain_options)]
 
 
+def _is_selector(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not _LABEL_KEY.fullmatch(key):
+            raise ValueError(f"must have keys such as ray.io/node-group, but one is {key!r}")
+        if not _LABEL_VALUE.fullmatch(value):
+            raise ValueError(f"{key} must be a label such as spot, !spot or in(a, b), but is {value!r}")
+    return labels
+
+
+_NAME = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL_KEY = re.compile(rf"([a-zA-Z0-9.-]+/)?{_NAME}")
+_LABEL_VALUE = re.compile(rf"!?({_NAME}|in\({_NAME}(, ?{_NAME})*\))")
+Labels = Annotated[dict[str, str], AfterValidator(_is_selector)]
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, values are frozen."""
 
@@ -130,7 +139,7 @@ class Section(BaseModel):
     @classmethod
     def _plain_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         """Pydantic would take true for 1 and the text '0.9' for the number, where somebody made a mistake."""
-        kinds = _leaf_types(cls.model_fields[str(info.field_name)].annotation)
+        kinds = leaf_types(cls.model_fields[str(info.field_name)].annotation)
         found = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, bool) for item in found) and bool not in kinds and kinds & {int, float}:
             raise ValueError("must hold numbers" if found is value else "must be a number")
@@ -260,7 +269,7 @@ class RewindConfig(Section):
 
 
 class AveragingConfig(Section):
-    """Averaging along one particle's training."""
+    """Averaging along one particle's training, and how the average over particles is computed."""
 
     within: Literal["swa", "ema", "none"] = Field(
         default="swa", description="swa: mean of snapshots; ema: exponential moving average; none: the last weights."
@@ -269,6 +278,18 @@ class AveragingConfig(Section):
     lr: float | None = Field(default=None, gt=0.0, description="swa: constant rate of that part; default half of lr.")
     every: LengthField = Field(default=Length(1), description="swa: distance of snapshots.")
     ema_decay: float = Field(default=0.999, gt=0.0, lt=1.0, description="ema: decay per step.")
+    num_shards: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto", description="Averaging actors that share the weights; auto: one for each 256 million. Any "
+        "number gives the same bits."
+    )
+
+
+class ParticleConfig(Section):
+    """One particle that trains on several devices."""
+
+    num_workers: int = Field(
+        default=1, gt=0, description="Data-parallel ranks, each with a batch_size / num_workers share of every batch."
+    )
 
 
 class ParticleStage(Section):
@@ -371,9 +392,24 @@ class ExecutionConfig(Section):
     )
     address: str | None = Field(default=None, description="A running Ray cluster; default: embedded and local.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where GPUs exist, else cpu.")
-    num_workers: int | None = Field(default=None, gt=0, description="Default: as many as fit, at most one a particle.")
+    num_workers: int | None = Field(
+        default=None, gt=0, description="Default: as many as fit while the run goes on, at most one a particle."
+    )
     num_gpus: float | None = Field(default=None, ge=0.0, description="Per worker; default 1 where GPUs exist.")
     num_cpus: float = Field(default=1.0, ge=0.0, description="Per worker.")
+    placement: Literal["spread", "pack"] = Field(
+        default="spread", description="Workers go to the nodes with the fewest of them, or fill one node after another."
+    )
+    labels: Labels = Field(
+        default_factory=dict, description="Labels that a worker's node must have, as in Ray: value, !value, in(a, b)."
+    )
+    stable_labels: Labels = Field(
+        default_factory=dict, description="Labels of nodes for averaging actors, and for a submitted run's driver."
+    )
+    accelerator_type: str | None = Field(default=None, description="Kind of GPU that a worker needs, e.g. H100.")
+    autoscaling: bool = Field(
+        default=False, description="Ask for workers that no node can hold yet, so that the cluster starts nodes."
+    )
     threads: int = Field(default=1, gt=0, description="torch threads of a particle; part of the arithmetic.")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA, else fp32.")
     channels_last: bool | Literal["auto"] = Field(default="auto", description="auto: on where there are convolutions.")
@@ -441,6 +477,7 @@ class SwampConfig(Section):
     round: RoundConfig = RoundConfig()
     rewind: RewindConfig = RewindConfig()
     averaging: AveragingConfig = AveragingConfig()
+    particle: ParticleConfig = ParticleConfig()
     particles: ParticlesConfig = ParticlesConfig()
     pruning: PruningConfig = PruningConfig()
     start_from: StartFrom | None = None
@@ -462,12 +499,13 @@ class SwampConfig(Section):
         """
         return self.model_dump(mode="json", exclude={
             "name": True, "storage": True, "execution": True, "identity": True, "keep": True,
-            "data": {"root", "download", "loader_workers"}, "start_from": {"path"}, "particles": set(FAILURE_KEYS),
+            # Ranks are part of the arithmetic.
+            "particle": True, "averaging": {"num_shards"}, "data": {"root", "download", "loader_workers"},
+            "start_from": {"path"}, "particles": set(FAILURE_KEYS),
         })
 
 
 FAILURE_KEYS = ("on_failure", "max_reseeds", "min_count", "quorum", "deadline_s")
-EXECUTION_KEYS = ("name", "storage", "execution")
 
 
 def _contradictions(config: SwampConfig) -> Iterator[str]:
@@ -503,6 +541,27 @@ def _contradictions(config: SwampConfig) -> Iterator[str]:
                 f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
                 "Start earlier, train longer or take snapshots more often"
             )
+    ranks = config.particle.num_workers
+    if config.training.batch_size % ranks:
+        yield (
+            f"particle.num_workers must divide training.batch_size, but {config.training.batch_size} % {ranks} != 0"
+        )
+    micro = config.training.micro_batch
+    if micro is not None and config.training.batch_size // ranks % micro:
+        yield (
+            f"training.micro_batch must divide a rank's share of the batch, but {config.training.batch_size} / "
+            f"{ranks} = {config.training.batch_size // ranks} is no multiple of {micro}"
+        )
+    if ranks > 1 and config.execution.executor == "inline":
+        yield "particle.num_workers must be 1 with executor: inline, which trains in one process"
+    execution = config.execution
+    if execution.autoscaling and execution.address is None:
+        yield "execution.autoscaling needs execution.address: an embedded Ray is this machine alone"
+    if execution.autoscaling and execution.device == "auto":
+        yield (
+            "execution.device must be cpu or cuda with execution.autoscaling: before there are nodes it cannot be seen "
+            "whether they have GPUs"
+        )
     if config.execution.checkpoint_every.unit != "epochs" or config.execution.checkpoint_every.amount % 1:
         yield "execution.checkpoint_every must be a whole number of epochs (0: never)"
 
@@ -510,269 +569,6 @@ def _contradictions(config: SwampConfig) -> Iterator[str]:
 def exact(value: float) -> Fraction:
     """The rational number that was written, e.g. 1/5 for 0.2."""
     return Fraction(repr(float(value)))
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SwampConfig:
-    """Read a YAML file and apply ``key=value`` overrides.
-
-    Args:
-        path: The YAML file.
-        overrides: Entries such as ``"pruning.target=0.9"``; values are YAML.
-
-    Returns:
-        The config; a run that it does not name is called as the file.
-
-    Raises:
-        UserError: The file cannot be read, is no YAML mapping, or does not fit the config; every problem is
-            named with its option path.
-    """
-    path = Path(path)
-    config = parse_config(read_config_text(path), overrides, source=str(path))
-    return config if config.name is not None else config.model_copy(update={"name": path.stem})
-
-
-def read_config_text(path: Path) -> str:
-    """The text of a config file. Raises UserError if it cannot be read; similar names are suggested."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the config cannot be read: {error}", where=str(path), do=_similar_file(path)) from error
-
-
-def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> SwampConfig:
-    """Like :func:`load_config`, from the YAML text itself; ``source`` names it in errors."""
-    tree = load_yaml(text, "this is not valid YAML", source)
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise UserError("a config must be a mapping of sections", got=type(tree).__name__, where=source)
-    return build_config(tree, source, apply_overrides(tree, overrides))
-
-
-def build_config(tree: Mapping[str, Any], source: str = "config", overridden: Sequence[str] = ()) -> SwampConfig:
-    """A config from nested plain values, with errors in the words of :class:`UserError`.
-
-    Args:
-        tree: Sections, options, values.
-        source: Where they come from, for errors.
-        overridden: Dotted keys that come from ``--set``: errors in them are not the file's.
-    """
-    try:
-        return SwampConfig.model_validate(tree)
-    except ValidationError as error:
-        places = [".".join(map(str, problem["loc"])) for problem in error.errors(include_url=False)]
-        blamed = all(any(f"{place}.".startswith(f"{key}.") for key in overridden) for place in places)
-        raise UserError(explain(error), where="--set" if blamed else source) from None
-
-
-def dump_config(config: SwampConfig) -> str:
-    """The resolved config as YAML, in the order of the sections; reading it back gives an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def with_values(config: SwampConfig, values: Mapping[str, Any]) -> SwampConfig:
-    """A copy with some dotted keys set, e.g. ``{"execution.executor": "inline"}``, validated again."""
-    tree = config.model_dump(mode="json")
-    for key, value in values.items():
-        _set(tree, key, value)
-    return build_config(tree)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines ``key: old -> new`` for every leaf in which two nested mappings differ."""
-    lines: list[str] = []
-    for key in dict.fromkeys([*old, *new]):
-        left, right = old.get(key), new.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            lines += differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            lines.append(f"{prefix}{key}: {left!r} -> {right!r}")
-    return lines
-
-
-MAX_VALUES = 100_000
-MAX_DEPTH = 50
-
-
-def load_yaml(text: str, problem: str, source: str) -> Any:
-    """The value of a YAML text; ``problem`` begins the error.
-
-    Raises:
-        UserError: It has none, or one with too many values.
-    """
-    try:
-        tree = yaml.load(text, Loader=_OnceLoader)
-    # Numbers too long to convert and dates that do not exist are ValueErrors.
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{problem}: {_yaml_reason(error)}", where=source) from error
-    # References can stand for more values than there is memory, or for themselves.
-    if _num_values(tree, MAX_VALUES, MAX_DEPTH) > MAX_VALUES:
-        raise UserError(f"a config must hold at most {MAX_VALUES:,} values, nested at most {MAX_DEPTH} deep",
-                        where=source)
-    return tree
-
-
-def _num_values(value: Any, left: int, depth: int) -> int:
-    """How many values there are, references counted each time; more than ``left`` as soon as that is clear."""
-    count = 1
-    for item in (value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()):
-        count += _num_values(item, left - count, depth - 1) if depth > 0 else left + 1
-        if count > left:
-            return left + 1
-    return count
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Plain YAML in which a key stands once: by default the last of two sections would silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands here twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _yaml_reason(error: Exception) -> str:
-    """What is wrong, and in which line and column."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    mark = error.problem_mark or error.context_mark
-    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-    return (error.problem or error.context or "it cannot be read") + place
-
-
-def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Set options from ``KEY=VALUE`` in nested plain values; returns the keys. Raises UserError for anything else."""
-    return [_override(tree, override) for override in overrides]
-
-
-def _override(tree: dict[str, Any], override: str) -> str:
-    """Set one option; returns its key."""
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError("an override must look like KEY=VALUE", got=override, where="--set",
-                        do="For example --set pruning.target=0.9.")
-    parsed = load_yaml(value, f"the value of {key} is not valid YAML", "--set")
-    _set(tree, key.strip(), parsed)
-    return key.strip()
-
-
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
-    node = tree
-    for part in parents:
-        child = node.get(part)
-        if child is None:
-            child = node[part] = {}
-        if not isinstance(child, dict):
-            raise UserError(f"{key} cannot be set: {part} is not a section", where="--set")
-        node = child
-    node[leaf] = value
-
-
-def explain(error: ValidationError, model: type[BaseModel] = SwampConfig) -> str:
-    """Pydantic's errors in a YAML user's words, each with its option path.
-
-    Args:
-        error: What validation raised.
-        model: What was validated, for the names of known options.
-    """
-    texts: dict[str, list[str]] = {}
-    for problem in error.errors(include_url=False):
-        place = tuple(part for part in problem["loc"] if not _is_kind(part))
-        path = ".".join(str(part) for part in place)
-        text = _explain_one(problem, place, path, model)
-        if text not in texts.setdefault(path, []):
-            texts[path].append(text)
-    lines = [(f"{path}: " if path else "") + " or ".join(found) for path, found in texts.items()]
-    return lines[0] if len(lines) == 1 else "several options are wrong:\n" + "\n".join(f"  - {line}" for line in lines)
-
-
-def _is_kind(part: str | int) -> bool:
-    """Whether a part of pydantic's path is no option, but one of the kinds of values that an option may have."""
-    return part == "str" or str(part).startswith(("function-", "literal[", "bool", "tuple[", "dict["))
-
-
-def _explain_one(problem: Any, place: Sequence[str | int], path: str, model: type[BaseModel]) -> str:
-    text: str = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return _no_such_option(str(place[-1]), _keys_at(place[:-1], model))
-    if problem["type"] == "value_error" and not place:
-        return text
-    text = _PLAIN.get(str(problem["type"])) or text.replace("Input should be", "must be")
-    got = problem.get("input")
-    if isinstance(got, Mapping) or problem["type"] == "missing":
-        return text
-    return f"{text}, but got {'nothing' if got is None else str(got).lower() if isinstance(got, bool) else repr(got)}"
-
-
-def _no_such_option(name: str, known: Sequence[str]) -> str:
-    return " ".join(filter(None, ["there is no such option.", nearest(name, known), f"Known here: {', '.join(known)}"]))
-
-
-def unknown_key(key: str) -> str | None:
-    """What is wrong with a dotted key; None if it names an option, or something inside an option that is a mapping."""
-    place: list[str] = []
-    for part in key.split("."):
-        known = _keys_at(place, SwampConfig)
-        if not known:
-            return None if _is_mapping(place) else f"{'.'.join(place)} is an option, not a section"
-        if part not in known:
-            return _no_such_option(part, known)
-        place.append(part)
-    return None
-
-
-def _is_mapping(place: Sequence[str]) -> bool:
-    section = _section_at(place[:-1], SwampConfig)
-    return dict in {get_origin(kind) for kind in _leaf_types(section.model_fields[place[-1]].annotation)}
-
-
-# Pydantic's types of errors in a YAML user's words.
-_PLAIN = {
-    "missing": "is missing",
-    "tuple_type": "must be a list, such as [a, b]",
-    "dict_type": "must be a mapping, such as {a: 1}",
-    "model_type": "must be a section: a mapping of options",
-    "model_attributes_type": "must be a section: a mapping of options",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "string_type": "must be a text (in quotes, where YAML would read something else)",
-}
-
-
-def _keys_at(place: Sequence[str | int], model: type[BaseModel]) -> list[str]:
-    return list(getattr(_section_at(place, model), "model_fields", {}))
-
-
-def _section_at(place: Sequence[str | int], model: type[BaseModel]) -> Any:
-    """The section at a path, None where an option stands."""
-    section: Any = model
-    for part in place:
-        if isinstance(part, int):
-            continue
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = _section_of(field.annotation) if field is not None else section
-    return section
-
-
-def _section_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_of(part)) is not None), None)
-
-
-def _similar_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    others = [found.name for found in path.parent.iterdir() if found.suffix in {".yaml", ".yml"} and found != path]
-    return "" if path.exists() else nearest(path.name, others)
 
 
 def steps_and_epochs(length: Length, steps_per_epoch: int) -> tuple[int, int]:

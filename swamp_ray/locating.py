@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from swamp_ray.config import SwampConfig, parse_config
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import parse_config
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.storage.places import is_url
 from swamp_ray.storage.rundir import RunDir

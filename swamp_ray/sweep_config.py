@@ -19,11 +19,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from swamp_ray.config import (
-    Options,
-    Section,
-    Sparsity,
-    SwampConfig,
+from swamp_ray.config import Options, Section, Sparsity, SwampConfig
+from swamp_ray.config_reading import (
     apply_overrides,
     build_config,
     dump_config,

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from swamp_ray.config import SwampConfig, build_config, with_values
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.storage.places import open_place
 
 TINY: dict[str, Any] = {

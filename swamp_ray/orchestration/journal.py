@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swamp_ray.config import differences, dump_config, parse_config
+from swamp_ray.config_reading import differences, dump_config, parse_config
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared

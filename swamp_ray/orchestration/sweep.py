@@ -25,7 +25,8 @@ import ray
 import yaml
 from ray import tune
 
-from swamp_ray.config import SwampConfig, differences
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import differences
 from swamp_ray.errors import EXIT_INTERRUPTED, CorruptArtifactError, Interrupted, RunError, SwampError, UserError
 from swamp_ray.orchestration.cluster import cluster_gpus, connect, node_resources
 from swamp_ray.orchestration.nodes import check_shared

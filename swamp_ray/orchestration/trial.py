@@ -16,7 +16,8 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayError
 
-from swamp_ray.config import SwampConfig, unknown_key, with_values
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import unknown_key, with_values
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
 from swamp_ray.orchestration.cluster import node_resources
 from swamp_ray.orchestration.journal import flat

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from swamp_ray.config import parse_config
+from swamp_ray.config_reading import parse_config
 from swamp_ray.errors import SwampError
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir

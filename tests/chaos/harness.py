@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from swamp_ray.config import build_config, with_values
+from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.orchestration.running import run
 from tests.chaos.faulty import FLAG_VARIABLE
 from tests.helpers import command_line, descendants, ticket_digests

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from swamp_ray import load_config, load_ticket
-from swamp_ray.config import with_values
+from swamp_ray.config_reading import with_values
 from swamp_ray.orchestration.running import run
 from tests.helpers import ticket_digests
 

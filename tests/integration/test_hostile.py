@@ -20,7 +20,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from swamp_ray.cli import main
-from swamp_ray.config import SwampConfig, build_config, dump_config, parse_config
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import build_config, dump_config, parse_config
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run

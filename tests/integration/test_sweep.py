@@ -23,7 +23,7 @@ import yaml
 from ray import tune
 
 from swamp_ray import tune_trainable
-from swamp_ray.config import load_config
+from swamp_ray.config_reading import load_config
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.running import run
 from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep

@@ -11,20 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp_ray.config import (
-    Length,
-    ParticlesConfig,
-    SwampConfig,
-    build_config,
-    differences,
-    dump_config,
-    exact,
-    load_config,
-    parse_config,
-    parse_length,
-    steps_and_epochs,
-    with_values,
-)
+from swamp_ray.config import Length, ParticlesConfig, SwampConfig, exact, parse_length, steps_and_epochs
+from swamp_ray.config_reading import build_config, differences, dump_config, load_config, parse_config, with_values
 from swamp_ray.errors import UserError
 
 
@@ -172,6 +160,14 @@ class TestContradictions:
         (["particles.quorum=5", "particles.deadline_s=60"], "of the largest round, which has 4, but got 5"),
         (["particles.quorum=2", "particles.deadline_s=60", "particles.min_count=3"],
          "quorum must be at least min_count, which is 3, but got 2"),
+        (["particle.num_workers=3"], "must divide training.batch_size, but 128 % 3 != 0"),
+        (["particle.num_workers=4", "training.micro_batch=64"], "128 / 4 = 32 is no multiple of 64"),
+        (["particle.num_workers=2", "execution.executor=inline"], "must be 1 with executor: inline"),
+        (["execution.autoscaling=true", "execution.device=cuda"], "needs execution.address"),
+        (["execution.autoscaling=true", "execution.address=auto"], "device must be cpu or cuda"),
+        (["execution.labels={ray.io/market-type: '!!spot'}"], "must be a label such as spot, !spot or in(a, b)"),
+        (["execution.stable_labels={'a b': c}"], "must have keys such as ray.io/node-group, but one is 'a b'"),
+        (["averaging.num_shards=0"], "must be greater than 0"),
     ])
     def test_are_refused(self, overrides: list[str], says: str) -> None:
         assert says in refused(*overrides)
@@ -187,6 +183,9 @@ class TestContradictions:
         ["particles.quorum=4", "particles.deadline_s=60", "particles.count=1",
          "particles.schedule=[{sparsity: 0.5, count: 4}]"],
         ["particles.on_failure=drop", "particles.min_count=4"],
+        ["particle.num_workers=4", "training.micro_batch=16"],
+        ["execution.labels={ray.io/market-type: spot, zone: '!in(a, b-2)'}"],
+        ["execution.autoscaling=true", "execution.address=auto", "execution.device=cuda"],
     ])
     def test_what_only_looks_like_one(self, overrides: list[str]) -> None:
         parse_config("", overrides)
@@ -246,7 +245,8 @@ class TestRoundTrip:
 
     def test_the_recipe_has_no_execution(self) -> None:
         recipe = SwampConfig().recipe()
-        assert set(SwampConfig.model_fields) - set(recipe) == {"name", "storage", "execution", "identity", "keep"}
+        assert set(SwampConfig.model_fields) - set(recipe) == {
+            "name", "storage", "execution", "identity", "keep", "particle"}
         assert recipe == parse_config("", ["name=x", "storage=y", "execution.threads=2"]).recipe()
 
     def test_the_recipe_has_no_policy_for_failures(self) -> None:

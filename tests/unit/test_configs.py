@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swamp_ray.config import SwampConfig, dump_config, load_config, parse_config, with_values
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import dump_config, load_config, parse_config, with_values
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run

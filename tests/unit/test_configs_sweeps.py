@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from swamp_ray.config import load_config
+from swamp_ray.config_reading import load_config
 from swamp_ray.orchestration.searching import check_search
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
 from swamp_ray.orchestration.team import milestone_rounds

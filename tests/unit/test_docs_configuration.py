@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from swamp_ray.config import build_config, parse_config
+from swamp_ray.config_reading import build_config, parse_config
 from swamp_ray.sweep_config import SweepConfig, build_sweep
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -53,7 +53,8 @@ def leaves(tree: dict[str, object], prefix: str = "") -> set[str]:
     """Dotted names of all options; mappings of the user's own are one option."""
     found: set[str] = set()
     for key, value in tree.items():
-        is_section = isinstance(value, dict) and key not in ("options", "space", "base", "callbacks")
+        is_section = isinstance(value, dict) and key not in (
+            "options", "space", "base", "callbacks", "labels", "stable_labels")
         found |= leaves(value, f"{prefix}{key}.") if is_section else {prefix + key}  # type: ignore[arg-type]
     return found
 

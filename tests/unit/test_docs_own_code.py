@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from swamp_ray.config import SwampConfig, load_config
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import load_config
 from swamp_ray.orchestration.preparation import prepare
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own_model_and_data.md"

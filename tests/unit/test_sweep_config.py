@@ -15,7 +15,7 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from swamp_ray.config import build_config, with_values
+from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.errors import UserError
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import MAX_NAME

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from swamp_ray.config import load_config
+from swamp_ray.config_reading import load_config
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from swamp_ray import Result, SwampTrainer, UserError, load_ticket
 from swamp_ray.cli import main
-from swamp_ray.config import dump_config
+from swamp_ray.config_reading import dump_config
 from swamp_ray.doctor import _storage
 from swamp_ray.errors import Interrupted
 from swamp_ray.evaluation import evaluate_runs

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
-from swamp_ray.config import SwampConfig, TrainingConfig, build_config
+from swamp_ray.config import SwampConfig, TrainingConfig
+from swamp_ray.config_reading import build_config
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.running import run
 from swamp_ray.storage.recipes import Recipes, average_recipe
@@ -119,14 +120,16 @@ NEVER: dict[str, Any] = {
     "particles.on_failure": "retry", "particles.max_reseeds": 5, "particles.min_count": 2, "particles.quorum": 2,
     "particles.deadline_s": 60.0, "execution.lease_expiry_s": 60.0,
     "execution.grace_s": 5.0, "execution.storage_patience_s": 5.0,
-    "keep.particles": "none",
+    "keep.particles": "none", "averaging.num_shards": 3, "execution.placement": "pack",
+    "execution.labels": {"ray.io/market-type": "spot"}, "execution.stable_labels": {"disk": "in(ssd, nvme)"},
+    "execution.accelerator_type": "H100", "execution.autoscaling": True,
 }
 
 # Fields that need files, code or a device; each has a test of its own below.
 ELSEWHERE = {
     "data.version", "model.options", "model.version", "task.name", "task.options", "task.version", "pruning.version",
     "data.image_size", "data.resize", "start_from.path", "start_from.prefix", "execution.device",
-    "execution.deterministic",
+    "execution.deterministic", "particle.num_workers",
 }
 
 
@@ -167,7 +170,9 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 @pytest.mark.parametrize("field", NEVER)
 def test_what_does_not_decide_the_numbers_is_in_no_name(named: Cache, field: str) -> None:
-    needed = {"particles.quorum": {"particles__deadline_s": 60.0}, "particles.deadline_s": {"particles__quorum": 2}}
+    needed: dict[str, dict[str, Any]] = {
+        "particles.quorum": {"particles__deadline_s": 60.0}, "particles.deadline_s": {"particles__quorum": 2},
+        "execution.autoscaling": {"execution__address": "auto", "execution__device": "cpu"}}
     assert named(**needed.get(field, {}), **{field.replace(".", "__"): NEVER[field]}) == named()
 
 

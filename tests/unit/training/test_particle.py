@@ -20,7 +20,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from swamp_ray.config import SwampConfig, build_config
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import build_config
 from swamp_ray.errors import CorruptArtifactError, DivergedError, UserError
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
