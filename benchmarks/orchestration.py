@@ -112,8 +112,8 @@ def side_by_side(config: SwampConfig, storage: str, items: list[WorkItem], barri
 def _rewind_point(prepared: Any, storage: str) -> tuple[Any, Any]:
     import numpy as np
 
-    from swamp_ray.orchestration.worker import read_packed
     from swamp_ray.sparsity.packing import unpack
+    from swamp_ray.storage.states import read_state
 
     store = ArtifactStore(storage)
     recipes, layout = prepared.recipes, prepared.layout
@@ -123,7 +123,7 @@ def _rewind_point(prepared: Any, storage: str) -> tuple[Any, Any]:
                              recipes.mask_digest(ones), None)
     manifest = store.find(named.name)
     assert manifest is not None
-    return unpack(read_packed(store, manifest), layout, ones), prepared.initial.buffers
+    return unpack(read_state(store, manifest), layout, ones), prepared.initial.buffers
 
 
 def _masks(prepared: Any, storage: str) -> dict[int, Any]:

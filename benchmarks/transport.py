@@ -78,8 +78,8 @@ class MeasuringExecutor(pool.RayExecutor):
         return reports
 
     def _weigh(self, work: Work, outcome: Outcome) -> None:
-        state = self._held.get(work)
-        size = serialised_bytes(outcome) + (serialised_bytes(ray.get(state)) if state is not None else 0)
+        pieces = self._held.get(work, [])
+        size = serialised_bytes(outcome) + sum(serialised_bytes(ray.get(piece)) for piece in pieces)
         self.measured[work]["returned"] = size
 
     last: Any = None

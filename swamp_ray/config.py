@@ -26,6 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from swamp_ray.importing import is_import_path
+
 
 @dataclass(frozen=True)
 class Length:
@@ -541,6 +543,11 @@ def _contradictions(config: SwampConfig) -> Iterator[str]:
                 f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
                 "Start earlier, train longer or take snapshots more often"
             )
+    if config.averaging.num_shards not in ("auto", 1) and is_import_path(config.pruning.score):
+        yield (
+            "averaging.num_shards must be auto or 1 with a pruning.score of your own, which sees whole layers, but got "
+            f"{config.averaging.num_shards}"
+        )
     ranks = config.particle.num_workers
     if config.training.batch_size % ranks:
         yield (

@@ -1,122 +1,129 @@
-"""The averaging actor's work: the running mean of a round's particles, and the global mask that follows from it.
+"""A round's average and the global mask that follows from it, put together from the slices that shards hold.
 
-The class knows no Ray; the pool wraps it into an actor.
+The class knows no Ray; the pool lets it run in the first averaging actor.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import CorruptArtifactError, RunError
+from swamp_ray.errors import RunError
 from swamp_ray.orchestration.messages import AverageSpec
 from swamp_ray.orchestration.preparation import State
-from swamp_ray.orchestration.worker import STATE_FILE, read_packed
-from swamp_ray.sparsity.averaging import OrderedMean
-from swamp_ray.sparsity.masks import Layout, emptied_layers, from_bits, layer_densities, to_bits
-from swamp_ray.sparsity.packing import Packed, pack_state, to_bytes
-from swamp_ray.sparsity.selection import make_score, score_survivors, select
+from swamp_ray.orchestration.shard import Closed, Group, Shard
+from swamp_ray.sparsity.bits import layer_counts, layer_densities, num_kept
+from swamp_ray.sparsity.counting import Threshold, kth_half, thresholds
+from swamp_ray.sparsity.masks import Layout
+from swamp_ray.sparsity.packing import spans
+from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.arrays import arrays_from_bytes, arrays_to_bytes
-from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.places import open_place
-from swamp_ray.storage.recipes import average_recipe
+from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
 
 MASK_FILE = "next_mask.safetensors"
 
 
+class ShardCall(Protocol):
+    """A shard, here or in another process: begins to do something, and gives what waits for its result."""
+
+    def __call__(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        """Begin ``Shard.method``."""
+        ...
+
+
+class Local:
+    """A shard of this process; it works when its result is asked for, so that others have begun by then."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    def __call__(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        """See :class:`ShardCall`."""
+        return lambda: getattr(self._shard, method)(*arguments)
+
+
 class Averager:
-    """Holds one float64 accumulator, whatever the number of particles.
+    """Closes the rounds of one run.
 
     Args:
         config: The run.
         layout: Prunable weights and the rest.
-        storage: Storage root.
+        store: Artifacts of the storage root.
     """
 
-    def __init__(self, config: SwampConfig, layout: Layout, storage: str) -> None:
-        self.config, self.layout = config, layout
-        self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
-        self._round: int | None = None
-        self._mean = OrderedMean()
-        self._added: list[int] = []
-        self._squares = 0.0
+    def __init__(self, config: SwampConfig, layout: Layout, store: ArtifactStore) -> None:
+        self.config, self.layout, self.store = config, layout, store
 
-    def add(self, round_index: int, particle: int, name: str, digest: str, packed: Packed | None) -> None:
-        """Let a particle enter the average of its round; particles come in index order.
-
-        Args:
-            round_index: A new one starts a new average, and so does a particle that is not after the last one.
-            particle: Index of the particle.
-            name: Its artifact, read where ``packed`` is None.
-            digest: SHA-256 of the payload that must be averaged.
-            packed: Its state, if it is still in memory.
-        """
-        if self._round != round_index or (self._added and particle <= self._added[-1]):
-            self._round, self._mean, self._added, self._squares = round_index, OrderedMean(), [], 0.0
-        packed = self._read(name, digest) if packed is None else packed
-        self._mean.add(packed)
-        self._squares += _square_sum(packed.values)
-        self._added.append(particle)
-
-    def finish(self, spec: AverageSpec, start: State, mask_bits: np.ndarray) -> str:
+    def finish(self, spec: AverageSpec, start: State, mask_bits: np.ndarray, shards: Sequence[ShardCall]) -> str:
         """Store the round's average and, unless it is the last round, the next mask; returns the artifact's name.
 
+        Args:
+            spec: The round.
+            start: The rewind weights.
+            mask_bits: The round's mask.
+            shards: All slices of the run, to which all particles have been added.
+
         Raises:
-            RunError: Other particles were added than the round consists of, a state's support is not the mask, or
-                the next mask empties a layer and the config refuses that.
+            RunError: Other particles were added than the round consists of, the mask has another size, or the next
+                mask empties a layer and the config refuses that.
         """
-        if self._round != spec.round or tuple(self._added) != spec.particles:
-            raise RunError(f"round {spec.round} consists of particles {spec.particles}, but {self._added} "
-                           f"of round {self._round} were added")
         began = time.perf_counter()
-        mask = from_bits(mask_bits, self.layout.num_prunable)
-        average = self._mean.mean()
-        if len(average.values) != spec.survivors or int(mask.sum()) != spec.survivors:
-            raise RunError(f"round {spec.round} must average {spec.survivors} surviving weights, but the states have "
-                           f"{len(average.values)} and the mask {int(mask.sum())}")
+        kept = num_kept(mask_bits)
+        if kept != spec.survivors:
+            raise RunError(f"round {spec.round} must average {spec.survivors} surviving weights, but its mask keeps "
+                           f"{kept}")
+        # As weights are pruned, there may be fewer slices than shards.
+        shards = shards[:len(spans(spec.survivors + self.layout.num_rest, len(shards)))]
+        closed: list[Closed] = _all(shards, "close", spec.round, spec.particles)
         info: dict[str, object] = {
             "particles": list(spec.particles),
-            "layer_densities": layer_densities(self.layout, mask),
-            "spread": self._spread(average),
+            "layer_densities": layer_densities(self.layout, mask_bits),
+            "spread": _spread(closed, len(spec.particles)),
         }
-        files = {STATE_FILE: to_bytes(average, average_recipe(spec.named))}
+        files: dict[str, FileEntry] = {}
         if spec.next_survivors is not None:
-            following = self._next_mask(spec, average, start, mask)
-            info["emptied_layers"] = self._emptied(following, mask)
-            files[MASK_FILE] = arrays_to_bytes({"bits": to_bits(following)})
+            _all(shards, "score", spec.seed, start, mask_bits)
+            following = self._next_mask(spec.next_survivors, mask_bits, shards)
+            info["emptied_layers"] = self._emptied(following, mask_bits)
+            files[MASK_FILE] = self.store.write(spec.named.name, MASK_FILE, arrays_to_bytes({"bits": following}))
+        for written in _all(shards, "write", spec.named):
+            files |= written
         info["seconds"] = time.perf_counter() - began
-        self.store.put(spec.named.name, files, info)
+        self.store.finish(spec.named.name, files, info)
         return spec.named.name
 
-    def _read(self, name: str, digest: str) -> Packed:
-        manifest = self.store.find(name)
-        if manifest is None or manifest.files[STATE_FILE].sha256 != digest:
-            raise CorruptArtifactError(f"the state {digest[:12]} of particle {name} is not in the storage any more. "
-                                       "Run the same command again: it is trained anew")
-        return read_packed(self.store, manifest)
+    def _next_mask(self, num: int, mask_bits: np.ndarray, shards: Sequence[ShardCall]) -> np.ndarray:
+        groups = self._groups(num, mask_bits)
+        found = [None] * len(shards) if len(shards) == 1 else _exchange(shards, groups)
+        waits = [shard("choose", groups, one, mask_bits) for shard, one in zip(shards, found, strict=True)]
+        following = np.zeros_like(mask_bits)
+        for first, bits in (wait() for wait in waits):
+            following[first:first + bits.size] |= bits
+        return following
 
-    def _next_mask(self, spec: AverageSpec, average: Packed, start: State, mask: np.ndarray) -> np.ndarray:
-        assert spec.next_survivors is not None
-        pruning = self.config.pruning
-        rewind = pack_state(start.parameters, self.layout, mask, drop_outside=True).values
-        scores = score_survivors(self.layout, mask, average.values, rewind, make_score(pruning.score, seed=spec.seed))
-        return select(self.layout, mask, scores, spec.next_survivors, pruning.scope)
+    def _groups(self, num: int, mask_bits: np.ndarray) -> list[Group]:
+        """Who competes with whom: all survivors, or those of each layer."""
+        counts = layer_counts(self.layout, mask_bits)
+        if self.config.pruning.scope == "global":
+            return [Group(0, sum(counts), num)]
+        ends = [0, *itertools.accumulate(counts)]
+        budgets = layer_budgets(self.layout, counts, num, self.config.pruning.scope)
+        return [Group(*bounds, budget) for bounds, budget in zip(itertools.pairwise(ends), budgets, strict=True)]
 
-    def _emptied(self, following: np.ndarray, mask: np.ndarray) -> list[str]:
-        before = set(emptied_layers(self.layout, mask))
-        emptied = [name for name in emptied_layers(self.layout, following) if name not in before]
+    def _emptied(self, following: np.ndarray, mask_bits: np.ndarray) -> list[str]:
+        both = zip(self.layout.layers, layer_counts(self.layout, mask_bits), layer_counts(self.layout, following),
+                   strict=True)
+        emptied = [layer.name for layer, before, after in both if before and not after]
         if emptied and self.config.pruning.empty_layers == "refuse":
             raise RunError(f"the next mask would leave no weight in {', '.join(emptied)}. Lower pruning.target, set "
                            "pruning.scope to erk or uniform, or allow it with pruning.empty_layers: warn")
         return emptied
-
-    def _spread(self, average: Packed) -> float:
-        """Root mean squared distance of the particles to their average, over the surviving weights."""
-        variance = self._squares / len(self._added) - _square_sum(average.values)
-        return math.sqrt(max(0.0, variance))
 
 
 def read_mask(store: ArtifactStore, manifest: Manifest) -> np.ndarray | None:
@@ -126,6 +133,32 @@ def read_mask(store: ArtifactStore, manifest: Manifest) -> np.ndarray | None:
     return arrays_from_bytes(store.read(manifest, MASK_FILE))["bits"]
 
 
-def _square_sum(values: np.ndarray) -> float:
-    wide = values.astype(np.float64)
-    return float(wide @ wide)
+def _all(shards: Sequence[ShardCall], method: str, *arguments: Any) -> list[Any]:
+    waits = [shard(method, *arguments) for shard in shards]
+    return [wait() for wait in waits]
+
+
+def _exchange(shards: Sequence[ShardCall], groups: Sequence[Group]) -> list[list[Threshold]]:
+    """The threshold of each group, for each shard."""
+    found: list[list[Threshold]] = [[] for _ in shards]
+    for group in groups:
+        for mine, one in zip(found, _thresholds(shards, group), strict=True):
+            mine.append(one)
+    return found
+
+
+def _thresholds(shards: Sequence[ShardCall], group: Group) -> list[Threshold]:
+    if group.k == 0:
+        return [Threshold(np.float32(np.inf), 0)] * len(shards)
+    upper, above = kth_half(np.sum(_all(shards, "upper_counts", group), axis=0), group.k)
+    return thresholds(upper, above, _all(shards, "lower_counts", group, upper), group.k)
+
+
+def _spread(closed: Sequence[Closed], count: int) -> float:
+    """Root mean squared distance of the particles to their average, over the surviving weights.
+
+    Sums go through the chunks in order, so that it has the same bits however they are divided.
+    """
+    squares = sum(part for one in closed for part in one.particles)
+    average = sum(part for one in closed for part in one.average)
+    return math.sqrt(max(0.0, squares / count - average))

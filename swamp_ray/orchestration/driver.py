@@ -37,7 +37,7 @@ from swamp_ray.orchestration.records import round_record
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.waiting import Waiting
-from swamp_ray.orchestration.worker import STATE_FILE, outcome_of
+from swamp_ray.orchestration.worker import outcome_of
 from swamp_ray.rounds import (
     DENSE,
     Add,
@@ -65,6 +65,7 @@ from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest, without
 from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
 from swamp_ray.storage.recipes import Named
+from swamp_ray.storage.states import lacks_state, state_digest
 
 WAIT_S = 0.2
 ExecutorFactory = Callable[[Prepared, str], Executor]
@@ -100,7 +101,7 @@ class Driver:
         self._outcomes: dict[Work, Outcome] = {}
         self._averages: dict[int, Manifest] = {}
         self._from_storage: list[Work] = []
-        self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir, STATE_FILE)
+        self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir)
         self._let_go: set[Work] = set()
         self._tickets = journal.rundir.tickets([plan.sparsity for plan in prepared.plan])
         self._written: dict[int, RoundRecord] = {}
@@ -261,7 +262,7 @@ class Driver:
                 if lost := self._flush_from_storage():
                     self._executor_now().drop(work)
                     return lost
-                self._executor_now().add(work, self._outcomes[work], from_storage=False)
+                self._executor_now().add(work, self._outcomes[work], self._size(index), from_storage=False)
             case Drop(round=index, particle=particle):
                 self._executor_now().drop(Work("particle", index, particle))
             case Decide(decision=decision):
@@ -282,7 +283,7 @@ class Driver:
         self._given[item.work] = item
         self._journal.uses(item.work, item.named.name)
         found = self._find(item.named, verify=item.work.kind != "particle")
-        if found is not None and not (item.work in self._let_go and self._store.lacks(found.name, STATE_FILE)):
+        if found is not None and not (item.work in self._let_go and lacks_state(self._store, found.name)):
             self._reporter.work_submitted(item)
             return self._finished(item.work, outcome_of(found), held=False, found=True)
         if item.program is not None and (error := recall_divergence(self._store, item)) is not None:
@@ -301,7 +302,7 @@ class Driver:
         log_path = self._journal.log_path(work)
         if work.kind == "evaluation":
             average = self._averages[work.round]
-            state = average.files[STATE_FILE].sha256
+            state = state_digest(average.files)
             named = prepared.recipes.evaluation(state, inputs.mask_digest, start)
             return WorkItem(work, instruction.attempt, named, average=average.name, log_path=log_path)
         if work == DENSE:
@@ -343,11 +344,11 @@ class Driver:
             The losses of those that were let go; nothing is added then, and the round's average begins anew.
         """
         waiting, self._from_storage = self._from_storage, []
-        gone = [work for work in waiting if self._store.lacks(self._outcomes[work].name, STATE_FILE)]
+        gone = [work for work in waiting if lacks_state(self._store, self._outcomes[work].name)]
         if gone:
             return self._train_again(gone)
         for work in waiting:
-            self._executor_now().add(work, self._outcomes[work], from_storage=True)
+            self._executor_now().add(work, self._outcomes[work], self._size(work.round), from_storage=True)
         return []
 
     def _train_again(self, gone: list[Work]) -> list[Event]:
@@ -395,7 +396,7 @@ class Driver:
                 self._reporter.warning(f"{who}: {text}")
                 self._journal.incident(who, text, "machine")
                 return []
-            case StateLost(work=work) if self._store.lacks(self._outcomes[work].name, STATE_FILE):
+            case StateLost(work=work) if lacks_state(self._store, self._outcomes[work].name):
                 return self._train_again([work])
             case StateLost(work=work, reason=reason):
                 self._reporter.warning(f"{work} is trained again, because its stored state is damaged: {reason}")
@@ -512,6 +513,10 @@ class Driver:
             self._reporter.executor_started(self._executor.num_workers)
             self._journal.started_workers(self._executor.num_workers)
         return self._executor
+
+    def _size(self, index: int) -> int:
+        """Elements of each state of a round."""
+        return self._prepared.plan[index].survivors + self._prepared.layout.num_rest
 
     # Records
 

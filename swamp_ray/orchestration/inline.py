@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.orchestration.averager import Averager
+from swamp_ray.orchestration.averager import Averager, Local
 from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.orchestration.messages import (
     Advanced,
@@ -27,10 +27,11 @@ from swamp_ray.orchestration.messages import (
     WorkItem,
 )
 from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
-from swamp_ray.sparsity.packing import Packed
+from swamp_ray.sparsity.packing import Packed, spans
 from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.particle import Progress
 
@@ -47,10 +48,12 @@ class InlineExecutor:
     def __init__(self, prepared: Prepared, storage: str, stopping: Stopping) -> None:
         self._stopping = stopping
         self._worker = Worker(prepared.config, prepared.data, prepared.arithmetic, storage)
-        self._averager = Averager(prepared.config, prepared.layout, storage)
+        self._shards = [Shard(prepared.config, prepared.layout, storage, index)
+                        for index in range(num_shards(prepared.config, prepared.layout))]
+        self._averager = Averager(prepared.config, prepared.layout, self._shards[0].store)
         self._queue: deque[tuple[WorkItem, Handle, Handle, Handle | None]] = deque()
         self._running: tuple[WorkItem, Generator[Message]] | None = None
-        self._held: dict[Work, Packed] = {}
+        self._held: dict[Work, list[Packed]] = {}
         self._reports: list[Report] = []
 
     @property
@@ -70,11 +73,13 @@ class InlineExecutor:
         else:
             self._queue.append(entry)
 
-    def add(self, work: Work, outcome: Outcome, from_storage: bool) -> None:
+    def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Average a state now."""
-        packed = None if from_storage else self._held.pop(work)
+        shards = self._shards[:len(spans(size, len(self._shards)))]
+        pieces = [None] * len(shards) if from_storage else self._held.pop(work)
         try:
-            self._averager.add(work.round, work.particle, outcome.name, outcome.digest, packed)
+            for shard, piece in zip(shards, pieces, strict=True):
+                shard.add(work.round, work.particle, outcome.name, outcome.digest, size, piece)
         except CorruptArtifactError as error:
             self._reports.append(StateLost(work, without_advice(error)))
 
@@ -94,7 +99,8 @@ class InlineExecutor:
         """Close the round's average now."""
         if any(isinstance(report, StateLost) for report in self._reports):
             return
-        self._reports.append(AverageDone(spec.round, self._averager.finish(spec, start, mask_bits)))
+        shards = [Local(shard) for shard in self._shards]
+        self._reports.append(AverageDone(spec.round, self._averager.finish(spec, start, mask_bits, shards)))
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """Work until there is something to report."""
@@ -140,8 +146,8 @@ class InlineExecutor:
             self._reports.append(Blocked(item, message.held))
             return
         assert isinstance(message, Outcome)
-        for rest in steps:
-            assert isinstance(rest, Packed)
-            self._held[work] = rest
+        pieces = [piece for piece in steps if isinstance(piece, Packed)]
+        if pieces:
+            self._held[work] = pieces
         self._running = None
         self._reports.append(Done(work, message, held=work in self._held))

@@ -10,11 +10,11 @@ from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.orchestration.averager import read_mask
 from swamp_ray.orchestration.messages import Executor, Handle, Outcome
 from swamp_ray.orchestration.preparation import Prepared, State
-from swamp_ray.orchestration.worker import STATE_FILE, read_packed
 from swamp_ray.rounds import DENSE, Work
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.states import read_state, state_digest
 
 
 @dataclass
@@ -80,8 +80,8 @@ class Inputs:
         following = self._of(from_bits(bits, self._prepared.layout.num_prunable))
         if self._prepared.config.rewind.weights == "none":
             layout = self._prepared.layout
-            full = unpack(read_packed(self._store, average), layout, self._rounds[index].mask)
-            following.values_digest = average.files[STATE_FILE].sha256
+            full = unpack(read_state(self._store, average), layout, self._rounds[index].mask)
+            following.values_digest = state_digest(average.files)
             following._values = pack_state(full, layout, following.mask, drop_outside=True)
         self._rounds[index + 1] = following
 
@@ -103,7 +103,7 @@ class Inputs:
             if manifest is None:
                 raise CorruptArtifactError("the dense phase's result has vanished from the storage")
             layout = self._prepared.layout
-            dense = read_packed(self._store, manifest)
+            dense = read_state(self._store, manifest)
             full = unpack(dense, layout, np.ones(layout.num_prunable, dtype=bool))
             self._start = State(full, self._prepared.initial.buffers)
         return self._start

@@ -19,7 +19,7 @@ from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.provenance import PACKAGES, commit, now, version
-from swamp_ray.orchestration.worker import BUFFERS_FILE, read_packed
+from swamp_ray.orchestration.worker import BUFFERS_FILE
 from swamp_ray.rounds import DENSE, Decision, Work
 from swamp_ray.sparsity.masks import split
 from swamp_ray.sparsity.packing import unpack
@@ -30,6 +30,7 @@ from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir, check_run_record
+from swamp_ray.storage.states import read_state
 from swamp_ray.storage.tickets import ticket_bytes
 
 
@@ -302,7 +303,7 @@ class Journal:
         found = self._store.find(evaluation)
         if found is None:
             raise RunError(f"the evaluation of round {record.round} has vanished from the storage")
-        state = unpack(read_packed(self._store, average), layout, mask)
+        state = unpack(read_state(self._store, average), layout, mask)
         state |= {name: state[stands] for name, stands in prepared.tied.items()}
         state |= arrays_from_bytes(self._store.read(found, BUFFERS_FILE))
         meta = {"round": record.round, "sparsity": record.sparsity, "survivors": record.survivors,

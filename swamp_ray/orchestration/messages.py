@@ -54,12 +54,14 @@ class Outcome:
         digest: SHA-256 of its state's payload; empty for an evaluation.
         info: Metrics, history and timings.
         trained_epochs: Epochs that this attempt really trained; 0 where the result was found.
+        num_pieces: In how many pieces its state follows, one for each averaging shard; 0 if it does not.
     """
 
     name: str
     digest: str
     info: dict[str, Any]
     trained_epochs: int = 0
+    num_pieces: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,8 @@ class Executor(Protocol):
         """Queue a job."""
         ...
 
-    def add(self, work: Work, outcome: Outcome, from_storage: bool) -> None:
-        """Let a particle's state enter the average of its round."""
+    def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
+        """Let a particle's state, of so many elements, enter the average of its round."""
         ...
 
     def drop(self, work: Work) -> None:

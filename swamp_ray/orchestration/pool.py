@@ -10,7 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 
 from swamp_ray.config import ExecutionConfig, SwampConfig
 from swamp_ray.errors import CorruptArtifactError, RunError
-from swamp_ray.orchestration.averager import Averager
+from swamp_ray.orchestration.averager import Averager, Local, ShardCall
 from swamp_ray.orchestration.cluster import connect, node_resources
 from swamp_ray.orchestration.crew import Crew
 from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
@@ -43,10 +43,11 @@ from swamp_ray.orchestration.messages import (
 )
 from swamp_ray.orchestration.preparation import Prepared, State
 from swamp_ray.orchestration.resources import capacity, describe_resources, pool_size, worker_resources
+from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.masks import Layout
-from swamp_ray.sparsity.packing import Packed
+from swamp_ray.sparsity.packing import Packed, spans
 from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
@@ -112,22 +113,48 @@ class _Cancelled:
 
 
 class AveragingActor:
-    """The averagers of one run, or of several, as a Ray actor."""
+    """A shard of the averages of one run, or of several, as a Ray actor; the first of them puts rounds together."""
 
-    def __init__(self, configs: Sequence[SwampConfig], layout: Layout, storage: str) -> None:
-        self.setup(configs, layout, storage)
+    def __init__(self, configs: Sequence[SwampConfig], layout: Layout, storage: str, index: int) -> None:
+        self.setup(configs, layout, storage, index)
 
-    def setup(self, configs: Sequence[SwampConfig], layout: Layout, storage: str) -> None:
+    def setup(self, configs: Sequence[SwampConfig], layout: Layout, storage: str, index: int) -> None:
         """Average for these runs from now on, and forget those before."""
-        self._averagers = [Averager(config, layout, storage) for config in configs]
+        self._shards = [Shard(config, layout, storage, index) for config in configs]
 
-    def add(self, member: int, work: Work, name: str, digest: str, packed: Packed | None) -> None:
-        """Let a particle enter the average; the shared arrays are only read."""
-        self._averagers[member].add(work.round, work.particle, name, digest, packed)
+    def add(self, member: int, work: Work, name: str, digest: str, size: int, packed: Packed | None) -> None:
+        """Let a particle's slice enter the average; the shared arrays are only read."""
+        self._shards[member].add(work.round, work.particle, name, digest, size, packed)
 
-    def finish(self, member: int, spec: AverageSpec, start: State, mask_bits: np.ndarray) -> str:
-        """Close the round's average."""
-        return self._averagers[member].finish(spec, start, mask_bits)
+    def call(self, member: int, method: str, *arguments: Any) -> Any:
+        """What the first shard asks of another one."""
+        return getattr(self._shards[member], method)(*arguments)
+
+    def finish(self, member: int, spec: AverageSpec, start: State, mask_bits: np.ndarray, others: list[Any]) -> str:
+        """Close the round's average; ``others`` are the actors of the other shards, in order."""
+        own = self._shards[member]
+        shards: list[ShardCall] = [Local(own), *(_Remote(actor, member) for actor in others)]
+        return Averager(own.config, own.layout, own.store).finish(spec, start, mask_bits, shards)
+
+
+class _Remote:
+    """A shard in another actor; it works from the call on."""
+
+    def __init__(self, actor: Any, member: int) -> None:
+        self._actor, self._member = actor, member
+
+    def __call__(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        reference = self._actor.call.remote(self._member, method, *arguments)
+        return lambda: _get(reference)
+
+
+def _get(reference: ObjectRef[Any]) -> Any:
+    """A result; an error that was raised on the other side is raised here as itself."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        raise (cause if isinstance(cause, BaseException) else error) from error
 
 
 class Spares:
@@ -154,13 +181,14 @@ class Spares:
 
 @dataclass
 class _Running:
-    """A job on an actor; ``outcome`` once it is known, the state's reference follows."""
+    """A job on an actor; ``outcome`` once it is known, the references of the state's pieces follow."""
 
     owner: RayExecutor
     actor: Any
     item: WorkItem
     stream: Any
     outcome: Outcome | None = None
+    pieces: list[ObjectRef[Any]] = field(default_factory=list)
 
 
 class Pool:
@@ -190,6 +218,7 @@ class Pool:
             self.num_workers = num_workers or pool_size(
                 execution, prepared.arithmetic.device, most, node_resources())
             self._data = ray.put(prepared.data)
+            self._num_shards = num_shards(prepared.config, prepared.layout)
         except BaseException:
             self._disconnect()
             raise
@@ -197,14 +226,14 @@ class Pool:
                           describe_resources(self._resources))
         self._queue: deque[tuple[RayExecutor, WorkItem, Handle, Handle, Handle | None]] = deque()
         self._running: dict[Any, _Running] = {}
-        self._averager: Any = None
+        self._averagers: dict[int, Any] = {}
         self._dead_averagers: set[str] = set()
         self._told: set[str] = set()
         self._executors: list[RayExecutor] = []
         if spares is None:
             # All at once: starting an actor takes seconds, which the dense phase hides.
             self._crew.grow(self.num_workers)
-        self._averager = self._start_averager()
+        self.averagers()
 
     def join(self, executor: RayExecutor) -> None:
         """From now on a member's executor takes part."""
@@ -280,35 +309,38 @@ class Pool:
         if self._spares is not None:
             for worker in self._crew.leave_idle():
                 self._spares.keep(self._worker_kind, worker)
-            if self._averager is not None:
-                self._spares.keep("averager", self._averager)
-                self._averager = None
-        for actor in [*self._crew.all, self._averager]:
-            if actor is not None and ray.is_initialized():
+            for actor in self._averagers.values():
+                self._spares.keep(self._averager_kind, actor)
+            self._averagers.clear()
+        for actor in [*self._crew.all, *self._averagers.values()]:
+            if ray.is_initialized():
                 ray.kill(actor)
-        self._running, self._averager = {}, None
+        self._running.clear()
+        self._averagers.clear()
         self._executors.clear()
         self._queue.clear()
         self._disconnect()
 
-    def averager(self) -> Any:
-        """The averaging actor; started anew if it has died."""
-        if self._averager is None:
-            self._averager = self._start_averager()
-        return self._averager
+    def averagers(self) -> list[Any]:
+        """The averaging actors, one a shard; those that have died are started anew."""
+        for index in range(self._num_shards):
+            if index not in self._averagers:
+                self._averagers[index] = self._start_averager(index)
+        return [self._averagers[index] for index in range(self._num_shards)]
 
     def averager_died(self, error: BaseException) -> bool:
-        """Whether an error means that the averaging actor is gone; it is not used any more then."""
-        averager = self.averager()
-        own = averager._actor_id.hex()
-        actor = error.actor_id if isinstance(error, RayActorError) else None
-        if isinstance(error, ObjectLostError) or (
-                isinstance(error, RayActorError) and actor != own and actor not in self._dead_averagers):
+        """Whether an error means that an averaging actor is gone; it is not used any more then."""
+        known = {actor._actor_id.hex(): index for index, actor in self._averagers.items()}
+        dead = error.actor_id if isinstance(error, RayActorError) else None
+        if dead in self._dead_averagers:  # other members hear of the same death
+            return True
+        if isinstance(error, ObjectLostError) or (isinstance(error, RayActorError) and dead not in known):
             return False
-        if actor not in self._dead_averagers:  # other members hear of the same death
-            ray.kill(averager)
-            self._dead_averagers.add(own)
-            self._averager = None
+        # What is no word of a single actor's death, such as a lack of memory, may concern any of them.
+        for name, index in known.items():
+            if dead in (None, name):
+                ray.kill(self._averagers.pop(index))
+                self._dead_averagers.add(name)
         return True
 
     def _disconnect(self) -> None:
@@ -348,14 +380,20 @@ class Pool:
         return kind.options(num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"], max_restarts=0,
                             runtime_env={"env_vars": environment}).remote(*given)
 
-    def _start_averager(self) -> Any:
-        given = self._configs, self._prepared.layout, self._storage
-        spare = None if self._spares is None else self._spares.take("averager")
+    @property
+    def _averager_kind(self) -> object:
+        return "averager", tuple(self._prepared.config.execution.stable_labels.items())
+
+    def _start_averager(self, index: int) -> Any:
+        given = self._configs, self._prepared.layout, self._storage, index
+        spare = None if self._spares is None else self._spares.take(self._averager_kind)
         if spare is not None:
             spare.setup.remote(*given)
             return spare
         kind: Any = ray.remote(AveragingActor)
-        return kind.options(num_cpus=0, max_restarts=0).remote(*given)
+        labels = self._prepared.config.execution.stable_labels
+        return kind.options(num_cpus=0, max_restarts=0, label_selector=labels or None,
+                            scheduling_strategy="SPREAD" if self._num_shards > 1 else None).remote(*given)
 
     @property
     def _configs(self) -> list[SwampConfig]:
@@ -367,14 +405,16 @@ class Pool:
         try:
             reference = next(stream)
             if running.outcome is not None:
-                self._finish(running, reference)
+                running.pieces.append(reference)
+                if len(running.pieces) == running.outcome.num_pieces:
+                    self._finish(running)
                 return
             message = ray.get(reference)
         except StopIteration:
             if running.outcome is None:
                 self._break(running, RunError(f"{work} ended without a result"), "machine")
             else:
-                self._finish(running, None)
+                self._finish(running)
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
             self._break_off(running, cause if isinstance(cause, BaseException) else error)
@@ -383,8 +423,8 @@ class Pool:
         else:
             if isinstance(message, Outcome):
                 running.outcome = message
-                if running.item.program is None:
-                    self._finish(running, None)
+                if not message.num_pieces:
+                    self._finish(running)
             elif isinstance(message, Progress):
                 running.owner.tell(Advanced(work, message))
             elif isinstance(message, Busy):
@@ -400,10 +440,11 @@ class Pool:
         del self._running[running.stream]
         self._crew.lose(running.actor)
 
-    def _finish(self, running: _Running, state: ObjectRef[Any] | None) -> None:
+    def _finish(self, running: _Running) -> None:
         self._give_back(running)
         assert running.outcome is not None
-        running.owner.done(running.item.work, running.outcome, state)
+        whole = len(running.pieces) == running.outcome.num_pieces
+        running.owner.done(running.item.work, running.outcome, running.pieces if whole else [])
 
     def _break(self, running: _Running, error: BaseException, kind: Literal["machine", "diverged", "error"]) -> None:
         self._give_back(running)
@@ -421,7 +462,7 @@ class Pool:
         """The worker is gone, by a crash, with its node, or for lack of memory."""
         self._end(running)
         if running.outcome is not None:  # it had stored its result before it said so
-            running.owner.done(running.item.work, running.outcome, None)
+            running.owner.done(running.item.work, running.outcome, [])
         else:
             running.owner.tell(Broken(running.item.work, _in_words(error), "machine"))
 
@@ -455,8 +496,9 @@ class RayExecutor:
         self.member = member
         self._pool = pool or Pool([prepared], storage)
         self._pool.join(self)
-        self._held: dict[Work, ObjectRef[Any] | None] = {}
+        self._held: dict[Work, list[ObjectRef[Any]]] = {}
         self._additions: dict[ObjectRef[Any], Work] = {}
+        self._complete: tuple[AverageSpec, Handle, Handle] | None = None
         self._averaging: dict[ObjectRef[Any], AverageSpec] = {}
         self._reports: list[Report] = []
 
@@ -467,7 +509,7 @@ class RayExecutor:
 
     @property
     def waiting(self) -> list[ObjectRef[Any]]:
-        """References that the averaging actor answers."""
+        """References that the averaging actors answer."""
         return [*self._additions, *self._averaging]
 
     def put(self, value: Any) -> Handle:
@@ -478,20 +520,24 @@ class RayExecutor:
         """Queue a job, and start it if a worker is free."""
         self._pool.submit(self, item, start, mask_bits, values, urgent)
 
-    def add(self, work: Work, outcome: Outcome, from_storage: bool) -> None:
+    def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Let a state enter the average; actor calls keep their order. A state that was lost is read from storage."""
-        packed = self._held.pop(work, None)
-        packed = None if from_storage else packed
-        call = self._pool.averager().add.remote(self.member, work, outcome.name, outcome.digest, packed)
-        self._additions[call] = work
+        pieces = self._held.pop(work, None)
+        actors = self._pool.averagers()
+        actors = actors[:len(spans(size, len(actors)))]
+        given = [None] * len(actors) if from_storage or not pieces else pieces
+        for actor, piece in zip(actors, given, strict=True):
+            call = actor.add.remote(self.member, work, outcome.name, outcome.digest, size, piece)
+            self._additions[call] = work
 
     def drop(self, work: Work) -> None:
         """Release a held state."""
         self._held.pop(work, None)
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
-        """Close a round's average."""
-        self._averaging[self._pool.averager().finish.remote(self.member, spec, start, mask_bits)] = spec
+        """Close a round's average, once every shard has said that it has all states."""
+        self._complete = spec, start, mask_bits
+        self._close_complete()
 
     def cancel(self, work: Work) -> None:
         """Take a job out of the queue, or end the worker that does it."""
@@ -519,25 +565,20 @@ class RayExecutor:
         """Keep a report for the next call of `wait`."""
         self._reports.append(report)
 
-    def done(self, work: Work, outcome: Outcome, state: ObjectRef[Any] | None) -> None:
+    def done(self, work: Work, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
         """A job is done; its state is kept for the average where it came along."""
-        if state is not None:
-            self._held[work] = state
-        self.tell(Done(work, outcome, held=state is not None))
+        if pieces:
+            self._held[work] = pieces
+        self.tell(Done(work, outcome, held=bool(pieces)))
 
     def read_average(self, found: ObjectRef[Any]) -> None:
-        """Take in an answer of the averaging actor."""
+        """Take in an answer of an averaging actor."""
         spec, work = self._averaging.pop(found, None), self._additions.pop(found, None)
         try:
             result = ray.get(found)
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
-            if spec is not None and self._additions:
-                # States that were lost on their way never arrived, and the word of that comes later than this.
-                self._held = dict.fromkeys(self._held)
-                self._forget_average()
-                self.tell(AverageLost(_first_line(cause or error), died=False))
-            elif work is not None and isinstance(cause, CorruptArtifactError):
+            if work is not None and isinstance(cause, CorruptArtifactError):
                 self._forget_average()
                 self.tell(StateLost(work, without_advice(cause)))
             elif isinstance(cause, RayError) or isinstance(error, ObjectLostError):
@@ -551,17 +592,27 @@ class RayExecutor:
         else:
             if spec is not None:
                 self.tell(AverageDone(spec.round, result))
+            self._close_complete()
+
+    def _close_complete(self) -> None:
+        # The shards are asked by the first of them, whose calls have no order with this process's.
+        if self._complete is None or self._additions:
+            return
+        (spec, start, mask_bits), self._complete = self._complete, None
+        first, *others = self._pool.averagers()
+        self._averaging[first.finish.remote(self.member, spec, start, mask_bits, others)] = spec
 
     def _lose_average(self, error: BaseException) -> None:
         """Everything enters it again, from storage: what waits in memory may have been lost with its node as well."""
         died = self._pool.averager_died(error)
-        self._held = dict.fromkeys(self._held)
+        self._held = {work: [] for work in self._held}
         self._forget_average()
         self.tell(AverageLost(_first_line(error), died=died))
 
     def _forget_average(self) -> None:
         self._additions.clear()
         self._averaging.clear()
+        self._complete = None
 
 
 def _worker_environment(execution: ExecutionConfig) -> dict[str, str]:

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
-from swamp_ray.orchestration.worker import STATE_FILE
 from swamp_ray.rounds import Decision, RoundPlan
 from swamp_ray.storage.artifacts import Manifest
+from swamp_ray.storage.states import state_digest
 
 Metrics = dict[str, dict[str, float]]
 
@@ -46,7 +46,7 @@ def round_record(
         combined=average.info["particles"],
         artifacts={
             "particles": [{"name": outcome.name, "sha256": outcome.digest} for outcome in outcomes],
-            "average": {"name": average.name, "sha256": average.files[STATE_FILE].sha256},
+            "average": {"name": average.name, "sha256": state_digest(average.files)},
             "evaluation": {"name": evaluation.name},
         },
         ticket=ticket,

@@ -12,13 +12,13 @@ from swamp_ray.errors import SwampError
 from swamp_ray.orchestration.averager import read_mask
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.resources import pool_size, this_machine
-from swamp_ray.orchestration.worker import STATE_FILE
 from swamp_ray.rounds import RoundPlan
 from swamp_ray.sparsity.masks import from_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.states import lacks_state, state_digest, state_files
 from swamp_ray.training.program import Program
 
 ARTIFACT_BYTES = 1_600
@@ -169,8 +169,8 @@ def _present_bytes(prepared: Prepared) -> int:
     try:
         store, rundir = ArtifactStore(config.storage), RunDir(config.storage, config.name or "run")
         for manifest in _stored(prepared, store):
-            gone = store.lacks(manifest.name, STATE_FILE)
-            total += manifest.num_bytes - (manifest.files[STATE_FILE].size if gone else 0)
+            gone = state_files(manifest.files) if lacks_state(store, manifest.name) else []
+            total += manifest.num_bytes - sum(manifest.files[file].size for file in gone)
         for ticket in rundir.tickets([plan.sparsity for plan in prepared.plan]):
             total += ticket.place.size(ticket.key) or 0
     except (SwampError, OSError, KeyError):
@@ -189,7 +189,7 @@ def _stored(prepared: Prepared, store: ArtifactStore) -> Iterator[Manifest]:
         if (dense := store.find(named.name)) is None:
             return
         yield dense
-        start = dense.files[STATE_FILE].sha256
+        start = state_digest(dense.files)
     for plan in prepared.plan:
         digest = recipes.mask_digest(mask)
         found = [store.find(named.name) for named in _particles(prepared, plan, start, digest, values)]
@@ -197,13 +197,13 @@ def _stored(prepared: Prepared, store: ArtifactStore) -> Iterator[Manifest]:
         yield from particles
         if len(particles) < len(found) or best:
             return
-        states = [manifest.files[STATE_FILE].sha256 for manifest in particles]
+        states = [state_digest(manifest.files) for manifest in particles]
         seed = prepared.particle_seed(plan.index, -1)
         average = store.find(recipes.average(states, digest, start, plan.next_survivors, seed).name)
         if average is None:
             return
         yield average
-        state = average.files[STATE_FILE].sha256
+        state = state_digest(average.files)
         if (evaluation := store.find(recipes.evaluation(state, digest, start).name)) is not None:
             yield evaluation
         bits = read_mask(store, average)

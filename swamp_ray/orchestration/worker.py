@@ -20,19 +20,20 @@ from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayload
 from swamp_ray.orchestration.failures import recall_divergence, remember_divergence
 from swamp_ray.orchestration.messages import Busy, Outcome, WorkItem
 from swamp_ray.orchestration.preparation import State
+from swamp_ray.orchestration.shard import num_shards
 from swamp_ray.sparsity.masks import from_bits
-from swamp_ray.sparsity.packing import Packed, from_bytes, pack_state, to_bytes
+from swamp_ray.sparsity.packing import Packed, pack_state, spans
 from swamp_ray.storage.arrays import arrays_to_bytes
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.joblog import JobLog
 from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease
 from swamp_ray.storage.places import Place, open_place
+from swamp_ray.storage.states import put_state, read_state, state_digest
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun, never
 
-STATE_FILE = "state.safetensors"
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
 
@@ -59,12 +60,13 @@ class Worker:
         self._holder = this_process(config.name or "")
         with applied(arithmetic):
             self.trainer = ParticleTrainer(config, data, arithmetic, feeds)
+        self._num_shards = num_shards(config, self.trainer.layout)
 
     def run(
         self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None,
         stop: Callable[[], bool] = never,
     ) -> Generator[Message]:
-        """Do one job: progress after each epoch, then the outcome, then (for training) the state.
+        """Do one job: progress after each epoch, then the outcome, then (for training) the state in its pieces.
 
         A training that somebody else is busy with is not done, and not waited for: who it is comes instead. One that is
         asked to stop writes a checkpoint and ends without an outcome.
@@ -94,17 +96,22 @@ class Worker:
                 result = self._stored(item, log) or (yield from self._train_anew(item, start, mask, values, log, stop))
             yield from result or ()
 
-    def _stored(self, item: WorkItem, log: Any) -> tuple[Outcome, Packed] | None:
+    def _with_pieces(self, manifest: Manifest, packed: Packed, trained_epochs: int = 0) -> list[Outcome | Packed]:
+        """The outcome, and the state in a piece for each averaging shard."""
+        pieces = [packed.part(*span) for span in spans(packed.size, self._num_shards)]
+        return [outcome_of(manifest, trained_epochs, len(pieces)), *pieces]
+
+    def _stored(self, item: WorkItem, log: Any) -> list[Outcome | Packed] | None:
         """A result that an earlier attempt, or another run, has left behind."""
         manifest = self.store.find(item.named.name)
         if manifest is None:
             return None
         try:
-            packed = read_packed(self.store, manifest)
+            packed = read_state(self.store, manifest)
         except MissingPayloadError:
             return None  # let go to save space, and needed once more
         log(f"{item.work}: found {item.named.name[:12]} in storage")
-        return outcome_of(manifest), packed
+        return self._with_pieces(manifest, packed)
 
     def _lease(self, item: WorkItem, log: Any) -> Lease | Held | None:
         """The right to train, or who has it; None where the storage fails, since leases only save work."""
@@ -118,7 +125,7 @@ class Worker:
     def _train_anew(
         self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,
         stop: Callable[[], bool],
-    ) -> Generator[Progress, None, tuple[Outcome, Packed] | None]:
+    ) -> Generator[Progress, None, list[Outcome | Packed] | None]:
         """Train, unless it is known that this diverges; what diverges is noted."""
         if (error := recall_divergence(self.store, item)) is not None:
             raise error
@@ -131,7 +138,7 @@ class Worker:
     def _train(
         self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,
         stop: Callable[[], bool],
-    ) -> Generator[Progress, None, tuple[Outcome, Packed] | None]:
+    ) -> Generator[Progress, None, list[Outcome | Packed] | None]:
         began = time.perf_counter()
         run = self._begin(item, start, mask, values, log)
         first_epoch = len(run.history)
@@ -158,7 +165,7 @@ class Worker:
         manifest = self._keep(item, result, time.perf_counter() - began)
         self.store.discard(item.named.name, CHECKPOINT)
         log(f"{item.work}: finished, {_metrics_text(result.evaluation.metrics)}")
-        return outcome_of(manifest, trained_epochs=len(run.history) - first_epoch), result.packed
+        return self._with_pieces(manifest, result.packed, len(run.history) - first_epoch)
 
     def _note_divergence(self, item: WorkItem, error: DivergedError, log: Any) -> None:
         """Its checkpoint leads nowhere. A storage that takes no files must not hide what happened."""
@@ -205,12 +212,11 @@ class Worker:
             return None
 
     def _keep(self, item: WorkItem, result: TrainedParticle, seconds: float) -> Manifest:
-        files = {STATE_FILE: to_bytes(result.packed, item.named.recipe)}
         info: dict[str, Any] = {"metrics": result.evaluation.metrics, "history": result.history, "seconds": seconds,
                                 "work": str(item.work), "run": self.config.name}
         if result.as_trained is not None:
             info["as_trained"] = result.as_trained
-        return self.store.put(item.named.name, files, info)
+        return put_state(self.store, item.named.name, result.packed, item.named.recipe, info)
 
     def _evaluate(self, item: WorkItem, start: State, mask: np.ndarray, log: Any) -> Outcome:
         assert item.average is not None
@@ -218,22 +224,16 @@ class Worker:
         if average is None:
             raise CorruptArtifactError(f"the average {item.average} of {item.work} is not in the storage")
         began = time.perf_counter()
-        evaluation = self.trainer.evaluate(read_packed(self.store, average), mask, start.buffers)
+        evaluation = self.trainer.evaluate(read_state(self.store, average), mask, start.buffers)
         files = {BUFFERS_FILE: arrays_to_bytes(evaluation.buffers)}
         info = {"metrics": evaluation.metrics, "seconds": time.perf_counter() - began, "work": str(item.work)}
         log(f"{item.work}: {_metrics_text(evaluation.metrics)}")
         return outcome_of(self.store.put(item.named.name, files, info))
 
 
-def outcome_of(manifest: Manifest, trained_epochs: int = 0) -> Outcome:
+def outcome_of(manifest: Manifest, trained_epochs: int = 0, num_pieces: int = 0) -> Outcome:
     """The outcome that a stored result stands for."""
-    state = manifest.files.get(STATE_FILE)
-    return Outcome(manifest.name, state.sha256 if state else "", manifest.info, trained_epochs)
-
-
-def read_packed(store: ArtifactStore, manifest: Manifest) -> Packed:
-    """The verified state of a particle or an average."""
-    return from_bytes(store.read(manifest, STATE_FILE))[0]
+    return Outcome(manifest.name, state_digest(manifest.files), manifest.info, trained_epochs, num_pieces)
 
 
 @contextlib.contextmanager

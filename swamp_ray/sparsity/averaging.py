@@ -13,17 +13,24 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from swamp_ray.errors import RunError
-from swamp_ray.sparsity.packing import Packed
+from swamp_ray.sparsity.packing import Packed, chunks
+
+_BLOCK = 1 << 13  # stays in a core's cache
 
 
 class OrderedMean:
     """The mean over particles: one float64 accumulator, rounded to float32 once.
 
     Particles are added in index order, whichever finished first, so that the sum has the same bits.
+
+    Attributes:
+        count: How many were added.
+        squares: Sums of the squares of all surviving weights that were added, one for each chunk of a state.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.squares: list[float] = []
         self._values: np.ndarray | None = None
         self._rest: np.ndarray | None = None
 
@@ -33,19 +40,21 @@ class OrderedMean:
         Raises:
             RunError: Its shape is not that of the others, or it is not finite.
         """
-        if not (np.isfinite(packed.values).all() and np.isfinite(packed.rest).all()):
+        if not (is_finite(packed.values) and is_finite(packed.rest)):
             raise RunError("a particle's weights are not finite and cannot be averaged")
         if self._values is None or self._rest is None:
-            # Not from 0, which would turn negative zeros into positive ones.
-            self._values, self._rest = packed.values.astype(np.float64), packed.rest.astype(np.float64)
-            self.count = 1
-            return
-        if packed.values.shape != self._values.shape or packed.rest.shape != self._rest.shape:
+            self._values, self._rest = np.empty(packed.values.size), np.empty(packed.rest.size)
+            self.squares = [0.0] * len(chunks(packed.values.size))
+        elif packed.values.shape != self._values.shape or packed.rest.shape != self._rest.shape:
             raise RunError(f"particles of a round must share their mask, but one has {packed.values.size} surviving "
                            f"weights and {packed.rest.size} others instead of {self._values.size} and "
                            f"{self._rest.size}")
-        np.add(self._values, packed.values, out=self._values)
-        np.add(self._rest, packed.rest, out=self._rest)
+        # The first is copied, not added to 0, which would turn negative zeros into positive ones.
+        first = self.count == 0
+        found = [_accumulate(self._values[begin:end], packed.values[begin:end], first)
+                 for begin, end in chunks(packed.values.size)]
+        _accumulate(self._rest, packed.rest, first)
+        self.squares = [old + new for old, new in zip(self.squares, found, strict=True)]
         self.count += 1
 
     def mean(self) -> Packed:
@@ -56,7 +65,49 @@ class OrderedMean:
         """
         if self._values is None or self._rest is None or self.count == 0:
             raise RunError("there is nothing to average")
-        return Packed((self._values / self.count).astype(np.float32), (self._rest / self.count).astype(np.float32))
+        return Packed(_divided(self._values, self.count), _divided(self._rest, self.count))
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element is NaN or infinite, without an array of answers as long as the given one."""
+    return all(bool(np.isfinite(array[begin:begin + _BLOCK]).all()) for begin in range(0, array.size, _BLOCK))
+
+
+def _accumulate(total: np.ndarray, array: np.ndarray, first: bool) -> float:
+    """Add (or, as the first, write) float32 to float64, a block at a time; returns the sum of squares."""
+    wide, squares = np.empty(min(_BLOCK, array.size)), 0.0
+    for begin in range(0, array.size, _BLOCK):
+        block = array[begin:begin + _BLOCK]
+        part, target = wide[:block.size], total[begin:begin + _BLOCK]
+        np.copyto(part, block)
+        if first:
+            np.copyto(target, part)
+        else:
+            np.add(target, part, out=target)
+        squares += float(part @ part)
+    return squares
+
+
+def _divided(total: np.ndarray, count: int) -> np.ndarray:
+    """``total / count`` in float64, rounded to float32 once, without a float64 copy of the whole."""
+    mean = np.empty(total.size, dtype=np.float32)
+    for begin in range(0, total.size, _BLOCK):
+        mean[begin:begin + _BLOCK] = total[begin:begin + _BLOCK] / count
+    return mean
+
+
+def square_sums(values: np.ndarray) -> list[float]:
+    """Sums of squares of float32 values in float64, one for each chunk of a state."""
+    wide = np.empty(min(_BLOCK, values.size))
+    sums = []
+    for first, last in chunks(values.size):
+        squares = 0.0
+        for begin in range(first, last, _BLOCK):
+            part = wide[:min(_BLOCK, last - begin)]
+            np.copyto(part, values[begin:min(last, begin + _BLOCK)])
+            squares += float(part @ part)
+        sums.append(squares)
+    return sums
 
 
 class SnapshotMean:

@@ -5,8 +5,9 @@ Particles of a round share their mask, so that it does not travel with their sta
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.sparsity.masks import Layout, check_support, clean_name, flatten, full_values, prunable_tensors
 
 METADATA_KEY = "swamp"
+CHUNK = 1 << 24
+"""Elements of a state that are stored, averaged and checked as one piece: 64 MB. Part of the format of states."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,38 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes that travel."""
         return self.values.nbytes + self.rest.nbytes
+
+    @property
+    def size(self) -> int:
+        """Elements, surviving weights first."""
+        return self.values.size + self.rest.size
+
+    def part(self, first: int, last: int) -> Packed:
+        """Elements ``first`` to ``last - 1``, as views."""
+        values, rest = self.values[first:last], self.rest[max(0, first - self.values.size):]
+        return Packed(values, rest[:max(0, last - max(first, self.values.size))])
+
+
+def joined(parts: Sequence[Packed]) -> Packed:
+    """The whole of parts in order; of a single one itself."""
+    if len(parts) == 1:
+        return parts[0]
+    return Packed(np.concatenate([part.values for part in parts]), np.concatenate([part.rest for part in parts]))
+
+
+def chunks(size: int) -> list[tuple[int, int]]:
+    """First and last element (exclusive) of each chunk of a state; at least one chunk."""
+    return [(first, min(size, first + CHUNK)) for first in range(0, max(1, size), CHUNK)]
+
+
+def spans(size: int, num_shards: int) -> list[tuple[int, int]]:
+    """Whole chunks of a state for each of at most ``num_shards`` shards: first and last element (exclusive).
+
+    Shards get as equal numbers of chunks as there can be; one that would get none is left out.
+    """
+    parts = chunks(size)
+    cuts = [index * len(parts) // num_shards for index in range(num_shards + 1)]
+    return [(parts[first][0], parts[last - 1][1]) for first, last in itertools.pairwise(cuts) if first < last]
 
 
 def pack_model(model: nn.Module, layout: Layout, mask: np.ndarray) -> Packed:

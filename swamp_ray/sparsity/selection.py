@@ -201,12 +201,12 @@ def top_k(scores: np.ndarray, k: int) -> np.ndarray:
         return np.full(num, k == num)
     threshold = _kth_largest(scores, k)
     keep = scores > threshold
-    _keep_ties(keep, scores, threshold, k - int(np.count_nonzero(keep)))
+    keep_ties(keep, scores, threshold, k - int(np.count_nonzero(keep)))
     return keep
 
 
-def _keep_ties(keep: np.ndarray, scores: np.ndarray, threshold: np.floating[Any], missing: int) -> None:
-    """Keep the first ``missing`` of the scores that equal the threshold too."""
+def keep_ties(keep: np.ndarray, scores: np.ndarray, threshold: np.floating[Any], missing: int) -> None:
+    """Keep the first ``missing`` of the scores that equal the threshold too, in place."""
     for first in range(0, scores.size, _CHUNK):
         if missing == 0:
             return

@@ -108,7 +108,8 @@ class ArtifactStore:
             RunError: If the storage could not be written; what was there before is unharmed.
         """
         key = _manifest_key(name, slot)
-        data = _dump(name, slot, files, info)
+        data = _dump(name, slot, {file: FileEntry(digest_bytes(payload), len(payload))
+                                  for file, payload in files.items()}, info)
         manifest = _parse(data)
         previous = self._sound(name, slot)
         if slot == RESULT and previous is not None and self._is_whole(previous):
@@ -124,6 +125,37 @@ class ArtifactStore:
         self._write_payloads(manifest, files, only_missing=True)
         self._sweep(name, f"{slot}.json", dropped=previous)
         return manifest
+
+    def write(self, name: str, file: str, data: bytes) -> FileEntry:
+        """Store one payload of a result that :meth:`finish` will make exist; several processes may write some each.
+
+        Raises:
+            RunError: If the storage could not be written.
+        """
+        entry = FileEntry(digest_bytes(data), len(data))
+        self.place.write(_payload_key(name, file, entry), data)
+        return entry
+
+    def finish(self, name: str, files: Mapping[str, FileEntry], info: Mapping[str, object]) -> Manifest:
+        """Let a result exist, whose payloads have been written within the last hour.
+
+        Returns:
+            The manifest that now holds, perhaps another writer's.
+
+        Raises:
+            RunError: If the storage could not be written.
+        """
+        previous = self._sound(name, RESULT)
+        if previous is not None and self._is_whole(previous):
+            return previous
+        data = _dump(name, RESULT, files, info)
+        if not self.place.write(_manifest_key(name, RESULT), data, keep_existing=previous is None):
+            winner = self._sound(name, RESULT)
+            if winner is not None:
+                return winner
+            self.place.write(_manifest_key(name, RESULT), data)
+        self._sweep(name, f"{RESULT}.json", dropped=previous)
+        return _parse(data)
 
     def find(self, name: str, slot: str = RESULT) -> Manifest | None:
         """The manifest of a slot; None if nothing was finished there.
@@ -192,6 +224,11 @@ class ArtifactStore:
         if manifest is None or file not in manifest.files:
             return False
         return self.place.size(_payload_key(name, file, manifest.files[file])) is None
+
+    def file_names(self, name: str) -> list[str]:
+        """Which files a finished result consists of, whether or not their payloads are still there; else none."""
+        manifest = self._sound(name, RESULT)
+        return [] if manifest is None else list(manifest.files)
 
     def check_writable(self) -> None:
         """Try that the storage root takes files.
@@ -304,8 +341,8 @@ def payload_name(file: str, entry: FileEntry) -> str:
     return entry.sha256 + Path(file).suffix
 
 
-def _dump(name: str, slot: str, files: Mapping[str, bytes], info: Mapping[str, object]) -> bytes:
-    entries = {file: {"sha256": digest_bytes(data), "size": len(data)} for file, data in files.items()}
+def _dump(name: str, slot: str, files: Mapping[str, FileEntry], info: Mapping[str, object]) -> bytes:
+    entries = {file: {"sha256": entry.sha256, "size": entry.size} for file, entry in files.items()}
     body = {"format": MANIFEST_FORMAT, "name": name, "slot": slot, "files": entries, "info": dict(info)}
     return canonical_json({**body, "check": digest_bytes(canonical_json(body))})
 

@@ -9,6 +9,7 @@ from swamp_ray.config_reading import parse_config
 from swamp_ray.errors import SwampError
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.states import let_go_state
 from swamp_ray.storage.usage import other_runs, read_usage
 
 
@@ -22,11 +23,10 @@ class StateKeeper:
         policy: ``"all"``, ``"last"`` (of the last recorded round) or ``"none"``.
         store: Artifacts of the storage root.
         rundir: The run.
-        file: The payload that holds a state.
     """
 
-    def __init__(self, policy: str, store: ArtifactStore, rundir: RunDir, file: str) -> None:
-        self._policy, self._store, self._rundir, self._file = policy, store, rundir, file
+    def __init__(self, policy: str, store: ArtifactStore, rundir: RunDir) -> None:
+        self._policy, self._store, self._rundir = policy, store, rundir
         self._last = -1
         self._kept: dict[int, list[str]] = {}
 
@@ -46,7 +46,7 @@ class StateKeeper:
     def _let_go(self, name: str, needed: set[str]) -> bool:
         if name in needed:
             return False
-        self._store.let_go(name, self._file)
+        let_go_state(self._store, name)
         return True
 
     def _needed_elsewhere(self) -> set[str]:

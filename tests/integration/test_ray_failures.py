@@ -156,7 +156,7 @@ def test_states_that_are_lost_while_they_wait_are_read_from_storage(
             if work == Work("particle", 0, 2):
                 held = executors[0]._held
                 assert sorted(work.particle for work in held) == [1, 2]
-                held.update(dict.fromkeys(held, lost_object()))
+                held.update({work: [lost_object()] for work in held})
                 marker.touch()
 
         def warning(self, text: str) -> None:

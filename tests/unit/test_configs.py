@@ -14,12 +14,12 @@ from swamp_ray.config_reading import dump_config, load_config, parse_config, wit
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.orchestration.worker import read_packed
 from swamp_ray.rounds import RoundPlan, plan_rounds
 from swamp_ray.sparsity.masks import Layout, find_prunable
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.sparsity.selection import plan_survivors
 from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.states import read_state
 from swamp_ray.training.models import build_model
 from swamp_ray.training.particle import ParticleJob, ParticleTrainer
 from swamp_ray.training.program import Program, dense_program, round_program
@@ -264,7 +264,7 @@ class TestStartingWeights:
             store = ArtifactStore(done.rundir.storage)
             average = store.find(done.records[0].artifacts["average"]["name"])
             assert average is not None
-            rewind = unpack(read_packed(store, average), layout, first[0].mask)
+            rewind = unpack(read_state(store, average), layout, first[0].mask)
         expected = pack_state(rewind, layout, second[0].mask, drop_outside=True)
         assert len(second) == done.records[1].num_particles
         for one in second:

@@ -99,17 +99,17 @@ def test_a_ticket_in_a_plain_model_gives_the_recorded_accuracy(tmp_path: Path) -
 
 
 def test_the_average_is_the_float64_mean_of_the_particles(tmp_path: Path) -> None:
-    from swamp_ray.orchestration.worker import read_packed
+    from swamp_ray.storage.states import read_state
 
     done, _ = watched(tmp_path)
     store = ArtifactStore(tmp_path)
     for record in done.records:
         names = [entry["name"] for entry in record.artifacts["particles"]]
-        states = [read_packed(store, manifest) for name in names if (manifest := store.find(name)) is not None]
+        states = [read_state(store, manifest) for name in names if (manifest := store.find(name)) is not None]
         average = store.find(record.artifacts["average"]["name"])
         assert average is not None
         expected = np.mean([state.values.astype(np.float64) for state in states], axis=0).astype(np.float32)
-        np.testing.assert_array_equal(read_packed(store, average).values, expected)
+        np.testing.assert_array_equal(read_state(store, average).values, expected)
         distances = [np.sum((state.values.astype(np.float64) - expected) ** 2) for state in states]
         assert record.spread == pytest.approx(np.sqrt(np.mean(distances)), rel=1e-3)
 
@@ -291,9 +291,9 @@ def test_the_best_particle_goes_on_alone(tmp_path: Path) -> None:
         manifest, best = store.find(average), store.find(record.artifacts["particles"][record.combined[0]]["name"])
         assert manifest is not None
         assert best is not None
-        from swamp_ray.orchestration.worker import read_packed
+        from swamp_ray.storage.states import read_state
 
-        np.testing.assert_array_equal(read_packed(store, manifest).values, read_packed(store, best).values)
+        np.testing.assert_array_equal(read_state(store, manifest).values, read_state(store, best).values)
 
 
 def _starts(storage: Path, done: Run, index: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:

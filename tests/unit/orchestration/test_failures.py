@@ -19,11 +19,11 @@ from swamp_ray.orchestration.failures import divergence_advice, kind_of, memory_
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
-from swamp_ray.orchestration.worker import read_packed
 from swamp_ray.rounds import DENSE, Work
 from swamp_ray.status import describe
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.states import read_state
 from swamp_ray.training.particle import Progress
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
@@ -102,12 +102,12 @@ class TestDrop:
         assert first.mean["test"]["accuracy"] == pytest.approx(statistics.fmean(accuracies))
         assert first.std["test"]["accuracy"] == pytest.approx(statistics.stdev(accuracies))
         store = ArtifactStore(tmp_path)
-        states = [read_packed(store, found).values.astype(np.float64) for entry in first.artifacts["particles"]
+        states = [read_state(store, found).values.astype(np.float64) for entry in first.artifacts["particles"]
                   if (found := store.find(entry["name"])) is not None]
         assert len(states) == len(accuracies) == 2
         average = store.find(first.artifacts["average"]["name"])
         assert average is not None
-        np.testing.assert_array_equal(read_packed(store, average).values, np.mean(states, axis=0).astype(np.float32))
+        np.testing.assert_array_equal(read_state(store, average).values, np.mean(states, axis=0).astype(np.float32))
         assert watcher.dropped == [particle(0, 1)]
         assert decisions(tmp_path) == [("drop", 0, 1, 0)]
         incidents = record_of(tmp_path)["attempts"][0]["incidents"]

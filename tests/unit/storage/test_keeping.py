@@ -9,10 +9,10 @@ import pytest
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
-from swamp_ray.orchestration.worker import STATE_FILE
 from swamp_ray.rounds import Add, Average, Averaged, Do, Finished, Lost, RoundPlan, Rounds, Work
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.states import lacks_state
 from swamp_ray.storage.usage import read_usage
 from tests.helpers import ticket_digests, tiny
 
@@ -202,4 +202,4 @@ def test_a_policy_lets_no_state_go_that_another_run_keeps_by_its_own(tmp_path: P
     watched(tmp_path, name="other", keep__particles="none")
     store = ArtifactStore(tmp_path)
     names = [entry["name"] for record in first.records for entry in record.artifacts["particles"]]
-    assert not any(store.lacks(name, STATE_FILE) for name in names)
+    assert not any(lacks_state(store, name) for name in names)

@@ -1,0 +1,111 @@
+"""Masks as packed bits, as they travel and are stored: counting, and choosing among the weights that they keep.
+
+One bit a prunable weight, the first in the highest bit of its byte, as `masks.to_bits` writes them. Nothing here
+unpacks more than a block at a time, so that a mask over ten billion weights takes 1.25 GB and not ten.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from swamp_ray.sparsity.masks import Layout
+
+_BLOCK = 1 << 15
+
+
+def num_kept(bits: np.ndarray) -> int:
+    """How many weights a mask keeps."""
+    return sum(int(np.bitwise_count(bits[begin:begin + _BLOCK]).sum(dtype=np.int64))
+               for begin in range(0, bits.size, _BLOCK))
+
+
+def layer_counts(layout: Layout, bits: np.ndarray) -> list[int]:
+    """How many weights each layer keeps."""
+    return [_count_between(bits, layer.offset, layer.offset + layer.size) for layer in layout.layers]
+
+
+def layer_densities(layout: Layout, bits: np.ndarray) -> dict[str, float]:
+    """Density of each layer, by name."""
+    return {layer.name: count / layer.size
+            for layer, count in zip(layout.layers, layer_counts(layout, bits), strict=True)}
+
+
+def between(bits: np.ndarray, first: int, last: int) -> np.ndarray:
+    """The mask of weights ``first`` to ``last - 1``, bool."""
+    return np.unpackbits(bits[first // 8:(last + 7) // 8])[first % 8:first % 8 + last - first].view(np.bool_)
+
+
+def choose(bits: np.ndarray, first: int, chosen: np.ndarray) -> tuple[int, np.ndarray]:
+    """The mask that keeps those of some survivors that were chosen.
+
+    Args:
+        bits: The present mask.
+        first: Index among its survivors of the first that is chosen from.
+        chosen: bool, for that survivor and those after it.
+
+    Returns:
+        The first byte that they lie in, and the bytes from there on; bits of other survivors are 0.
+    """
+    if not chosen.size:
+        return 0, np.zeros(0, dtype=np.uint8)
+    begin, before = _byte_of(bits, first)
+    end = _byte_of(bits, first + chosen.size - 1)[0] + 1
+    return begin, _deposit(bits[begin:end], np.concatenate([np.zeros(first - before, dtype=np.bool_), chosen]))
+
+
+def _count_between(bits: np.ndarray, first: int, last: int) -> int:
+    inner = range((first + 7) // 8, last // 8)
+    if not inner:
+        return int(np.count_nonzero(between(bits, first, last)))
+    edges = np.count_nonzero(between(bits, first, 8 * inner.start)) + np.count_nonzero(between(bits, 8 * inner.stop,
+                                                                                             last))
+    return int(edges) + num_kept(bits[inner.start:inner.stop])
+
+
+def _byte_of(bits: np.ndarray, survivor: int) -> tuple[int, int]:
+    """The byte that holds a survivor, and how many survivors there are before this byte."""
+    before = 0
+    for begin in range(0, bits.size, _BLOCK):
+        counts = np.bitwise_count(bits[begin:begin + _BLOCK])
+        num = int(counts.sum(dtype=np.int64))
+        if survivor < before + num:
+            ends = before + np.cumsum(counts, dtype=np.int64)
+            place = int(np.searchsorted(ends, survivor, side="right"))
+            return begin + place, int(ends[place]) - int(counts[place])
+        before += num
+    raise ValueError(f"the mask keeps {before} weights, but survivor {survivor} was asked for")
+
+
+def _deposit(bits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Bits of a mask, without those whose survivor was not chosen; survivors after the last choice are not either."""
+    # The eight choices from any one on lie within two bytes.
+    packed = np.concatenate([np.packbits(chosen), np.zeros(2, dtype=np.uint8)]).astype(np.uint16)
+    windows = packed[:-1] << 8 | packed[1:]
+    out = np.empty_like(bits)
+    done = 0
+    for begin in range(0, bits.size, _BLOCK):
+        block = bits[begin:begin + _BLOCK]
+        counts = np.bitwise_count(block)
+        starts = np.cumsum(counts, dtype=np.int32)
+        num = int(starts[-1])
+        starts -= counts
+        starts += done & 7
+        choices = np.take(windows[done >> 3:], starts >> 3, mode="clip")
+        starts &= 7
+        choices <<= starts.astype(np.uint16)
+        choices >>= 8
+        np.take(_DEPOSITS, block.astype(np.uint16) << 8 | choices, out=out[begin:begin + _BLOCK], mode="clip")
+        done += num
+    return out
+
+
+def _deposits() -> np.ndarray:
+    """For each byte of a mask and each byte of choices: the mask's bits that are chosen, uint8 ``[65536]``."""
+    mask = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    ranks = np.cumsum(mask, axis=1) - 1
+    choices = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    taken = choices[:, np.maximum(ranks, 0)]  # [choices, mask, bit]
+    return np.packbits(taken & mask[None], axis=2)[..., 0].T.reshape(-1)
+
+
+_DEPOSITS = _deposits()
