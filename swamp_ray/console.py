@@ -61,6 +61,10 @@ class PlainReporter(Reporter):
         """Say how many workers there are."""
         self._console.print(f"training on {counted(num_workers, 'worker')}")
 
+    def workers_changed(self, num_workers: int) -> None:
+        """Say how many workers there are from now on."""
+        self._console.print(f"nodes have come or gone: {counted(num_workers, 'worker')} from now on")
+
     def work_advanced(self, work: Work, progress: Progress) -> None:
         """A heartbeat now and then."""
         self._budget.advanced(work, progress)
@@ -129,6 +133,10 @@ class LiveReporter(Reporter):
         """Say how many workers there are."""
         self._note = f"{counted(num_workers, 'worker')} starting ..."
         self._refresh()
+
+    def workers_changed(self, num_workers: int) -> None:
+        """Say how many workers there are from now on."""
+        self._console.print(f"nodes have come or gone: {counted(num_workers, 'worker')} from now on")
 
     def work_advanced(self, work: Work, progress: Progress) -> None:
         """Move the particle's line."""

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 
 from swamp_ray.config import ExecutionConfig
 from swamp_ray.errors import UserError
+from swamp_ray.orchestration.placement import Node
 
 
 def connect(execution: ExecutionConfig) -> bool:
@@ -66,9 +68,11 @@ def cluster_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0.0))
 
 
-def node_resources() -> list[dict[str, float]]:
-    """Resources of each living node of the connected cluster."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def living_nodes() -> list[Node]:
+    """The living nodes of the connected cluster; what is free may be a moment old."""
+    free = available_resources_per_node()
+    return [Node(node["NodeID"], node["Resources"], node.get("Labels") or {}, free.get(node["NodeID"], {}))
+            for node in ray.nodes() if node["Alive"]]
 
 
 def probe() -> str:

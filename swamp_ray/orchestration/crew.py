@@ -48,6 +48,11 @@ class Crew:
         return [*self._idle, *self._busy, *self._starting.values()]
 
     @property
+    def starting(self) -> list[Any]:
+        """Workers that have not answered yet, or not again."""
+        return list(self._starting.values())
+
+    @property
     def waiting(self) -> list[ObjectRef[Any]]:
         """References that are ready when a worker has answered, or has turned out to be dead."""
         return list(self._starting)

@@ -28,6 +28,7 @@ from swamp_ray.orchestration.messages import (
     Notice,
     Outcome,
     Report,
+    Resized,
     RoundRecord,
     StateLost,
     WorkItem,
@@ -395,6 +396,10 @@ class Driver:
             case Notice(who=who, text=text):
                 self._reporter.warning(f"{who}: {text}")
                 self._journal.incident(who, text, "machine")
+                return []
+            case Resized(num_workers=num_workers):
+                self._reporter.workers_changed(num_workers)
+                self._journal.started_workers(num_workers)
                 return []
             case StateLost(work=work) if lacks_state(self._store, self._outcomes[work].name):
                 return self._train_again([work])

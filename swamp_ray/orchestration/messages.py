@@ -161,7 +161,14 @@ class Notice:
     text: str
 
 
-Report = Advanced | Done | Broken | Blocked | AverageDone | AverageLost | StateLost | Notice
+@dataclass(frozen=True)
+class Resized:
+    """Nodes have come or gone: so many jobs can run side by side now."""
+
+    num_workers: int
+
+
+Report = Advanced | Done | Broken | Blocked | AverageDone | AverageLost | StateLost | Notice | Resized
 
 
 class Executor(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,11 +18,12 @@ import ray
 import torch
 from ray import ObjectRef
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swamp_ray.config import ExecutionConfig, SwampConfig
 from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.orchestration.averager import Averager, Local, ShardCall
-from swamp_ray.orchestration.cluster import connect, node_resources
+from swamp_ray.orchestration.cluster import connect, living_nodes
 from swamp_ray.orchestration.crew import Crew
 from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.orchestration.messages import (
@@ -38,11 +39,13 @@ from swamp_ray.orchestration.messages import (
     Notice,
     Outcome,
     Report,
+    Resized,
     StateLost,
     WorkItem,
 )
+from swamp_ray.orchestration.placement import eligible, next_node, worker_labels
 from swamp_ray.orchestration.preparation import Prepared, State
-from swamp_ray.orchestration.resources import capacity, describe_resources, pool_size, worker_resources
+from swamp_ray.orchestration.resources import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
@@ -56,6 +59,8 @@ from swamp_ray.training.particle import Progress
 PROGRESS_INTERVAL_S = 0.25
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STOP_INTERVAL_S = 0.1
+LOOK_S = 5.0
+"""So often the nodes of the cluster are counted."""
 SPARE_S = 5.0
 """A spare actor that does not answer for so long is not used."""
 
@@ -197,7 +202,8 @@ class Pool:
     Args:
         members: The runs.
         storage: Storage root, an absolute path or a URL that every node sees.
-        num_workers: How many jobs run side by side; default: as the config says and the cluster can hold.
+        num_workers: How many jobs run side by side, in the placement group of the caller; default: as the config says
+            and the cluster can hold, which changes as nodes come and go.
         deadline_s: An error is raised once jobs have waited for so long without any worker; None: never.
         spares: Where actors are taken from, and left when the pool ends; None: all are started, and ended.
 
@@ -213,22 +219,23 @@ class Pool:
         execution = prepared.config.execution
         self._owns_ray = connect(execution)
         try:
-            most = sum(max(plan.num_particles for plan in one.plan) for one in members)
+            self._most = sum(max(plan.num_particles for plan in one.plan) for one in members)
             self._resources = worker_resources(execution, prepared.arithmetic.device)
-            self.num_workers = num_workers or pool_size(
-                execution, prepared.arithmetic.device, most, node_resources())
+            self._in_group = num_workers is not None
+            self.num_workers = num_workers or self._fitting(eligible(living_nodes(), execution))
             self._data = ray.put(prepared.data)
             self._num_shards = num_shards(prepared.config, prepared.layout)
         except BaseException:
             self._disconnect()
             raise
-        self._crew = Crew(self._start_worker, self.num_workers, lambda: capacity(node_resources(), self._resources),
-                          describe_resources(self._resources))
+        self._crew = Crew(self._start_worker, self.num_workers, self._places, describe_resources(self._resources))
+        self._next_look = time.monotonic() + LOOK_S
         self._queue: deque[tuple[RayExecutor, WorkItem, Handle, Handle, Handle | None]] = deque()
         self._running: dict[Any, _Running] = {}
         self._averagers: dict[int, Any] = {}
         self._dead_averagers: set[str] = set()
         self._told: set[str] = set()
+        self._node_of: dict[Any, str | None] = {}
         self._executors: list[RayExecutor] = []
         if spares is None:
             # All at once: starting an actor takes seconds, which the dense phase hides.
@@ -276,6 +283,7 @@ class Pool:
         Raises:
             RunError: No worker was there for as long as the deadline.
         """
+        self._look_at_nodes()
         self._fill()
         if self._queue and not self._running:
             self._look_at_silence()
@@ -347,6 +355,28 @@ class Pool:
         if self._owns_ray and ray.is_initialized():
             ray.shutdown()
 
+    def _fitting(self, nodes: list[Resources]) -> int:
+        return pool_size(self._prepared.config.execution, self._prepared.arithmetic.device, self._most, nodes)
+
+    def _places(self) -> int:
+        """How many workers the living nodes could hold; many where the cluster starts nodes for those that wait."""
+        execution = self._prepared.config.execution
+        return self._most if execution.autoscaling else capacity(eligible(living_nodes(), execution), self._resources)
+
+    def _look_at_nodes(self) -> None:
+        """Now and then: nodes that have joined take waiting jobs; those that have left are not counted on any more."""
+        if self._in_group or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        execution = self._prepared.config.execution
+        if execution.num_workers is not None or execution.autoscaling or not (fitting := self._places()):
+            return
+        fitting = min(fitting, self._most)
+        if fitting != self.num_workers:
+            self.num_workers = self._crew.most = fitting
+            for executor in self._executors:
+                executor.tell(Resized(fitting))
+
     def _look_at_silence(self) -> None:
         text = self._crew.silence()
         if self._deadline_s is not None and self._crew.silent_s > self._deadline_s:
@@ -376,9 +406,30 @@ class Pool:
             spare.setup.remote(*given)
             return spare
         kind: Any = ray.remote(ParticleActor)
+        node, where = self._next_place()
         environment = _worker_environment(self._prepared.config.execution)
-        return kind.options(num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"], max_restarts=0,
-                            runtime_env={"env_vars": environment}).remote(*given)
+        actor = kind.options(num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"], max_restarts=0,
+                             runtime_env={"env_vars": environment}, **where).remote(*given)
+        self._node_of[actor] = node
+        return actor
+
+    def _next_place(self) -> tuple[str | None, dict[str, Any]]:
+        """Where the next worker goes: its node if that is decided here, and Ray's options for it."""
+        execution = self._prepared.config.execution
+        labels = worker_labels(execution)
+        selector: dict[str, Any] = {"label_selector": labels} if labels else {}
+        if self._in_group:
+            return None, {}  # the group's bundles have been placed by the same labels
+        nodes = living_nodes()
+        if len(nodes) == 1:
+            return None, selector
+        present, starting = (Counter(node for actor in actors if (node := self._node_of.get(actor)) is not None)
+                             for actors in (self._crew.all, self._crew.starting))
+        node = next_node(nodes, execution, self._resources, present, starting)
+        if node is None:
+            return None, {**selector, "scheduling_strategy": "SPREAD"}
+        # Should it go meanwhile, another one will do, unless labels count.
+        return node, {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=not labels)}
 
     @property
     def _averager_kind(self) -> object:
@@ -439,6 +490,7 @@ class Pool:
         """End a job together with its worker."""
         del self._running[running.stream]
         self._crew.lose(running.actor)
+        self._node_of.pop(running.actor, None)
 
     def _finish(self, running: _Running) -> None:
         self._give_back(running)

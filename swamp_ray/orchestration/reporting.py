@@ -20,6 +20,9 @@ class Reporter:
     def executor_started(self, num_workers: int) -> None:
         """Workers can be had."""
 
+    def workers_changed(self, num_workers: int) -> None:
+        """Nodes have come or gone: so many workers can be had now."""
+
     def work_submitted(self, item: WorkItem) -> None:
         """A job waits for a worker."""
 

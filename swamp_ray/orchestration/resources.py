@@ -99,9 +99,13 @@ def capacity(nodes: Sequence[Resources], asked: Resources) -> int:
 def pool_size(execution: ExecutionConfig, device: str, most_particles: int, nodes: Sequence[Resources]) -> int:
     """How many workers run side by side: as many as the nodes hold, at most one a particle.
 
+    Where the cluster starts nodes as they are needed, as many as there are particles, or as were asked for.
+
     Raises:
         UserError: Not even one worker fits on any node, or fewer fit than were asked for.
     """
+    if execution.autoscaling:
+        return min(execution.num_workers or most_particles, most_particles)
     asked = worker_resources(execution, device)
     fitting = capacity(nodes, asked)
     if fitting == 0:

@@ -12,6 +12,7 @@ from swamp_ray.errors import Interrupted, SwampError, UserError
 from swamp_ray.orchestration.driver import Driver, ExecutorFactory
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
+from swamp_ray.orchestration.placement import check_labels, eligible
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine, unused_settings
@@ -114,11 +115,16 @@ def _check_room(prepared: Prepared, place: Place) -> None:
         return
     import ray
 
-    from swamp_ray.orchestration.cluster import node_resources
+    from swamp_ray.orchestration.cluster import living_nodes
     from swamp_ray.orchestration.nodes import check_shared
 
-    nodes = node_resources() if ray.is_initialized() else [this_machine()]
-    pool_size(execution, prepared.arithmetic.device, max(plan.num_particles for plan in prepared.plan), nodes)
+    most = max(plan.num_particles for plan in prepared.plan)
+    if not ray.is_initialized():
+        pool_size(execution, prepared.arithmetic.device, most, [this_machine()])
+        return
+    nodes = living_nodes()
+    check_labels(nodes, execution)
+    pool_size(execution, prepared.arithmetic.device, most, eligible(nodes, execution))
     if len(nodes) > 1:
         check_shared(place)
 

@@ -28,8 +28,9 @@ from ray import tune
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import differences
 from swamp_ray.errors import EXIT_INTERRUPTED, CorruptArtifactError, Interrupted, RunError, SwampError, UserError
-from swamp_ray.orchestration.cluster import cluster_gpus, connect, node_resources
+from swamp_ray.orchestration.cluster import cluster_gpus, connect, living_nodes
 from swamp_ray.orchestration.nodes import check_shared
+from swamp_ray.orchestration.placement import check_labels, eligible
 from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.orchestration.provenance import PACKAGES, commit, now, version
 from swamp_ray.orchestration.resources import capacity, check_address, this_machine, worker_resources
@@ -115,8 +116,9 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
         owns = connect(sweep.base.execution)
         try:
             device = _device(sweep.base, embedded)
-            nodes = node_resources()
-            plan = plan or plan_sweep(sweep, device, nodes)
+            nodes = living_nodes()
+            check_labels(nodes, sweep.base.execution)
+            plan = plan or plan_sweep(sweep, device, eligible(nodes, sweep.base.execution))
             if len(nodes) > 1:
                 check_shared(place)
             check_search(sweep, plan.num_milestones)
@@ -358,7 +360,7 @@ class _Sweep:
         self._pass(ListedSettings([*again, *settings]), len(again) + len(settings))
 
     def _pass(self, search: Any, count: int) -> None:
-        config, nodes = self.sweep.config, node_resources()
+        config, nodes = self.sweep.config, eligible(living_nodes(), self.sweep.base.execution)
         self._nodes = nodes
         signal: Any = ray.remote(StopSignal).options(num_cpus=0).remote()
         trials = Trials(
@@ -385,7 +387,8 @@ class _Sweep:
     def has_room(self) -> bool:
         """Whether the living nodes could hold a worker, whatever else they do."""
         execution = self.sweep.base.execution
-        return capacity(node_resources(), worker_resources(execution, self._device)) > 0
+        nodes = eligible(living_nodes(), execution)
+        return execution.autoscaling or capacity(nodes, worker_resources(execution, self._device)) > 0
 
     @contextlib.contextmanager
     def _tune_folder(self) -> Iterator[str]:

@@ -19,9 +19,10 @@ from ray.exceptions import RayActorError, RayError
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import unknown_key, with_values
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
-from swamp_ray.orchestration.cluster import node_resources
+from swamp_ray.orchestration.cluster import living_nodes
 from swamp_ray.orchestration.journal import flat
 from swamp_ray.orchestration.messages import RoundRecord
+from swamp_ray.orchestration.placement import eligible, worker_labels
 from swamp_ray.orchestration.pool import Spares
 from swamp_ray.orchestration.resources import this_machine, worker_resources
 from swamp_ray.orchestration.stopping import Stopping
@@ -139,8 +140,9 @@ class Trials:
         """How many workers a setting has."""
         if self.count_workers is not None:
             return self.count_workers(setting)
-        nodes = node_resources() if ray.is_initialized() else [this_machine()]
-        return num_workers(self.member(setting, self.seeds[0]), self.device, nodes)
+        member = self.member(setting, self.seeds[0])
+        nodes = eligible(living_nodes(), member.execution) if ray.is_initialized() else [this_machine()]
+        return num_workers(member, self.device, nodes)
 
     def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         """The placement group of a trial: its workers, or its own process where they do not have any."""
@@ -152,8 +154,15 @@ class Trials:
         bundle = {kind: amount for kind, amount in worker_resources(member.execution, self.device).items() if amount}
         if member.execution.executor == "inline":
             return tune.PlacementGroupFactory([bundle or HEAD])
-        # The process that drives the trial needs next to nothing: an empty bundle, so that all CPUs are the workers'.
-        return tune.PlacementGroupFactory([{}, *[bundle or HEAD] * self.num_workers(setting)])
+        workers = [bundle or HEAD] * self.num_workers(setting)
+        labels, stable = worker_labels(member.execution), member.execution.stable_labels
+        strategy = {"spread": "SPREAD", "pack": "PACK"}[member.execution.placement]
+        if not labels and not stable:
+            # The process that drives the trial needs next to nothing: an empty bundle, so that all CPUs are workers'.
+            return tune.PlacementGroupFactory([{}, *workers], strategy)
+        # Tune drops an empty bundle, and then there is a selector too many.
+        return tune.PlacementGroupFactory(
+            [HEAD, *workers], strategy, bundle_label_selector=[stable, *[labels] * len(workers)])
 
     def trainable(self) -> type[tune.Trainable]:
         """For ``ray.tune.Tuner``, together with :meth:`resources`.

@@ -242,5 +242,5 @@ def test_how_many_shards_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert num_shards(config_of(tmp_path), large) == -(-1_000_000_021 // AUTO_ELEMENTS) == 4
     own = {"pruning__score": "tests.helpers:tiny"}
     assert num_shards(config_of(tmp_path, **own), large) == 1
-    with pytest.raises(UserError, match="num_shards must be auto or 1 with a pruning.score of your own"):
+    with pytest.raises(UserError, match=r"must be auto or 1 with a pruning\.score of your own"):
         config_of(tmp_path, averaging__num_shards=2, **own)

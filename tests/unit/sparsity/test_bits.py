@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,7 +39,7 @@ def test_layers_begin_and_end_within_bytes(data: st.DataObject) -> None:
     mask = drawn_mask(data)
     cuts = sorted({0, len(mask), *data.draw(st.lists(st.integers(0, len(mask)), max_size=4))})
     layers = tuple(Layer(f"layer{first}", (last - first,), "linear", first)
-                   for first, last in zip(cuts, cuts[1:], strict=False))
+                   for first, last in pairwise(cuts))
     layout = Layout(layers, ())
     assert layer_counts(layout, to_bits(mask)) == [int(mask[layer.span].sum()) for layer in layers]
     assert layer_densities(layout, to_bits(mask)) == masks.layer_densities(layout, mask)
