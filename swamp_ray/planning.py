@@ -17,6 +17,7 @@ from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.resources import pool_size, this_machine
 from swamp_ray.orchestration.searching import check_search
 from swamp_ray.orchestration.space import estimate, free_bytes
+from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
 from swamp_ray.orchestration.tracking import check_callbacks
 from swamp_ray.sparsity.selection import layer_budgets
@@ -174,8 +175,19 @@ def traffic_lines(prepared: Prepared) -> list[str]:
     return [
         f"travels: rewind weights {size(prepared.initial.num_bytes)} once; a round's mask {size(mask)}; "
         f"a particle's state {size(packed_bytes(prepared, first.survivors))} in round 0, "
-        f"{size(packed_bytes(prepared, last.survivors))} in round {last.index}"
+        f"{size(packed_bytes(prepared, last.survivors))} in round {last.index}",
+        *object_store_lines(prepared),
     ]
+
+
+def object_store_lines(prepared: Prepared) -> list[str]:
+    """What the first round, the largest, keeps in the object store of a node with one worker and with all states."""
+    if prepared.config.execution.executor == "inline":
+        return []
+    needs, most = round_bytes(prepared, prepared.plan[0]), prepared.plan[0].num_particles
+    waiting = min(most, prepared.config.execution.max_waiting_states)
+    return [f"object store of a node: at least {size(needs.needed(1, 0))} in round 0, "
+            f"{size(needs.needed(1, waiting))} with {waiting} states that wait"]
 
 
 def space_lines(prepared: Prepared) -> list[str]:

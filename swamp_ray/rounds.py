@@ -317,6 +317,10 @@ class Rounds:
         drops = {one.particle: one for one in self._decisions if one.round == index and one.drops}
         return [drops[particle] for particle in sorted(drops)]
 
+    def limit_waiting(self, num: int) -> None:
+        """From now on at most so many finished states may wait in memory for their turn."""
+        self._max_waiting = num
+
     def start(self) -> list[Instruction]:
         """The first instructions."""
         return [self._do(DENSE)] if self._dense else self._begin(0)

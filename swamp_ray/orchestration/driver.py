@@ -37,6 +37,7 @@ from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.records import round_record
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.orchestration.waiting import Waiting
 from swamp_ray.orchestration.worker import outcome_of
 from swamp_ray.rounds import (
@@ -107,6 +108,7 @@ class Driver:
         self._tickets = journal.rundir.tickets([plan.sparsity for plan in prepared.plan])
         self._written: dict[int, RoundRecord] = {}
         self._num_reported = 0
+        self._sized = -1
         self._error: BaseException | None = None
         self._error_item: WorkItem | None = None
         self._given: dict[Work, WorkItem] = {}
@@ -291,6 +293,7 @@ class Driver:
             self._reporter.work_submitted(item)
             return [self._failed(item.work, error, "diverged")]
         executor = self._executor_now()
+        self._look_at_memory(executor, item.work)
         inputs, start = self._inputs.of(item.work), self._inputs.start_handle(executor, item.work)
         self._reporter.work_submitted(item)
         executor.submit(
@@ -519,6 +522,14 @@ class Driver:
             self._journal.started_workers(self._executor.num_workers)
         return self._executor
 
+    def _look_at_memory(self, executor: Executor, work: Work) -> None:
+        """Before a round's first job: how many of its states may wait in memory."""
+        if work.kind == "particle" and work.round != self._sized:
+            self._sized = work.round
+            needs = round_bytes(self._prepared, self._prepared.plan[work.round])
+            asked = self._prepared.config.execution.max_waiting_states
+            self._machine.limit_waiting(executor.waiting_room(needs, asked))
+
     def _size(self, index: int) -> int:
         """Elements of each state of a round."""
         return self._prepared.plan[index].survivors + self._prepared.layout.num_rest
@@ -532,6 +543,7 @@ class Driver:
                                    self._inputs.of(Work("average", index)).mask)
         self._journal.write_round(record)
         self._keeper.recorded(index, [entry["name"] for entry in record.artifacts["particles"]])
+        self._inputs.release(index)
         self._written[index] = record
         # The last round is evaluated before the one before it, but people read rounds in order.
         while (following := self._written.pop(self._num_reported, None)) is not None:

@@ -29,6 +29,7 @@ from swamp_ray.orchestration.messages import (
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.packing import Packed, spans
@@ -86,6 +87,10 @@ class InlineExecutor:
     def drop(self, work: Work) -> None:
         """Release a held state."""
         self._held.pop(work, None)
+
+    def waiting_room(self, needs: RoundBytes, asked: int) -> int:
+        """As many as were asked for: jobs finish in order, and none waits."""
+        return asked
 
     def cancel(self, work: Work) -> None:
         """Take a job out of the queue, or leave it where it is."""

@@ -85,6 +85,10 @@ class Inputs:
             following._values = pack_state(full, layout, following.mask, drop_outside=True)
         self._rounds[index + 1] = following
 
+    def release(self, index: int) -> None:
+        """A round is recorded: its mask and values are not needed any more, here and in the object store."""
+        del self._rounds[index]
+
     def start_handle(self, executor: Executor, work: Work | None = None) -> Handle:
         """The rewind weights, where the workers can read them; for the dense phase the initialisation."""
         if work == DENSE:

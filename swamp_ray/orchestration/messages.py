@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.rounds import Work
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Named
@@ -193,6 +194,10 @@ class Executor(Protocol):
 
     def drop(self, work: Work) -> None:
         """Release a state that is held for the average."""
+        ...
+
+    def waiting_room(self, needs: RoundBytes, asked: int) -> int:
+        """How many finished states of a round may wait for the average, at most as many as were asked for."""
         ...
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:

@@ -47,6 +47,7 @@ from swamp_ray.orchestration.placement import eligible, next_node, worker_labels
 from swamp_ray.orchestration.preparation import Prepared, State
 from swamp_ray.orchestration.resources import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.orchestration.shard import Shard, num_shards
+from swamp_ray.orchestration.store_memory import RoundBytes, shortage
 from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.masks import Layout
@@ -336,6 +337,21 @@ class Pool:
                 self._averagers[index] = self._start_averager(index)
         return [self._averagers[index] for index in range(self._num_shards)]
 
+    def waiting_room(self, needs: RoundBytes, asked: int) -> tuple[int, str | None]:
+        """How many states of a member's round may wait, and what to say where there is too little memory for it.
+
+        Members of a pool share the nodes' object stores.
+        """
+        room, text = asked, None
+        for node in eligible(living_nodes(), self._prepared.config.execution):
+            workers = min(self.num_workers, capacity([node], self._resources))
+            store_bytes = node.get("object_store_memory", 0.0)
+            if workers and store_bytes:
+                share = store_bytes / max(1, len(self._executors))
+                room = min(room, needs.waiting_room(share, workers, asked))
+                text = text or shortage(needs.needed(workers, 0), store_bytes)
+        return room, text
+
     def averager_died(self, error: BaseException) -> bool:
         """Whether an error means that an averaging actor is gone; it is not used any more then."""
         known = {actor._actor_id.hex(): index for index, actor in self._averagers.items()}
@@ -553,6 +569,7 @@ class RayExecutor:
         self._complete: tuple[AverageSpec, Handle, Handle] | None = None
         self._averaging: dict[ObjectRef[Any], AverageSpec] = {}
         self._reports: list[Report] = []
+        self._told_shortage = False
 
     @property
     def num_workers(self) -> int:
@@ -585,6 +602,14 @@ class RayExecutor:
     def drop(self, work: Work) -> None:
         """Release a held state."""
         self._held.pop(work, None)
+
+    def waiting_room(self, needs: RoundBytes, asked: int) -> int:
+        """As many as were asked for, or as fit into the object stores; says where not even none fits."""
+        room, text = self._pool.waiting_room(needs, asked)
+        if text is not None and not self._told_shortage:
+            self._told_shortage = True
+            self.tell(Notice("object store", text))
+        return room
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
         """Close a round's average, once every shard has said that it has all states."""

@@ -41,7 +41,8 @@ def cluster() -> Iterator[Cluster]:
 def nodes_of(kind: str) -> dict[str, int]:
     """How many living actors of a class each node has."""
     found: dict[str, int] = {}
-    for actor in actors().values():
+    known: Any = actors()
+    for actor in known.values():
         if actor["ActorClassName"] == kind and actor["State"] == "ALIVE":
             node = actor["Address"]["NodeID"]
             found[node] = found.get(node, 0) + 1
@@ -97,6 +98,7 @@ def test_particles_spread_over_nodes_that_join_and_leave(cluster: Cluster, tmp_p
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     run(tiny(tmp_path / "cluster", execution__executor="ray", execution__num_gpus=0.5,
              execution__labels={"market": "spot"}, execution__stable_labels={"role": "head"}, **changed), reporter)
+    assert cluster.head_node is not None
     head = cluster.head_node.node_id
     assert list(reporter.spread.values()) == [1, 1, 1, 1]
     assert head not in reporter.spread
