@@ -1,0 +1,69 @@
+"""Averaging actors that share the weights of a network of more than one chunk, on a real local Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import ray
+
+from swamp_ray.orchestration import pool
+from swamp_ray.orchestration.pool import RayExecutor
+from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.orchestration.running import run
+from swamp_ray.rounds import Work
+from swamp_ray.sparsity.packing import CHUNK
+from swamp_ray.storage.artifacts import ArtifactStore
+from tests.helpers import ticket_digests, tiny
+
+# Two layers of 4,096 x 4,096 weights and a little: two chunks of 16.8 million.
+LARGE: dict[str, Any] = {
+    "model__name": "mlp", "model__options": {"hidden": [4096, 4096]}, "dense__length": 0, "round__length": "1 step",
+    "averaging__within": "none", "training__schedule__warmup": 0, "particles__count": 2, "pruning__target": 0.5}
+
+
+@pytest.fixture
+def local_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+class KillsAShard(Reporter):
+    """The second averaging actor dies once it may have been given something."""
+
+    executors: ClassVar[list[RayExecutor]] = []
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def work_finished(self, work: Work, found: bool) -> None:
+        if work == Work("particle", 0, 1):
+            ray.kill(self.executors[0]._pool.averagers()[1])
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_averaging_actors_of_which_one_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Known(RayExecutor):
+        def __init__(self, prepared: Prepared, storage: str) -> None:
+            super().__init__(prepared, storage)
+            KillsAShard.executors.append(self)
+
+    monkeypatch.setattr(pool, "RayExecutor", Known)
+    one = run(tiny(tmp_path / "one", **LARGE))
+    assert one.prepared.layout.num_prunable > CHUNK
+    reporter = KillsAShard()
+    run(tiny(tmp_path / "two", execution__executor="ray", averaging__num_shards=2, **LARGE), reporter)
+    assert len(KillsAShard.executors[0]._pool._dead_averagers) == 1
+    assert ["the averaging actor died" in text for text in reporter.warnings] == [True]
+    assert ticket_digests(tmp_path / "two") == ticket_digests(tmp_path / "one")
+    average = ArtifactStore(tmp_path / "two").find(one.records[0].artifacts["average"]["name"])
+    assert average is not None
+    assert sorted(average.files) == ["next_mask.safetensors", "state-00000.safetensors", "state-00001.safetensors"]
