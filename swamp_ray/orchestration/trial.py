@@ -39,7 +39,7 @@ FINISHED = ("complete", "stopped")
 DONE = "done"
 """Key of a report: Tune ends the trial."""
 ASK_S = 1.0
-HEAD = {"CPU": 0.01}
+HEAD = {"memory": 1_000_000.0}
 
 
 _spares = Spares()
@@ -152,10 +152,10 @@ class Trials:
             return tune.PlacementGroupFactory([HEAD])
         member = self.member(setting, self.seeds[0])
         bundle = {kind: amount for kind, amount in worker_resources(member.execution, self.device).items() if amount}
-        if member.execution.executor == "inline":
-            return tune.PlacementGroupFactory([bundle or HEAD])
-        workers = [bundle or HEAD] * self.num_workers(setting)
         labels, stable = worker_labels(member.execution), member.execution.stable_labels
+        if member.execution.executor == "inline":
+            return tune.PlacementGroupFactory([bundle or HEAD], bundle_label_selector=[labels])
+        workers = [bundle or HEAD] * self.num_workers(setting)
         strategy = {"spread": "SPREAD", "pack": "PACK"}[member.execution.placement]
         if not labels and not stable:
             # The process that drives the trial needs next to nothing: an empty bundle, so that all CPUs are workers'.

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
 from swamp_ray.errors import RunError
 from swamp_ray.orchestration.sweep import run_sweep
-from swamp_ray.sweep_config import Setting
+from swamp_ray.sweep_config import Setting, build_sweep
+from tests.helpers import TINY
 from tests.integration.test_sweep import Watcher, logged, sweep_of
 
 
@@ -40,3 +42,33 @@ def test_when_the_nodes_are_gone_for_good_the_sweep_ends_and_goes_on_once_they_a
     finally:
         ray.shutdown()
         ends.shutdown()
+
+
+def test_trials_keep_to_the_labels(tmp_path: Path) -> None:
+    """Also where the node for what stays has no CPU to give."""
+    cluster = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, "labels": {"role": "head"}})
+    cluster.add_node(num_cpus=2)
+    spot = cluster.add_node(num_cpus=1, labels={"market": "spot"})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    assert cluster.head_node is not None
+    head = cluster.head_node.node_id
+    places: dict[str, set[str]] = {}
+
+    class Looks(Watcher):
+        def milestone(self, setting: Setting, result: Mapping[str, Any]) -> None:
+            known: Any = actors()
+            for actor in known.values():
+                places.setdefault(actor["ActorClassName"], set()).add(actor["Address"]["NodeID"])
+            super().milestone(setting, result)
+
+    try:
+        labels = {"labels": {"market": "spot"}, "stable_labels": {"role": "head"}}
+        base = {**TINY, "execution": {**TINY["execution"], "executor": "ray", **labels}}
+        run_sweep(build_sweep({"name": "s", "storage": str(tmp_path), "base": base,
+                               "space": {"pruning.target": {"grid": [0.5, 0.75]}}}), Looks())
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert places["ParticleActor"] == {spot.node_id}
+    assert places["AveragingActor"] == {head}
