@@ -39,7 +39,9 @@ FINISHED = ("complete", "stopped")
 DONE = "done"
 """Key of a report: Tune ends the trial."""
 ASK_S = 1.0
-HEAD = {"memory": 1_000_000.0}
+HEAD = {"CPU": 0.01}
+LABELLED_HEAD = {"memory": 1_000_000.0}
+"""Bytes; a node that is kept for what stays may have no CPU to give."""
 
 
 _spares = Spares()
@@ -162,7 +164,7 @@ class Trials:
             return tune.PlacementGroupFactory([{}, *workers], strategy)
         # Tune drops an empty bundle, and then there is a selector too many.
         return tune.PlacementGroupFactory(
-            [HEAD, *workers], strategy, bundle_label_selector=[stable, *[labels] * len(workers)])
+            [LABELLED_HEAD, *workers], strategy, bundle_label_selector=[stable, *[labels] * len(workers)])
 
     def trainable(self) -> type[tune.Trainable]:
         """For ``ray.tune.Tuner``, together with :meth:`resources`.

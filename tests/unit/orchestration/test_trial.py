@@ -196,6 +196,19 @@ def test_a_trial_asks_for_its_workers_and_for_nothing_itself(tmp_path: Path) -> 
     assert asked(tmp_path, {**ray, "num_cpus": 0}, workers=1) == (0, [{"CPU": 0.01}]), "Ray takes no empty group"
 
 
+def test_labels_are_those_of_the_bundles(tmp_path: Path) -> None:
+    """The process that drives the trial goes where nodes stay; there may be no CPU to give."""
+    labels = {"labels": {"market": "spot"}, "stable_labels": {"role": "head"}, "accelerator_type": "H100"}
+    sweep = build_sweep({"name": "s", "storage": str(tmp_path), "base": {**BASE, "execution": {
+        "executor": "ray", "placement": "pack", **labels}}, "space": {"pruning.target": {"grid": [0.75]}}})
+    group = Trials(sweep.member, (0,), "cpu", count_workers=lambda _: 2).resources({"pruning.target": 0.75})
+    workers = {"market": "spot", "ray.io/accelerator-type": "H100"}
+    assert group.bundles[1:] == [{"CPU": 1.0}] * 2
+    assert not {"CPU", "GPU"} & group.bundles[0].keys()
+    assert group._kwargs["bundle_label_selector"] == [{"role": "head"}, workers, workers]
+    assert group.strategy == "PACK"
+
+
 def test_a_trial_that_trains_in_its_own_process_asks_for_that(tmp_path: Path) -> None:
     assert asked(tmp_path, {"executor": "inline", "device": "cpu"}) == (1.0, [{"CPU": 1.0}])
     assert asked(tmp_path, {"executor": "inline", "num_cpus": 0}) == (0.01, [{"CPU": 0.01}])
