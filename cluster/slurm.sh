@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# One run of swamp on the nodes of a Slurm job:  sbatch cluster/slurm.sh CONFIG --storage FOLDER [options of swamp run]
+#
+# FOLDER must be seen by all nodes. Before its time is up the job stops the run in order and queues itself again; the
+# run then goes on where it stood. Options of sbatch on the command line win over those below.
+#
+#SBATCH --job-name=swamp
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --mem=0
+#SBATCH --time=04:00:00
+#SBATCH --output=swamp-%j.log
+#SBATCH --open-mode=append
+# Whole nodes: Ray refuses a node that runs another Ray, and ends every Ray of yours on its nodes when it stops.
+#SBATCH --exclusive
+# USR1 to this script, 5 minutes before the end; and leave to queue the job again.
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+set -euo pipefail
+
+say() { echo "slurm.sh: $*" >&2; }
+fail() { say "$*"; exit 2; }
+
+[ -n "${SLURM_JOB_ID:-}" ] || fail "submit this script: sbatch $0 CONFIG --storage FOLDER"
+[ $# -gt 0 ] || fail "name the config: sbatch cluster/slurm.sh CONFIG --storage FOLDER"
+
+# Where swamp is installed, on every node: SWAMP_VENV, else .venv of the folder that sbatch was typed in.
+PATH="${SWAMP_VENV:-${SLURM_SUBMIT_DIR:-.}/.venv}/bin:$PATH"
+command -v swamp >/dev/null && command -v ray >/dev/null \
+    || fail "no swamp and ray found: set SWAMP_VENV to the virtual environment, seen by all nodes"
+
+# The first node of the allocation runs this script, Ray's head and swamp. A name may mean 127.x to its own node.
+names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${names%%$'\n'*}
+own=$(hostname -I)
+named=$(getent ahostsv4 "$first" | awk '$1 !~ /^127\./ && !found++ { print $1 }' || true)
+address=${SWAMP_HEAD_IP:-${named:-${own%% *}}}
+[ -n "$address" ] || fail "no address of node $first: set SWAMP_HEAD_IP"
+port=${SWAMP_PORT:-6379}
+
+# A token of this attempt's own, never on disk: other users of the network can't use this Ray.
+RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
+export RAY_ADDRESS="$address:$port" RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+export RAY_TMPDIR="${TMPDIR:-/tmp}/swamp-$SLURM_JOB_ID"
+
+state=$(mktemp -d)
+trap 'rm -rf "$state"' EXIT
+requeue=no
+srun_pid=
+
+# To swamp alone: a signal to the whole step would end Ray under it.
+stop_swamp() {
+    if [ -s "$state/pid" ]; then
+        kill -TERM "$(cat "$state/pid")" 2>/dev/null || true
+    elif [ -n "$srun_pid" ]; then
+        kill -TERM "$srun_pid" 2>/dev/null || true
+    fi
+}
+trap 'requeue=yes; say "time is up: stopping the run"; stop_swamp' USR1
+trap 'stop_swamp' TERM INT
+
+say "head $first ($RAY_ADDRESS), $SLURM_JOB_NUM_NODES nodes, attempt $((${SLURM_RESTART_COUNT:-0} + 1))"
+# A lost node must not end the step: the particles of that node are trained on the others.
+# shellcheck disable=SC2016  # The single quotes hold what the nodes' shells expand.
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    --kill-on-bad-exit=0 --wait=0 \
+    bash -c 'mkdir -p "$RAY_TMPDIR" && exec ray symmetric-run "$@"' symmetric-run \
+    --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" --include-dashboard=false \
+    --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+    -- bash -c 'echo $$ >"$0/pid" && exec swamp run "$@"' "$state" "$@" --address "$RAY_ADDRESS" &
+srun_pid=$!
+
+# A trap ends `wait` early; the step's own status is there once it has ended.
+while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid" || true; done
+code=0
+wait "$srun_pid" || code=$?
+
+# symmetric-run says 0 when Ray itself did not start.
+[ -s "$state/pid" ] || [ "$code" != 0 ] || { say "Ray did not start; its words are above"; code=1; }
+if [ "$requeue" = yes ] && [ "$code" != 0 ]; then
+    say "queued again; the run goes on from its checkpoints"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
