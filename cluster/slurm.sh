@@ -28,8 +28,9 @@ fail() { say "$*"; exit 2; }
 
 # Where swamp is installed, on every node: SWAMP_VENV, else .venv of the folder that sbatch was typed in.
 PATH="${SWAMP_VENV:-${SLURM_SUBMIT_DIR:-.}/.venv}/bin:$PATH"
-command -v swamp >/dev/null && command -v ray >/dev/null \
-    || fail "no swamp and ray found: set SWAMP_VENV to the virtual environment, seen by all nodes"
+for tool in swamp ray; do
+    command -v "$tool" >/dev/null || fail "no $tool found: set SWAMP_VENV to the virtual environment, seen by all nodes"
+done
 
 # The first node of the allocation runs this script, Ray's head and swamp. A name may mean 127.x to its own node.
 names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -51,6 +52,7 @@ trap 'rm -rf "$state"' EXIT
 requeue=no
 srun_pid=
 
+# shellcheck disable=SC2329  # The traps call it.
 # To swamp alone: a signal to the whole step would end Ray under it.
 stop_swamp() {
     if [ -s "$state/pid" ]; then
@@ -68,7 +70,7 @@ say "head $first ($RAY_ADDRESS), $SLURM_JOB_NUM_NODES nodes, attempt $((${SLURM_
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     --kill-on-bad-exit=0 --wait=0 \
     bash -c 'mkdir -p "$RAY_TMPDIR" && exec ray symmetric-run "$@"' symmetric-run \
-    --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" --include-dashboard=false \
+    --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
     -- bash -c 'echo $$ >"$0/pid" && exec swamp run "$@"' "$state" "$@" --address "$RAY_ADDRESS" &
 srun_pid=$!
