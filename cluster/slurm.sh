@@ -72,16 +72,27 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_
     bash -c 'mkdir -p "$RAY_TMPDIR" && exec ray symmetric-run "$@"' symmetric-run \
     --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
-    -- bash -c 'echo $$ >"$0/pid" && exec swamp run "$@"' "$state" "$@" --address "$RAY_ADDRESS" &
+    -- bash -c 'swamp run "$@" & echo $! >"$0/pid"; wait $!; code=$?; echo $code >"$0/code"; exit $code' \
+    "$state" "$@" --address "$RAY_ADDRESS" &
 srun_pid=$!
 
-# A trap ends `wait` early; the step's own status is there once it has ended.
-while kill -0 "$srun_pid" 2>/dev/null; do wait "$srun_pid" || true; done
-code=0
-wait "$srun_pid" || code=$?
+# In the background, so that a trap does not have to wait for it.
+pause() { sleep "$1" & wait $! || true; }
+at_work() { kill -0 "$srun_pid" 2>/dev/null; }
 
-# symmetric-run says 0 when Ray itself did not start.
-[ -s "$state/pid" ] || [ "$code" != 0 ] || { say "Ray did not start; its words are above"; code=1; }
+code=0
+while at_work && [ ! -s "$state/code" ]; do pause 1; done
+if [ -s "$state/code" ]; then
+    code=$(cat "$state/code")
+    # Workers may take minutes to see that their head is gone. The end of this script ends them.
+    for _ in {1..30}; do at_work && pause 1; done
+else
+    wait "$srun_pid" || code=$?
+    # symmetric-run says 0 when Ray itself did not start.
+    if [ "$code" = 0 ]; then code=1; fi
+    say "Ray did not start, or its head was lost; its words are above"
+fi
+
 if [ "$requeue" = yes ] && [ "$code" != 0 ]; then
     say "queued again; the run goes on from its checkpoints"
     scontrol requeue "$SLURM_JOB_ID"
