@@ -35,7 +35,7 @@ done
 # The first node of the allocation runs this script, Ray's head and swamp. A name may mean 127.x to its own node.
 names=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${names%%$'\n'*}
-own=$(hostname -I)
+own=$(hostname -I || true)
 named=$(getent ahostsv4 "$first" | awk '$1 !~ /^127\./ && !found++ { print $1 }' || true)
 address=${SWAMP_HEAD_IP:-${named:-${own%% *}}}
 [ -n "$address" ] || fail "no address of node $first: set SWAMP_HEAD_IP"

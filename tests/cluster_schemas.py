@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import json
 from collections.abc import Iterator, Mapping
 from importlib import resources
@@ -200,17 +201,18 @@ def launched(autoscaler_config: Any, execution: ExecutionConfig) -> dict[str, in
     from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
     from ray.autoscaler.v2.schema import AutoscalerInstance
     from ray.autoscaler.v2.utils import ResourceRequestUtil
-    from ray.core.generated.autoscaler_pb2 import NodeState, NodeStatus
-    from ray.core.generated.common_pb2 import LabelSelectorOperator
-    from ray.core.generated.instance_manager_pb2 import Instance
 
+    messages, common, instances = (
+        importlib.import_module(f"ray.core.generated.{name}_pb2") for name in
+        ("autoscaler", "common", "instance_manager"))
     types = AutoscalingConfig(autoscaler_config, skip_content_hash=True).get_node_type_configs()
     head_type = autoscaler_config["head_node_type"]
     head = types[head_type]
-    state = NodeState(ray_node_type_name=head_type, node_id=b"h", status=NodeStatus.RUNNING, labels=head.labels,
-                      total_resources=head.resources, available_resources=head.resources)
-    instance = Instance(instance_id="h", instance_type=head_type, status=Instance.RAY_RUNNING, node_kind=1)
-    is_in = LabelSelectorOperator.LABEL_OPERATOR_IN
+    node = messages.NodeState(ray_node_type_name=head_type, node_id=b"h", status=messages.NodeStatus.RUNNING,
+                              labels=head.labels, total_resources=head.resources, available_resources=head.resources)
+    instance = instances.Instance(instance_id="h", instance_type=head_type, status=instances.Instance.RAY_RUNNING,
+                                  node_kind=instances.NodeKind.HEAD)
+    is_in = common.LabelSelectorOperator.LABEL_OPERATOR_IN
 
     def request(resources: dict[str, float], labels: dict[str, str]) -> Any:
         return ResourceRequestUtil.make(resources, label_selectors=[
@@ -221,6 +223,6 @@ def launched(autoscaler_config: Any, execution: ExecutionConfig) -> dict[str, in
     reply = ResourceDemandScheduler().schedule(SchedulingRequest(
         disable_launch_config_check=True, node_type_configs=types, max_num_nodes=9,
         resource_requests=ResourceRequestUtil.group_by_count(asked),
-        current_instances=[AutoscalerInstance(ray_node=state, im_instance=instance, cloud_instance_id="h")]))
+        current_instances=[AutoscalerInstance(ray_node=node, im_instance=instance, cloud_instance_id="h")]))
     assert not reply.infeasible_resource_requests
     return {launch.instance_type: launch.count for launch in reply.to_launch}

@@ -1,4 +1,4 @@
-"""cluster/: files for Ray's autoscaler, Slurm and Docker, checked without a cloud; cluster/kuberay has its own tests."""
+"""cluster/: files for Ray's autoscaler, Slurm and Docker, checked without a cloud (KubeRay: test_cluster_kuberay)."""
 
 from __future__ import annotations
 
@@ -106,8 +106,12 @@ class TestAnAutoscalerFile:
         assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
         assert config["file_mounts"] == {TOKEN: TOKEN}
         # Where Ray puts it on the host, before the container starts.
-        assert any(f"/tmp/ray_tmp_mount/{config['cluster_name']}/{TOKEN}" in command
-                   for command in config["initialization_commands"])
+        from ray.autoscaler.sdk import get_docker_host_mount_location
+
+        on_the_host = f"{get_docker_host_mount_location(config['cluster_name'])}/{TOKEN}"
+        for kind in config.get("available_node_types", {"": {}}).values():
+            commands = kind.get("initialization_commands", config["initialization_commands"])
+            assert f'chmod 600 "{on_the_host}"' in commands
 
     def test_shows_the_dashboard_to_the_head_alone(self, name: str) -> None:
         full = check_autoscaler_file(document(name))
@@ -141,7 +145,7 @@ class TestACloud:
     def test_workers_lie_behind_firewalls_of_ones_own(self, name: str) -> None:
         closed = {"aws.yaml": "SecurityGroupIds", "gcp.yaml": "tags"}[name]
         types = document(name)["available_node_types"].values()
-        assert all(closed in node["node_config"] for node in types), "else Ray opens ssh to the world, or nothing guards"
+        assert all(closed in node["node_config"] for node in types), "else Ray opens ssh to the world, or no rule holds"
 
 
 class TestScripts:
