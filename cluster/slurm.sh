@@ -45,7 +45,8 @@ port=${SWAMP_PORT:-6379}
 RAY_AUTH_TOKEN=$(od -An -tx1 -N32 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 export RAY_ADDRESS="$address:$port" RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
-export RAY_TMPDIR="${TMPDIR:-/tmp}/swamp-$SLURM_JOB_ID"
+# On each node. It holds sockets: beyond 32 letters Ray's dashboard can't start, and Ray waits a minute for it.
+export RAY_TMPDIR="${SWAMP_TMPDIR:-/tmp/swamp-$SLURM_JOB_ID}"
 
 state=$(mktemp -d)
 trap 'rm -rf "$state"' EXIT

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import yaml
@@ -61,37 +64,41 @@ def commands(folder: Path) -> None:
         (folder / "bin" / name).chmod(0o755)
 
 
-def start(folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A job of one node with two CPUs."""
+@contextlib.contextmanager
+def job(folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Iterator[subprocess.Popen[str]]:
+    """A job of one node with two CPUs; with it end all processes that it started."""
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1]", "SLURM_JOB_NUM_NODES": "1",
              "SLURM_CPUS_PER_TASK": "2", "SLURM_SUBMIT_DIR": str(REPOSITORY)}
-    return subprocess.Popen(
+    sockets = tempfile.mkdtemp(prefix="s")
+    process = subprocess.Popen(
         [*isolation(), str(SCRIPT), str(folder / "tiny.yaml"), "--storage", str(folder / "results")],
         env={**os.environ, **slurm, "SWAMP_VENV": str(folder), "STANDINS": str(folder), "PYTHONPATH": str(REPOSITORY),
-             "SWAMP_HEAD_IP": "127.0.0.1", **environment},
+             "SWAMP_HEAD_IP": "127.0.0.1", "SWAMP_TMPDIR": sockets, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            shutil.rmtree(sockets, ignore_errors=True)
 
 
-def test_a_job_whose_time_is_up_is_queued_again_and_ends_with_the_same_bytes(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    # Sockets lie below, and their paths may have 107 letters.
-    short = tmp_path_factory.mktemp("t")
+def test_a_job_whose_time_is_up_is_queued_again_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     commands(tmp_path)
     tiny_yaml = {**TINY, "round": {"length": LENGTH}, "execution": {"device": "cpu", "num_workers": 1}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_yaml))
 
-    process = start(tmp_path, {"TMPDIR": str(short)})
-    logs = tmp_path / "results/runs/tiny/logs/attempt-1"
-    wait_for(lambda: any("epoch" in path.read_text() for path in logs.glob("round-1-*.log")), process)
-    os.kill(descendants(process.pid)[0], signal.SIGUSR1)
-    output, _ = process.communicate(timeout=60)
+    with job(tmp_path) as process:
+        logs = tmp_path / "results/runs/tiny/logs/attempt-1"
+        wait_for(lambda: any("epoch" in path.read_text() for path in logs.glob("round-1-*.log")), process, 240)
+        os.kill(descendants(process.pid)[0], signal.SIGUSR1)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "swamp: stopped" in output, "swamp was not stopped in order"
     assert (tmp_path / "scontrol").read_text().split() == ["requeue", "7"]
 
-    process = start(tmp_path, {"TMPDIR": str(short), "SLURM_RESTART_COUNT": "1"})
-    output, _ = process.communicate(timeout=90)
+    with job(tmp_path, {"SLURM_RESTART_COUNT": "1"}) as process:
+        output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert (tmp_path / "scontrol").read_text().split() == ["requeue", "7"], "queued again after its end"
     undisturbed = tmp_path / "undisturbed"
