@@ -74,7 +74,7 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml | $(VENV)/.c
 	@$(call pip_install,--no-deps --no-build-isolation --editable .)
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt cluster/requirements.txt $(VENV)/.installed
 	@echo "Installing the tools for tests and checks."
 	@$(call pip_install,-r requirements-dev.txt)
 	@touch $@
