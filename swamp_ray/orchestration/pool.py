@@ -45,7 +45,7 @@ from swamp_ray.orchestration.messages import (
 )
 from swamp_ray.orchestration.placement import eligible, next_node, worker_labels
 from swamp_ray.orchestration.preparation import Prepared, State
-from swamp_ray.orchestration.ranked import start_ranked
+from swamp_ray.orchestration.ranked import end_worker, start_ranked
 from swamp_ray.orchestration.resources import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.store_memory import RoundBytes, shortage
@@ -232,7 +232,7 @@ class Pool:
             self._disconnect()
             raise
         self._crew = Crew(self._start_worker, self.num_workers, self._places,
-                          describe_resources(self._resources, self._ranks))
+                          describe_resources(self._resources, self._ranks), end_worker)
         self._next_look = time.monotonic() + LOOK_S
         self._queue: deque[tuple[RayExecutor, WorkItem, Handle, Handle, Handle | None]] = deque()
         self._running: dict[Any, _Running] = {}
@@ -326,7 +326,7 @@ class Pool:
             self._averagers.clear()
         for actor in [*self._crew.all, *self._averagers.values()]:
             if ray.is_initialized():
-                ray.kill(actor)
+                end_worker(actor)
         self._running.clear()
         self._averagers.clear()
         self._executors.clear()

@@ -6,6 +6,7 @@ wrong on a rank ends the whole group, and reaches the driver as it was raised; r
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import queue
 import shutil
@@ -70,7 +71,9 @@ class Ended:
 
 @dataclass(frozen=True)
 class Built:
-    """The ranks are there."""
+    """The ranks are there, in this placement group."""
+
+    placement: Any
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,16 @@ class RankedActor:
             yield message
 
     @ray.method(concurrency_group="ranks")
+    def end(self) -> None:
+        """End the ranks, whatever they do, and this process.
+
+        Ray keeps a placement group until the whole job ends if its makers are killed.
+        """
+        if self._group is not None:
+            self._group.abandon()
+        ray.actor.exit_actor()
+
+    @ray.method(concurrency_group="ranks")
     def next_job(self, generation: int) -> Job | None:
         """The next job, once there is one; None: the group is to end (asked by its first rank)."""
         group = self._group
@@ -138,7 +151,7 @@ class RankedActor:
         """Take in what the first rank says."""
         group = self._group
         if group is not None and group.generation == generation:
-            group.messages.put(message)
+            group.hear(message)
 
     @ray.method(concurrency_group="ranks")
     def stopping(self, generation: int) -> bool:
@@ -170,7 +183,7 @@ class _Group:
         self.messages: queue.Queue[Any] = queue.Queue()
         self.ended = threading.Event()
         self._error: BaseException | None = None
-        self._built = False
+        self._placement: Any = None
         self._folder = tempfile.mkdtemp(prefix="swamp-train-")
         coordinator = ray.get_runtime_context().current_actor
         given = _Given(configs, data, arithmetic, storage, coordinator, generation)
@@ -183,11 +196,18 @@ class _Group:
         Raises:
             RunError: They could not be started.
         """
-        while not self._built:
-            message = self._next()
-            self._built = isinstance(message, Built)
-        # Train only looks at it when it starts; whoever ends this actor need not tidy up.
-        shutil.rmtree(self._folder, ignore_errors=True)
+        while self._placement is None:
+            if self.ended.is_set():
+                raise self._error or RunError("the ranks of a particle ended before they began")
+            time.sleep(LOOK_S)
+
+    def hear(self, message: Any) -> None:
+        """Take in what the first rank says."""
+        if isinstance(message, Built):
+            self._placement = message.placement
+            shutil.rmtree(self._folder, ignore_errors=True)  # Train looks at it only when it starts
+        else:
+            self.messages.put(message)
 
     def run(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[Message]:
         """Do a job; what the ranks say of it, until it has ended."""
@@ -208,14 +228,21 @@ class _Group:
         self.stopping = True
         self._thread.join()
 
-    def _next(self, cancelled: Callable[[], bool] | None = None) -> Any:
+    def abandon(self) -> None:
+        """End the ranks where they stand; those that are not there yet as soon as they are."""
+        while self._placement is None and not self.ended.is_set():
+            time.sleep(LOOK_S)
+        if self._placement is not None:
+            ray.util.remove_placement_group(self._placement)
+
+    def _next(self, cancelled: Callable[[], bool]) -> Any:
         while True:
             try:
                 return self.messages.get(timeout=LOOK_S)
             except queue.Empty:
                 if self.ended.is_set() and self.messages.empty():
                     raise self._error or RunError("the ranks of a particle ended without a result") from None
-            if cancelled is not None and cancelled():
+            if cancelled():
                 self.stopping = True
 
     def _fit(self, given: _Given) -> None:
@@ -267,7 +294,8 @@ def work_as_rank(given: _Given) -> None:
         ranks = Ranks()
         data = ray.get(given.data[0])
         if ranks.leads:
-            _lead(given, ranks, data)
+            with _tidy():
+                _lead(given, ranks, data)
         else:
             _follow(given, ranks, data)
     except Exception as error:
@@ -291,18 +319,32 @@ def _lead(given: _Given, ranks: Ranks, data: Data) -> None:
         return found
 
     worker(0)
-    say(Built())
+    say(Built(ray.util.get_current_placement_group()))
     while (job := next_job()) is not None:
-        values: list[Any] = [None if one is None else ray.get(one) for one in job.given]
+        start, mask_bits, values = map(_fetched, job.given)
         stop = ranks.agreement(_Stopping(given))
         try:
-            for message in worker(job.member).run(job.item, *values, stop):
+            for message in worker(job.member).run(job.item, start, mask_bits, values, stop):
                 say(message)
         except DivergedError as error:  # all ranks have seen it, and wait for the next order
             say(Ended(error))
         else:
             say(Ended())
     ranks.tell(None)
+
+
+@contextlib.contextmanager
+def _tidy() -> Iterator[None]:
+    """If the coordinator is gone nobody else gives back what the ranks hold."""
+    try:
+        yield
+    except RayActorError:
+        ray.util.remove_placement_group(ray.util.get_current_placement_group())
+        raise
+
+
+def _fetched(reference: Any) -> Any:
+    return None if reference is None else ray.get(reference)
 
 
 def _follow(given: _Given, ranks: Ranks, data: Data) -> None:
@@ -376,9 +418,17 @@ def _is_trains(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    if isinstance(error, RayActorError) or isinstance(error.__cause__, RayActorError):
+    if isinstance(getattr(error, "health_check_failure", error), RayActorError):
         return "its process or its node has gone"
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def end_worker(actor: Any) -> None:
+    """End a pool's worker at once: the actor alone, or one that stands for ranks together with them."""
+    if hasattr(actor, "end"):
+        actor.end.remote()
+    else:
+        ray.kill(actor)
 
 
 def start_ranked(given: tuple[Any, ...], environment: dict[str, str]) -> Any:
@@ -388,7 +438,7 @@ def start_ranked(given: tuple[Any, ...], environment: dict[str, str]) -> Any:
         given: Arguments of :class:`RankedActor`.
         environment: Variables of the ranks' processes.
     """
-    decorate: Any = ray.remote(concurrency_groups={"ranks": 4})
-    kind = decorate(RankedActor)
+    decorator: Any = ray.remote
+    kind = decorator(concurrency_groups={"ranks": 4})(RankedActor)
     return kind.options(num_cpus=0, max_restarts=0,
                         runtime_env={"env_vars": {**environment, **TRAIN_ENVIRONMENT}}).remote(*given)
