@@ -19,7 +19,9 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray.actor import exit_actor
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.util import get_current_placement_group, remove_placement_group
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import DivergedError, LostRankError, RunError
@@ -138,7 +140,7 @@ class RankedActor:
         """
         if self._group is not None:
             self._group.abandon()
-        ray.actor.exit_actor()
+        exit_actor()
 
     @ray.method(concurrency_group="ranks")
     def next_job(self, generation: int) -> Job | None:
@@ -233,7 +235,7 @@ class _Group:
         while self._placement is None and not self.ended.is_set():
             time.sleep(LOOK_S)
         if self._placement is not None:
-            ray.util.remove_placement_group(self._placement)
+            remove_placement_group(self._placement)
 
     def _next(self, cancelled: Callable[[], bool]) -> Any:
         while True:
@@ -319,7 +321,7 @@ def _lead(given: _Given, ranks: Ranks, data: Data) -> None:
         return found
 
     worker(0)
-    say(Built(ray.util.get_current_placement_group()))
+    say(Built(get_current_placement_group()))
     while (job := next_job()) is not None:
         start, mask_bits, values = map(_fetched, job.given)
         stop = ranks.agreement(_Stopping(given))
@@ -339,7 +341,8 @@ def _tidy() -> Iterator[None]:
     try:
         yield
     except RayActorError:
-        ray.util.remove_placement_group(ray.util.get_current_placement_group())
+        if (placement := get_current_placement_group()) is not None:
+            remove_placement_group(placement)
         raise
 
 
