@@ -45,6 +45,7 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Nodes may have to start first; and the pool says itself that no worker is there.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(10**7),
