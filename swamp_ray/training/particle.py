@@ -282,7 +282,7 @@ class ParticleTrainer:
 
     @property
     def _forward_batch(self) -> int:
-        return self.config.training.micro_batch or self.ranks.share(self.config.training.batch_size)
+        return self.config.training.micro_batch or self.config.training.batch_size // self.arithmetic.ranks
 
 
 @dataclass(frozen=True)
