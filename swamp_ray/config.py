@@ -562,6 +562,11 @@ def _contradictions(config: SwampConfig) -> Iterator[str]:
     if ranks > 1 and config.execution.executor == "inline":
         yield "particle.num_workers must be 1 with executor: inline, which trains in one process"
     execution = config.execution
+    if ranks > 1 and execution.device != "cpu" and execution.num_gpus is not None and execution.num_gpus < 1:
+        yield (
+            f"execution.num_gpus must be at least 1 with particle.num_workers: {ranks}, but got "
+            f"{execution.num_gpus:g}: two ranks cannot share a GPU"
+        )
     if execution.autoscaling and execution.address is None:
         yield "execution.autoscaling needs execution.address: an embedded Ray is this machine alone"
     if execution.autoscaling and execution.device == "auto":

@@ -80,6 +80,10 @@ class DivergedError(RunError):
         return (DivergedError, (self.particle, self.epoch, self.step, self.lr, self.loss))
 
 
+class LostRankError(RunError):
+    """A process that trains a particle together with others was lost, or cannot reach them any more."""
+
+
 class CorruptArtifactError(RunError):
     """A stored file does not hold the bytes that were written."""
 

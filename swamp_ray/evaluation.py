@@ -85,7 +85,8 @@ class _Member:
 
     def __init__(self, rundir: RunDir, config: SwampConfig, data: Data) -> None:
         self._rundir = rundir
-        self.arithmetic = resolve_arithmetic(config.execution, device_kind(config), initial_model(config, data))
+        self.arithmetic = resolve_arithmetic(config.execution, device_kind(config), initial_model(config, data),
+                                             config.particle.num_workers)
         self.trainer = ParticleTrainer(config, data, self.arithmetic)
 
     def batches(self, split: str) -> list[Any]:

@@ -220,12 +220,14 @@ def workers_line(prepared: Prepared) -> str:
     most = max(plan.num_particles for plan in prepared.plan)
     if execution.executor == "inline":
         return "executor inline: one particle at a time, in this process"
+    ranks = prepared.arithmetic.ranks
+    each = "" if ranks == 1 else f", each of {ranks} ranks"
     if execution.address is not None:
-        return f"workers: as the cluster at {execution.address} has room for, at most {most}"
+        return f"workers: as the cluster at {execution.address} has room for, at most {most}{each}"
     try:
-        workers = pool_size(execution, prepared.arithmetic.device, most, [this_machine()])
+        workers = pool_size(execution, prepared.arithmetic.device, most, [this_machine()], ranks)
     except SwampError as error:
         return f"[red]on this machine it cannot run: {error}[/red]"
     waves = math.ceil(most / workers)
-    return (f"on this machine: {workers} worker{'s' * (workers > 1)}, "
+    return (f"on this machine: {workers} worker{'s' * (workers > 1)}{each}, "
             f"{waves} wave{'s' * (waves > 1)} a round of {most} particles")

@@ -45,6 +45,7 @@ RESERVED = {
     "execution.executor": "Set it in the base config.",
     "execution.address": "Give --address, or set it in the base config.",
     "execution.storage_patience_s": "Set it in the base config.",
+    "particle.num_workers": "Every particle of a sweep trains in one process.",
     "keep": "Set it in the base config.",
 }
 KINDS = ("grid", "choice", "uniform", "loguniform")
@@ -391,6 +392,7 @@ def build_sweep(tree: Mapping[str, Any], folder: Path = Path(), source: str = "s
     base = _base(config, folder, source, base_overrides)
     storage = {"storage": config.storage} if config.storage is not None else {}
     base = with_values(base, {"name": config.name or "sweep", **storage, **(base_values or {})})
+    refuse_ranks(base, f"{source}: base, particle.num_workers")
     return Sweep(config, base)
 
 
@@ -476,6 +478,17 @@ def _check_key(key: str, entry: str) -> None:
         raise ValueError(f"{where}: {problem}")
     if (advice := reserved(key)) is not None:
         raise ValueError(f"{where} cannot be part of a space. {advice}")
+
+
+def refuse_ranks(base: SwampConfig, where: str) -> None:
+    """Ray Train makes a placement group for the ranks of a particle, which those of Tune's trials know nothing of.
+
+    Raises:
+        UserError: Particles are to train on several ranks.
+    """
+    if base.particle.num_workers > 1:
+        raise UserError("particles of a sweep train in one process each", got=base.particle.num_workers, where=where,
+                        do="Set particle.num_workers to 1, or start the settings one by one with 'swamp run'.")
 
 
 def reserved(key: str) -> str | None:

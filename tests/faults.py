@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,9 +23,11 @@ def uneven(marker: Path) -> dict[str, Any]:
             "task__options": {"waits": [epoch_seed(0, 0)], "marker": str(marker)}}
 
 
-def epoch_seed(round_index: int, particle: int, attempt: int = 0, epoch: int = 0, run_seed: int = 0) -> int:
-    """What torch's generator is seeded with when an epoch of a particle begins."""
-    return derive_seed(derive_seed(run_seed, "particle", round_index, particle, attempt), "epoch", epoch)
+def epoch_seed(round_index: int, particle: int, attempt: int = 0, epoch: int = 0, run_seed: int = 0,
+               rank: int | None = None) -> int:
+    """What torch's generator is seeded with when an epoch of a particle begins, on one of several ranks."""
+    seed = derive_seed(run_seed, "particle", round_index, particle, attempt)
+    return derive_seed(seed, "epoch", epoch, *(() if rank is None else (rank,)))
 
 
 class Faulty(Classification):
@@ -34,16 +37,19 @@ class Faulty(Classification):
         nan: The loss is NaN.
         memory: Memory is used up; with a ``marker`` only once.
         slow: A step takes an hour.
+        kills: The process is killed; with a ``marker`` only once.
+        broken: The user's own code fails.
         waits: A step waits until there is the ``marker``.
         stillborn: A worker process cannot be started; with a ``marker`` only the first.
         marker: A file that is made when memory is used up, or when a worker was not started.
     """
 
     def __init__(self, nan: Sequence[int] = (), memory: Sequence[int] = (), slow: Sequence[int] = (),
-                 waits: Sequence[int] = (), stillborn: bool = False, marker: str = "") -> None:
+                 waits: Sequence[int] = (), kills: Sequence[int] = (), broken: Sequence[int] = (),
+                 stillborn: bool = False, marker: str = "") -> None:
         super().__init__()
         self.nan, self.memory, self.slow, self.marker = nan, memory, slow, marker
-        self.waits = waits
+        self.waits, self.kills, self.broken = waits, kills, broken
         if stillborn and "default_worker" in sys.argv[0] and self._first():
             raise RuntimeError("there is no licence for this process")
 
@@ -62,6 +68,10 @@ class Faulty(Classification):
         seed = torch.initial_seed()
         if seed in self.memory and self._first():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if seed in self.kills and self._first():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if seed in self.broken:
+            raise KeyError("a layer that is not there")
         while seed in self.waits and not Path(self.marker).exists():
             time.sleep(0.05)
         if seed in self.slow:

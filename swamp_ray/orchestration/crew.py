@@ -30,10 +30,12 @@ class Crew:
         most: How many run side by side.
         places: How many the living nodes could hold, whatever else they do.
         need: What a worker needs, in words.
+        end: Ends one, at once.
     """
 
-    def __init__(self, start: Callable[[], Any], most: int, places: Callable[[], int], need: str) -> None:
-        self._start, self.most, self._places, self._need = start, most, places, need
+    def __init__(self, start: Callable[[], Any], most: int, places: Callable[[], int], need: str,
+                 end: Callable[[Any], None] = ray.kill) -> None:
+        self._start, self.most, self._places, self._need, self._end = start, most, places, need, end
         self._idle: list[Any] = []
         self._busy: list[Any] = []
         self._starting: dict[ObjectRef[Any], Any] = {}
@@ -85,7 +87,7 @@ class Crew:
         """A worker died, or must not be used again. Others may have died with it: idle ones are asked."""
         self._busy.remove(worker)
         self._known.discard(worker)
-        ray.kill(worker)
+        self._end(worker)
         idle, self._idle = self._idle, []
         for other in idle:
             self._ask(other)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from swamp_ray.config import ParticlesConfig
-from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError
+from swamp_ray.errors import CorruptArtifactError, DivergedError, LostRankError, RunError
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.storage.artifacts import DIVERGED, ArtifactStore
 from swamp_ray.storage.jsonlines import dump_json
@@ -23,10 +23,10 @@ _LESS_MEMORY = ("Give a worker more of the machine (execution.num_gpus, executio
 
 
 def kind_of(error: BaseException) -> FailureKind:
-    """The kind of an error that was raised by a job itself; what its machine did to it, only an executor can tell."""
+    """The kind of an error that was raised by a job itself; what else its machine did to it, only an executor knows."""
     if isinstance(error, DivergedError):
         return "diverged"
-    return "machine" if out_of_memory(error) else "error"
+    return "machine" if isinstance(error, LostRankError) or out_of_memory(error) else "error"
 
 
 def out_of_memory(error: BaseException) -> bool:

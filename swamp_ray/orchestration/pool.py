@@ -45,6 +45,7 @@ from swamp_ray.orchestration.messages import (
 )
 from swamp_ray.orchestration.placement import eligible, next_node, worker_labels
 from swamp_ray.orchestration.preparation import Prepared, State
+from swamp_ray.orchestration.ranked import end_worker, start_ranked
 from swamp_ray.orchestration.resources import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.store_memory import RoundBytes, shortage
@@ -222,6 +223,7 @@ class Pool:
         try:
             self._most = sum(max(plan.num_particles for plan in one.plan) for one in members)
             self._resources = worker_resources(execution, prepared.arithmetic.device)
+            self._ranks = prepared.arithmetic.ranks
             self._in_group = num_workers is not None
             self.num_workers = num_workers or self._fitting(eligible(living_nodes(), execution))
             self._data = ray.put(prepared.data)
@@ -229,7 +231,8 @@ class Pool:
         except BaseException:
             self._disconnect()
             raise
-        self._crew = Crew(self._start_worker, self.num_workers, self._places, describe_resources(self._resources))
+        self._crew = Crew(self._start_worker, self.num_workers, self._places,
+                          describe_resources(self._resources, self._ranks), end_worker)
         self._next_look = time.monotonic() + LOOK_S
         self._queue: deque[tuple[RayExecutor, WorkItem, Handle, Handle, Handle | None]] = deque()
         self._running: dict[Any, _Running] = {}
@@ -323,7 +326,7 @@ class Pool:
             self._averagers.clear()
         for actor in [*self._crew.all, *self._averagers.values()]:
             if ray.is_initialized():
-                ray.kill(actor)
+                end_worker(actor)
         self._running.clear()
         self._averagers.clear()
         self._executors.clear()
@@ -372,12 +375,15 @@ class Pool:
             ray.shutdown()
 
     def _fitting(self, nodes: list[Resources]) -> int:
-        return pool_size(self._prepared.config.execution, self._prepared.arithmetic.device, self._most, nodes)
+        execution, arithmetic = self._prepared.config.execution, self._prepared.arithmetic
+        return pool_size(execution, arithmetic.device, self._most, nodes, arithmetic.ranks)
 
     def _places(self) -> int:
         """How many workers the living nodes could hold; many where the cluster starts nodes for those that wait."""
         execution = self._prepared.config.execution
-        return self._most if execution.autoscaling else capacity(eligible(living_nodes(), execution), self._resources)
+        if execution.autoscaling:
+            return self._most
+        return capacity(eligible(living_nodes(), execution), self._resources, self._ranks)
 
     def _look_at_nodes(self) -> None:
         """Now and then: nodes that have joined take waiting jobs; those that have left are not counted on any more."""
@@ -397,8 +403,8 @@ class Pool:
         text = self._crew.silence()
         if self._deadline_s is not None and self._crew.silent_s > self._deadline_s:
             raise RunError(f"no worker for {self._crew.silent_s:.0f} s: each needs "
-                           f"{describe_resources(self._resources)}, and the cluster has not given one back. What is "
-                           "finished is kept; the same command goes on")
+                           f"{describe_resources(self._resources, self._ranks)}, and the cluster has not given one "
+                           "back. What is finished is kept; the same command goes on")
         if text is not None:
             for executor in self._executors:
                 executor.tell(Notice("workers", text))
@@ -407,23 +413,28 @@ class Pool:
         self._crew.grow(len(self._queue))
         while self._queue and (actor := self._crew.take()) is not None:
             executor, item, start, mask_bits, values = self._queue.popleft()
-            stream = actor.run.options(num_returns="streaming").remote(
-                executor.member, item, start, mask_bits, values)
+            # Ranks read the values themselves, not the actor that stands for them.
+            given = (start, mask_bits, values) if self._ranks == 1 else ([start, mask_bits, values],)
+            stream = actor.run.options(num_returns="streaming").remote(executor.member, item, *given)
             self._running[stream] = _Running(executor, actor, item, stream)
 
     @property
     def _worker_kind(self) -> object:
-        return (tuple(self._resources.items()), tuple(_worker_environment(self._prepared.config.execution).items()))
+        environment = _worker_environment(self._prepared.config.execution)
+        return (tuple(self._resources.items()), tuple(environment.items()), self._ranks)
 
     def _start_worker(self) -> Any:
-        given = self._configs, self._data, self._prepared.arithmetic, self._storage
+        environment = _worker_environment(self._prepared.config.execution)
+        data = self._data if self._ranks == 1 else [self._data]
+        given = self._configs, data, self._prepared.arithmetic, self._storage
         spare = None if self._spares is None else self._spares.take(self._worker_kind)
         if spare is not None:
             spare.setup.remote(*given)
             return spare
+        if self._ranks > 1:
+            return start_ranked(given, environment)
         kind: Any = ray.remote(ParticleActor)
         node, where = self._next_place()
-        environment = _worker_environment(self._prepared.config.execution)
         actor = kind.options(num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"], max_restarts=0,
                              runtime_env={"env_vars": environment}, **where).remote(*given)
         self._node_of[actor] = node
@@ -520,11 +531,12 @@ class Pool:
 
     def _break_off(self, running: _Running, error: BaseException) -> None:
         """The job raised an error. A worker that ran out of memory is not used again: what it holds may stay there."""
-        if not out_of_memory(error):
+        if kind_of(error) != "machine":
             self._break(running, error, kind_of(error))
             return
         self._end(running)
-        running.owner.tell(Broken(running.item.work, memory_error(error), "machine"))
+        words = memory_error(error) if out_of_memory(error) else error
+        running.owner.tell(Broken(running.item.work, words, "machine"))
 
     def _lose(self, running: _Running, error: RayError) -> None:
         """The worker is gone, by a crash, with its node, or for lack of memory."""

@@ -128,7 +128,8 @@ def prepare(config: SwampConfig, device: str | None = None, data: Data | None = 
     half_a_weight = 0.5 / layout.num_prunable + 1e-12
     counts = [config.particles.at(sparsity, half_a_weight) for sparsity in sparsities]
     plan = plan_rounds(layout.num_prunable, survivors, counts)
-    arithmetic = resolve_arithmetic(config.execution, device or device_kind(config), model)
+    arithmetic = resolve_arithmetic(config.execution, device or device_kind(config), model,
+                                    config.particle.num_workers)
     facts = machine_facts()
     prepared = Prepared(
         config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,

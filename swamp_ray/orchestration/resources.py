@@ -91,15 +91,24 @@ def this_machine() -> dict[str, float]:
     return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
 
 
-def capacity(nodes: Sequence[Resources], asked: Resources) -> int:
-    """How many workers the nodes hold at a time."""
-    return sum(_fit(node, asked) for node in nodes)
+def capacity(nodes: Sequence[Resources], asked: Resources, ranks: int = 1) -> int:
+    """How many workers the nodes hold at a time, each of so many ranks, which may be on several nodes."""
+    return sum(_fit(node, asked) for node in nodes) // ranks
 
 
-def pool_size(execution: ExecutionConfig, device: str, most_particles: int, nodes: Sequence[Resources]) -> int:
+def pool_size(
+    execution: ExecutionConfig, device: str, most_particles: int, nodes: Sequence[Resources], ranks: int = 1
+) -> int:
     """How many workers run side by side: as many as the nodes hold, at most one a particle.
 
     Where the cluster starts nodes as they are needed, as many as there are particles, or as were asked for.
+
+    Args:
+        execution: What was asked for.
+        device: Kind of device that particles train on.
+        most_particles: Of the largest round.
+        nodes: Resources of each node.
+        ranks: Processes of a worker, each with the resources that the config gives to one.
 
     Raises:
         UserError: Not even one worker fits on any node, or fewer fit than were asked for.
@@ -107,7 +116,12 @@ def pool_size(execution: ExecutionConfig, device: str, most_particles: int, node
     if execution.autoscaling:
         return min(execution.num_workers or most_particles, most_particles)
     asked = worker_resources(execution, device)
-    fitting = capacity(nodes, asked)
+    fitting = capacity(nodes, asked, ranks)
+    if fitting == 0 and capacity(nodes, asked):
+        raise UserError(f"each particle needs {describe_resources(asked, ranks)}, but the nodes hold "
+                        f"{capacity(nodes, asked)} of these at a time",
+                        do="Lower particle.num_workers, execution.num_gpus or execution.num_cpus, or add nodes.",
+                        where="particle.num_workers")
     if fitting == 0:
         largest = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in asked}
         missing = [f"{amount:g} {kind} (the largest node has {largest[kind]:g})"
@@ -119,7 +133,7 @@ def pool_size(execution: ExecutionConfig, device: str, most_particles: int, node
         return min(fitting, most_particles)
     if wanted > fitting:
         total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in asked}
-        need = {kind: amount * wanted for kind, amount in asked.items()}
+        need = {kind: amount * wanted * ranks for kind, amount in asked.items()}
         raise UserError(f"{wanted} workers need {_text(need)}, but there are {_text(total)}: {fitting} fit at a time",
                         do=f"Set execution.num_workers to at most {fitting}; particles then run in waves.",
                         where="execution.num_workers")
@@ -138,9 +152,13 @@ def _slots(have: float, amount: float, whole: bool) -> int:
     return int(have / amount + 1e-9)
 
 
-def describe_resources(resources: Resources) -> str:
-    """``"1 CPU and 1 GPU"``, without what is not needed."""
-    return _text({kind: amount for kind, amount in resources.items() if amount > 0}) or "nothing"
+def describe_resources(resources: Resources, ranks: int = 1) -> str:
+    """``"1 CPU and 1 GPU"``, without what is not needed; ``"3 x (1 CPU and 1 GPU)"`` for so many ranks."""
+    needed = {kind: amount for kind, amount in resources.items() if amount > 0}
+    text = _text(needed) or "nothing"
+    if ranks == 1:
+        return text
+    return f"{ranks} x ({text})" if len(needed) > 1 else f"{ranks} x {text}"
 
 
 def _text(resources: Resources) -> str:

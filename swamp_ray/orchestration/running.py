@@ -118,13 +118,14 @@ def _check_room(prepared: Prepared, place: Place) -> None:
     from swamp_ray.orchestration.cluster import living_nodes
     from swamp_ray.orchestration.nodes import check_shared
 
+    ranks = prepared.arithmetic.ranks
     most = max(plan.num_particles for plan in prepared.plan)
     if not ray.is_initialized():
-        pool_size(execution, prepared.arithmetic.device, most, [this_machine()])
+        pool_size(execution, prepared.arithmetic.device, most, [this_machine()], ranks)
         return
     nodes = living_nodes()
     check_labels(nodes, execution)
-    pool_size(execution, prepared.arithmetic.device, most, eligible(nodes, execution))
+    pool_size(execution, prepared.arithmetic.device, most, eligible(nodes, execution), ranks)
     if len(nodes) > 1:
         check_shared(place)
 

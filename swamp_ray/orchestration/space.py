@@ -157,7 +157,7 @@ def _side_by_side(prepared: Prepared, most: int) -> int:
     if execution.address is not None:
         return most
     try:
-        return pool_size(execution, prepared.arithmetic.device, most, [this_machine()])
+        return pool_size(execution, prepared.arithmetic.device, most, [this_machine()], prepared.arithmetic.ranks)
     except SwampError:
         return most
 

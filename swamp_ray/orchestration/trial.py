@@ -31,7 +31,7 @@ from swamp_ray.orchestration.team import Milestone, Team, milestone_rounds
 from swamp_ray.rounds import RoundPlan
 from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import Setting, label, reserved
+from swamp_ray.sweep_config import Setting, label, refuse_ranks, reserved
 
 COMPLETE = "complete"
 """Key of a report: whether the setting has reached its own target."""
@@ -248,9 +248,15 @@ class FreeSettings:
 
     Attributes:
         base: The run that settings change.
+
+    Raises:
+        UserError: No sweep can have this base.
     """
 
     base: SwampConfig
+
+    def __post_init__(self) -> None:
+        refuse_ranks(self.base, "particle.num_workers")
 
     def member(self, setting: Setting, seed: int) -> SwampConfig:
         """The run of a setting and a seed.

@@ -33,6 +33,7 @@ from swamp_ray.storage.states import put_state, read_state, state_digest
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun, never
+from swamp_ray.training.ranks import Ranks
 
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
@@ -50,16 +51,18 @@ class Worker:
         arithmetic: As resolved when the run started.
         storage: Storage root.
         feeds: Batches of the same data that another worker in this process has made.
+        ranks: The processes that train each particle together, of which this is the first.
+        member: Index of the run, where they work for several.
     """
 
     def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str,
-                 feeds: dict[str, Feed] | None = None) -> None:
+                 feeds: dict[str, Feed] | None = None, ranks: Ranks | None = None, member: int = 0) -> None:
         self.config, self.arithmetic = config, arithmetic
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
         self.leases = Leases(self.store.place, config.execution.lease_expiry_s)
         self._holder = this_process(config.name or "")
         with applied(arithmetic):
-            self.trainer = ParticleTrainer(config, data, arithmetic, feeds)
+            self.trainer = ParticleTrainer(config, data, arithmetic, feeds, ranks, member)
         self._num_shards = num_shards(config, self.trainer.layout)
 
     def run(

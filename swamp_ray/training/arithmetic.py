@@ -48,12 +48,14 @@ class Arithmetic:
         return asdict(self)
 
 
-def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module) -> Arithmetic:
+def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module, ranks: int = 1) -> Arithmetic:
     """Replace every ``auto`` by what this kind of device and network get.
 
     Args:
+        execution: What was asked for.
         device: ``"cpu"`` or ``"cuda"``, where particles will train.
         model: The network; channels_last is for networks with 2-D convolutions.
+        ranks: Data-parallel ranks of a particle.
     """
     has_conv = any(isinstance(module, nn.Conv2d) for module in model.modules())
     precision = execution.precision if execution.precision != "auto" else ("bf16" if device == "cuda" else "fp32")
@@ -66,11 +68,12 @@ def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module
         compile=execution.compile,
         deterministic=execution.deterministic or device == "cpu",
         fused=True if execution.fused == "auto" else execution.fused,
+        ranks=ranks,
     )
 
 
 def local_device(kind: str) -> torch.device:
-    """The device of this process for a kind; on CUDA the first visible one.
+    """The device of this process for a kind; on CUDA the current one, which is the first visible one by default.
 
     Raises:
         UserError: CUDA is asked for and not there.
@@ -78,7 +81,7 @@ def local_device(kind: str) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device is visible to this process", where="execution.device",
                         do="Use execution.device: cpu, or a machine with a GPU and a CUDA build of torch.")
-    return torch.device(kind, 0) if kind == "cuda" else torch.device("cpu")
+    return torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device("cpu")
 
 
 @contextlib.contextmanager
@@ -89,7 +92,7 @@ def applied(arithmetic: Arithmetic) -> Iterator[None]:
     """
     threads = torch.get_num_threads()
     on_cuda = arithmetic.device == "cuda"
-    with torch.random.fork_rng(devices=[torch.device("cuda", 0)] if on_cuda else []):
+    with torch.random.fork_rng(devices=[local_device("cuda")] if on_cuda else []):
         try:
             torch.set_num_threads(arithmetic.threads)
             with _cuda_determinism(arithmetic.deterministic) if on_cuda else contextlib.nullcontext():

@@ -50,7 +50,9 @@ class Feed:
         """How many batches one pass has."""
         return len(self.samples) // batch_size if drop_last else math.ceil(len(self.samples) / batch_size)
 
-    def batches(self, batch_size: int, *, seed: int | None, drop_last: bool, first: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, batch_size: int, *, seed: int | None, drop_last: bool, first: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
         """One pass over the split.
 
         Args:
@@ -59,15 +61,18 @@ class Feed:
                 depend neither on the device nor on anything else. None: fixed order, no augmentation.
             drop_last: Leave out the last batch if it is smaller.
             first: Begin at this batch of the pass; the ones before it are not read.
+            share: ``(r, k)``: of every batch only the r-th of k equal parts, with the same values as in the whole;
+                k must divide the batch, and partial ones be dropped.
         """
         num = self.num_batches(batch_size, drop_last)
+        part, size = share[0] * (batch_size // share[1]), batch_size // share[1]
+        places = [slice(index * batch_size + part, index * batch_size + part + size) for index in range(first, num)]
         if isinstance(self.samples, LazySamples):
-            yield from self._lazy(self.samples, batch_size, range(first, num), seed)
+            yield from self._lazy(self.samples, places, seed)
             return
         draws = Draws.of(len(self.samples), self.samples.images, seed)
         on_device = None if draws is None else draws.to(self.device)
-        for index in range(first, num):
-            rows = slice(index * batch_size, (index + 1) * batch_size)
+        for rows in places:
             raw = self._gather(self.samples.arrays, rows, draws, on_device)
             yield self._finish(raw, None if on_device is None else on_device.part(rows))
 
@@ -104,12 +109,12 @@ class Feed:
 
         return tree_map(finish, raw)
 
-    def _lazy(self, samples: LazySamples, batch_size: int, which: range, seed: int | None) -> Iterator[Batch]:
+    def _lazy(self, samples: LazySamples, places: list[slice], seed: int | None) -> Iterator[Batch]:
         order = samples.indices
         if seed is not None:
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).numpy()]
-        plan = [order[index * batch_size : (index + 1) * batch_size].tolist() for index in which]
-        workers = min(self.loader_workers, _usable_cores(), len(which))
+        plan = [order[rows].tolist() for rows in places]
+        workers = min(self.loader_workers, _usable_cores(), len(places))
         loader: DataLoader[Any] = DataLoader(
             _Seeded(samples, seed),
             batch_sampler=plan,

@@ -8,6 +8,8 @@ continues with the same bits.
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import io
 import itertools
 import math
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import CorruptArtifactError, DivergedError, UserError
+from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError, UserError
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.averaging import (
     ExponentialMean,
@@ -38,6 +40,7 @@ from swamp_ray.training.models import build_model
 from swamp_ray.training.nests import num_samples, tree_map
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 from swamp_ray.training.program import Program
+from swamp_ray.training.ranks import Alone, Ranks
 from swamp_ray.training.reproducible import random_state, seeded, take_up_random_state
 from swamp_ray.training.tasks import Batch, Task, build_task
 
@@ -62,6 +65,23 @@ class ParticleJob:
     label: str
     seed: int
     program: Program
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the other ranks of a particle need to know to take part in a training run.
+
+    Attributes:
+        member: Index of the run, where ranks work for several.
+        job, start, mask, buffers, checkpoint: As in :meth:`ParticleTrainer.begin`.
+    """
+
+    member: int
+    job: ParticleJob
+    start: Packed
+    mask: np.ndarray
+    buffers: Arrays
+    checkpoint: bytes | None
 
 
 @dataclass(frozen=True)
@@ -120,11 +140,14 @@ class ParticleTrainer:
         data: Its decoded data.
         arithmetic: As resolved when the run started; the caller applies it (``arithmetic.applied``).
         feeds: The batches of another trainer of the same data and arithmetic, to be shared.
+        ranks: The processes that train each particle together; by default this one does alone.
+        member: Index of the run, where ranks work for several.
     """
 
-    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic,
-                 feeds: dict[str, Feed] | None = None) -> None:
+    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, feeds: dict[str, Feed] | None = None,
+                 ranks: Alone | None = None, member: int = 0) -> None:
         self.config, self.data, self.arithmetic = config, data, arithmetic
+        self.ranks, self.member = ranks or Alone(), member
         self.device = local_device(arithmetic.device)
         self.task: Task = build_task(config.task)
         model = initial_model(config, data)
@@ -132,7 +155,8 @@ class ParticleTrainer:
         self.model: nn.Module = model.to(self.device)
         if arithmetic.channels_last:
             _to_channels_last_(self.model)
-        self._network: Any = torch.compile(self.model) if arithmetic.compile else self.model
+        self._compiled: Any = torch.compile(self.model) if arithmetic.compile else self.model
+        self._replica: Any = None
         self._weights = prunable_tensors(self.model, self.layout)
         self.feeds: dict[str, Feed] = {} if feeds is None else feeds
 
@@ -155,6 +179,22 @@ class ParticleTrainer:
             )
         return self.feeds[split]
 
+    @property
+    def network(self) -> Any:
+        """The network as it is called in training; its first use takes all ranks."""
+        if self._replica is None:
+            self._replica = self.ranks.replicate(self._compiled, self._leaves_some_untrained)
+        return self._replica
+
+    def _leaves_some_untrained(self) -> bool:
+        """Whether some parameters get no gradient from a training batch."""
+        model = copy.deepcopy(self.model).train()
+        size = min(2, self.ranks.share(self.config.training.batch_size))
+        batch = next(iter(self.feed("train").batches(size, seed=None, drop_last=False)))
+        with self.randomness(self._evaluation_seed), self.autocast():
+            self.task.training_step(model, batch)[0].backward()
+        return any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
+
     def load(self, packed: Packed, mask: np.ndarray, buffers: Arrays) -> None:
         """Put a network's weights in place, with fresh normalisation statistics."""
         with torch.no_grad():
@@ -169,7 +209,8 @@ class ParticleTrainer:
     ) -> TrainingRun:
         """A training run from its start, or from a checkpoint of an earlier attempt at the same job.
 
-        Only one run of a trainer is alive at a time: they share the model.
+        Only one run of a trainer is alive at a time: they share the model. On the first of several ranks this tells
+        the others, which have to follow (:mod:`swamp_ray.training.following`).
 
         Args:
             job: What to do.
@@ -181,6 +222,8 @@ class ParticleTrainer:
         Raises:
             CorruptArtifactError: The checkpoint does not fit this job.
         """
+        if isinstance(self.ranks, Ranks) and self.ranks.leads:
+            self.ranks.tell(Order(self.member, job, start, mask, buffers, checkpoint))
         self.load(start, mask, buffers)
         self.model.zero_grad(set_to_none=True)  # a run that was interrupted within a step leaves some behind
         run = TrainingRun(self, job, mask, buffers)
@@ -203,7 +246,7 @@ class ParticleTrainer:
         """Normalisation statistics of the weights in place.
 
         One pass over the training split, unaugmented, in fixed order, with the training batch size, the last
-        partial batch dropped, as a cumulative mean.
+        partial batch dropped, as a cumulative mean. Where several ranks train, the batches are of a rank's size.
         """
         if not has_batchnorm(self.model):
             return
@@ -239,16 +282,21 @@ class ParticleTrainer:
 
     @property
     def _forward_batch(self) -> int:
-        return self.config.training.micro_batch or self.config.training.batch_size
+        return self.config.training.micro_batch or self.config.training.batch_size // self.arithmetic.ranks
 
 
 @dataclass(frozen=True)
 class _Interim:
-    """What an epoch that was stopped in its middle goes on from: losses ``[steps]`` and sums so far, random state."""
+    """What a rank goes on from in the middle of an epoch: losses ``[steps]`` and sums so far, random state."""
 
     losses: Tensor
     sums: dict[str, Tensor]
     random: dict[str, Any]
+
+    def on_host(self) -> dict[str, Any]:
+        """Plain values and tensors on the processor, as in a checkpoint."""
+        return {"losses": self.losses.cpu(), "sums": {name: value.cpu() for name, value in self.sums.items()},
+                "random": self.random}
 
 
 class TrainingRun:
@@ -273,6 +321,7 @@ class TrainingRun:
             self.mean = ExponentialMean(self.parameters, job.program.ema_decay)
         self.step = 0
         self.history: list[dict[str, Any]] = []
+        self._ranks = trainer.ranks
         self._interim: _Interim | None = None
 
     @property
@@ -285,8 +334,10 @@ class TrainingRun:
 
         Raises:
             DivergedError: The last steps left weights that are not finite.
+            RunError: The ranks do not have the same weights.
         """
         trainer = self.trainer
+        self.compare()
         as_trained = None
         if self.mean is None and has_batchnorm(trainer.model):
             as_trained = trainer.metrics(("validation", "test"))
@@ -298,11 +349,28 @@ class TrainingRun:
         packed = pack_model(trainer.model, trainer.layout, self._mask)
         return TrainedParticle(packed, trainer.evaluate_in_place(), as_trained, self.history)
 
+    def compare(self) -> None:
+        """Make sure that all ranks of a run that is done have the same weights; each of them asks.
+
+        Raises:
+            RunError: They do not (on rank 0).
+        """
+        if self._ranks.count == 1:
+            return
+        digest = hashlib.sha256()
+        for parameter in self.parameters:
+            digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
+        found = self._ranks.gather(digest.hexdigest()) or []
+        odd = [rank for rank, one in enumerate(found) if one != found[0]]
+        if odd:
+            raise RunError(f"{self.job.label}: rank {odd[0]} of {len(found)} ended with other weights than rank 0. The "
+                           "ranks of a particle need devices of one kind")
+
     def epoch(self, stop: Callable[[], bool] = never) -> Progress | None:
         """Train to the end of the current epoch, or of the program.
 
         Args:
-            stop: Asked after every step; once it says yes, the epoch ends there.
+            stop: Asked after every step; once it says yes, the epoch ends there. Ranks need an answer that they share.
 
         Returns:
             Where the particle stands; None if it was stopped before the end of the epoch. A checkpoint that is taken
@@ -318,7 +386,7 @@ class TrainingRun:
         num = min(program.num_steps, first + program.steps_per_epoch) - first
         resumed_at = self.step
         self.trainer.model.train()
-        with self.trainer.randomness(derive_seed(self.job.seed, "epoch", index)):
+        with self.trainer.randomness(self._ranks.epoch_seed(self.job.seed, index)), self._ranks.watched():
             losses, sums = self._take_up_interim(num)
             self._steps(index, losses, sums, stop)
             if self.step < first + num:
@@ -346,7 +414,7 @@ class TrainingRun:
         first, rate = index * self.job.program.steps_per_epoch, self.job.program.rate
         batches = self.trainer.feed("train").batches(
             self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
-            first=self.step - first)
+            first=self.step - first, share=(self._ranks.rank, self._ranks.count))
         for batch in itertools.islice(batches, first + len(losses) - self.step):
             loss, metrics = self._backward(batch)
             losses[self.step - first] = loss
@@ -362,16 +430,17 @@ class TrainingRun:
         trainer, micro = self.trainer, self.config.micro_batch
         if micro is None:
             with trainer.autocast():
-                loss, metrics = trainer.task.training_step(trainer._network, batch)
+                loss, metrics = trainer.task.training_step(trainer.network, batch)
             loss.backward()
             return loss.detach(), metrics
         parts = split_batch(batch, micro)
         total = torch.zeros((), device=trainer.device)
         sums: dict[str, Tensor] = {}
-        for part in parts:
-            with trainer.autocast():
-                loss, metrics = trainer.task.training_step(trainer._network, part)
-            (loss / len(parts)).backward()
+        for number, part in enumerate(parts, start=1):
+            with self._ranks.accumulating(trainer.network) if number < len(parts) else contextlib.nullcontext():
+                with trainer.autocast():
+                    loss, metrics = trainer.task.training_step(trainer.network, part)
+                (loss / len(parts)).backward()
             total += loss.detach() / len(parts)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(parts)
@@ -382,14 +451,15 @@ class TrainingRun:
             self.mean.update(self.parameters)
 
     def _finite(self, losses: Tensor, first: int) -> np.ndarray:
-        """An epoch's losses on the host (its only synchronisation); refuses those that are not finite."""
-        values = losses.double().cpu().numpy()
+        """An epoch's losses on the host (its only synchronisation), over all ranks; refuses what is not finite."""
+        values = self._ranks.mean(losses.double().cpu().numpy())
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             raise self._diverged(first + int(bad[0]), float(values[bad[0]]))
         return values
 
     def _record(self, index: int, losses: np.ndarray, sums: dict[str, Tensor], samples_per_s: float) -> Progress:
+        means = self._ranks.mean(np.array([float(value) / len(losses) for value in sums.values()]))
         progress = Progress(
             epoch=index + 1,
             num_epochs=self.job.program.num_epochs,
@@ -397,7 +467,7 @@ class TrainingRun:
             loss=float(losses.mean()),
             lr=self.job.program.rate.at(self.step - 1),
             samples_per_s=samples_per_s,
-            metrics={name: float(value) / len(losses) for name, value in sums.items()},
+            metrics=dict(zip(sums, means.tolist(), strict=True)),
         )
         self.history.append({"epoch": progress.epoch, "step": progress.step, "loss": progress.loss, "lr": progress.lr,
                              **progress.metrics})
@@ -408,8 +478,12 @@ class TrainingRun:
         return DivergedError(self.job.label, step // program.steps_per_epoch, step, program.rate.at(step), loss)
 
     def checkpoint(self) -> bytes:
-        """Everything a later attempt needs to go on with the same bits."""
+        """Everything a later attempt needs to go on with the same bits.
+
+        In the middle of an epoch every rank has to ask, for what it alone knows; what rank 0 is given counts.
+        """
         buffer = io.BytesIO()
+        interim = None if self._interim is None else self._ranks.gather(self._interim.on_host())
         torch.save({
             "job": self._identity,
             "step": self.step,
@@ -418,7 +492,7 @@ class TrainingRun:
             "buffers": {name: b.detach().cpu() for name, b in self.trainer.model.named_buffers()},
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean.state_dict() if self.mean is not None else None,
-            "interim": vars(self._interim) if self._interim is not None else None,
+            "interim": interim,
         }, buffer)
         return buffer.getvalue()
 
@@ -450,7 +524,8 @@ class TrainingRun:
         if self.mean is not None:
             self.mean.load_state_dict(state["mean"])
         self.step, self.history = int(state["step"]), list(state["history"])
-        self._interim = _Interim(**state["interim"]) if state["interim"] is not None else None
+        interim = state["interim"]
+        self._interim = None if interim is None else _Interim(**interim[self._ranks.rank])
 
 
 def evaluate(

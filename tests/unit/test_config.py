@@ -163,6 +163,7 @@ class TestContradictions:
         (["particle.num_workers=3"], "must divide training.batch_size, but 128 % 3 != 0"),
         (["particle.num_workers=4", "training.micro_batch=64"], "128 / 4 = 32 is no multiple of 64"),
         (["particle.num_workers=2", "execution.executor=inline"], "must be 1 with executor: inline"),
+        (["particle.num_workers=2", "execution.num_gpus=0.5"], "at least 1 with particle.num_workers: 2, but got 0.5"),
         (["execution.autoscaling=true", "execution.device=cuda"], "needs execution.address"),
         (["execution.autoscaling=true", "execution.address=auto"], "device must be cpu or cuda"),
         (["execution.labels={ray.io/market-type: '!!spot'}"], "must be a label such as spot, !spot or in(a, b)"),
@@ -184,6 +185,7 @@ class TestContradictions:
          "particles.schedule=[{sparsity: 0.5, count: 4}]"],
         ["particles.on_failure=drop", "particles.min_count=4"],
         ["particle.num_workers=4", "training.micro_batch=16"],
+        ["particle.num_workers=2", "execution.num_gpus=0", "execution.device=cpu"],
         ["execution.labels={ray.io/market-type: spot, zone: '!in(a, b-2)'}"],
         ["execution.autoscaling=true", "execution.address=auto", "execution.device=cuda"],
     ])

@@ -119,6 +119,12 @@ def test_what_a_sweep_sets_itself_cannot_be_swept(key: str) -> None:
     assert f"space.arm, {key} cannot be part of a space" in refusal({"arm": {"grid": {"a": {key: 0}}}})
 
 
+def test_particles_of_several_ranks_are_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match=r"particle\.num_workers: particles of a sweep train in one process each, but "
+                                        r"got 2\. Set particle\.num_workers to 1"):
+        build_sweep({"name": "s", "base": {"particle": {"num_workers": 2}}, "space": {"training.lr": {"grid": [0.1]}}})
+
+
 def test_what_a_sweep_sets_itself_cannot_be_swept_with_its_whole_section() -> None:
     text = refusal({"execution": {"grid": [{"executor": "ray"}, {"executor": "inline"}]}})
     assert "space.execution cannot be part of a space" in text

@@ -15,6 +15,7 @@ from swamp_ray.errors import UserError
 from swamp_ray.orchestration.resources import (
     capacity,
     check_address,
+    describe_resources,
     pool_size,
     this_machine,
     unused_settings,
@@ -35,6 +36,17 @@ from swamp_ray.orchestration.resources import (
 ])
 def test_capacity(nodes: list[dict[str, float]], asked: dict[str, float], workers: int) -> None:
     assert capacity(nodes, asked) == workers
+
+
+def test_a_particle_of_several_ranks_takes_the_resources_of_each() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 2.0}] * 2
+    assert capacity(nodes, {"CPU": 1, "GPU": 1}, ranks=3) == 1, "ranks may be on several nodes"
+    assert pool_size(ExecutionConfig(), "cpu", 9, nodes, ranks=3) == 2
+    assert describe_resources({"CPU": 1, "GPU": 1}, ranks=3) == "3 x (1 CPU and 1 GPU)"
+    with pytest.raises(UserError, match=r"each particle needs 5 x \(1 CPU and 1 GPU\), but the nodes hold 4 of these"):
+        pool_size(ExecutionConfig(), "cuda", 9, nodes, ranks=5)
+    with pytest.raises(UserError, match=r"2 workers need 6 CPU and 6 GPU, but there are 8 CPU and 4 GPU: 1 fit"):
+        pool_size(ExecutionConfig(num_workers=2), "cuda", 9, nodes, ranks=3)
 
 
 def test_a_worker_takes_a_gpu_where_particles_train_on_gpus() -> None:

@@ -174,6 +174,11 @@ def test_a_tuner_of_ones_own_cannot_set_what_trials_set_themselves(tmp_path: Pat
     assert str(caught.value) == f"param_space[{key!r}]: this option cannot be swept. {advice}"
 
 
+def test_a_tuner_of_ones_own_is_refused_particles_of_several_ranks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="particles of a sweep train in one process each, but got 2"):
+        FreeSettings(tiny(tmp_path, execution__executor="ray", particle__num_workers=2))
+
+
 # Resources
 
 

@@ -430,6 +430,14 @@ def test_averaged_weights_do_not_depend_on_the_mask_chosen_from_them(tmp_path: P
     assert recipes.average(["b", "a"], "m", "s", 100, 0).name != first.name, "the order decides the last bits"
 
 
+def test_the_number_of_ranks_is_in_the_names_of_what_they_train(tmp_path: Path) -> None:
+    one, two, three = (names(prepare(tiny(tmp_path, execution__executor="ray", training__batch_size=12,
+                                          particle__num_workers=ranks))) for ranks in (1, 2, 3))
+    for other in (two, three):
+        assert {kind for kind in one if one[kind] != other[kind]} == SAMPLES
+    assert two["particle"] != three["particle"]
+
+
 def test_strict_names_hold_the_machine(tmp_path: Path) -> None:
     prepared = prepare(tiny(tmp_path, identity__strict=True))
     other = Recipes(prepared.config, prepared.data.digest, prepared.layout, prepared.arithmetic.as_dict(),

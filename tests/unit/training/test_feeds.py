@@ -214,3 +214,16 @@ def test_a_pass_can_begin_at_any_batch(lazy: bool, seed: int | None) -> None:
         rest = [batch["index"].tolist() if lazy else (batch[0].tolist(), batch[1].tolist())
                 for batch in feed.batches(4, seed=seed, drop_last=False, first=first)]
         assert rest == rows[first:]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_shares_of_ranks_put_together_are_the_batches_of_one(lazy: bool, count: int) -> None:
+    images = image_samples(27, 4, 4, 1, Images((0.5,), (0.2,), 1, True, True))
+    feed = feed_of(LazySamples(Noisy(), np.arange(100, 127)) if lazy else images)
+    whole = list(feed.batches(6, seed=5, drop_last=True, first=1))
+    parts = [list(feed.batches(6, seed=5, drop_last=True, first=1, share=(rank, count))) for rank in range(count)]
+    assert len(whole) == 3
+    for number, batch in enumerate(whole):
+        for key in ("x", "index") if lazy else (0, 1):
+            assert torch.equal(torch.cat([part[number][key] for part in parts]), batch[key])

@@ -1,0 +1,448 @@
+"""A particle that trains on several devices: an actor that holds no device itself, and ranks that Ray Train starts.
+
+The ranks stay: one training loop takes job after job, so that networks, data and connections are made once. What goes
+wrong on a rank ends the whole group, and reaches the driver as it was raised; retrying is the driver's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.actor import exit_actor
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.util import get_current_placement_group, remove_placement_group
+
+from swamp_ray.config import SwampConfig
+from swamp_ray.errors import DivergedError, LostRankError, RunError
+from swamp_ray.orchestration.failures import memory_error
+from swamp_ray.orchestration.messages import WorkItem
+from swamp_ray.orchestration.placement import worker_labels
+from swamp_ray.orchestration.resources import worker_resources
+from swamp_ray.orchestration.worker import Message, Worker
+from swamp_ray.training.arithmetic import Arithmetic, applied, local_device
+from swamp_ray.training.data import Data
+from swamp_ray.training.following import follow
+from swamp_ray.training.particle import ParticleTrainer, Progress
+from swamp_ray.training.ranks import Ranks
+
+PROGRESS_INTERVAL_S = 0.25
+LOOK_S = 0.1
+"""How often a coordinator looks whether its job was cancelled, and its first rank whether it has to stop."""
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Nodes may have to start first; and the pool says itself that no worker is there.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(10**7),
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A rank that waits for one that is gone does not take leave of it.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",
+}
+"""For the coordinator; what Ray Train starts from there inherits it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the first rank does next; ``given`` are references to start, mask and values."""
+
+    member: int
+    item: WorkItem
+    given: list[Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job has ended: well, or by an error that all ranks have seen."""
+
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """The ranks are there, in this placement group."""
+
+    placement: Any
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the ranks of a group work with."""
+
+    configs: Sequence[SwampConfig]
+    data: list[ObjectRef[Data]]
+    arithmetic: Arithmetic
+    storage: str
+    coordinator: Any
+    generation: int
+
+
+class RankedActor:
+    """Stands for the ranks of one particle as one worker of a pool; runs that differ in their seed alone share it.
+
+    Args:
+        configs: The runs.
+        data: A list of one reference: the data is fetched by the ranks.
+        arithmetic: As resolved when the run started.
+        storage: Storage root.
+    """
+
+    def __init__(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
+                 storage: str) -> None:
+        self._group: _Group | None = None
+        self._generation = 0
+        self.setup(configs, data, arithmetic, storage)
+
+    def setup(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
+              storage: str) -> None:
+        """Work for these runs from now on."""
+        self._runs = configs, data, arithmetic, storage
+        self._start()
+
+    def ready(self) -> None:
+        """Answer: all ranks are there, and the job before has ended."""
+        self._living().wait_until_built()
+
+    def run(self, member: int, item: WorkItem, given: list[Any]) -> Iterator[Message]:
+        """Stream a job's progress, its outcome, and its state.
+
+        Args:
+            member: Which of the runs.
+            item: What to do.
+            given: References to start, mask and values.
+        """
+        last, group = 0.0, self._living()
+        for message in group.run(Job(member, item, given), ray.get_runtime_context().is_canceled):
+            now = time.monotonic()
+            if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
+                continue
+            last = now
+            yield message
+
+    @ray.method(concurrency_group="ranks")
+    def end(self) -> None:
+        """End the ranks, whatever they do, and this process.
+
+        Ray keeps a placement group until the whole job ends if its makers are killed.
+        """
+        if self._group is not None:
+            self._group.abandon()
+        exit_actor()
+
+    @ray.method(concurrency_group="ranks")
+    def next_job(self, generation: int) -> Job | None:
+        """The next job, once there is one; None: the group is to end (asked by its first rank)."""
+        group = self._group
+        return group.jobs.get() if group is not None and group.generation == generation else None
+
+    @ray.method(concurrency_group="ranks")
+    def say(self, generation: int, message: Message | Ended | Built) -> None:
+        """Take in what the first rank says."""
+        group = self._group
+        if group is not None and group.generation == generation:
+            group.hear(message)
+
+    @ray.method(concurrency_group="ranks")
+    def stopping(self, generation: int) -> bool:
+        """Whether the job is to write a checkpoint and end."""
+        group = self._group
+        return group is None or group.generation != generation or group.stopping
+
+    def _living(self) -> _Group:
+        """The group; a new one where the last has ended."""
+        if self._group is None or self._group.ended.is_set():
+            self._start()
+        assert self._group is not None
+        return self._group
+
+    def _start(self) -> None:
+        if self._group is not None:
+            self._group.close()
+        self._generation += 1
+        self._group = _Group(*self._runs, self._generation)
+
+
+class _Group:
+    """One set of ranks, from when Ray Train is asked for them to their end."""
+
+    def __init__(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
+                 storage: str, generation: int) -> None:
+        self.generation, self.stopping = generation, False
+        self.jobs: queue.Queue[Job | None] = queue.Queue()
+        self.messages: queue.Queue[Any] = queue.Queue()
+        self.ended = threading.Event()
+        self._error: BaseException | None = None
+        self._placement: Any = None
+        self._folder = tempfile.mkdtemp(prefix="swamp-train-")
+        coordinator = ray.get_runtime_context().current_actor
+        given = _Given(configs, data, arithmetic, storage, coordinator, generation)
+        self._thread = threading.Thread(target=self._fit, args=(given,), daemon=True)
+        self._thread.start()
+
+    def wait_until_built(self) -> None:
+        """Return once the ranks are there.
+
+        Raises:
+            RunError: They could not be started.
+        """
+        while self._placement is None:
+            if self.ended.is_set():
+                raise self._error or RunError("the ranks of a particle ended before they began")
+            time.sleep(LOOK_S)
+
+    def hear(self, message: Any) -> None:
+        """Take in what the first rank says."""
+        if isinstance(message, Built):
+            self._placement = message.placement
+            shutil.rmtree(self._folder, ignore_errors=True)  # Train looks at it only when it starts
+        else:
+            self.messages.put(message)
+
+    def run(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[Message]:
+        """Do a job; what the ranks say of it, until it has ended."""
+        self.wait_until_built()
+        self.stopping = False
+        self.jobs.put(job)
+        while True:
+            message = self._next(cancelled)
+            if isinstance(message, Ended):
+                if message.error is not None:
+                    raise message.error
+                return
+            yield message
+
+    def close(self) -> None:
+        """Send the ranks home, and wait until they have gone."""
+        self.jobs.put(None)
+        self.stopping = True
+        self._thread.join()
+
+    def abandon(self) -> None:
+        """End the ranks where they stand; those that are not there yet as soon as they are."""
+        while self._placement is None and not self.ended.is_set():
+            time.sleep(LOOK_S)
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+
+    def _next(self, cancelled: Callable[[], bool]) -> Any:
+        while True:
+            try:
+                return self.messages.get(timeout=LOOK_S)
+            except queue.Empty:
+                if self.ended.is_set() and self.messages.empty():
+                    raise self._error or RunError("the ranks of a particle ended without a result") from None
+            if cancelled():
+                self.stopping = True
+
+    def _fit(self, given: _Given) -> None:
+        try:
+            _trainer(given, self._folder).fit()
+        except BaseException as error:
+            self._error = cause_of(error, given.arithmetic.ranks)
+        finally:
+            self.jobs.put(None)
+            self.ended.set()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _trainer(given: _Given, folder: str) -> Any:
+    """Ray Train's trainer of a group: its workers are the ranks, in a placement group of their own."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def loop() -> None:
+        work_as_rank(given)
+
+    execution = given.configs[0].execution
+    asked = worker_resources(execution, given.arithmetic.device)
+    resources = {kind: amount for kind, amount in asked.items() if amount}
+    return TorchTrainer(
+        loop,
+        scaling_config=ScalingConfig(
+            num_workers=given.arithmetic.ranks, use_gpu=bool(resources.get("GPU")),
+            resources_per_worker=resources or {"CPU": 0.001},
+            placement_strategy="PACK" if execution.placement == "pack" else "SPREAD",
+            label_selector=worker_labels(execution) or None),
+        run_config=RunConfig(
+            name="ranks", storage_path=folder,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)))
+
+
+def work_as_rank(given: _Given) -> None:
+    """What every rank does: lead, or follow, until all are sent home.
+
+    Errors that are raised here end the group; they have to reach the coordinator as they are.
+    """
+    if given.arithmetic.device == "cuda":
+        import torch
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+        local_device("cuda")
+    try:
+        ranks = Ranks()
+        data = ray.get(given.data[0])
+        if ranks.leads:
+            with _tidy():
+                _lead(given, ranks, data)
+        else:
+            _follow(given, ranks, data)
+    except Exception as error:
+        raise _portable(error) from None
+
+
+def _lead(given: _Given, ranks: Ranks, data: Data) -> None:
+    workers: dict[int, Worker] = {}
+
+    def worker(member: int) -> Worker:
+        if member not in workers:
+            feeds = next(iter(workers.values())).trainer.feeds if workers else None
+            workers[member] = Worker(given.configs[member], data, given.arithmetic, given.storage, feeds, ranks, member)
+        return workers[member]
+
+    def say(message: Message | Ended | Built) -> None:
+        ray.get(given.coordinator.say.remote(given.generation, message))
+
+    def next_job() -> Job | None:
+        found: Any = ray.get(given.coordinator.next_job.remote(given.generation))
+        return found
+
+    worker(0)
+    say(Built(get_current_placement_group()))
+    while (job := next_job()) is not None:
+        start, mask_bits, values = map(_fetched, job.given)
+        stop = ranks.agreement(_Stopping(given))
+        try:
+            for message in worker(job.member).run(job.item, start, mask_bits, values, stop):
+                say(message)
+        except DivergedError as error:  # all ranks have seen it, and wait for the next order
+            say(Ended(error))
+        else:
+            say(Ended())
+    ranks.tell(None)
+
+
+@contextlib.contextmanager
+def _tidy() -> Iterator[None]:
+    """If the coordinator is gone nobody else gives back what the ranks hold."""
+    try:
+        yield
+    except RayActorError:
+        if (placement := get_current_placement_group()) is not None:
+            remove_placement_group(placement)
+        raise
+
+
+def _fetched(reference: Any) -> Any:
+    return None if reference is None else ray.get(reference)
+
+
+def _follow(given: _Given, ranks: Ranks, data: Data) -> None:
+    trainers: dict[int, ParticleTrainer] = {}
+
+    def trainer(member: int) -> ParticleTrainer:
+        if member not in trainers:
+            feeds = next(iter(trainers.values())).feeds if trainers else None
+            with applied(given.arithmetic):
+                trainers[member] = ParticleTrainer(given.configs[member], data, given.arithmetic, feeds, ranks, member)
+        return trainers[member]
+
+    trainer(0)
+    follow(ranks, trainer)
+
+
+class _Stopping:
+    """Whether the job was cancelled, as of the last answer: a question takes longer than a step."""
+
+    def __init__(self, given: _Given) -> None:
+        self._given = given
+        self._found, self._next = False, 0.0
+        self._question: Any = None
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if self._question is None and now >= self._next:
+            self._question = self._given.coordinator.stopping.remote(self._given.generation)
+        if self._question is not None:
+            try:
+                self._found = bool(ray.get(self._question, timeout=0))
+            except GetTimeoutError:
+                return self._found
+            self._question, self._next = None, now + LOOK_S
+        return self._found
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its text where it cannot travel."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error of the user's may fail in any way
+        return RunError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def cause_of(error: BaseException, num_ranks: int) -> BaseException:
+    """What a group really ended of: a rank's own error before those of ranks that missed it, and no words of Train's.
+
+    Args:
+        error: What ``fit`` raised.
+        num_ranks: k.
+    """
+    failures = dict(sorted(getattr(error, "worker_failures", {}).items()))
+    for one in failures.values():
+        if not isinstance(one, LostRankError | RayError) and not _is_trains(one):
+            return one
+    for rank, one in failures.items():
+        if not isinstance(one, LostRankError):
+            if isinstance(one, OutOfMemoryError) or "running low on memory" in str(one):
+                return memory_error(one)
+            return LostRankError(f"rank {rank} of {num_ranks} was lost: {_first_line(one)}")
+    if failures:
+        return next(iter(failures.values()))
+    inner = getattr(error, "controller_failure", None) or error
+    return LostRankError(f"the {num_ranks} ranks could not be started: {_first_line(inner)}")
+
+
+def _is_trains(error: BaseException) -> bool:
+    return type(error).__module__.startswith("ray.")
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(getattr(error, "health_check_failure", error), RayActorError):
+        return "its process or its node has gone"
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def end_worker(actor: Any) -> None:
+    """End a pool's worker at once: the actor alone, or one that stands for ranks together with them."""
+    if hasattr(actor, "end"):
+        actor.end.remote()
+    else:
+        ray.kill(actor)
+
+
+def start_ranked(given: tuple[Any, ...], environment: dict[str, str]) -> Any:
+    """A coordinator; it asks for no resources itself.
+
+    Args:
+        given: Arguments of :class:`RankedActor`.
+        environment: Variables of the ranks' processes.
+    """
+    decorator: Any = ray.remote
+    kind = decorator(concurrency_groups={"ranks": 4})(RankedActor)
+    return kind.options(num_cpus=0, max_restarts=0,
+                        runtime_env={"env_vars": {**environment, **TRAIN_ENVIRONMENT}}).remote(*given)

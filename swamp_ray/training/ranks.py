@@ -1,0 +1,242 @@
+"""Data-parallel ranks of one particle: what they compute together, in an order that never changes.
+
+Each rank is a process of torch's default process group and holds the whole network. The gradient of a step is the
+sum of the ranks' gradients in the order of the ranks, in float32, divided by their number once. No bit of it depends on
+how the gradient was cut into buckets, and so none on where a training was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+from swamp_ray.errors import LostRankError
+from swamp_ray.seeding import derive_seed
+
+IDLE = timedelta(days=365)
+"""Ranks that have nothing to do wait for the next order; a rank that dies is noticed by its closed connection."""
+ASK_S = 0.1
+"""How often the ranks agree on whether to stop, about."""
+_gather_parts: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before 2.14
+_BROKEN = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+class Alone:
+    """The only rank of a particle that trains in one process.
+
+    Attributes:
+        rank: Number of this one, from 0.
+        count: How many there are.
+    """
+
+    rank, count = 0, 1
+
+    def epoch_seed(self, seed: int, epoch: int) -> int:
+        """Seed of the generators in an epoch of a training: for dropout and the like."""
+        return derive_seed(seed, "epoch", epoch)
+
+    def share(self, num: int) -> int:
+        """How many of so many samples of a batch this rank takes."""
+        return num // self.count
+
+    def replicate(self, network: nn.Module, probe: Callable[[], bool]) -> nn.Module:
+        """The network as it is called in training.
+
+        Args:
+            network: The same on every rank.
+            probe: Whether some of its parameters get no gradient.
+        """
+        return network
+
+    def accumulating(self, network: nn.Module) -> AbstractContextManager[Any]:
+        """A block whose gradients are not yet added up over the ranks."""
+        return contextlib.nullcontext()
+
+    def watched(self) -> AbstractContextManager[None]:
+        """A block in which ranks need each other; one that is gone raises LostRankError."""
+        return contextlib.nullcontext()
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """The mean over ranks, float64, added up in the order of the ranks."""
+        return values
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """What each rank gives, in order, on rank 0; None on the others."""
+        return [value]
+
+
+class Ranks(Alone):
+    """All processes of torch's default group, which has to be there; made on all of them at the same time.
+
+    Args:
+        bucket_mb: Size of the pieces in which gradients are exchanged, in MB; it decides no bit.
+    """
+
+    def __init__(self, bucket_mb: float = 25.0) -> None:
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        self._bucket_mb = bucket_mb
+        # Words go between processors: beside gradients on the devices, and without their time limit.
+        self._words: Any = dist.new_group(backend="gloo", timeout=IDLE)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone reads and writes the storage."""
+        return self.rank == 0
+
+    def epoch_seed(self, seed: int, epoch: int) -> int:
+        """A seed for each rank."""
+        return derive_seed(seed, "epoch", epoch, self.rank)
+
+    def replicate(self, network: nn.Module, probe: Callable[[], bool]) -> nn.Module:
+        """Let backward passes through the network leave the mean gradient of all ranks."""
+        replica = _Replica(network, bucket_cap_mb=self._bucket_mb, find_unused_parameters=probe())
+        exchange = _Exchange(next(network.parameters()).device)
+        replica.register_comm_hook(None, lambda _, bucket: exchange(bucket.buffer()))
+        return replica
+
+    def accumulating(self, network: nn.Module) -> AbstractContextManager[Any]:
+        """Gradients stay on their ranks."""
+        assert isinstance(network, DistributedDataParallel)
+        return network.no_sync()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Tell errors of the connection from others."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or any(text in str(error) for text in _BROKEN):
+                reason = str(error).strip().partition("\n")[0]
+                raise LostRankError(f"rank {self.rank} of {self.count} lost another one: {reason}") from error
+            raise
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """The mean over ranks, float64."""
+        own = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
+        every = [torch.empty_like(own) for _ in range(self.count)]
+        with self.watched():
+            dist.all_gather(every, own, group=self._words)
+        return ordered_mean(every).numpy()
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Plain values and tensors on the processor."""
+        found: list[Any] | None = [None] * self.count if self.leads else None
+        with self.watched():
+            dist.gather_object(value, found, dst=0, group=self._words)
+        return found
+
+    def tell(self, order: Any) -> None:
+        """Give all other ranks an order (rank 0)."""
+        with self.watched():
+            dist.broadcast_object_list([order], src=0, group=self._words)
+
+    def hear(self) -> Any:
+        """Wait for the next order of rank 0."""
+        box = [None]
+        with self.watched():
+            dist.broadcast_object_list(box, src=0, group=self._words)
+        return box[0]
+
+    def agreement(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """A question that all ranks ask equally often, and that has the same answer on all of them.
+
+        Args:
+            stop: Asked on rank 0.
+        """
+        return _Agreement(self, stop)
+
+    def broadcast(self, word: Tensor) -> None:
+        """Overwrite a tensor on the processor by that of rank 0."""
+        with self.watched():
+            dist.broadcast(word, src=0, group=self._words)
+
+
+class _Agreement:
+    """Rank 0 tells with every answer after how many more questions the next one comes."""
+
+    def __init__(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
+        self._ranks, self._stop = ranks, stop
+        self._found, self._left, self._asked = False, 1, 1
+        self._at = time.monotonic()
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        if self._found or self._left:
+            return self._found
+        word = torch.zeros(2, dtype=torch.int64)
+        if self._ranks.leads:
+            now = time.monotonic()
+            each_s = max(1e-6, (now - self._at) / self._asked)
+            word = torch.tensor([int(self._stop()), max(1, min(1000, int(ASK_S / each_s)))])
+            self._at = now
+        self._ranks.broadcast(word)
+        self._found, self._left = bool(word[0]), int(word[1])
+        self._asked = self._left
+        return self._found
+
+
+class _Replica(DistributedDataParallel):
+    """With the attributes of the network: tasks of one's own may read them."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+class _Exchange:
+    """Adds up one bucket after the other, beside the backward pass where the device can do both."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, flat: Tensor) -> Future[Tensor]:
+        if self._stream is None:
+            future: Future[Tensor] = Future()
+            future.set_result(reduce_in_rank_order_(flat))
+            return future
+        # One stream, not callbacks: every rank has to start its exchanges in the same order.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            future = Future(devices=[self._device])
+            future.set_result(reduce_in_rank_order_(flat))
+        return future
+
+
+def reduce_in_rank_order_(flat: Tensor) -> Tensor:
+    """Overwrite a vector by its mean over the ranks of the default group: the traffic of a ring, in a fixed order.
+
+    Args:
+        flat: ``[n]`` on each rank.
+    """
+    count = dist.get_world_size()
+    size = -(-flat.numel() // count)
+    even = flat.numel() == size * count
+    padded = flat if even else F.pad(flat, (0, size * count - flat.numel()))
+    slices = torch.empty_like(padded)
+    dist.all_to_all_single(slices, padded)
+    own = ordered_mean([part.float() for part in slices.view(count, size)]).to(flat.dtype)
+    _gather_parts(padded, own)
+    return flat if even else flat.copy_(padded[: flat.numel()])
+
+
+def ordered_mean(parts: list[Tensor]) -> Tensor:
+    """The sum of tensors, from the first to the last, divided by their number once; the first is overwritten."""
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return total.div_(len(parts))
