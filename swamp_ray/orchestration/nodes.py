@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,24 @@ def check_shared(place: Place, ask: Ask | None = None) -> None:
 
 def ask_nodes(file: Path, content: str) -> dict[str, str | None]:
     """What the other living nodes of the connected cluster say, see `Ask`."""
+    return on_others(look, str(file), content)
+
+
+def on_others(function: Callable[..., str | None], *arguments: Any) -> dict[str, str | None]:
+    """What a function returns on each other living node of the connected cluster, or why there is no answer."""
     own = ray.get_runtime_context().get_node_id()
     others = {node["NodeID"]: f"{node['NodeManagerHostname']} at {node['NodeManagerAddress']}"
               for node in ray.nodes() if node["Alive"] and node["NodeID"] != own}
-    task: Any = ray.remote(look)
+    task: Any = ray.remote(function)
     asked = {node: task.options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(
-        node, soft=False)).remote(str(file), content) for node in others}
+        node, soft=False)).remote(*arguments) for node in others}
     deadline = time.monotonic() + ANSWER_S
     return {f"{others[node]}, node {node[:8]}": _answer(reference, deadline) for node, reference in asked.items()}
+
+
+def missing_path(paths: Sequence[str]) -> str | None:
+    """The first path that does not exist on this node, None if all do."""
+    return next((path for path in paths if not Path(path).exists()), None)
 
 
 def _answer(reference: Any, deadline: float) -> str | None:
