@@ -44,6 +44,10 @@ SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", hel
                    "--set pruning.target=0.9; may be repeated.")
 STORAGE = click.option("--storage", metavar="URI", help="Storage root, a folder or s3://bucket/folder; default: "
                        "the config's, or ./results.")
+JOB = click.argument("job", metavar="JOB")
+JOBS_ADDRESS = click.option("--address", metavar="URL", help="The cluster's dashboard; default: "
+                            "RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265.")
+INSECURE = click.option("--insecure", is_flag=True, help="Allow plain HTTP without a token to another host.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -144,6 +148,82 @@ def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: s
     from swamp_ray.planning import print_plan
 
     print_plan(resolved)
+
+
+@main.command("submit", short_help="Run CONFIG on a cluster, through Ray Jobs.")
+@CONFIG
+@SET
+@click.option("--name", help="Name of the run or sweep; default: the config's, or the file's name.")
+@STORAGE
+@JOBS_ADDRESS
+@click.option("--working-dir", type=click.Path(path_type=Path), default=Path(), help="Folder of your code, which is "
+              "uploaded; default: the current one.")
+@click.option("--follow", is_flag=True, help="Print what it prints until it ends, and end with its exit code.")
+@INSECURE
+def submit(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
+           working_dir: Path, follow: bool, insecure: bool) -> None:
+    """Run CONFIG, of a run or of a sweep, on a cluster. The same command again goes on where it stopped.
+
+    Config, versions, packages, nodes and storage root are checked before your code is uploaded. Data are never.
+
+    \b
+    Examples:
+      swamp submit configs/quickstart.yaml --storage /mnt/shared/swamp --follow
+      swamp submit configs/sweeps/method_comparison.yaml --storage s3://bucket/swamp
+    """
+    from swamp_ray.orchestration.submission import read_submission
+    from swamp_ray.submitting import submit_and_print
+
+    submission = read_submission(config, overrides, name, storage)
+    sys.exit(submit_and_print(submission, working_dir.absolute(), address, insecure, follow))
+
+
+@main.command("jobs", short_help="List what was submitted.")
+@JOBS_ADDRESS
+@INSECURE
+def jobs(address: str | None, insecure: bool) -> None:
+    """List the runs and sweeps that were submitted to a cluster, the newest first.
+
+    \b
+    Example:
+      swamp jobs --address http://127.0.0.1:8265
+    """
+    from swamp_ray.submitting import print_jobs
+
+    print_jobs(address, insecure)
+
+
+@main.command("logs", short_help="Show what a job printed.")
+@JOB
+@JOBS_ADDRESS
+@click.option("--follow", is_flag=True, help="Go on until it ends, and end with its exit code.")
+@INSECURE
+def logs(job: str, address: str | None, follow: bool, insecure: bool) -> None:
+    """Show what JOB printed: its id, or the name of its run or sweep.
+
+    \b
+    Example:
+      swamp logs quickstart --follow
+    """
+    from swamp_ray.submitting import print_logs
+
+    sys.exit(print_logs(job, address, insecure, follow))
+
+
+@main.command("stop", short_help="Stop a job in good order.")
+@JOB
+@JOBS_ADDRESS
+@INSECURE
+def stop(job: str, address: str | None, insecure: bool) -> None:
+    """Stop JOB, once its particles have written checkpoints. Submit it again to go on.
+
+    \b
+    Example:
+      swamp stop quickstart
+    """
+    from swamp_ray.submitting import stop_job
+
+    stop_job(job, address, insecure)
 
 
 @main.command()

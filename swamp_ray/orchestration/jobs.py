@@ -8,8 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import requests
@@ -17,75 +16,22 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from swamp_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, RunError, UserError, nearest
+from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.access import ADDRESS_VARIABLES, Access
+from swamp_ray.orchestration.job import Job, Lines, choose, is_own_words
 
 CONNECT_S = 5.0
 REQUEST_S = 60.0
 SILENCE_S = 120.0
 """A log that says nothing for so long is opened anew: the connection may be gone without a word."""
 LOST_S = 120.0
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 KEYS = ("name", "kind", "storage", "config", "code", "stop_s")
 _PREFIX = "swamp_"
-_OWN_WORDS = re.compile(r".*(Runtime env is setting up\.|Running entrypoint for job \S+: .*)$")
-_ID = re.compile(r"(?P<base>.+-[0-9a-f]{8})(?:-(?P<attempt>\d+))?")
 
-for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging"):
+# They would tell of every package that is uploaded.
+for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk",
+              "ray._private.runtime_env.packaging"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A submitted run or sweep.
-
-    Attributes:
-        id: Its submission id.
-        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        facts: What was noted when it was submitted, by the names of ``KEYS``.
-        started_s: Unix time.
-        ended_s: Unix time, None while it runs.
-        exit_code: Of the process that drove it, where it ended by itself.
-        message: Ray's words on how it ended.
-    """
-
-    id: str
-    status: str
-    facts: Mapping[str, str] = field(default_factory=dict)
-    started_s: float | None = None
-    ended_s: float | None = None
-    exit_code: int | None = None
-    message: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the run or sweep."""
-        return self.facts.get("name", "")
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing runs any more."""
-        return self.status in ENDED
-
-    @property
-    def base(self) -> str:
-        """The id without the number of the attempt."""
-        match = _ID.fullmatch(self.id)
-        return match["base"] if match else self.id
-
-    @property
-    def attempt(self) -> int:
-        """Which submission of the same run this is, counted from 1."""
-        match = _ID.fullmatch(self.id)
-        return int(match["attempt"] or 1) if match else 1
-
-    def outcome(self) -> int:
-        """The exit code that ``swamp run`` would have had."""
-        if self.status == "SUCCEEDED":
-            return EXIT_DONE
-        if self.status == "STOPPED":
-            return EXIT_INTERRUPTED
-        return self.exit_code if self.exit_code in (EXIT_WRONG_USE, EXIT_INTERRUPTED) else EXIT_FAILED
 
 
 class Jobs:
@@ -159,7 +105,7 @@ class Jobs:
         """What a job has printed so far, without the server's own words."""
         with self._told():
             text = self._client.get_job_logs(job_id)
-        return "".join(line for line in text.splitlines(keepends=True) if not _OWN_WORDS.fullmatch(line.rstrip("\n")))
+        return "".join(line for line in text.splitlines(keepends=True) if not is_own_words(line.rstrip("\n")))
 
     def wait(self, job_id: str, seconds: float, pause_s: float = 0.5) -> Job:
         """A job as it is when it has ended, or after so many seconds."""
@@ -174,7 +120,7 @@ class Jobs:
         Raises:
             RunError: The server did not answer for two minutes; the job may well go on.
         """
-        lines = _Lines(write)
+        lines = Lines(write)
         lost_since: float | None = None
         while True:
             try:
@@ -194,7 +140,7 @@ class Jobs:
                 return job
             time.sleep(0.5)
 
-    async def _tail(self, job_id: str, lines: _Lines) -> None:
+    async def _tail(self, job_id: str, lines: Lines) -> None:
         lines.begin()
         chunks = self._client.tail_job_logs(job_id).__aiter__()
         while True:
@@ -203,7 +149,7 @@ class Jobs:
             except (StopAsyncIteration, TimeoutError):
                 return
 
-    def _rest(self, job_id: str, lines: _Lines) -> None:
+    def _rest(self, job_id: str, lines: Lines) -> None:
         """What the stream may have left out at its end."""
         with contextlib.suppress(RunError, UserError), self._told():
             text = self._client.get_job_logs(job_id)
@@ -224,26 +170,6 @@ class Jobs:
         except RuntimeError as error:
             raise RunError(f"the Jobs server at {self.access.url} failed: "
                            f"{self.access.without_token(_reason(str(error)))}") from None
-
-
-def choose(jobs: Sequence[Job], name: str) -> Job:
-    """The job of an id; or of a run's or sweep's name the last one.
-
-    Raises:
-        UserError: There is none, or the name means several.
-    """
-    exact = next((job for job in jobs if job.id == name), None)
-    if exact is not None:
-        return exact
-    found = [job for job in jobs if job.name == name or job.base == name]
-    if not found:
-        known = dict.fromkeys([job.name for job in jobs] + [job.id for job in jobs])
-        raise UserError("there is no such job", got=name, where="JOB",
-                        do=nearest(name, known) or "swamp jobs lists those there are.")
-    bases = list(dict.fromkeys(job.base for job in found))
-    if len(bases) > 1:
-        raise UserError(f"{name!r} is the name of several jobs: {', '.join(bases)}", where="JOB", do="Give the id.")
-    return max(found, key=lambda job: job.attempt)
 
 
 def refused(status: int, access: Access) -> UserError:
@@ -335,36 +261,3 @@ class _Client(JobSubmissionClient):
         options.setdefault("timeout", (CONNECT_S, REQUEST_S))
         return super()._do_request(method, endpoint, **options)
 
-
-class _Lines:
-    """Whole lines of a log that may be sent again from its beginning: what was written before is not repeated."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-        self._done = 0
-        self._seen = 0
-        self._partial = ""
-
-    def begin(self) -> None:
-        """The log is about to be sent from its beginning."""
-        self._seen = 0
-        self._partial = ""
-
-    def add(self, text: str) -> None:
-        """The next part of the log."""
-        *whole, self._partial = (self._partial + text).split("\n")
-        for line in whole:
-            self._seen += 1
-            if self._seen > self._done:
-                self._done = self._seen
-                self._pass(line)
-
-    def end(self) -> None:
-        """There is no more: a last line without an end is passed on, too."""
-        if self._partial:
-            self._pass(self._partial)
-            self._partial = ""
-
-    def _pass(self, line: str) -> None:
-        if not _OWN_WORDS.fullmatch(line):
-            self._write(line)
