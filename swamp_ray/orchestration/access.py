@@ -26,11 +26,13 @@ class Access:
     Attributes:
         url: ``http://HOST:PORT`` or ``https://HOST:PORT``.
         token: Sent with each request; None where no token is known. It is in no text of this object.
+        source: Where the token was found.
         warning: What the user should know before anything is sent.
     """
 
     url: str
     token: str | None = field(default=None, repr=False)
+    source: str = ""
     warning: str | None = None
 
     @property
@@ -56,18 +58,18 @@ def find_access(address: str | None, insecure: bool = False, environment: Mappin
     """
     environment = os.environ if environment is None else environment
     url = parse_address(address or _from_environment(environment) or DEFAULT_ADDRESS)
-    token = find_token(environment)
+    token, source = find_token(environment)
     if url.startswith("https://") or is_loopback(url):
-        return Access(url, token)
+        return Access(url, token, source)
     if token is not None:
-        return Access(url, token, f"the token travels in the clear to {url}: use https, or {_TUNNEL}")
+        return Access(url, token, source, f"the token travels in the clear to {url}: use https, or {_TUNNEL}")
     if not insecure:
         raise UserError(
             "plain HTTP to another host without a token is refused: who reaches that port can run anything on the "
             "cluster, and who listens on the way can change what you submit", got=url, where=_WHERE,
             do=f"Use https, or {_TUNNEL}; or switch token authentication on (RAY_AUTH_MODE=token). In a network that "
                "you trust add --insecure.")
-    return Access(url, None, f"plain HTTP without a token to {url}, as --insecure asks")
+    return Access(url, warning=f"plain HTTP without a token to {url}, as --insecure asks")
 
 
 def _from_environment(environment: Mapping[str, str]) -> str | None:
@@ -118,29 +120,34 @@ def token_file(environment: Mapping[str, str]) -> Path:
     return Path(given).expanduser() if given else Path.home() / ".ray" / "auth_token"
 
 
-def find_token(environment: Mapping[str, str]) -> str | None:
-    """The token as Ray looks for it: RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, ``~/.ray/auth_token``.
+def find_token(environment: Mapping[str, str]) -> tuple[str | None, str]:
+    """The token, and where it was: as Ray looks for it.
 
     Raises:
         UserError: ``RAY_AUTH_MODE=token`` and there is none, or a file that is named cannot be read.
     """
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
-        return None
-    token = environment.get("RAY_AUTH_TOKEN", "").strip()
+        return None, ""
+    token, source = environment.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
     if not token:
-        file = token_file(environment)
-        named = bool(environment.get("RAY_AUTH_TOKEN_PATH"))
-        try:
-            token = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            if named or not isinstance(error, FileNotFoundError):
-                raise UserError(f"the token cannot be read ({getattr(error, 'strerror', None) or 'no text'})",
-                                got=str(file), where="RAY_AUTH_TOKEN_PATH" if named else "") from None
+        token, source = _read_token(token_file(environment), "RAY_AUTH_TOKEN_PATH" in environment)
     if not token and mode == "token":
         raise UserError("RAY_AUTH_MODE is token, but there is no token", where="RAY_AUTH_MODE",
                         do="Put the cluster's token into a file and name it in RAY_AUTH_TOKEN_PATH, or into "
                            "~/.ray/auth_token.")
     if any(not 32 < ord(letter) < 127 for letter in token):
-        raise UserError("the token must be one line of plain letters and digits", where="RAY_AUTH_TOKEN")
-    return token or None
+        raise UserError("the token must be one line of plain letters and digits", where=source)
+    return (token, source) if token else (None, "")
+
+
+def _read_token(file: Path, is_named: bool) -> tuple[str, str]:
+    try:
+        return file.read_text(encoding="utf-8").strip(), str(file)
+    except FileNotFoundError:
+        if is_named:
+            raise UserError("the token's file does not exist", got=str(file), where="RAY_AUTH_TOKEN_PATH") from None
+        return "", ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the token cannot be read ({getattr(error, 'strerror', None) or 'it is no text'})",
+                        where=str(file)) from None

@@ -55,16 +55,17 @@ def check_packages(missing: Sequence[str]) -> None:
                         "from the folder that holds it, if it is code of yours.")
 
 
-def check_storage(submission: Submission, problem: str | None, num_nodes: int) -> list[str]:
-    """Refuse a storage root that the cluster cannot write or its nodes do not share; what to know about it."""
+def check_storage(submission: Submission, problem: str | None, num_nodes: int) -> str:
+    """Refuse a storage root that the cluster cannot write or its nodes do not share; in words how far it reaches."""
     storage, execution = submission.run.storage, submission.run.execution
     if problem is not None:
         raise UserError(f"the storage root cannot be used from the cluster: {problem}", where="storage")
     if is_url(storage):
-        return []
-    if execution.autoscaling and num_nodes == 1:
-        return [f"nodes that are started later must see {storage} as well: a run refuses to start where they do not"]
-    return [f"{storage} is a folder of the cluster's only node"] if num_nodes == 1 else []
+        return "which the cluster can write"
+    if num_nodes > 1:
+        return "which all nodes see"
+    more = "; nodes that are started later must see it as well" if execution.autoscaling else ""
+    return f"a folder of the cluster's only node{more}"
 
 
 def check_paths(submission: Submission, missing: Mapping[str, str]) -> None:

@@ -174,12 +174,11 @@ class Jobs:
 
 def refused(status: int, access: Access) -> UserError:
     """The error for a server that wants a token, or another one."""
-    where = "RAY_AUTH_TOKEN"
     if status == 401 or access.token is None:
-        return UserError(f"the cluster at {access.url} asks for a token, and none was sent", where=where,
-                         do="Put its token into a file and name that in RAY_AUTH_TOKEN_PATH, or into ~/.ray/auth_token"
-                            " ('ray get-auth-token' on the head node prints it). RAY_AUTH_MODE must not be disabled.")
-    return UserError(f"the cluster at {access.url} refuses the token", where=where,
+        return UserError(f"the cluster at {access.url} asks for a token, and none was sent", where="RAY_AUTH_TOKEN",
+                         do="Put its token into a file and name that in RAY_AUTH_TOKEN_PATH, or into ~/.ray/auth_token "
+                            "('ray get-auth-token' on the head node prints it). RAY_AUTH_MODE must not be disabled.")
+    return UserError(f"the cluster at {access.url} refuses the token that was found here", where=access.source,
                      do="It belongs to another cluster, or has been replaced: 'ray get-auth-token' on the head node "
                         "prints the right one.")
 
@@ -212,10 +211,11 @@ def _greet(access: Access) -> None:
 def _why(error: requests.RequestException) -> str:
     """The cause of a connection that failed, without the layers around it."""
     text = str(error)
-    for pattern in (r"\[Errno -?\d+\] ([^')\"]+)", r"Failed to resolve '([^']+)'"):
-        if match := re.search(pattern, text):
-            return match[1]
-    return type(error).__name__
+    if match := re.search(r"\[Errno -?\d+\] ([^')\"]+)", text):
+        return match[1]
+    if "resolve" in text:
+        return "there is no host of this name"
+    return "what listens there does not speak HTTP"
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,8 +32,11 @@ from swamp_ray.training.tasks import build_task
 
 STOP_SLACK_S = 30
 """What a run may need beside `execution.grace_s` from the signal to its end."""
-NEEDED: tuple[str, ...] = ("ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "sklearn", "safetensors", "tensorboardX",
-                           "pydantic", "yaml", "click", "rich", "matplotlib")
+NEEDED: tuple[str, ...] = (
+    "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "sklearn", "safetensors", "tensorboardX", "pydantic",
+    "yaml", "click", "rich", "matplotlib",
+)
+"""Modules of what `requirements.txt` names."""
 OPTIONAL = {"optuna": "optuna", "hyperopt": "hyperopt", "mlflow": "mlflow", "wandb": "wandb"}
 """Modules of searches and trackers, by name."""
 

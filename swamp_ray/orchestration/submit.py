@@ -15,7 +15,14 @@ from uuid import uuid4
 
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.access import token_file
-from swamp_ray.orchestration.fitting import check_nodes, check_packages, check_paths, check_storage, check_versions
+from swamp_ray.orchestration.fitting import (
+    Node,
+    check_nodes,
+    check_packages,
+    check_paths,
+    check_storage,
+    check_versions,
+)
 from swamp_ray.orchestration.jobs import Job, Jobs
 from swamp_ray.orchestration.probe import VERSIONS, question, read_answer
 from swamp_ray.orchestration.provenance import version
@@ -76,8 +83,7 @@ def submit(submission: Submission, jobs: Jobs, folder: Path, tell: Tell,
         _check_cluster(submission, ask_cluster(submission, jobs, package, needed), tell)
         staged = Path(scratch) / "code"
         stage(upload, submission.text, staged)
-        size = f"{upload.num_bytes / 1e6:.1f} MB"
-        tell("step", f"uploading {len(upload.sizes):,} file{'s' * (len(upload.sizes) != 1)} ({size}) of {folder}")
+        tell("step", f"uploading {upload}")
         attempt = 1 + max((job.attempt for job in earlier), default=0)
         return _start(submission, jobs, attempt, _runtime_env(submission, staged, package), facts, earlier, tell)
 
@@ -169,18 +175,17 @@ def _check_cluster(submission: Submission, said: Mapping[str, Any], tell: Tell) 
     for text in check_versions(versions_here(), said["versions"]):
         tell("warning", text)
     check_packages(said["missing"])
-    nodes = said["nodes"]
-    workers = check_nodes(submission, nodes)
-    warnings = check_storage(submission, said["storage"], len(nodes))
+    workers = check_nodes(submission, said["nodes"])
+    reach = check_storage(submission, said["storage"], len(said["nodes"]))
     check_paths(submission, said["paths"])
-    for text in warnings:
-        tell("warning", text)
     there = said["versions"]
     tell("fact", f"Python {there['python']}, Ray {there['ray']} and torch {there['torch']}, as here")
+    tell("fact", _room(said["nodes"], workers))
+    tell("fact", f"results go to {submission.run.storage}, {reach}")
+
+
+def _room(nodes: Sequence[Node], workers: int | None) -> str:
     total = {kind: sum(node["resources"].get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    room = "workers start with the nodes that they ask for" if workers is None else (
-        f"{workers} worker{'s' * (workers != 1)} fit{'s' * (workers == 1)} at a time")
-    tell("fact", f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {total['CPU']:g} CPU and {total['GPU']:g} GPU: "
-                 f"{room}")
-    tell("fact", f"results go to {submission.run.storage}, which the cluster can write"
-                 + (" and all nodes see" if len(nodes) > 1 else ""))
+    room = ("workers start on the nodes that they ask for" if workers is None else
+            f"{workers} worker{'s' * (workers != 1)} fit{'s' * (workers == 1)} at a time")
+    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {total['CPU']:g} CPU and {total['GPU']:g} GPU: {room}"

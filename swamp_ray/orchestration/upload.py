@@ -46,6 +46,11 @@ class Upload:
         """Size of all files, before they are compressed."""
         return sum(self.sizes.values())
 
+    def __str__(self) -> str:
+        """``"3 files (1.2 kB) of FOLDER"``."""
+        count = len(self.sizes)
+        return f"{count:,} file{'s' * (count != 1)} ({_size(self.num_bytes)}) of {self.folder}"
+
     def reason(self, path: str) -> str | None:
         """Why a file is not in the upload, None if nothing is known about it."""
         found = (self.left_out.get(part) for part in (path, *(str(one) for one in Path(path).parents)))
@@ -175,6 +180,10 @@ def _tracked(folder: Path) -> frozenset[str]:
     return frozenset(os.fsdecode(name) for name in names if name)
 
 
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
+
+
 def check_size(upload: Upload, limit: int = MAX_BYTES) -> None:
     """Refuse an upload that is too large, which is nearly always data that nobody meant to upload.
 
@@ -184,10 +193,9 @@ def check_size(upload: Upload, limit: int = MAX_BYTES) -> None:
     if upload.num_bytes <= limit:
         return
     largest = sorted(upload.sizes.items(), key=lambda item: -item[1])[:NUM_NAMED]
-    lines = "".join(f"\n  {size / 1e6:8.1f} MB  {path}" for path, size in largest)
+    lines = "".join(f"\n  {_size(size):>10}  {path}" for path, size in largest)
     raise UserError(
-        f"at most {limit / 1e6:.0f} MB can be uploaded, but {upload.folder} has {upload.num_bytes / 1e6:.1f} MB in "
-        f"{len(upload.sizes):,} files. The largest are:{lines}\n", where="--working-dir",
+        f"at most {_size(limit)} can be uploaded, but these are {upload}. The largest:{lines}\n", where="--working-dir",
         do="Name what must stay behind in a .gitignore or .rayignore, or give the folder of your code alone. Data "
            "belong on a file system that the cluster sees (data.root).")
 
