@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -55,10 +55,9 @@ def submit_and_print(submission: Submission, folder: Path, address: str | None, 
     options = _options(address, insecure)
     if follow:
         return follow_job(jobs, done.job, options)
-    job_id = done.job.id
-    for command, what in ((f"logs {job_id} --follow", "what it prints"), (f"stop {job_id}", "stop it; submit again to "
-                          "go on"), ("jobs", "all jobs")):
-        console.print(f"  swamp {command}{options:<{max(1, 60 - len(command))}}  [dim]{what}[/dim]", soft_wrap=True)
+    for line in _commands({f"logs {done.job.id} --follow": "what it prints, until it ends",
+                           f"stop {done.job.id}": "stop it; submit again to go on", "jobs": "all jobs"}, options):
+        console.print(line, soft_wrap=True)
     return EXIT_DONE
 
 
@@ -75,12 +74,13 @@ def follow_job(jobs: Jobs, job: Job, options: str = "") -> int:
     Raises:
         Interrupted: The user has seen enough; the job goes on.
     """
+    errors = Console(highlight=False, stderr=True)
+    errors.print("[dim]following it; Ctrl-C leaves it running[/dim]")
     try:
         ended = jobs.follow(job.id, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
-        raise Interrupted(f"the job {job.id} goes on by itself.\n"
-                          f"  swamp logs {job.id} --follow{options}   to come back\n"
-                          f"  swamp stop {job.id}{options}            to stop it") from None
+        lines = _commands({f"logs {job.id} --follow": "to come back", f"stop {job.id}": "to stop it"}, options)
+        raise Interrupted("\n".join([f"the job {job.id} goes on by itself.", *lines])) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
@@ -88,10 +88,9 @@ def follow_job(jobs: Jobs, job: Job, options: str = "") -> int:
     took = "" if ended.started_s is None or ended.ended_s is None else (
         f" after {duration(ended.ended_s - ended.started_s)}")
     colour = COLOURS.get(ended.status, "bold")
-    console = Console(highlight=False, stderr=True)
-    console.print(f"[{colour}]{escape(job.id)} {_ended(ended)}{took}[/{colour}]", soft_wrap=True)
+    errors.print(f"[{colour}]{escape(job.id)} {_ended(ended)}{took}[/{colour}]", soft_wrap=True)
     if ended.status == "FAILED" and ended.exit_code is None and ended.message:
-        console.print(escape(ended.message.strip().splitlines()[-1]), soft_wrap=True)
+        errors.print(escape(ended.message.strip().splitlines()[-1]), soft_wrap=True)
     return code
 
 
@@ -169,6 +168,13 @@ def stop_job(name: str, address: str | None, insecure: bool) -> None:
         raise RunError(f"the job {job.id} has not ended {seconds + EXTRA_STOP_S} s after it was asked to. "
                        f"Look at the dashboard, {jobs.access.url}.")
     console.print(f"{escape(job.id)} {_ended(ended)}", soft_wrap=True)
+
+
+def _commands(commands: Mapping[str, str], options: str) -> list[str]:
+    """Lines with what a user may type next, and what it is for."""
+    typed = {f"swamp {command}{options}": what for command, what in commands.items()}
+    width = max(map(len, typed))
+    return [f"  {command:<{width}}   {what}" for command, what in typed.items()]
 
 
 def _options(address: str | None, insecure: bool) -> str:

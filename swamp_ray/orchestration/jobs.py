@@ -127,6 +127,8 @@ class Jobs:
                 asyncio.run(self._tail(job_id, lines))
                 job = self.get(job_id)
                 lost_since = None
+            except BrokenPipeError:
+                raise
             except (UserError, RunError, ClientError, OSError, RuntimeError) as error:
                 now = time.monotonic()
                 lost_since = now if lost_since is None else lost_since

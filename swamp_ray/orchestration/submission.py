@@ -129,16 +129,14 @@ def read_submission(path: Path, overrides: Sequence[str] = (), name: str | None 
     Raises:
         UserError: The config does not fit, or says something that no submitted run can do.
     """
-    values: dict[str, Any] = {"execution.address": "auto"}
     if is_sweep(path):
-        sweep = load_sweep(path, overrides, storage, name, values)
+        sweep = load_sweep(path, [*overrides, "base.execution.address=auto"], storage, name)
         submission = Submission(sweep.base, sweep)
         SweepDir("results", submission.name)
     else:
-        run = load_config(path, overrides)
+        run = load_config(path, [*overrides, "execution.address=auto"])
         given = {"name": name, "storage": storage}
-        values |= {key: value for key, value in given.items() if value is not None}
-        submission = Submission(with_values(run, values))
+        submission = Submission(with_values(run, {key: value for key, value in given.items() if value is not None}))
         RunDir("results", submission.name)
     _check_reach(submission)
     return submission

@@ -27,7 +27,15 @@ from swamp_ray.orchestration.jobs import Job, Jobs
 from swamp_ray.orchestration.probe import VERSIONS, question, read_answer
 from swamp_ray.orchestration.provenance import version
 from swamp_ray.orchestration.submission import Submission, check_here, check_upload
-from swamp_ray.orchestration.upload import CONFIG_NAME, Upload, check_size, select_files, stage, stage_package
+from swamp_ray.orchestration.upload import (
+    CONFIG_NAME,
+    Upload,
+    check_size,
+    select_files,
+    stage,
+    stage_package,
+    stage_version,
+)
 from swamp_ray.storage.places import is_url
 
 PROBE_S = 240.0
@@ -83,6 +91,7 @@ def submit(submission: Submission, jobs: Jobs, folder: Path, tell: Tell,
         _check_cluster(submission, ask_cluster(submission, jobs, package, needed), tell)
         staged = Path(scratch) / "code"
         stage(upload, submission.text, staged)
+        stage_version(staged, version("swamp_ray") or "0")
         tell("step", f"uploading {upload}")
         attempt = 1 + max((job.attempt for job in earlier), default=0)
         return _start(submission, jobs, attempt, _runtime_env(submission, staged, package), facts, earlier, tell)

@@ -226,6 +226,13 @@ def _ignore_files(folder: Path) -> Iterator[Path]:
     yield from folder.rglob(".rayignore")
 
 
+def stage_version(folder: Path, version: str) -> None:
+    """Let the swamp_ray that travels be known by its own version, whatever is installed on the cluster."""
+    facts = folder / f"{PACKAGE.name}-{version}.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE.name}\nVersion: {version}\n")
+
+
 def stage_package(folder: Path) -> Path:
     """Copy this swamp_ray package into a folder; the path of the copy."""
     target = folder / PACKAGE.name
