@@ -91,7 +91,7 @@ def check_nodes(submission: Submission, nodes: Sequence[Node]) -> int | None:
                         where="execution.stable_labels", do="Start a node with them (ray start --labels=...), or leave "
                         "the option out: the driver then runs on the head node.")
     fitting = [node["resources"] for node in nodes if takes_workers(node, execution)]
-    gpus = sum(resources.get("GPU", 0.0) for resources in fitting)
+    gpus = sum(node["resources"].get("GPU", 0.0) for node in nodes)
     device = execution.device if execution.device != "auto" else ("cuda" if gpus > 0 else "cpu")
     if not fitting and not execution.autoscaling and nodes:
         wanted = {**execution.labels, **({"accelerator_type": execution.accelerator_type}

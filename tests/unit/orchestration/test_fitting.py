@@ -14,10 +14,13 @@ from tests.helpers import TINY
 
 HERE = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.14.1+cpu"}
 
+SCALING: dict[str, Any] = {"execution__autoscaling": True, "execution__device": "cpu"}
+
 
 def submission(**values: Any) -> Submission:
     changed = {key.replace("__", "."): value for key, value in values.items()}
-    defaults = {"execution.executor": "ray", "execution.address": "auto", "storage": "/mnt/shared"}
+    defaults = {"execution.executor": "ray", "execution.address": "auto", "execution.device": "auto",
+                "storage": "/mnt/shared"}
     return Submission(with_values(build_config(TINY), defaults | changed))
 
 
@@ -52,13 +55,13 @@ def test_workers_that_fit() -> None:
 
 
 def test_too_few_nodes_are_no_error_where_the_cluster_starts_them() -> None:
-    scaling = submission(execution__num_cpus=16.0, execution__autoscaling=True)
+    scaling = submission(execution__num_cpus=16.0, **SCALING)
     assert fitting.check_nodes(scaling, [node(0)]) is None
 
 
 def test_labels_and_kinds_of_gpu_decide_which_nodes_count() -> None:
     nodes = [node(1, role="worker"), node(4, zone="b"), node(8, gpu=2, kind="H100")]
-    cpu = {"execution__device": "cpu"}
+    cpu: dict[str, Any] = {"execution__device": "cpu"}
     assert fitting.check_nodes(submission(execution__labels={"role": "worker"}, **cpu), nodes) == 1
     assert fitting.check_nodes(submission(execution__accelerator_type="H100"), nodes) == 2
     with pytest.raises(UserError, match=r"execution\.labels: no node has what workers ask for"):
@@ -79,7 +82,7 @@ def test_selectors(wanted: str, fits: bool) -> None:
 
 def test_storage() -> None:
     assert "only node" in fitting.check_storage(submission(), None, 1)
-    assert "later" in fitting.check_storage(submission(execution__autoscaling=True), None, 1)
+    assert "later" in fitting.check_storage(submission(**SCALING), None, 1)
     assert fitting.check_storage(submission(), None, 3) == "which all nodes see"
     assert fitting.check_storage(submission(storage="s3://b/x"), None, 3) == "which the cluster can write"
     with pytest.raises(UserError, match="cannot be used from the cluster: it is read-only"):

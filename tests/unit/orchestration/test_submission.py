@@ -41,7 +41,10 @@ def test_what_is_submitted_reads_back_equal(tmp_path: Path) -> None:
     assert parse_config(submission.text) == submission.run
     sweep = read_submission(write(tmp_path, {"base": "tiny.yaml", "space": SPACE}, "sweep.yaml"), ["seeds=2"])
     assert (sweep.kind, sweep.name, sweep.run.execution.address) == ("sweep", "sweep", "auto")
-    assert build_sweep(yaml.safe_load(sweep.text)) == sweep.sweep
+    again = build_sweep(yaml.safe_load(sweep.text))
+    assert sweep.sweep is not None
+    assert again.base == sweep.run
+    assert again.identity() == sweep.sweep.identity()
 
 
 def test_the_id_is_that_of_name_kind_and_storage(tmp_path: Path) -> None:
@@ -70,7 +73,7 @@ def test_what_no_submitted_run_can_do_is_refused(tmp_path: Path, overrides: list
 
 
 def test_a_cluster_that_starts_nodes_needs_no_address_of_its_own(tmp_path: Path) -> None:
-    assert read(tmp_path, execution={"autoscaling": True}).run.execution.autoscaling
+    assert read(tmp_path, execution={"autoscaling": True, "device": "cpu"}).run.execution.autoscaling
     sweep = read_submission(write(tmp_path, {"base": "tiny.yaml", "space": SPACE}, "sweep.yaml"))
     assert sweep.run.execution.autoscaling
 
