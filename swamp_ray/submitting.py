@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -17,9 +18,11 @@ from rich.table import Table
 from swamp_ray.errors import EXIT_DONE, Interrupted, RunError
 from swamp_ray.orchestration.access import find_access
 from swamp_ray.orchestration.jobs import Job, Jobs
-from swamp_ray.orchestration.submission import Submission
-from swamp_ray.orchestration.submit import Submitted, submit
 from swamp_ray.tables import duration
+
+if TYPE_CHECKING:
+    from swamp_ray.orchestration.submission import Submission
+    from swamp_ray.orchestration.submit import Submitted
 
 STATUS = {"SUCCEEDED": "complete", "FAILED": "failed", "STOPPED": "stopped", "RUNNING": "running", "PENDING": "waiting"}
 COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow"}
@@ -42,6 +45,8 @@ def connect(address: str | None, insecure: bool) -> Jobs:
 
 def submit_and_print(submission: Submission, folder: Path, address: str | None, insecure: bool, follow: bool) -> int:
     """Submit, say what was found and how to go on; the exit code of the job, if it is followed."""
+    from swamp_ray.orchestration.submit import submit  # torch, which jobs, logs and stop do without
+
     console = Console(highlight=False)
     jobs = connect(address, insecure)
 

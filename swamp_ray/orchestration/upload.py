@@ -6,12 +6,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.ignoring import GITIGNORE, Rules, read_rules
+from swamp_ray.orchestration.ignoring import GITIGNORE, IGNORE_FILES, Rules, read_rules
 
 MAX_BYTES = 100_000_000
 MAX_FILES = 20_000
@@ -129,6 +129,9 @@ class _Walk:
             return self.excluded[real]
         if entry.name in TOOLS or entry.name.endswith(COMPILED):
             return "made by tools"
+        if entry.name in IGNORE_FILES:
+            # Ray would apply it once more on what is left, to the config as well.
+            return "it has done its work here"
         tracked = path in (self.tracked_folders if is_folder else self.tracked)
         if source is not None and not (tracked and source == GITIGNORE):
             return source
@@ -215,15 +218,7 @@ def stage(upload: Upload, config_text: str, folder: Path) -> None:
         except OSError as error:
             raise UserError(f"a file cannot be uploaded: {error.strerror}", got=str(upload.folder / path),
                             where="--working-dir") from error
-    # They have done their work here; Ray would apply them once more, to the config as well.
-    for ignore_file in _ignore_files(folder):
-        ignore_file.unlink()
     (folder / CONFIG_NAME).write_text(config_text, encoding="utf-8")
-
-
-def _ignore_files(folder: Path) -> Iterator[Path]:
-    yield from folder.rglob(".gitignore")
-    yield from folder.rglob(".rayignore")
 
 
 def stage_version(folder: Path, version: str) -> None:
