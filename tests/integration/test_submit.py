@@ -20,11 +20,11 @@ from tests.ray_head import LABEL, Head, ray_head
 
 NEVER_BY_ITSELF = 0
 CONFIG: dict[str, Any] = {
-    "data": {"name": "digits"},
+    "data": {"name": "digits", "limit_train": 700},
     "model": {"name": "own.nets:network"},
     "training": {"batch_size": 64},
     "dense": {"length": 1},
-    "round": {"length": 300},
+    "round": {"length": 400},
     "averaging": {"within": "swa", "start": 0.9},
     "particles": {"count": 2},
     "pruning": {"target": 0.5, "rate": 0.5},
@@ -128,7 +128,7 @@ def test_a_run_that_is_stopped_and_submitted_again_ends_with_the_bytes_of_an_und
     assert not [path for path in storage.rglob("*") if path.is_file() and head.token.encode() in path.read_bytes()]
 
     # The same name with another recipe: only the cluster can know, and its exit code comes through.
-    code, refused = swamp(*submission, "--set", "round.length=3", "--follow")
+    code, refused = swamp(*submission, "--set", "seed=1", "--follow")
     assert code == 2, refused
     assert "exists already with another recipe" in refused
     code, table = swamp("jobs")
@@ -141,9 +141,9 @@ def test_a_run_that_is_stopped_and_submitted_again_ends_with_the_bytes_of_an_und
     ({"RAY_AUTH_TOKEN_PATH": ""}, "asks for a token, and none was sent"),
 ])
 def test_a_wrong_token_and_none_are_told_apart(
-    swamp: Callable[..., tuple[int, str]], variables: dict[str, str], words: str, tmp_path: Path
+    swamp: Callable[..., tuple[int, str]], variables: dict[str, str], words: str
 ) -> None:
-    code, text = swamp("submit", "digits.yaml", "--storage", str(tmp_path), **variables)
+    code, text = swamp("jobs", **variables)
     assert code == 2
     assert words in text
     assert "of-another-cluster" not in text
@@ -156,7 +156,7 @@ def test_a_sweep_is_submitted_and_a_diverged_run_ends_with_its_own_exit_code(
 ) -> None:
     space = {"pruning.target": {"grid": [0.2, 0.5]}}
     (project / "targets.yaml").write_text(yaml.safe_dump({"base": "digits.yaml", "space": space}))
-    short = ("--set", "base.round.length=3")
+    short = ("--set", "base.round.length=20")
     code, text = swamp("submit", "targets.yaml", "--storage", str(tmp_path), *short, "--follow")
     assert code == 0, text
     assert "complete, 2 of 2 settings" in text
