@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from swamp_ray.config import ExecutionConfig
 from swamp_ray.errors import UserError
+from swamp_ray.orchestration.placement import Node, check_labels, eligible
 from swamp_ray.orchestration.resources import pool_size
 from swamp_ray.orchestration.submission import Submission
 from swamp_ray.storage.places import is_url
-
-Node = Mapping[str, Any]
-"""``name``, ``resources`` and ``labels`` of a node."""
 
 
 def check_versions(here: Mapping[str, str | None], there: Mapping[str, str | None]) -> list[str]:
@@ -59,7 +54,8 @@ def check_storage(submission: Submission, problem: str | None, num_nodes: int) -
     """Refuse a storage root that the cluster cannot write or its nodes do not share; in words how far it reaches."""
     storage, execution = submission.run.storage, submission.run.execution
     if problem is not None:
-        raise UserError(f"the storage root cannot be used from the cluster: {problem}", where="storage")
+        reason = problem.removeprefix("storage: ")
+        raise UserError(f"the storage root cannot be used from the cluster: {reason}", where="storage")
     if is_url(storage):
         return "which the cluster can write"
     if num_nodes > 1:
@@ -78,50 +74,24 @@ def check_paths(submission: Submission, missing: Mapping[str, str]) -> None:
                         do="Name a path that all nodes of the cluster see.")
 
 
-def check_nodes(submission: Submission, nodes: Sequence[Node]) -> int | None:
-    """How many workers the cluster holds now; None where there are none yet, and it starts nodes when it is asked.
+def check_nodes(submission: Submission, nodes: Sequence[Node]) -> int:
+    """How many workers the cluster holds; where it starts nodes as they are needed, how many it will.
 
     Raises:
-        UserError: It cannot hold a single one, or no node can take the driver.
+        UserError: It cannot hold a single one, or no node has the labels that workers or the driver ask for.
     """
     execution = submission.run.execution
-    drivers = [node for node in nodes if has_labels(node["labels"], execution.stable_labels)]
-    if not drivers and not execution.autoscaling:
-        raise UserError("no node has the labels that the driver asks for", got=dict(execution.stable_labels),
-                        where="execution.stable_labels", do="Start a node with them (ray start --labels=...), or leave "
-                        "the option out: the driver then runs on the head node.")
-    fitting = [node["resources"] for node in nodes if takes_workers(node, execution)]
-    gpus = sum(node["resources"].get("GPU", 0.0) for node in nodes)
+    gpus = sum(node.resources.get("GPU", 0.0) for node in nodes)
     device = execution.device if execution.device != "auto" else ("cuda" if gpus > 0 else "cpu")
-    if not fitting and not execution.autoscaling and nodes:
-        wanted = {**execution.labels, **({"accelerator_type": execution.accelerator_type}
-                                         if execution.accelerator_type else {})}
-        raise UserError("no node has what workers ask for", got=wanted, where="execution.labels",
-                        do="Start such nodes, correct the labels, or set execution.autoscaling: true where the cluster "
-                           "starts nodes when they are asked for.")
-    try:
-        return pool_size(execution, device, submission.most_particles, fitting)
-    except UserError:
-        if execution.autoscaling:
-            return None
-        raise
+    check_labels(nodes, execution)
+    return pool_size(execution, device, submission.most_particles, eligible(nodes, execution))
 
 
-def takes_workers(node: Node, execution: ExecutionConfig) -> bool:
-    """Whether a node has the labels and the kind of GPU that workers ask for."""
-    kind = execution.accelerator_type
-    return has_labels(node["labels"], execution.labels) and (
-        kind is None or f"accelerator_type:{kind}" in node["resources"])
-
-
-def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether a node's labels fit a selector of Ray: ``value``, ``!value``, ``in(a, b)`` or ``!in(a, b)`` a key."""
-    return all(_has(labels.get(key), wanted) for key, wanted in selector.items())
-
-
-def _has(value: str | None, wanted: str) -> bool:
-    negated = wanted.startswith("!")
-    text = wanted.removeprefix("!")
-    several = re.fullmatch(r"in\((.*)\)", text)
-    values = [part.strip() for part in several[1].split(",")] if several else [text]
-    return (value in values) is not negated
+def room(submission: Submission, nodes: Sequence[Node], workers: int) -> str:
+    """What the cluster has, in words."""
+    total = {kind: sum(node.resources.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    there = f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {total['CPU']:g} CPU and {total['GPU']:g} GPU"
+    text = f"{workers} worker{'s' * (workers != 1)}"
+    if submission.run.execution.autoscaling:
+        return f"{there}; more are started for up to {text}"
+    return f"{there}: {text} fit{'s' * (workers == 1)} at a time"

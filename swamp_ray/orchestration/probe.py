@@ -65,8 +65,7 @@ def _of_the_cluster(storage: str, paths: Sequence[str]) -> dict[str, Any]:
     import ray
 
     ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    nodes = [{"name": f"{node['NodeManagerHostname']} at {node['NodeManagerAddress']}",
-              "resources": node["Resources"], "labels": node.get("Labels") or {}}
+    nodes = [{"id": node["NodeID"], "resources": node["Resources"], "labels": node.get("Labels") or {}}
              for node in ray.nodes() if node["Alive"]]
     found = {"nodes": nodes, "storage": _storage_problem(storage, len(nodes)), "paths": _missing_paths(paths)}
     ray.shutdown()

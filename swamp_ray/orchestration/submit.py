@@ -16,14 +16,15 @@ from uuid import uuid4
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.access import token_file
 from swamp_ray.orchestration.fitting import (
-    Node,
     check_nodes,
     check_packages,
     check_paths,
     check_storage,
     check_versions,
+    room,
 )
 from swamp_ray.orchestration.jobs import Job, Jobs
+from swamp_ray.orchestration.placement import Node
 from swamp_ray.orchestration.probe import VERSIONS, question, read_answer
 from swamp_ray.orchestration.provenance import version
 from swamp_ray.orchestration.submission import Submission, check_here, check_upload
@@ -184,17 +185,11 @@ def _check_cluster(submission: Submission, said: Mapping[str, Any], tell: Tell) 
     for text in check_versions(versions_here(), said["versions"]):
         tell("warning", text)
     check_packages(said["missing"])
-    workers = check_nodes(submission, said["nodes"])
-    reach = check_storage(submission, said["storage"], len(said["nodes"]))
+    nodes = [Node(node["id"], node["resources"], node["labels"]) for node in said["nodes"]]
+    workers = check_nodes(submission, nodes)
+    reach = check_storage(submission, said["storage"], len(nodes))
     check_paths(submission, said["paths"])
     there = said["versions"]
     tell("fact", f"Python {there['python']}, Ray {there['ray']} and torch {there['torch']}, as here")
-    tell("fact", _room(said["nodes"], workers))
+    tell("fact", room(submission, nodes, workers))
     tell("fact", f"results go to {submission.run.storage}, {reach}")
-
-
-def _room(nodes: Sequence[Node], workers: int | None) -> str:
-    total = {kind: sum(node["resources"].get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    room = ("workers start on the nodes that they ask for" if workers is None else
-            f"{workers} worker{'s' * (workers != 1)} fit{'s' * (workers == 1)} at a time")
-    return f"{len(nodes)} node{'s' * (len(nodes) != 1)} with {total['CPU']:g} CPU and {total['GPU']:g} GPU: {room}"

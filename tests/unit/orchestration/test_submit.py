@@ -24,7 +24,7 @@ from tests.helpers import TINY
 
 ANSWER: dict[str, Any] = {
     "versions": {"python": platform.python_version(), "ray": version("ray"), "torch": version("torch")}, "missing": [],
-    "nodes": [{"name": "a", "resources": {"CPU": 4.0}, "labels": {}}], "storage": None, "paths": {},
+    "nodes": [{"id": "a", "resources": {"CPU": 4.0}, "labels": {}}], "storage": None, "paths": {},
 }
 
 
@@ -139,7 +139,7 @@ def test_after_its_end_the_same_submission_is_a_further_attempt(folder: Path) ->
     ({"versions": {"python": "2.7.18", "ray": "1.0.0", "torch": None}}, "different versions"),
     ({"missing": ["obstore"]}, "lacks the module obstore"),
     ({"storage": "storage: all nodes must see the storage root"}, "all nodes must see"),
-    ({"nodes": [{"name": "a", "resources": {"CPU": 0.5}, "labels": {}}]}, "single worker"),
+    ({"nodes": [{"id": "a", "resources": {"CPU": 0.5}, "labels": {}}]}, "single worker"),
     ({"paths": {"the head node": "/data"}}, "does not exist on the head node"),
 ])
 def test_nothing_is_uploaded_to_a_cluster_that_does_not_fit(
