@@ -17,7 +17,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.orchestration.access import ADDRESS_VARIABLES, Access
+from swamp_ray.orchestration.access import ADDRESS_VARIABLES, Access, is_loopback
 from swamp_ray.orchestration.job import Job, Lines, choose, is_own_words
 
 CONNECT_S = 5.0
@@ -103,9 +103,8 @@ class Jobs:
 
     def logs(self, job_id: str) -> str:
         """What a job has printed so far, without the server's own words."""
-        with self._told():
-            text = self._client.get_job_logs(job_id)
-        return "".join(line for line in text.splitlines(keepends=True) if not is_own_words(line.rstrip("\n")))
+        lines = self._log(job_id).splitlines(keepends=True)
+        return "".join(line for line in lines if not is_own_words(line.rstrip("\n")))
 
     def wait(self, job_id: str, seconds: float, pause_s: float = 0.5) -> Job:
         """A job as it is when it has ended, or after so many seconds."""
@@ -117,32 +116,36 @@ class Jobs:
     def follow(self, job_id: str, write: Callable[[str], None]) -> Job:
         """Pass on a job's lines as it prints them, until it has ended.
 
+        Where the server's stream does not come through, the log is asked for every other second.
+
         Raises:
             RunError: The server did not answer for two minutes; the job may well go on.
         """
-        lines = Lines(write)
-        lost_since: float | None = None
+        lines, answered_s = Lines(write), time.monotonic()
         while True:
             try:
                 asyncio.run(self._tail(job_id, lines))
-                job = self.get(job_id)
-                lost_since = None
             except BrokenPipeError:
                 raise
-            except (UserError, RunError, ClientError, OSError, RuntimeError) as error:
-                now = time.monotonic()
-                lost_since = now if lost_since is None else lost_since
-                if now - lost_since > LOST_S:
+            except (ClientError, OSError, RuntimeError):
+                time.sleep(2.0)
+            try:
+                job, text = self.get(job_id), self._log(job_id)
+            except (UserError, RunError) as error:
+                if time.monotonic() - answered_s > LOST_S:
                     raise RunError(f"the connection to {self.access.url} was lost: {_first_line(error)}. The job "
                                    f"{job_id} goes on by itself.") from error
-                time.sleep(2.0)
                 continue
+            answered_s = time.monotonic()
+            lines.begin()
+            lines.add(text)
             if job.has_ended:
-                self._rest(job_id, lines)
+                lines.end()
                 return job
             time.sleep(0.5)
 
     async def _tail(self, job_id: str, lines: Lines) -> None:
+        """The server's stream of the log, from its beginning until it ends or has been silent for long."""
         lines.begin()
         chunks = self._client.tail_job_logs(job_id).__aiter__()
         while True:
@@ -151,13 +154,9 @@ class Jobs:
             except (StopAsyncIteration, TimeoutError):
                 return
 
-    def _rest(self, job_id: str, lines: Lines) -> None:
-        """What the stream may have left out at its end."""
-        with contextlib.suppress(RunError, UserError), self._told():
-            text = self._client.get_job_logs(job_id)
-            lines.begin()
-            lines.add(text)
-        lines.end()
+    def _log(self, job_id: str) -> str:
+        with self._told():
+            return self._client.get_job_logs(job_id) or ""
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -191,7 +190,7 @@ def _greet(access: Access) -> None:
     where = "--address"
     try:
         reply = requests.get(f"{access.url}/api/version", headers=access.headers, timeout=(CONNECT_S, 2 * CONNECT_S),
-                             allow_redirects=False)
+                             allow_redirects=False, proxies=_proxies(access.url))
     except requests.exceptions.SSLError as error:
         raise UserError(f"no secure connection ({access.without_token(_first_line(error))})", got=access.url,
                         where=where, do="Is it http://? For a certificate of your own set REQUESTS_CA_BUNDLE and "
@@ -210,13 +209,18 @@ def _greet(access: Access) -> None:
                     where=where, do=hint)
 
 
+def _proxies(url: str) -> dict[str, str] | None:
+    """No proxy for this machine: the token must not leave it."""
+    return {"http": "", "https": ""} if is_loopback(url) else None
+
+
 def _why(error: requests.RequestException) -> str:
     """The cause of a connection that failed, without the layers around it."""
     text = str(error)
+    if "Failed to resolve" in text:
+        return "there is no host of this name"
     if match := re.search(r"\[Errno -?\d+\] ([^')\"]+)", text):
         return match[1]
-    if "resolve" in text:
-        return "there is no host of this name"
     return "what listens there does not speak HTTP"
 
 
@@ -260,6 +264,6 @@ class _Client(JobSubmissionClient):
     """Ray's client, which by itself would wait without end for a server that hangs."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        options.setdefault("timeout", (CONNECT_S, REQUEST_S))
+        options = {"timeout": (CONNECT_S, REQUEST_S), "proxies": _proxies(self._address), **options}
         return super()._do_request(method, endpoint, **options)
 
