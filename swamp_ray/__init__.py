@@ -50,7 +50,7 @@ _HOMES = {
     "Task": "training.tasks",
     "Ticket": "storage.tickets",
     "UserError": "errors",
-    "load_config": "config",
+    "load_config": "config_reading",
     "load_ticket": "storage.tickets",
     "tune_trainable": "api",
 }
