@@ -154,7 +154,8 @@ def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: s
 @CONFIG
 @SET
 @click.option("--name", help="Name of the run or sweep; default: the config's, or the file's name.")
-@STORAGE
+@click.option("--storage", metavar="URI", help="Storage root as the cluster sees it: an absolute path that all nodes "
+              "share, or s3://bucket/folder; default: the config's.")
 @JOBS_ADDRESS
 @click.option("--working-dir", type=click.Path(path_type=Path), default=Path(), help="Folder of your code, which is "
               "uploaded; default: the current one.")
