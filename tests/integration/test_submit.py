@@ -156,7 +156,7 @@ def test_a_sweep_is_submitted_and_a_diverged_run_ends_with_its_own_exit_code(
 ) -> None:
     space = {"pruning.target": {"grid": [0.2, 0.5]}}
     (project / "targets.yaml").write_text(yaml.safe_dump({"base": "digits.yaml", "space": space}))
-    short = ("--set", "base.round.length=20")
+    short = ("--set", "base.round.length=20", "--set", "base.execution.stable_labels={}")
     code, text = swamp("submit", "targets.yaml", "--storage", str(tmp_path), *short, "--follow")
     assert code == 0, text
     assert "complete, 2 of 2 settings" in text
