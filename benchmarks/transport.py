@@ -18,7 +18,7 @@ import ray
 from _measuring import write
 
 from swamp_ray.config_reading import build_config, with_values
-from swamp_ray.orchestration import pool, running
+from swamp_ray.orchestration import ray_executor, running
 from swamp_ray.orchestration.messages import Done, Outcome, Report, WorkItem
 from swamp_ray.orchestration.preparation import Prepared, State
 from swamp_ray.orchestration.reporting import Reporter
@@ -44,7 +44,7 @@ def serialised_bytes(value: Any) -> int:
     return context.serialize(value).total_bytes
 
 
-class MeasuringExecutor(pool.RayExecutor):
+class MeasuringExecutor(ray_executor.RayExecutor):
     """Weighs everything that passes; once for each particle it is sent to or comes from."""
 
     measured: dict[Work, dict[str, int]]

@@ -1,4 +1,4 @@
-"""The executor on Ray: a pool of warm particle workers and one averaging actor.
+"""A pool of warm particle workers and averaging actors on Ray, for one run or for several side by side.
 
 The rewind weights and the data go into the object store once; a round broadcasts its mask as bits. States come
 back as numpy buffers that belong to the driver, so that they outlive the worker that made them.
@@ -9,181 +9,48 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import ray
-import torch
 from ray import ObjectRef
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from swamp_ray.config import ExecutionConfig, SwampConfig
-from swamp_ray.errors import CorruptArtifactError, RunError
-from swamp_ray.orchestration.averager import Averager, Local, ShardCall
+from swamp_ray.config import SwampConfig
+from swamp_ray.errors import RunError
+from swamp_ray.orchestration.actors import AveragingActor, ParticleActor, Spares, worker_environment
 from swamp_ray.orchestration.cluster import connect, living_nodes
 from swamp_ray.orchestration.crew import Crew
 from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.orchestration.messages import (
     Advanced,
-    AverageDone,
-    AverageLost,
-    AverageSpec,
     Blocked,
     Broken,
     Busy,
-    Done,
     Handle,
     Notice,
     Outcome,
-    Report,
     Resized,
-    StateLost,
     WorkItem,
 )
 from swamp_ray.orchestration.placement import eligible, next_node, worker_labels
-from swamp_ray.orchestration.preparation import Prepared, State
+from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.ranked import end_worker, start_ranked
 from swamp_ray.orchestration.resources import Resources, capacity, describe_resources, pool_size, worker_resources
-from swamp_ray.orchestration.shard import Shard, num_shards
+from swamp_ray.orchestration.shard import num_shards
 from swamp_ray.orchestration.store_memory import RoundBytes, shortage
-from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
-from swamp_ray.sparsity.masks import Layout
-from swamp_ray.sparsity.packing import Packed, spans
-from swamp_ray.storage.artifacts import without_advice
-from swamp_ray.training.arithmetic import Arithmetic
-from swamp_ray.training.data import Data
 from swamp_ray.training.particle import Progress
 
-PROGRESS_INTERVAL_S = 0.25
+if TYPE_CHECKING:
+    from swamp_ray.orchestration.ray_executor import RayExecutor
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STOP_INTERVAL_S = 0.1
 LOOK_S = 5.0
 """So often the nodes of the cluster are counted."""
-SPARE_S = 5.0
-"""A spare actor that does not answer for so long is not used."""
-
-
-class ParticleActor:
-    """A particle worker as a Ray actor; runs that differ in their seed alone share one."""
-
-    def __init__(self, configs: Sequence[SwampConfig], data: Data, arithmetic: Arithmetic, storage: str) -> None:
-        self._workers: dict[int, Worker] = {}
-        self.setup(configs, data, arithmetic, storage)
-
-    def setup(self, configs: Sequence[SwampConfig], data: Data, arithmetic: Arithmetic, storage: str) -> None:
-        """Work for these runs from now on, and forget those before."""
-        self._workers.clear()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        self._configs, self._data, self._arithmetic, self._storage = configs, data, arithmetic, storage
-        self._worker(0)
-
-    def ready(self) -> None:
-        """Answer: the worker is built, the job before has ended, and its node is alive."""
-        self._worker(0)  # raises again what went wrong in a later setup
-
-    def run(
-        self, member: int, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None
-    ) -> Iterator[Message]:
-        """Stream a job's progress, its outcome, and its state."""
-        last = 0.0
-        for message in self._worker(member).run(item, start, mask_bits, values, _Cancelled()):
-            now = time.monotonic()
-            if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
-                continue
-            last = now
-            yield message
-
-    def _worker(self, member: int) -> Worker:
-        if member not in self._workers:
-            feeds = self._workers[0].trainer.feeds if self._workers else None
-            self._workers[member] = Worker(
-                self._configs[member], self._data, self._arithmetic, self._storage, feeds)
-        return self._workers[member]
-
-
-class _Cancelled:
-    """Whether the driver has cancelled the running job; asked after every step, it looks only now and then."""
-
-    def __init__(self) -> None:
-        self._found, self._next = False, 0.0
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if not self._found and now >= self._next:
-            self._found, self._next = ray.get_runtime_context().is_canceled(), now + STOP_INTERVAL_S
-        return self._found
-
-
-class AveragingActor:
-    """A shard of the averages of one run, or of several, as a Ray actor; the first of them puts rounds together."""
-
-    def __init__(self, configs: Sequence[SwampConfig], layout: Layout, storage: str, index: int) -> None:
-        self.setup(configs, layout, storage, index)
-
-    def setup(self, configs: Sequence[SwampConfig], layout: Layout, storage: str, index: int) -> None:
-        """Average for these runs from now on, and forget those before."""
-        self._shards = [Shard(config, layout, storage, index) for config in configs]
-
-    def add(self, member: int, work: Work, name: str, digest: str, size: int, packed: Packed | None) -> None:
-        """Let a particle's slice enter the average; the shared arrays are only read."""
-        self._shards[member].add(work.round, work.particle, name, digest, size, packed)
-
-    def call(self, member: int, method: str, *arguments: Any) -> Any:
-        """What the first shard asks of another one."""
-        return getattr(self._shards[member], method)(*arguments)
-
-    def finish(self, member: int, spec: AverageSpec, start: State, mask_bits: np.ndarray, others: list[Any]) -> str:
-        """Close the round's average; ``others`` are the actors of the other shards, in order."""
-        own = self._shards[member]
-        shards: list[ShardCall] = [Local(own), *(_Remote(actor, member) for actor in others)]
-        return Averager(own.config, own.layout, own.store).finish(spec, start, mask_bits, shards)
-
-
-class _Remote:
-    """A shard in another actor; it works from the call on."""
-
-    def __init__(self, actor: Any, member: int) -> None:
-        self._actor, self._member = actor, member
-
-    def __call__(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        reference = self._actor.call.remote(self._member, method, *arguments)
-        return lambda: _get(reference)
-
-
-def _get(reference: ObjectRef[Any]) -> Any:
-    """A result; an error that was raised on the other side is raised here as itself."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        raise (cause if isinstance(cause, BaseException) else error) from error
-
-
-class Spares:
-    """Actors that have nothing to do, for the next pool of this process: starting one takes seconds."""
-
-    def __init__(self) -> None:
-        self._kept: dict[object, list[Any]] = {}
-
-    def keep(self, kind: object, actor: Any) -> None:
-        """Keep an actor; only one of the same kind stands in for another."""
-        self._kept.setdefault(kind, []).append(actor)
-
-    def take(self, kind: object) -> Any | None:
-        """An actor that lives, if one is kept."""
-        while self._kept.get(kind):
-            actor = self._kept[kind].pop()
-            try:
-                ray.get(actor.__ray_ready__.remote(), timeout=SPARE_S)
-            except RayError:
-                continue
-            return actor
-        return None
 
 
 @dataclass
@@ -420,11 +287,11 @@ class Pool:
 
     @property
     def _worker_kind(self) -> object:
-        environment = _worker_environment(self._prepared.config.execution)
+        environment = worker_environment(self._prepared.config.execution)
         return (tuple(self._resources.items()), tuple(environment.items()), self._ranks)
 
     def _start_worker(self) -> Any:
-        environment = _worker_environment(self._prepared.config.execution)
+        environment = worker_environment(self._prepared.config.execution)
         data = self._data if self._ranks == 1 else [self._data]
         given = self._configs, data, self._prepared.arithmetic, self._storage
         spare = None if self._spares is None else self._spares.take(self._worker_kind)
@@ -559,163 +426,6 @@ class Pool:
                 executor.tell(Notice("workers", text))
 
 
-class RayExecutor:
-    """One run's share of a pool of actors; fewer workers than particles means several waves.
-
-    Args:
-        prepared: The run.
-        storage: Storage root, an absolute path or a URL that every node sees.
-        pool: The pool that several runs share; by default one of its own.
-        member: The run's index among those of the pool.
-
-    Raises:
-        UserError: The cluster does not answer, or cannot hold a worker.
-    """
-
-    def __init__(self, prepared: Prepared, storage: str, pool: Pool | None = None, member: int = 0) -> None:
-        self.member = member
-        self._pool = pool or Pool([prepared], storage)
-        self._pool.join(self)
-        self._held: dict[Work, list[ObjectRef[Any]]] = {}
-        self._additions: dict[ObjectRef[Any], Work] = {}
-        self._complete: tuple[AverageSpec, Handle, Handle] | None = None
-        self._averaging: dict[ObjectRef[Any], AverageSpec] = {}
-        self._reports: list[Report] = []
-        self._told_shortage = False
-
-    @property
-    def num_workers(self) -> int:
-        """How many jobs run side by side."""
-        return self._pool.num_workers
-
-    @property
-    def waiting(self) -> list[ObjectRef[Any]]:
-        """References that the averaging actors answer."""
-        return [*self._additions, *self._averaging]
-
-    def put(self, value: Any) -> Handle:
-        """A reference into the object store."""
-        return ray.put(value)
-
-    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
-        """Queue a job, and start it if a worker is free."""
-        self._pool.submit(self, item, start, mask_bits, values, urgent)
-
-    def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
-        """Let a state enter the average; actor calls keep their order. A state that was lost is read from storage."""
-        pieces = self._held.pop(work, None)
-        actors = self._pool.averagers()
-        actors = actors[:len(spans(size, len(actors)))]
-        given = [None] * len(actors) if from_storage or not pieces else pieces
-        for actor, piece in zip(actors, given, strict=True):
-            call = actor.add.remote(self.member, work, outcome.name, outcome.digest, size, piece)
-            self._additions[call] = work
-
-    def drop(self, work: Work) -> None:
-        """Release a held state."""
-        self._held.pop(work, None)
-
-    def waiting_room(self, needs: RoundBytes, asked: int) -> int:
-        """As many as were asked for, or as fit into the object stores; says where not even none fits."""
-        room, text = self._pool.waiting_room(needs, asked)
-        if text is not None and not self._told_shortage:
-            self._told_shortage = True
-            self.tell(Notice("object store", text))
-        return room
-
-    def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
-        """Close a round's average, once every shard has said that it has all states."""
-        self._complete = spec, start, mask_bits
-        self._close_complete()
-
-    def cancel(self, work: Work) -> None:
-        """Take a job out of the queue, or end the worker that does it."""
-        self._pool.cancel(self, work)
-        self._held.pop(work, None)
-
-    def wait(self, timeout_s: float) -> Sequence[Report]:
-        """What has happened; if nothing has, whatever happens next in the pool, which may concern another run."""
-        if not self._reports:
-            self._pool.pump(timeout_s)
-        reports, self._reports = self._reports, []
-        return reports
-
-    def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
-        """Cancel the running jobs, which then write a checkpoint, and wait until their actors are idle."""
-        self._pool.stop(grace_s, hurry, self)
-
-    def close(self) -> None:
-        """End all jobs; with the last run of a pool all its actors."""
-        self._held.clear()
-        self._forget_average()
-        self._pool.leave(self)
-
-    def tell(self, report: Report) -> None:
-        """Keep a report for the next call of `wait`."""
-        self._reports.append(report)
-
-    def done(self, work: Work, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
-        """A job is done; its state is kept for the average where it came along."""
-        if pieces:
-            self._held[work] = pieces
-        self.tell(Done(work, outcome, held=bool(pieces)))
-
-    def read_average(self, found: ObjectRef[Any]) -> None:
-        """Take in an answer of an averaging actor."""
-        spec, work = self._averaging.pop(found, None), self._additions.pop(found, None)
-        try:
-            result = ray.get(found)
-        except RayTaskError as error:
-            cause = getattr(error, "cause", None)
-            if work is not None and isinstance(cause, CorruptArtifactError):
-                self._forget_average()
-                self.tell(StateLost(work, without_advice(cause)))
-            elif isinstance(cause, RayError) or isinstance(error, ObjectLostError):
-                self._lose_average(cause or error)
-            elif isinstance(cause, BaseException) and out_of_memory(cause):
-                self._lose_average(memory_error(cause))
-            else:
-                raise (cause if isinstance(cause, Exception) else RunError(str(error))) from error
-        except RayError as error:
-            self._lose_average(error)
-        else:
-            if spec is not None:
-                self.tell(AverageDone(spec.round, result))
-            self._close_complete()
-
-    def _close_complete(self) -> None:
-        # The shards are asked by the first of them, whose calls have no order with this process's.
-        if self._complete is None or self._additions:
-            return
-        (spec, start, mask_bits), self._complete = self._complete, None
-        first, *others = self._pool.averagers()
-        self._averaging[first.finish.remote(self.member, spec, start, mask_bits, others)] = spec
-
-    def _lose_average(self, error: BaseException) -> None:
-        """Everything enters it again, from storage: what waits in memory may have been lost with its node as well."""
-        died = self._pool.averager_died(error)
-        self._held = {work: [] for work in self._held}
-        self._forget_average()
-        self.tell(AverageLost(_first_line(error), died=died))
-
-    def _forget_average(self) -> None:
-        self._additions.clear()
-        self._averaging.clear()
-        self._complete = None
-
-
-def _worker_environment(execution: ExecutionConfig) -> dict[str, str]:
-    """Threads, deterministic cuBLAS, and an allocator that keeps freed memory.
-
-    With glibc's defaults particles were seen to train up to a tenth slower in an actor than inline on the CPU; keeping
-    freed memory took most of that away.
-    """
-    return {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-            "MALLOC_TOP_PAD_": str(1 << 26),
-            "OMP_NUM_THREADS": str(execution.threads), "MKL_NUM_THREADS": str(execution.threads),
-            "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-
-
 def _in_words(error: RayError) -> BaseException:
     """Ray's error, or what to do where memory was short. A mere crash names the memory too, as one possible cause."""
     if isinstance(error, OutOfMemoryError) or "running low on memory" in str(error):
@@ -724,7 +434,3 @@ def _in_words(error: RayError) -> BaseException:
     if "creation task" in text:
         return RunError(f"a worker could not be started: {text.splitlines()[-1].strip()}")
     return error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -136,7 +136,7 @@ def make_executor(prepared: Prepared, storage: str, stopping: Stopping) -> Execu
         from swamp_ray.orchestration.inline import InlineExecutor
 
         return InlineExecutor(prepared, storage, stopping)
-    from swamp_ray.orchestration.pool import RayExecutor
+    from swamp_ray.orchestration.ray_executor import RayExecutor
 
     return RayExecutor(prepared, storage)
 

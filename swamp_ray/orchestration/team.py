@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import Interrupted, RunError, SwampError
+from swamp_ray.orchestration.actors import Spares
 from swamp_ray.orchestration.driver import WAIT_S, Driver
 from swamp_ray.orchestration.inline import InlineExecutor
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
-from swamp_ray.orchestration.pool import Pool, RayExecutor, Spares
+from swamp_ray.orchestration.pool import Pool
 from swamp_ray.orchestration.preparation import Prepared, prepare
+from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.rounds import RoundPlan, Work

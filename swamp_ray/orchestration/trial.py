@@ -19,11 +19,11 @@ from ray.exceptions import RayActorError, RayError
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import unknown_key, with_values
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
+from swamp_ray.orchestration.actors import Spares
 from swamp_ray.orchestration.cluster import living_nodes
 from swamp_ray.orchestration.journal import flat
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.placement import eligible, worker_labels
-from swamp_ray.orchestration.pool import Spares
 from swamp_ray.orchestration.resources import this_machine, worker_resources
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep_planning import data_key, num_workers

@@ -16,9 +16,9 @@ import ray
 from ray.exceptions import ObjectLostError
 
 from swamp_ray.errors import RunError
-from swamp_ray.orchestration import pool
-from swamp_ray.orchestration.pool import RayExecutor
+from swamp_ray.orchestration import ray_executor
 from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
 from swamp_ray.rounds import Work
@@ -162,7 +162,7 @@ def test_states_that_are_lost_while_they_wait_are_read_from_storage(
         def warning(self, text: str) -> None:
             self.warnings.append(text)
 
-    monkeypatch.setattr(pool, "RayExecutor", Known)
+    monkeypatch.setattr(ray_executor, "RayExecutor", Known)
     reporter = LosesStates()
     run(tiny(tmp_path / "lost", execution__executor="ray", **uneven(marker)), reporter)
     assert [text.partition(";")[0] for text in reporter.warnings] == ["a state was lost on its way"]

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import pytest
 import ray
 
-from swamp_ray.orchestration import pool
-from swamp_ray.orchestration.pool import RayExecutor
+from swamp_ray.orchestration import ray_executor
 from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
 from swamp_ray.rounds import Work
@@ -56,7 +56,7 @@ def test_two_averaging_actors_of_which_one_dies(tmp_path: Path, monkeypatch: pyt
             super().__init__(prepared, storage)
             KillsAShard.executors.append(self)
 
-    monkeypatch.setattr(pool, "RayExecutor", Known)
+    monkeypatch.setattr(ray_executor, "RayExecutor", Known)
     one = run(tiny(tmp_path / "one", **LARGE))
     assert one.prepared.layout.num_prunable > CHUNK
     reporter = KillsAShard()
