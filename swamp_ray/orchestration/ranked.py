@@ -6,12 +6,13 @@ wrong on a rank ends the whole group, and reaches the driver as it was raised; r
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -28,6 +29,8 @@ from swamp_ray.orchestration.placement import worker_labels
 from swamp_ray.orchestration.rank import LOOK_S, Built, Ended, Given, Job, work_as_rank
 from swamp_ray.orchestration.resources import worker_resources
 from swamp_ray.orchestration.worker import Message
+from swamp_ray.storage.joblog import JobLog
+from swamp_ray.storage.places import open_place
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
 from swamp_ray.training.particle import Progress
@@ -85,12 +88,26 @@ class RankedActor:
             given: References to start, mask and values.
         """
         last, group = 0.0, self._living()
-        for message in group.run(Job(member, item, given), ray.get_runtime_context().is_canceled):
-            now = time.monotonic()
-            if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
-                continue
-            last = now
-            yield message
+        messages = group.run(Job(member, item, given), ray.get_runtime_context().is_canceled)
+        with contextlib.closing(messages), self._noted(item, group):
+            for message in messages:
+                now = time.monotonic()
+                if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
+                    continue
+                last = now
+                yield message
+
+    @contextlib.contextmanager
+    def _noted(self, item: WorkItem, group: _Group) -> Iterator[None]:
+        """Only rank 0 writes the job's log, and it has ended with the others: what Ray Train saw of them follows."""
+        try:
+            yield
+        finally:
+            if group.report:
+                configs, _, _, storage = self._runs
+                log = JobLog(open_place(storage, configs[0].execution.storage_patience_s), item.log_path)
+                log(f"{item.work}: its ranks have ended. {group.report}")
+                log.close()
 
     @ray.method(concurrency_group="ranks")
     def end(self) -> None:
@@ -144,6 +161,7 @@ class _Group:
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.messages: queue.Queue[Any] = queue.Queue()
         self.ended = threading.Event()
+        self.report = ""
         self._error: BaseException | None = None
         self._placement: Any = None
         self._folder = tempfile.mkdtemp(prefix="swamp-train-")
@@ -171,18 +189,20 @@ class _Group:
         else:
             self.messages.put(message)
 
-    def run(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[Message]:
-        """Do a job; what the ranks say of it, until it has ended."""
+    def run(self, job: Job, cancelled: Callable[[], bool]) -> Generator[Message]:
+        """Do a job; what the ranks say of it, until it has ended. Whoever closes this waits for their checkpoint."""
         self.wait_until_built()
         self.stopping = False
         self.jobs.put(job)
-        while True:
-            message = self._next(cancelled)
-            if isinstance(message, Ended):
-                if message.error is not None:
-                    raise message.error
-                return
-            yield message
+        while not isinstance(message := self._next(cancelled), Ended):
+            try:
+                yield message
+            except GeneratorExit:  # Ray ends a cancelled job where it gives something
+                while not isinstance(self._next(lambda: True), Ended):
+                    pass
+                raise
+        if message.error is not None:
+            raise message.error
 
     def close(self) -> None:
         """Send the ranks home, and wait until they have gone."""
@@ -199,19 +219,19 @@ class _Group:
 
     def _next(self, cancelled: Callable[[], bool]) -> Any:
         while True:
+            if cancelled():
+                self.stopping = True
             try:
                 return self.messages.get(timeout=LOOK_S)
             except queue.Empty:
                 if self.ended.is_set() and self.messages.empty():
                     raise self._error or RunError("the ranks of a particle ended without a result") from None
-            if cancelled():
-                self.stopping = True
 
     def _fit(self, given: Given) -> None:
         try:
             _trainer(given, self._folder).fit()
         except BaseException as error:
-            self._error = cause_of(error, given.arithmetic.ranks)
+            self._error, self.report = cause_of(error, given.arithmetic.ranks), str(error)
         finally:
             self.jobs.put(None)
             self.ended.set()
