@@ -7,38 +7,35 @@ wrong on a rank ends the whole group, and reaches the driver as it was raised; r
 from __future__ import annotations
 
 import contextlib
-import pickle
 import queue
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray import ObjectRef
 from ray.actor import exit_actor
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
-from ray.util import get_current_placement_group, remove_placement_group
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
+from ray.util import remove_placement_group
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import DivergedError, LostRankError, RunError
+from swamp_ray.errors import LostRankError, RunError
 from swamp_ray.orchestration.failures import memory_error
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.placement import worker_labels
+from swamp_ray.orchestration.rank import LOOK_S, Built, Ended, Given, Job, work_as_rank
 from swamp_ray.orchestration.resources import worker_resources
-from swamp_ray.orchestration.worker import Message, Worker
-from swamp_ray.training.arithmetic import Arithmetic, applied, local_device
+from swamp_ray.orchestration.worker import Message
+from swamp_ray.storage.joblog import JobLog
+from swamp_ray.storage.places import open_place
+from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
-from swamp_ray.training.following import follow
-from swamp_ray.training.particle import ParticleTrainer, Progress
-from swamp_ray.training.ranks import Ranks
+from swamp_ray.training.particle import Progress
 
 PROGRESS_INTERVAL_S = 0.25
-LOOK_S = 0.1
-"""How often a coordinator looks whether its job was cancelled, and its first rank whether it has to stop."""
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -54,41 +51,6 @@ TRAIN_ENVIRONMENT = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",
 }
 """For the coordinator; what Ray Train starts from there inherits it."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the first rank does next; ``given`` are references to start, mask and values."""
-
-    member: int
-    item: WorkItem
-    given: list[Any]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job has ended: well, or by an error that all ranks have seen."""
-
-    error: BaseException | None = None
-
-
-@dataclass(frozen=True)
-class Built:
-    """The ranks are there, in this placement group."""
-
-    placement: Any
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What the ranks of a group work with."""
-
-    configs: Sequence[SwampConfig]
-    data: list[ObjectRef[Data]]
-    arithmetic: Arithmetic
-    storage: str
-    coordinator: Any
-    generation: int
 
 
 class RankedActor:
@@ -126,12 +88,26 @@ class RankedActor:
             given: References to start, mask and values.
         """
         last, group = 0.0, self._living()
-        for message in group.run(Job(member, item, given), ray.get_runtime_context().is_canceled):
-            now = time.monotonic()
-            if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
-                continue
-            last = now
-            yield message
+        messages = group.run(Job(member, item, given), ray.get_runtime_context().is_canceled)
+        with contextlib.closing(messages), self._noted(item, group):
+            for message in messages:
+                now = time.monotonic()
+                if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
+                    continue
+                last = now
+                yield message
+
+    @contextlib.contextmanager
+    def _noted(self, item: WorkItem, group: _Group) -> Iterator[None]:
+        """Only rank 0 writes the job's log, and it has ended with the others: what Ray Train saw of them follows."""
+        try:
+            yield
+        finally:
+            if group.report:
+                configs, _, _, storage = self._runs
+                log = JobLog(open_place(storage, configs[0].execution.storage_patience_s), item.log_path)
+                log(f"{item.work}: its ranks have ended. {group.report}")
+                log.close()
 
     @ray.method(concurrency_group="ranks")
     def end(self) -> None:
@@ -185,11 +161,12 @@ class _Group:
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.messages: queue.Queue[Any] = queue.Queue()
         self.ended = threading.Event()
+        self.report = ""
         self._error: BaseException | None = None
         self._placement: Any = None
         self._folder = tempfile.mkdtemp(prefix="swamp-train-")
         coordinator = ray.get_runtime_context().current_actor
-        given = _Given(configs, data, arithmetic, storage, coordinator, generation)
+        given = Given(configs, data, arithmetic, storage, coordinator, generation)
         self._thread = threading.Thread(target=self._fit, args=(given,), daemon=True)
         self._thread.start()
 
@@ -212,18 +189,20 @@ class _Group:
         else:
             self.messages.put(message)
 
-    def run(self, job: Job, cancelled: Callable[[], bool]) -> Iterator[Message]:
-        """Do a job; what the ranks say of it, until it has ended."""
+    def run(self, job: Job, cancelled: Callable[[], bool]) -> Generator[Message]:
+        """Do a job; what the ranks say of it, until it has ended. Whoever closes this waits for their checkpoint."""
         self.wait_until_built()
         self.stopping = False
         self.jobs.put(job)
-        while True:
-            message = self._next(cancelled)
-            if isinstance(message, Ended):
-                if message.error is not None:
-                    raise message.error
-                return
-            yield message
+        while not isinstance(message := self._next(cancelled), Ended):
+            try:
+                yield message
+            except GeneratorExit:  # Ray ends a cancelled job where it gives something
+                while not isinstance(self._next(lambda: True), Ended):
+                    pass
+                raise
+        if message.error is not None:
+            raise message.error
 
     def close(self) -> None:
         """Send the ranks home, and wait until they have gone."""
@@ -240,26 +219,26 @@ class _Group:
 
     def _next(self, cancelled: Callable[[], bool]) -> Any:
         while True:
+            if cancelled():
+                self.stopping = True
             try:
                 return self.messages.get(timeout=LOOK_S)
             except queue.Empty:
                 if self.ended.is_set() and self.messages.empty():
                     raise self._error or RunError("the ranks of a particle ended without a result") from None
-            if cancelled():
-                self.stopping = True
 
-    def _fit(self, given: _Given) -> None:
+    def _fit(self, given: Given) -> None:
         try:
             _trainer(given, self._folder).fit()
         except BaseException as error:
-            self._error = cause_of(error, given.arithmetic.ranks)
+            self._error, self.report = cause_of(error, given.arithmetic.ranks), str(error)
         finally:
             self.jobs.put(None)
             self.ended.set()
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _trainer(given: _Given, folder: str) -> Any:
+def _trainer(given: Given, folder: str) -> Any:
     """Ray Train's trainer of a group: its workers are the ranks, in a placement group of their own."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -280,119 +259,6 @@ def _trainer(given: _Given, folder: str) -> Any:
         run_config=RunConfig(
             name="ranks", storage_path=folder,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)))
-
-
-def work_as_rank(given: _Given) -> None:
-    """What every rank does: lead, or follow, until all are sent home.
-
-    Errors that are raised here end the group; they have to reach the coordinator as they are.
-    """
-    if given.arithmetic.device == "cuda":
-        import torch
-        from ray.train.torch import get_device
-
-        torch.cuda.set_device(get_device())
-        local_device("cuda")
-    try:
-        ranks = Ranks()
-        data = ray.get(given.data[0])
-        if ranks.leads:
-            with _tidy():
-                _lead(given, ranks, data)
-        else:
-            _follow(given, ranks, data)
-    except Exception as error:
-        raise _portable(error) from None
-
-
-def _lead(given: _Given, ranks: Ranks, data: Data) -> None:
-    workers: dict[int, Worker] = {}
-
-    def worker(member: int) -> Worker:
-        if member not in workers:
-            feeds = next(iter(workers.values())).trainer.feeds if workers else None
-            workers[member] = Worker(given.configs[member], data, given.arithmetic, given.storage, feeds, ranks, member)
-        return workers[member]
-
-    def say(message: Message | Ended | Built) -> None:
-        ray.get(given.coordinator.say.remote(given.generation, message))
-
-    def next_job() -> Job | None:
-        found: Any = ray.get(given.coordinator.next_job.remote(given.generation))
-        return found
-
-    worker(0)
-    say(Built(get_current_placement_group()))
-    while (job := next_job()) is not None:
-        start, mask_bits, values = map(_fetched, job.given)
-        stop = ranks.agreement(_Stopping(given))
-        try:
-            for message in worker(job.member).run(job.item, start, mask_bits, values, stop):
-                say(message)
-        except DivergedError as error:  # all ranks have seen it, and wait for the next order
-            say(Ended(error))
-        else:
-            say(Ended())
-    ranks.tell(None)
-
-
-@contextlib.contextmanager
-def _tidy() -> Iterator[None]:
-    """If the coordinator is gone nobody else gives back what the ranks hold."""
-    try:
-        yield
-    except RayActorError:
-        if (placement := get_current_placement_group()) is not None:
-            remove_placement_group(placement)
-        raise
-
-
-def _fetched(reference: Any) -> Any:
-    return None if reference is None else ray.get(reference)
-
-
-def _follow(given: _Given, ranks: Ranks, data: Data) -> None:
-    trainers: dict[int, ParticleTrainer] = {}
-
-    def trainer(member: int) -> ParticleTrainer:
-        if member not in trainers:
-            feeds = next(iter(trainers.values())).feeds if trainers else None
-            with applied(given.arithmetic):
-                trainers[member] = ParticleTrainer(given.configs[member], data, given.arithmetic, feeds, ranks, member)
-        return trainers[member]
-
-    trainer(0)
-    follow(ranks, trainer)
-
-
-class _Stopping:
-    """Whether the job was cancelled, as of the last answer: a question takes longer than a step."""
-
-    def __init__(self, given: _Given) -> None:
-        self._given = given
-        self._found, self._next = False, 0.0
-        self._question: Any = None
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if self._question is None and now >= self._next:
-            self._question = self._given.coordinator.stopping.remote(self._given.generation)
-        if self._question is not None:
-            try:
-                self._found = bool(ray.get(self._question, timeout=0))
-            except GetTimeoutError:
-                return self._found
-            self._question, self._next = None, now + LOOK_S
-        return self._found
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, or its text where it cannot travel."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # an error of the user's may fail in any way
-        return RunError(f"{type(error).__name__}: {error}")
-    return error
 
 
 def cause_of(error: BaseException, num_ranks: int) -> BaseException:

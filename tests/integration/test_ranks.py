@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from swamp_ray.errors import Interrupted
+from swamp_ray.errors import Interrupted, RunError
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
 from swamp_ray.rounds import Work
@@ -60,7 +59,6 @@ def test_a_rank_that_is_killed_changes_no_byte(tmp_path: Path) -> None:
     log = next((killed.rundir.path / "logs/attempt-1").glob("round-0-particle-0.log")).read_text()
     assert "attempt 1, from step 5," in log, "from the checkpoint of its first epoch"
     assert ticket_digests(tmp_path / "a") == ticket_digests(tmp_path / "b")
-    assert not list(Path(tempfile.gettempdir()).glob("swamp-train-*")), "nothing of Ray Train's is left behind"
 
 
 class Interrupts(Reporter):
@@ -89,8 +87,10 @@ def test_ranks_that_are_asked_to_stop_write_a_checkpoint_together(tmp_path: Path
 @pytest.mark.usefixtures("cluster")
 def test_errors_of_one_rank_reach_the_driver_as_they_are(tmp_path: Path) -> None:
     seed = [epoch_seed(0, 0, rank=1)]
-    with pytest.raises(KeyError, match="a layer that is not there"):
+    with pytest.raises(RunError, match=r"round 0, particle 0 failed: KeyError: 'a layer that is not there'") as caught:
         ranked(tmp_path / "broken", {"broken": seed}, dense__length=0, particles__count=1)
+    log = Path(str(caught.value).rpartition("The traceback is in ")[2].strip()).read_text()
+    assert 'raise KeyError("a layer that is not there")' in log, "of a rank that does not write the log itself"
     memory = ranked(tmp_path / "memory", {"memory": seed, "marker": str(tmp_path / "marker")}, dense__length=0,
                     particles__count=1)
     [(who, kind, reason)] = incidents(memory)

@@ -63,8 +63,31 @@ def train_in_buckets(rank: int, own: bool, bucket_mb: float) -> str:
     return digest(network.parameters())
 
 
+class PartlyUsed(nn.Module):
+    """One of its layers is of no use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused, self.width = nn.Linear(4, 4), nn.Linear(4, 4), 4
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.used(inputs)
+
+
+def train_partly(rank: int) -> tuple[bool, str, int]:
+    torch.manual_seed(0)
+    network = PartlyUsed()
+    replica = Ranks().replicate(network, lambda: True)
+    torch.manual_seed(rank)
+    for _ in range(2):
+        replica(torch.randn(3, 4)).sum().backward()
+    assert network.used.weight.grad is not None
+    return network.unused.weight.grad is None, digest([network.used.weight.grad]), network.width if replica.used is network.used else 0
+
+
 def reductions(rank: int) -> dict[str, Any]:
     return {"means": [reduce_in_rank_order_(values_of(rank, num)).tolist() for num in LENGTHS],
+            "partly": train_partly(rank),
             **{name: {train_in_buckets(rank, own, size) for size in (0.001, 0.005, 0.02, 25.0)}
                for name, own in (("ordered", True), ("torch", False))}}
 
@@ -74,6 +97,7 @@ def test_no_bit_of_a_gradient_depends_on_its_buckets_and_would_without_the_order
     assert found[0] == found[1] == found[2]
     assert found[0]["means"] == [ordered_mean([values_of(rank, num) for rank in range(3)]).tolist() for num in LENGTHS]
     assert found[0]["means"][-1] != ordered_mean([values_of(rank, 300) for rank in (2, 1, 0)]).tolist()
+    assert found[0]["partly"][::2] == (True, 4), "no gradient stays none, and a task may read attributes"
     assert len(found[0]["ordered"]) == 1
     assert len(found[0]["torch"]) > 1, "torch's own reduction depends on buckets: else this test could not fail"
 
