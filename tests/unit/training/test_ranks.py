@@ -82,7 +82,8 @@ def train_partly(rank: int) -> tuple[bool, str, int]:
     for _ in range(2):
         replica(torch.randn(3, 4)).sum().backward()
     assert network.used.weight.grad is not None
-    return network.unused.weight.grad is None, digest([network.used.weight.grad]), network.width if replica.used is network.used else 0
+    width = network.width if replica.used is network.used else 0
+    return network.unused.weight.grad is None, digest([network.used.weight.grad]), width
 
 
 def reductions(rank: int) -> dict[str, Any]:
