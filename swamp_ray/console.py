@@ -21,7 +21,7 @@ from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.rounds import Work
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, duration, number, percent, results_table
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 
 WIDE = 100  # columns that a particle's whole line needs
 

@@ -26,7 +26,7 @@ from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.packing import Packed
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 
 PROGRESS_INTERVAL_S = 0.25
 STOP_INTERVAL_S = 0.1

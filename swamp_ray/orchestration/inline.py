@@ -34,7 +34,7 @@ from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.packing import Packed, spans
 from swamp_ray.storage.artifacts import without_advice
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 
 
 class InlineExecutor:

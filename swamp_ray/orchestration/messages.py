@@ -10,8 +10,8 @@ from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.rounds import Work
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Named
-from swamp_ray.training.particle import Progress
 from swamp_ray.training.program import Program
+from swamp_ray.training.records import Progress
 
 Handle = Any
 """A value that an executor keeps where its workers can read it: the value itself, or a Ray reference."""

@@ -42,7 +42,7 @@ from swamp_ray.orchestration.resources import Resources, capacity, describe_reso
 from swamp_ray.orchestration.shard import num_shards
 from swamp_ray.orchestration.store_memory import RoundBytes, shortage
 from swamp_ray.rounds import Work
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 
 if TYPE_CHECKING:
     from swamp_ray.orchestration.ray_executor import RayExecutor

@@ -27,9 +27,10 @@ from swamp_ray.storage.places import as_spot, is_url
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.training.arithmetic import Arithmetic, machine_facts, resolve_arithmetic
+from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.data import Data, Feed, load_data
 from swamp_ray.training.models import check_outputs
-from swamp_ray.training.particle import initial_model, refuse_stateful_buffers, steps_per_epoch
+from swamp_ray.training.particle import initial_model, steps_per_epoch
 from swamp_ray.training.program import Program, dense_phase, round_program
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.tasks import Classification, build_task

@@ -33,7 +33,7 @@ from swamp_ray.storage.joblog import JobLog
 from swamp_ray.storage.places import open_place
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 
 PROGRESS_INTERVAL_S = 0.25
 TRAIN_ENVIRONMENT = {

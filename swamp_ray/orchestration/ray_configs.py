@@ -32,10 +32,10 @@ def run_values(run_config: RunConfig) -> dict[str, Any]:
 
 
 def scaling_values(scaling_config: ScalingConfig) -> dict[str, Any]:
-    """Config values for the number of workers and what each of them needs.
+    """Config values for the number of workers, what each of them needs, and where they go.
 
     Raises:
-        UserError: A worker asks for something else than CPUs and GPUs.
+        UserError: It asks for something that workers of particles do not have.
     """
     values: dict[str, Any] = {}
     if not isinstance(scaling_config.num_workers, int):
@@ -52,4 +52,20 @@ def scaling_values(scaling_config: ScalingConfig) -> dict[str, Any]:
     if resources:
         raise UserError("a worker's resources can be CPU and GPU", got=", ".join(resources),
                         where="scaling_config.resources_per_worker")
+    return values | _placement_values(scaling_config)
+
+
+def _placement_values(scaling_config: ScalingConfig) -> dict[str, Any]:
+    strategy, labels = str(scaling_config.placement_strategy), scaling_config.label_selector
+    if strategy not in ("PACK", "SPREAD"):
+        raise UserError("the placement strategy must be PACK or SPREAD", got=strategy,
+                        where="scaling_config.placement_strategy", do="Nodes may join and leave while a run works.")
+    if isinstance(labels, list):
+        raise UserError("all workers have the same labels", got=str(labels), where="scaling_config.label_selector",
+                        do="Give one mapping.")
+    if scaling_config.use_tpu:
+        raise UserError("particles train on CPUs and GPUs", where="scaling_config.use_tpu")
+    values: dict[str, Any] = {"execution.placement": strategy.lower(), "execution.labels": dict(labels or {})}
+    if scaling_config.accelerator_type is not None:
+        values["execution.accelerator_type"] = scaling_config.accelerator_type
     return values

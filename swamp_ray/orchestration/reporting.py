@@ -5,7 +5,7 @@ from __future__ import annotations
 from swamp_ray.orchestration.messages import RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.rounds import Work
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 
 
 class Reporter:

@@ -32,8 +32,10 @@ from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.states import put_state, read_state, state_digest
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data, Feed
-from swamp_ray.training.particle import ParticleJob, ParticleTrainer, Progress, TrainedParticle, TrainingRun, never
+from swamp_ray.training.particle import ParticleTrainer
 from swamp_ray.training.ranks import Ranks
+from swamp_ray.training.records import ParticleJob, Progress, TrainedParticle, never
+from swamp_ray.training.training_run import TrainingRun
 
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"

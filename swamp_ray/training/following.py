@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from swamp_ray.errors import CorruptArtifactError, DivergedError
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.particle import Order, ParticleTrainer, never
+from swamp_ray.training.particle import ParticleTrainer
 from swamp_ray.training.ranks import Ranks
+from swamp_ray.training.records import Order, never
 
 
 def follow(ranks: Ranks, trainer: Callable[[int], ParticleTrainer]) -> None:

@@ -40,3 +40,9 @@ def named_leaves(nest: Any, prefix: str = "") -> list[tuple[str, Any]]:
 def num_samples(nest: Any) -> int:
     """The first dimension of the nest's leaves."""
     return len(leaves(nest)[0])
+
+
+def split_batch(batch: Any, size: int) -> list[Any]:
+    """Parts of at most ``size`` samples of a nest of tensors."""
+    starts = range(0, num_samples(batch), size)
+    return [tree_map(lambda tensor, first=start: tensor[first:first + size], batch) for start in starts]

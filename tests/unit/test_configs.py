@@ -21,8 +21,9 @@ from swamp_ray.sparsity.selection import plan_survivors
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import read_state
 from swamp_ray.training.models import build_model
-from swamp_ray.training.particle import ParticleJob, ParticleTrainer
+from swamp_ray.training.particle import ParticleTrainer
 from swamp_ray.training.program import Program, dense_program, round_program
+from swamp_ray.training.records import ParticleJob
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")

@@ -16,7 +16,7 @@ from swamp_ray.console import LiveReporter, PlainReporter, make_reporter, print_
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
 from swamp_ray.rounds import Work
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 from tests.faults import epoch_seed
 from tests.helpers import tiny
 

@@ -205,6 +205,18 @@ def test_ray_trains_own_configs_mean_the_same_here(tmp_path: Path) -> None:
         SwampTrainer(TINY, scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"custom": 1}))
 
 
+def test_ray_trains_placement_means_the_same_here() -> None:
+    execution = SwampTrainer(TINY, scaling_config=ScalingConfig(
+        num_workers=2, use_gpu=True, placement_strategy="SPREAD", accelerator_type="H100",
+        label_selector={"market": "spot"})).config.execution
+    assert (execution.placement, execution.accelerator_type, execution.labels) == ("spread", "H100", {"market": "spot"})
+    assert SwampTrainer(TINY, scaling_config=ScalingConfig(num_workers=2)).config.execution.placement == "pack"
+    wrong: Any
+    for wrong in ({"placement_strategy": "STRICT_PACK"}, {"label_selector": [{"a": "b"}, {"a": "c"}]}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            SwampTrainer(TINY, scaling_config=ScalingConfig(num_workers=2, **wrong))
+
+
 @pytest.mark.parametrize(("nodes", "asked", "fit"), [
     ([{"CPU": 4, "GPU": 2}], {"CPU": 1, "GPU": 1}, 2),
     ([{"CPU": 4, "GPU": 2}], {"CPU": 1, "GPU": 0.4}, 4),

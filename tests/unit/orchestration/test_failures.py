@@ -24,7 +24,7 @@ from swamp_ray.status import describe
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.states import read_state
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
 

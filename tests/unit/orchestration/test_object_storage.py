@@ -28,7 +28,7 @@ from swamp_ray.orchestration.running import run
 from swamp_ray.rounds import Work
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.training.particle import Progress
+from swamp_ray.training.records import Progress
 from tests.helpers import ticket_digests, tiny
 from tests.s3_server import fail
 from tests.unit.storage.processes import run_python

@@ -20,7 +20,8 @@ from swamp_ray.orchestration.space import Space, checkpoint_bytes, estimate, fre
 from swamp_ray.planning import space_lines
 from swamp_ray.sparsity.packing import pack_state
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.particle import ParticleJob, ParticleTrainer
+from swamp_ray.training.particle import ParticleTrainer
+from swamp_ray.training.records import ParticleJob
 from tests.helpers import tiny
 
 _listener: list[Callable[[], None]] = []

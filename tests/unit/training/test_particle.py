@@ -27,8 +27,10 @@ from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.training.arithmetic import resolve_arithmetic
 from swamp_ray.training.data import Data, load_data
-from swamp_ray.training.particle import ParticleJob, ParticleTrainer, TrainedParticle, initial_model, split_batch
+from swamp_ray.training.nests import split_batch
+from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.program import round_program
+from swamp_ray.training.records import ParticleJob, TrainedParticle
 
 THEIRS = '''
     import random

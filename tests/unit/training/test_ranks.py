@@ -22,8 +22,10 @@ from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.packing import pack_state, to_bytes
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.following import follow
-from swamp_ray.training.particle import ParticleJob, ParticleTrainer, TrainedParticle, TrainingRun, never
+from swamp_ray.training.particle import ParticleTrainer
 from swamp_ray.training.ranks import Ranks, ordered_mean, reduce_in_rank_order_
+from swamp_ray.training.records import ParticleJob, TrainedParticle, never
+from swamp_ray.training.training_run import TrainingRun
 from tests.unit.training.rank_processes import on_ranks
 
 SMALL: dict[str, Any] = {

@@ -1,0 +1,42 @@
+"""Buffers of networks: normalisation statistics change in training, others must not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor, nn
+
+from swamp_ray.errors import UserError
+from swamp_ray.sparsity.masks import clean_name
+from swamp_ray.training.records import Arrays
+
+
+def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers under their clean names, as in a network's state."""
+    for name, buffer in model.named_buffers():
+        yield clean_name(name), buffer
+
+
+def refuse_stateful_buffers(model: nn.Module, before: Arrays) -> None:
+    """Raise UserError if training has changed a buffer that is no normalisation statistic.
+
+    Args:
+        model: After training.
+        before: Its buffers before, by clean name; others are not looked at.
+    """
+    statistics = {
+        clean_name(f"{name}.{buffer}" if name else buffer)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for buffer, _ in module.named_buffers(recurse=False)
+    }
+    for name, buffer in named_buffers(model):
+        if name not in before or name in statistics:
+            continue
+        if not np.array_equal(buffer.detach().cpu().numpy(), before[name], equal_nan=buffer.is_floating_point()):
+            raise UserError(
+                f"training changes the buffer {name!r}, which is no normalisation statistic",
+                do="Particles cannot be averaged over such state; make it a parameter or keep it constant.",
+                where="model.name",
+            )

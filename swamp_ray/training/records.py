@@ -1,0 +1,99 @@
+"""What goes into the training of a particle, and what comes out: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from swamp_ray.sparsity.packing import Packed
+from swamp_ray.training.program import Program
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def never() -> bool:
+    """Nobody asks the training to stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class ParticleJob:
+    """One training run to do.
+
+    Attributes:
+        label: For logs and errors, e.g. ``"round 3, particle 1"``.
+        seed: Decides batch order, augmentation and dropout.
+        program: Length, learning rate, decay, snapshots.
+    """
+
+    label: str
+    seed: int
+    program: Program
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the other ranks of a particle need to know to take part in a training run.
+
+    Attributes:
+        member: Index of the run, where ranks work for several.
+        job, start, mask, buffers, checkpoint: As in :meth:`ParticleTrainer.begin`.
+    """
+
+    member: int
+    job: ParticleJob
+    start: Packed
+    mask: np.ndarray
+    buffers: Arrays
+    checkpoint: bytes | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a particle stands after an epoch.
+
+    Attributes:
+        epoch: Finished epochs.
+        num_epochs: Epochs in all.
+        step: Finished optimiser steps.
+        loss: Mean training loss of the epoch.
+        lr: Learning rate of its last step.
+        samples_per_s: Training throughput of the epoch.
+        metrics: Further means over the epoch, e.g. training accuracy.
+    """
+
+    epoch: int
+    num_epochs: int
+    step: int
+    loss: float
+    lr: float
+    samples_per_s: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one network by split (``{"validation": {"accuracy": ...}, ...}``), and its norm statistics."""
+
+    metrics: dict[str, dict[str, float]]
+    buffers: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrainedParticle:
+    """What is left of a training run.
+
+    Attributes:
+        packed: Surviving weights and all other parameters.
+        evaluation: The network with re-estimated normalisation statistics.
+        as_trained: Metrics with the statistics that training left; None where weights were averaged.
+        history: One record an epoch.
+    """
+
+    packed: Packed
+    evaluation: Evaluation
+    as_trained: dict[str, dict[str, float]] | None
+    history: list[dict[str, Any]]

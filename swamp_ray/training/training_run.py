@@ -1,0 +1,284 @@
+"""One particle: one training run from the ticket, on one device, resumable at its checkpoints.
+
+All randomness of an epoch is derived from (particle seed, epoch), so that a checkpoint between epochs needs no
+random state. One that is written in the middle of an epoch, when a run has to stop, holds it. Either way a resumed run
+continues with the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError
+from swamp_ray.seeding import derive_seed
+from swamp_ray.sparsity.averaging import (
+    ExponentialMean,
+    SnapshotMean,
+    has_batchnorm,
+)
+from swamp_ray.sparsity.masks import mask_tensors
+from swamp_ray.sparsity.packing import pack_model
+from swamp_ray.training.buffers import refuse_stateful_buffers
+from swamp_ray.training.nests import split_batch
+from swamp_ray.training.optimizers import MaskedStep, build_optimizer
+from swamp_ray.training.records import Arrays, ParticleJob, Progress, TrainedParticle, never
+from swamp_ray.training.reproducible import random_state, take_up_random_state
+from swamp_ray.training.tasks import Batch
+
+if TYPE_CHECKING:
+    from swamp_ray.training.particle import ParticleTrainer
+
+
+@dataclass(frozen=True)
+class _Interim:
+    """What a rank goes on from in the middle of an epoch: losses ``[steps]`` and sums so far, random state."""
+
+    losses: Tensor
+    sums: dict[str, Tensor]
+    random: dict[str, Any]
+
+    def on_host(self) -> dict[str, Any]:
+        """Plain values and tensors on the processor, as in a checkpoint."""
+        return {"losses": self.losses.cpu(), "sums": {name: value.cpu() for name, value in self.sums.items()},
+                "random": self.random}
+
+
+class TrainingRun:
+    """One training run between two steps; made by :meth:`ParticleTrainer.begin`."""
+
+    def __init__(self, trainer: ParticleTrainer, job: ParticleJob, mask: np.ndarray, buffers: Arrays) -> None:
+        config = trainer.config.training
+        self.trainer, self.job, self.config = trainer, job, config
+        self._identity = {"seed": job.seed, "program": job.program.as_dict()}
+        self._mask, self._buffers = mask, buffers
+        self.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(trainer.model, config, job.program.weight_decay, trainer.arithmetic.fused)
+        weights = trainer._weights
+        masks = None
+        if not bool(mask.all()):
+            masks = mask_tensors(trainer.layout, mask, device=trainer.device, like=weights)
+        self.take_step = MaskedStep(self.optimizer, weights, masks, config.clip_norm)
+        self.mean: SnapshotMean | ExponentialMean | None = None
+        if job.program.averaging == "swa":
+            self.mean = SnapshotMean(self.parameters)
+        elif job.program.averaging == "ema":
+            self.mean = ExponentialMean(self.parameters, job.program.ema_decay)
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self._ranks = trainer.ranks
+        self._interim: _Interim | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every step of the program is finished."""
+        return self.step >= self.job.program.num_steps
+
+    def finish(self) -> TrainedParticle:
+        """The trained, evaluated network of a run that is done.
+
+        Raises:
+            DivergedError: The last steps left weights that are not finite.
+            RunError: The ranks do not have the same weights.
+        """
+        trainer = self.trainer
+        self.compare()
+        as_trained = None
+        if self.mean is None and has_batchnorm(trainer.model):
+            as_trained = trainer.metrics(("validation", "test"))
+        if self.mean is not None:
+            self.mean.mean_into_(self.parameters)
+        refuse_stateful_buffers(trainer.model, self._buffers)
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            raise self._diverged(self.step - 1, math.nan)
+        packed = pack_model(trainer.model, trainer.layout, self._mask)
+        return TrainedParticle(packed, trainer.evaluate_in_place(), as_trained, self.history)
+
+    def compare(self) -> None:
+        """Make sure that all ranks of a run that is done have the same weights; each of them asks.
+
+        Raises:
+            RunError: They do not (on rank 0).
+        """
+        if self._ranks.count == 1:
+            return
+        digest = hashlib.sha256()
+        for parameter in self.parameters:
+            digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
+        found = self._ranks.gather(digest.hexdigest()) or []
+        odd = [rank for rank, one in enumerate(found) if one != found[0]]
+        if odd:
+            raise RunError(f"{self.job.label}: rank {odd[0]} of {len(found)} ended with other weights than rank 0. The "
+                           "ranks of a particle need devices of one kind")
+
+    def epoch(self, stop: Callable[[], bool] = never) -> Progress | None:
+        """Train to the end of the current epoch, or of the program.
+
+        Args:
+            stop: Asked after every step; once it says yes, the epoch ends there. Ranks need an answer that they share.
+
+        Returns:
+            Where the particle stands; None if it was stopped before the end of the epoch. A checkpoint that is taken
+            then continues after the last finished step.
+
+        Raises:
+            DivergedError: The loss became NaN or infinite.
+            UserError: Training changes a buffer that is no normalisation statistic.
+        """
+        program, began = self.job.program, time.perf_counter()
+        index = self.step // program.steps_per_epoch
+        first = index * program.steps_per_epoch
+        num = min(program.num_steps, first + program.steps_per_epoch) - first
+        resumed_at = self.step
+        self.trainer.model.train()
+        with self.trainer.randomness(self._ranks.epoch_seed(self.job.seed, index)), self._ranks.watched():
+            losses, sums = self._take_up_interim(num)
+            self._steps(index, losses, sums, stop)
+            if self.step < first + num:
+                self._interim = _Interim(losses[: self.step - first], sums, random_state(self.trainer.device))
+                return None
+        values = self._finite(losses, first)
+        speed = (self.step - resumed_at) * self.config.batch_size / max(1e-9, time.perf_counter() - began)
+        progress = self._record(index, values, sums, speed)
+        if index == 0:
+            refuse_stateful_buffers(self.trainer.model, self._buffers)
+        return progress
+
+    def _take_up_interim(self, num: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses ``[num]`` and sums of the epoch so far, and its random numbers; zeros at the start of one."""
+        losses = torch.zeros(num, device=self.trainer.device)
+        if self._interim is None:
+            return losses, {}
+        interim, self._interim = self._interim, None
+        losses[: len(interim.losses)] = interim.losses
+        take_up_random_state(interim.random, self.trainer.device)
+        return losses, dict(interim.sums)
+
+    def _steps(self, index: int, losses: Tensor, sums: dict[str, Tensor], stop: Callable[[], bool]) -> None:
+        """Train through the rest of epoch ``index``; losses by step and sums of metrics are filled in."""
+        first, rate = index * self.job.program.steps_per_epoch, self.job.program.rate
+        batches = self.trainer.feed("train").batches(
+            self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
+            first=self.step - first, share=(self._ranks.rank, self._ranks.count))
+        for batch in itertools.islice(batches, first + len(losses) - self.step):
+            loss, metrics = self._backward(batch)
+            losses[self.step - first] = loss
+            for name, value in metrics.items():
+                sums[name] = sums[name] + value if name in sums else value
+            self.take_step(rate.at(self.step))
+            self.step += 1
+            self._snapshot()
+            if stop():
+                break
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        trainer, micro = self.trainer, self.config.micro_batch
+        if micro is None:
+            with trainer.autocast():
+                loss, metrics = trainer.task.training_step(trainer.network, batch)
+            loss.backward()
+            return loss.detach(), metrics
+        parts = split_batch(batch, micro)
+        total = torch.zeros((), device=trainer.device)
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            with self._ranks.accumulating(trainer.network) if number < len(parts) else contextlib.nullcontext():
+                with trainer.autocast():
+                    loss, metrics = trainer.task.training_step(trainer.network, part)
+                (loss / len(parts)).backward()
+            total += loss.detach() / len(parts)
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(parts)
+        return total, sums
+
+    def _snapshot(self) -> None:
+        if isinstance(self.mean, ExponentialMean) or (self.mean and self.job.program.snapshot_after(self.step)):
+            self.mean.update(self.parameters)
+
+    def _finite(self, losses: Tensor, first: int) -> np.ndarray:
+        """An epoch's losses on the host (its only synchronisation), over all ranks; refuses what is not finite."""
+        values = self._ranks.mean(losses.double().cpu().numpy())
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise self._diverged(first + int(bad[0]), float(values[bad[0]]))
+        return values
+
+    def _record(self, index: int, losses: np.ndarray, sums: dict[str, Tensor], samples_per_s: float) -> Progress:
+        means = self._ranks.mean(np.array([float(value) / len(losses) for value in sums.values()]))
+        progress = Progress(
+            epoch=index + 1,
+            num_epochs=self.job.program.num_epochs,
+            step=self.step,
+            loss=float(losses.mean()),
+            lr=self.job.program.rate.at(self.step - 1),
+            samples_per_s=samples_per_s,
+            metrics=dict(zip(sums, means.tolist(), strict=True)),
+        )
+        self.history.append({"epoch": progress.epoch, "step": progress.step, "loss": progress.loss, "lr": progress.lr,
+                             **progress.metrics})
+        return progress
+
+    def _diverged(self, step: int, loss: float) -> DivergedError:
+        program = self.job.program
+        return DivergedError(self.job.label, step // program.steps_per_epoch, step, program.rate.at(step), loss)
+
+    def checkpoint(self) -> bytes:
+        """Everything a later attempt needs to go on with the same bits.
+
+        In the middle of an epoch every rank has to ask, for what it alone knows; what rank 0 is given counts.
+        """
+        buffer = io.BytesIO()
+        interim = None if self._interim is None else self._ranks.gather(self._interim.on_host())
+        torch.save({
+            "job": self._identity,
+            "step": self.step,
+            "history": self.history,
+            "parameters": [p.detach().cpu() for p in self.trainer.model.parameters()],
+            "buffers": {name: b.detach().cpu() for name, b in self.trainer.model.named_buffers()},
+            "optimizer": self.optimizer.state_dict(),
+            "mean": self.mean.state_dict() if self.mean is not None else None,
+            "interim": interim,
+        }, buffer)
+        return buffer.getvalue()
+
+    def restore(self, checkpoint: bytes) -> None:
+        """Take up what :meth:`checkpoint` gave; only tensors and plain values are unpickled.
+
+        Raises:
+            CorruptArtifactError: The bytes are damaged or of another job; the run is then of no further use.
+        """
+        try:
+            state = torch.load(io.BytesIO(checkpoint), map_location=self.trainer.device, weights_only=True)
+        except Exception as error:  # damaged bytes make the unpickler raise almost anything
+            reason = str(error).strip().partition("\n")[0]
+            raise CorruptArtifactError(f"a checkpoint of {self.job.label} cannot be read: {reason}") from error
+        try:
+            if state["job"] != self._identity:
+                raise ValueError("it belongs to another job")
+            self._take_up(state)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise CorruptArtifactError(f"a checkpoint of {self.job.label} does not fit: {error}") from error
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for parameter, saved in zip(self.trainer.model.parameters(), state["parameters"], strict=True):
+                parameter.copy_(saved)
+            for name, buffer in self.trainer.model.named_buffers():
+                buffer.copy_(state["buffers"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.mean is not None:
+            self.mean.load_state_dict(state["mean"])
+        self.step, self.history = int(state["step"]), list(state["history"])
+        interim = state["interim"]
+        self._interim = None if interim is None else _Interim(**interim[self._ranks.rank])
