@@ -10,13 +10,14 @@ import numpy as np
 
 from swamp_ray.sparsity.masks import Layout
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 16
+_FEW = 0.3
+"""Where so few of a block's bytes keep any weight, the others are left out."""
 
 
 def num_kept(bits: np.ndarray) -> int:
     """How many weights a mask keeps."""
-    return sum(int(np.bitwise_count(bits[begin:begin + _BLOCK]).sum(dtype=np.int64))
-               for begin in range(0, bits.size, _BLOCK))
+    return sum(_num_ones(bits[begin:begin + 8 * _BLOCK]) for begin in range(0, bits.size, 8 * _BLOCK))
 
 
 def layer_counts(layout: Layout, bits: np.ndarray) -> list[int]:
@@ -45,12 +46,22 @@ def choose(bits: np.ndarray, first: int, chosen: np.ndarray) -> tuple[int, np.nd
 
     Returns:
         The first byte that they lie in, and the bytes from there on; bits of other survivors are 0.
+
+    Raises:
+        ValueError: There are not so many survivors.
     """
     if not chosen.size:
         return 0, np.zeros(0, dtype=np.uint8)
     begin, before = _byte_of(bits, first)
-    end = _byte_of(bits, first + chosen.size - 1)[0] + 1
-    return begin, _deposit(bits[begin:end], np.concatenate([np.zeros(first - before, dtype=np.bool_), chosen]))
+    if first > before:
+        chosen = np.concatenate([np.zeros(first - before, dtype=np.bool_), chosen])
+    return begin, _deposit(bits[begin:], chosen)
+
+
+def _num_ones(block: np.ndarray) -> int:
+    whole = block.size // 8 * 8
+    words = np.bitwise_count(block[:whole].view(np.uint64)).sum(dtype=np.int64)
+    return int(words + np.bitwise_count(block[whole:]).sum(dtype=np.int64))
 
 
 def _count_between(bits: np.ndarray, first: int, last: int) -> int:
@@ -66,9 +77,10 @@ def _byte_of(bits: np.ndarray, survivor: int) -> tuple[int, int]:
     """The byte that holds a survivor, and how many survivors there are before this byte."""
     before = 0
     for begin in range(0, bits.size, _BLOCK):
-        counts = np.bitwise_count(bits[begin:begin + _BLOCK])
-        num = int(counts.sum(dtype=np.int64))
+        block = bits[begin:begin + _BLOCK]
+        num = _num_ones(block)
         if survivor < before + num:
+            counts = np.bitwise_count(block)
             ends = before + np.cumsum(counts, dtype=np.int64)
             place = int(np.searchsorted(ends, survivor, side="right"))
             return begin + place, int(ends[place]) - int(counts[place])
@@ -77,26 +89,48 @@ def _byte_of(bits: np.ndarray, survivor: int) -> tuple[int, int]:
 
 
 def _deposit(bits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Bits of a mask, without those whose survivor was not chosen; survivors after the last choice are not either."""
-    # The eight choices from any one on lie within two bytes.
-    packed = np.concatenate([np.packbits(chosen), np.zeros(2, dtype=np.uint8)]).astype(np.uint16)
-    windows = packed[:-1] << 8 | packed[1:]
+    """Bits of a mask, without those whose survivor was not chosen, as far as there are choices."""
     out = np.empty_like(bits)
-    done = 0
-    for begin in range(0, bits.size, _BLOCK):
-        block = bits[begin:begin + _BLOCK]
-        counts = np.bitwise_count(block)
-        starts = np.cumsum(counts, dtype=np.int32)
-        num = int(starts[-1])
-        starts -= counts
-        starts += done & 7
-        choices = np.take(windows[done >> 3:], starts >> 3, mode="clip")
-        starts &= 7
-        choices <<= starts.astype(np.uint16)
-        choices >>= 8
-        np.take(_DEPOSITS, block.astype(np.uint16) << 8 | choices, out=out[begin:begin + _BLOCK], mode="clip")
+    done = end = 0
+    while done < chosen.size and end < bits.size:
+        begin, end = end, min(bits.size, end + _BLOCK)
+        num = _num_ones(bits[begin:end])
+        out[begin:end] = _deposit_block(bits[begin:end], num, chosen[done:done + num])
         done += num
+    if done < chosen.size:
+        raise ValueError(f"the mask keeps {done} of these weights, but {chosen.size} choices were given")
+    return out[:end]
+
+
+def _deposit_block(block: np.ndarray, num: int, chosen: np.ndarray) -> np.ndarray:
+    """The same for a block that keeps ``num`` weights."""
+    packed = np.zeros(num // 8 + 3, dtype=np.uint8)
+    packed[:(chosen.size + 7) // 8] = np.packbits(chosen)
+    if num == 8 * block.size:
+        return packed[:block.size]
+    kept = block != 0
+    if np.count_nonzero(kept) > _FEW * block.size:
+        return _deposit_bytes(block, packed)
+    out = np.zeros_like(block)
+    places = np.flatnonzero(kept)
+    out[places] = _deposit_bytes(block[places], packed)
     return out
+
+
+def _deposit_bytes(block: np.ndarray, packed: np.ndarray) -> np.ndarray:
+    """The same byte by byte, with the choices packed into bits and at least two bytes of zeros after them."""
+    # The eight choices from any one on lie within two bytes.
+    windows = packed.astype(np.uint16)
+    windows <<= 8
+    windows[:-1] |= packed[1:]
+    starts = np.zeros(block.size + 1, dtype=np.int32)
+    np.cumsum(np.bitwise_count(block), out=starts[1:])
+    starts = starts[:-1]
+    choices = np.take(windows, starts >> 3, mode="clip")
+    starts &= 7
+    choices <<= starts.astype(np.uint16)
+    choices >>= 8
+    return np.take(_DEPOSITS, block.astype(np.uint16) << 8 | choices, mode="clip")
 
 
 def _deposits() -> np.ndarray:
