@@ -154,7 +154,8 @@ def line(row: dict[str, Any]) -> str:
     return (f"{row['particles']:>9} {row['workers']:>7} {row['sleep_s']:>7g} {row['ideal_s']:>7g} "
             f"{row['round_s']['median']:>8.2f} {efficiency['median']:>6.3f} "
             f"{efficiency['min']:.3f}-{efficiency['max']:.3f} {overhead['median']:>10.2f} "
-            f"{row['workers_start_s']:>7.1f} {row['first_round_s']:>8.2f} {row['driver_rss_mb']['most']:>9.0f} {row['worker_mb']['pss']:>9.0f}")
+            f"{row['workers_start_s']:>7.1f} {row['first_round_s']:>8.2f} {row['driver_rss_mb']['most']:>9.0f} "
+            f"{row['worker_mb']['pss']:>9.0f}")
 
 
 HEAD = (f"{'particles':>9} {'workers':>7} {'sleep s':>7} {'ideal s':>7} {'round s':>8} {'effic.':>6} {'min-max':>11} "

@@ -94,13 +94,14 @@ class Shard:
             packed: Its slice, if that is still in memory.
         """
         if self._round != round_index or (self._added and particle <= self._added[-1]):
-            self._round, self._mean, self._added = round_index, OrderedMean(), []
+            self._mean.clear()
+            self._round, self._added = round_index, []
             self._span, self._size = spans(size, self.num_shards)[self.index], size
         self._mean.add(self._read(name, digest) if packed is None else packed)
         self._added.append(particle)
 
     def close(self, round_index: int, particles: Sequence[int]) -> Closed:
-        """Compute the slice's average; the accumulator is given up.
+        """Compute the slice's average.
 
         Raises:
             RunError: Other particles were added than the round consists of.
@@ -108,9 +109,11 @@ class Shard:
         if self._round != round_index or self._added != list(particles):
             raise RunError(f"round {round_index} consists of particles {tuple(particles)}, but {self._added} "
                            f"of round {self._round} were added")
-        self._average = self._mean.mean()
+        last = self._average.values  # nobody reads the last round's average any more
+        self._average = self._mean.mean(last if last.base is None else last.base)
         closed = Closed(self._mean.squares, square_sums(self._average.values))
-        self._round, self._mean = None, OrderedMean()
+        self._round = None
+        self._mean.clear()
         return closed
 
     def write(self, named: Named) -> dict[str, FileEntry]:
@@ -168,7 +171,7 @@ class Shard:
     def _make_scores(self, seed: int, start: State, mask_bits: np.ndarray) -> np.ndarray:
         values, name = self._average.values, self.config.pruning.score
         if name == "magnitude":
-            return np.abs(values)
+            return np.abs(values, out=self._mean.borrow(values.size))
         if name == "movement":
             rewind = self._of_survivors(mask_bits, lambda layer: start.parameters[layer.name].reshape(-1))
             return np.abs(values - rewind)

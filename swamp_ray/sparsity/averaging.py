@@ -31,10 +31,22 @@ class OrderedMean:
     """
 
     def __init__(self) -> None:
+        self._room = np.zeros(0)
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew, in the same memory: to touch new pages takes as long as an addition."""
         self.count = 0
         self.squares: list[float] = []
         self._values: np.ndarray | None = None
         self._rest: np.ndarray | None = None
+
+    def borrow(self, size: int) -> np.ndarray:
+        """The accumulator's memory for something else, float32 ``[size]``, until the next particle is added."""
+        self.clear()
+        if self._room.size < size / 2:
+            return np.empty(size, dtype=np.float32)
+        return self._room.view(np.float32)[:size]
 
     def add(self, packed: Packed) -> None:
         """Add the next particle; the given arrays are only read.
@@ -45,7 +57,7 @@ class OrderedMean:
         if not (is_finite(packed.values) and is_finite(packed.rest)):
             raise RunError("a particle's weights are not finite and cannot be averaged")
         if self._values is None or self._rest is None:
-            self._values, self._rest = np.empty(packed.values.size), np.empty(packed.rest.size)
+            self._values, self._rest = self._empty(packed.values.size), np.empty(packed.rest.size)
             self.squares = [0.0] * len(chunks(packed.values.size))
         elif packed.values.shape != self._values.shape or packed.rest.shape != self._rest.shape:
             raise RunError(f"particles of a round must share their mask, but one has {packed.values.size} surviving "
@@ -59,15 +71,28 @@ class OrderedMean:
         self.squares = [old + new for old, new in zip(self.squares, found, strict=True)]
         self.count += 1
 
-    def mean(self) -> Packed:
+    def mean(self, room: np.ndarray | None = None) -> Packed:
         """The mean of what was added.
+
+        Args:
+            room: Memory for its values that is not needed any more, float32; used where it has about the right size.
 
         Raises:
             RunError: Nothing was added.
         """
         if self._values is None or self._rest is None or self.count == 0:
             raise RunError("there is nothing to average")
-        return Packed(_divided(self._values, self.count), _divided(self._rest, self.count))
+        values = np.empty(0, np.float32) if room is None else room
+        if not self._values.size <= values.size <= 2 * self._values.size:
+            values = np.empty(self._values.size, np.float32)
+        return Packed(_divided(self._values, self.count, values[:self._values.size]),
+                      _divided(self._rest, self.count, np.empty(self._rest.size, np.float32)))
+
+    def _empty(self, size: int) -> np.ndarray:
+        if not size <= self._room.size <= 2 * size:
+            self._room = np.zeros(0)  # the old one first, so that they are not both there
+            self._room = np.empty(size)
+        return self._room[:size]
 
 
 def is_finite(array: np.ndarray) -> bool:
@@ -111,9 +136,9 @@ def _accumulate(total: np.ndarray, array: np.ndarray, first: bool) -> float:
     return squares
 
 
-def _divided(total: np.ndarray, count: int) -> np.ndarray:
+def _divided(total: np.ndarray, count: int, mean: np.ndarray) -> np.ndarray:
     """``total / count`` in float64, rounded to float32 once, without a float64 copy of the whole."""
-    mean, wide = np.empty(total.size, dtype=np.float32), np.empty(min(_BLOCK, total.size))
+    wide = np.empty(min(_BLOCK, total.size))
     for begin in range(0, total.size, _BLOCK):
         part = wide[:min(_BLOCK, total.size - begin)]
         np.divide(total[begin:begin + _BLOCK], count, out=part)

@@ -45,8 +45,10 @@ def lower_counts(scores: np.ndarray, upper: int) -> np.ndarray:
 
 
 def _counts(scores: np.ndarray, upper: int | None) -> np.ndarray:
-    # A negative zero is a zero, but has other bits.
-    keys = (np.ascontiguousarray(scores) if not np.signbit(scores).any() else np.abs(scores)).view(np.uint32)
+    scores = np.ascontiguousarray(scores)
+    if scores.size and scores.view(np.int32).min() < 0:
+        scores = np.abs(scores)  # a negative zero is a zero, but has other bits
+    keys = scores.view(np.uint32)
     counts = np.zeros(NUM_COUNTS, dtype=np.int64)
     for begin in range(0, keys.size, _BLOCK):
         block = keys[begin:begin + _BLOCK]

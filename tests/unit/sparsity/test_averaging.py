@@ -107,6 +107,29 @@ class TestOrderedMean:
         mean.add(packed(1.0))
         assert mean.mean().values.tolist() == [1.0]
 
+    @pytest.mark.parametrize("sizes", [(40, 30, 24), (40, 10, 40)])
+    def test_rounds_in_kept_memory_are_those_in_memory_of_their_own(self, sizes: tuple[int, ...]) -> None:
+        rng, kept, room = np.random.default_rng(0), OrderedMean(), None
+        for size in sizes:
+            states = [Packed(*np.split(rng.standard_normal(size + 3, dtype=np.float32), [size])) for _ in range(3)]
+            fresh = OrderedMean()
+            kept.clear()
+            for state in states:
+                fresh.add(state)
+                kept.add(state)
+            mean = kept.mean(room)
+            np.testing.assert_array_equal(mean.values, fresh.mean().values)
+            np.testing.assert_array_equal(mean.rest, fresh.mean().rest)
+            assert kept.squares == fresh.squares
+            room = mean.values
+            kept.borrow(size)[:] = np.nan
+
+    def test_large_numbers_are_finite(self) -> None:
+        huge = np.full(1 << 19, 3e38, np.float32)
+        mean = OrderedMean()
+        mean.add(Packed(huge, huge[:5]))
+        np.testing.assert_array_equal(mean.mean().values, huge)
+
     def test_nothing_has_no_mean(self) -> None:
         with pytest.raises(RunError, match="nothing to average"):
             OrderedMean().mean()

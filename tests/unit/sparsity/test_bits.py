@@ -60,7 +60,7 @@ def test_choices_of_neighbouring_slices_make_the_mask(data: st.DataObject) -> No
     np.testing.assert_array_equal(found, to_bits(expected))
 
 
-@pytest.mark.parametrize("density", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize("density", [0.02, 0.5, 0.98, 1.0])
 def test_masks_of_many_blocks(density: float) -> None:
     mask = large_mask(8 * bits_module._BLOCK * 3 + 5, density)
     chosen = np.random.default_rng(1).random(int(mask.sum())) < 0.8
@@ -76,5 +76,8 @@ def test_masks_of_many_blocks(density: float) -> None:
 
 
 def test_a_survivor_that_does_not_exist() -> None:
+    bits = to_bits(np.array([True, False, True]))
     with pytest.raises(ValueError, match="keeps 2 weights, but survivor 2 was asked for"):
-        choose(to_bits(np.array([True, False, True])), 2, np.array([True]))
+        choose(bits, 2, np.array([True]))
+    with pytest.raises(ValueError, match="keeps 2 of these weights, but 3 choices were given"):
+        choose(bits, 1, np.array([True, True]))
