@@ -22,9 +22,9 @@ from _processes import Sampler, own_pid
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import build_config
+from swamp_ray.orchestration.actors import AveragingActor, _Remote
 from swamp_ray.orchestration.averager import Averager, Local, ShardCall
 from swamp_ray.orchestration.messages import AverageSpec
-from swamp_ray.orchestration.pool import AveragingActor, _Remote
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.bits import num_kept
