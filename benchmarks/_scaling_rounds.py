@@ -21,8 +21,8 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import build_config
 from swamp_ray.orchestration import running
 from swamp_ray.orchestration.messages import RoundRecord, WorkItem
-from swamp_ray.orchestration.pool import RayExecutor
 from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.rounds import Work
