@@ -51,7 +51,7 @@ def test_its_use_stays_flat_over_thirty_rounds(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "model__name": "mlp", "model__options": {"hidden": [1000, 1000]}, "dense__length": 0,
         "round__length": "2 steps", "averaging__within": "none", "training__schedule__warmup": 0,
-        "particles__count": 4, "pruning__rate": 0.03, "pruning__target": 0.6, "rewind__weights": "none"}
+        "particles__count": 2, "pruning__rate": 0.03, "pruning__target": 0.6, "rewind__weights": "none"}
     reporter = Weighs()
     done = run(tiny(tmp_path, execution__executor="ray", **values), reporter)
     assert len(done.records) >= NUM_ROUNDS
