@@ -154,7 +154,8 @@ class Shard:
         else:
             parts = [keep(self._of(group), one) for group, one in zip(groups, thresholds, strict=True)]
         self._scores = np.zeros(0, np.float32)
-        return choose(mask_bits, self._span[0], np.concatenate([np.zeros(0, np.bool_), *parts]))
+        chosen = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.bool_), *parts])
+        return choose(mask_bits, self._span[0], chosen)
 
     def _of(self, group: Group) -> np.ndarray:
         """Those of a group's scores that lie in the slice; a view."""

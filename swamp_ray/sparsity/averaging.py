@@ -126,11 +126,10 @@ def _accumulate(total: np.ndarray, array: np.ndarray, first: bool) -> float:
     wide, squares = np.empty(min(_BLOCK, array.size)), 0.0
     for begin in range(0, array.size, _BLOCK):
         block = array[begin:begin + _BLOCK]
-        part, target = wide[:block.size], total[begin:begin + _BLOCK]
+        target = total[begin:begin + _BLOCK]
+        part = target if first else wide[:block.size]
         np.copyto(part, block)
-        if first:
-            np.copyto(target, part)
-        else:
+        if not first:
             np.add(target, part, out=target)
         squares = _square_sum(squares, part)
     return squares
