@@ -7,7 +7,7 @@ and says what comes of them. The others follow it, and know no Ray.
 from __future__ import annotations
 
 import contextlib
-import pickle
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -174,7 +174,7 @@ class _Stopping:
 def _portable(error: Exception) -> Exception:
     """The error, or its text where it cannot travel."""
     try:
-        pickle.loads(pickle.dumps(error))
+        copy.deepcopy(error)  # takes it apart and makes it anew, as a journey does
     except Exception:  # an error of the user's may fail in any way
         return RunError(f"{type(error).__name__}: {error}")
     return error
