@@ -221,12 +221,11 @@ class Driver:
             self._executor.stop(grace_s, lambda: self._stopping.impatient)
 
     def _wait(self, wait_s: float) -> Sequence[Report]:
-        """What the executor has to say; one without work says nothing, and at once."""
-        began = time.monotonic()
-        reports = self._executor.wait(wait_s) if self._executor is not None else ()
-        if not reports:
-            time.sleep(max(0.0, wait_s - (time.monotonic() - began)))
-        return reports
+        """What the executor has to say. It waits by itself: what it hears of may be nothing to report."""
+        if self._executor is None:
+            time.sleep(wait_s)
+            return ()
+        return self._executor.wait(wait_s)
 
     def _end(self, reason: str) -> SwampError:
         """What ended the run, with what to do about it."""

@@ -5,6 +5,7 @@ For a debugger, and as the yardstick for what the orchestration costs.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -108,9 +109,11 @@ class InlineExecutor:
         self._reports.append(AverageDone(spec.round, self._averager.finish(spec, start, mask_bits, shards)))
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
-        """Work until there is something to report."""
+        """Work until there is something to report; without work, wait for others."""
         while not self._reports and (self._running or self._queue):
             self._step()
+        if not self._reports:
+            time.sleep(timeout_s)
         reports, self._reports = self._reports, []
         return reports
 

@@ -209,7 +209,7 @@ class Executor(Protocol):
         ...
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
-        """What has happened since the last call; waits at most so long if nothing has."""
+        """What has happened since the last call; if nothing has, waits for it at most so long, and perhaps in vain."""
         ...
 
     def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:

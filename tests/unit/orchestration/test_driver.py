@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from safetensors.torch import save_file
 
 from swamp_ray import load_ticket
 from swamp_ray.errors import DivergedError, RunError, UserError
-from swamp_ray.orchestration.messages import RoundRecord, WorkItem
+from swamp_ray.orchestration.driver import WAIT_S
+from swamp_ray.orchestration.inline import InlineExecutor
+from swamp_ray.orchestration.messages import Report, RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
@@ -530,3 +534,21 @@ def test_epochs_that_are_short_are_not_all_followed_by_a_checkpoint(tmp_path: Pa
     assert checkpoints(tmp_path / "a", 0.0)
     assert not checkpoints(tmp_path / "b", 3600.0)
     assert ticket_digests(tmp_path / "a") == ticket_digests(tmp_path / "b")
+
+
+def test_answers_that_report_nothing_cost_no_time(tmp_path: Path) -> None:
+    class Hesitant(InlineExecutor):
+        """Says nothing many times before it says something, as a pool does whose workers' answers come in parts."""
+
+        silences = 0
+
+        def wait(self, timeout_s: float) -> Sequence[Report]:
+            if self.silences % 50:
+                self.silences += 1
+                return ()
+            self.silences += 1
+            return super().wait(timeout_s)
+
+    began = time.monotonic()
+    run(tiny(tmp_path), executor=Hesitant)
+    assert time.monotonic() - began < 100 * WAIT_S
