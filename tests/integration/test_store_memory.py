@@ -45,6 +45,7 @@ class Weighs(Reporter):
         self.warnings.append(text)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_store")
 def test_its_use_stays_flat_over_thirty_rounds(tmp_path: Path) -> None:
     # Masks and states of this network are too large to travel inside of messages.
