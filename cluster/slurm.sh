@@ -18,6 +18,8 @@
 # USR1 to this script, 5 minutes before the end; and leave to queue the job again.
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
+# A lost node does not end the job: its particles go to the others.
+#SBATCH --no-kill
 set -euo pipefail
 
 say() { echo "slurm.sh: $*" >&2; }

@@ -165,7 +165,8 @@ def submit(config: Path, overrides: tuple[str, ...], name: str | None, storage: 
            working_dir: Path, follow: bool, insecure: bool) -> None:
     """Run CONFIG, of a run or of a sweep, on a cluster. The same command again goes on where it stopped.
 
-    Config, versions, packages, nodes and storage root are checked before your code is uploaded. Data are never.
+    Config, versions, packages, nodes and storage root are checked before your code is uploaded. data.root stays here,
+    and so does what .gitignore and .rayignore name.
 
     \b
     Examples:

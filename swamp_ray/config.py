@@ -567,8 +567,6 @@ def _contradictions(config: SwampConfig) -> Iterator[str]:
             f"execution.num_gpus must be at least 1 with particle.num_workers: {ranks}, but got "
             f"{execution.num_gpus:g}: two ranks cannot share a GPU"
         )
-    if execution.autoscaling and execution.address is None:
-        yield "execution.autoscaling needs execution.address: an embedded Ray is this machine alone"
     if execution.autoscaling and execution.device == "auto":
         yield (
             "execution.device must be cpu or cuda with execution.autoscaling: before there are nodes it cannot be seen "

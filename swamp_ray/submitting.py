@@ -93,7 +93,8 @@ def follow_job(jobs: Jobs, job: Job, options: str = "") -> int:
     took = "" if ended.started_s is None or ended.ended_s is None else (
         f" after {duration(ended.ended_s - ended.started_s)}")
     colour = COLOURS.get(ended.status, "bold")
-    errors.print(f"[{colour}]{escape(job.id)} {_ended(ended)}{took}[/{colour}]", soft_wrap=True)
+    again = "; submit it again to go on" if ended.status == "STOPPED" else ""
+    errors.print(f"[{colour}]{escape(job.id)} {_ended(ended)}{took}{again}[/{colour}]", soft_wrap=True)
     if ended.status == "FAILED" and ended.exit_code is None and ended.message:
         errors.print(escape(ended.message.strip().splitlines()[-1]), soft_wrap=True)
     return code
@@ -102,7 +103,7 @@ def follow_job(jobs: Jobs, job: Job, options: str = "") -> int:
 def _ended(job: Job) -> str:
     if job.status == "FAILED" and job.exit_code is not None:
         return f"failed with exit code {job.exit_code}"
-    return {"SUCCEEDED": "is complete", "STOPPED": "was stopped: submit it again to go on"}.get(job.status, "failed")
+    return {"SUCCEEDED": "is complete", "STOPPED": "was stopped"}.get(job.status, "failed")
 
 
 def print_jobs(address: str | None, insecure: bool) -> None:
@@ -124,14 +125,14 @@ def jobs_table(jobs: Sequence[Job], now_s: float) -> Table:
     """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("job", no_wrap=True)
-    table.add_column("name")
+    table.add_column("name", overflow="fold")
     table.add_column("status", no_wrap=True)
     table.add_column("started", no_wrap=True)
     table.add_column("took", justify="right", no_wrap=True)
     for job in jobs:
         colour = COLOURS.get(job.status)
         status = STATUS.get(job.status, job.status) + (f" ({job.exit_code})" if job.exit_code else "")
-        started = "" if job.started_s is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started_s))
+        started = "" if job.started_s is None else time.strftime("%m-%d %H:%M", time.localtime(job.started_s))
         took = "" if job.started_s is None else duration(max(0.0, (job.ended_s or now_s) - job.started_s))
         kind = " (sweep)" if job.facts.get("kind") == "sweep" else ""
         table.add_row(escape(job.id), escape(job.name) + kind, f"[{colour}]{status}[/{colour}]" if colour else status,

@@ -38,7 +38,8 @@ def connect(execution: ExecutionConfig) -> bool:
             ray.init(address=execution.address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UserError(f"no Ray cluster answers ({str(error).splitlines()[0]})", got=execution.address,
-                        do="Start one with 'ray start --head', or leave the address out for an embedded one.",
+                        do="Start one with 'ray start --head', or leave the address out for an embedded one. If it "
+                           "asks for a token, set RAY_AUTH_MODE=token, and name its file in RAY_AUTH_TOKEN_PATH.",
                         where="execution.address") from error
     return True
 

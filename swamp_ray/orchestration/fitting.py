@@ -84,7 +84,8 @@ def check_nodes(submission: Submission, nodes: Sequence[Node]) -> int:
     gpus = sum(node.resources.get("GPU", 0.0) for node in nodes)
     device = execution.device if execution.device != "auto" else ("cuda" if gpus > 0 else "cpu")
     check_labels(nodes, execution)
-    return pool_size(execution, device, submission.most_particles, eligible(nodes, execution))
+    return pool_size(execution, device, submission.most_particles, eligible(nodes, execution),
+                     submission.run.particle.num_workers)
 
 
 def room(submission: Submission, nodes: Sequence[Node], workers: int) -> str:

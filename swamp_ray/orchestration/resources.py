@@ -25,9 +25,12 @@ def check_address(execution: ExecutionConfig) -> None:
     """Refuse an address at which nothing listens, or something else than Ray; Ray itself would try for minutes.
 
     Raises:
-        UserError: Nothing that can be Ray answers there, or the address is none.
+        UserError: Nothing that can be Ray answers there, the address is none, or one is needed and not given.
     """
     address = execution.address
+    if execution.autoscaling and address is None:
+        raise UserError("autoscaling is for a cluster: an embedded Ray is this machine alone",
+                        where="execution.autoscaling", do="Give --address, or set execution.address.")
     if execution.executor != "ray" or address in (None, "auto", "local"):
         return
     match = _HOST_PORT.fullmatch(address or "")

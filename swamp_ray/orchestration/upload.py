@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from swamp_ray.errors import UserError
@@ -25,6 +26,8 @@ TOOLS = frozenset({
 """Names of folders and files that tools leave behind."""
 ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 COMPILED = (".pyc", ".pyo")
+SECRETS = (".env", ".env.*", ".envrc", ".netrc")
+"""Patterns of names under which keys are kept."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ def select_files(folder: Path, excluded: Mapping[Path, str]) -> Upload:
     """The files of a folder that are uploaded.
 
     Left out is what ``.gitignore`` and ``.rayignore`` name (a file that git tracks in spite of ``.gitignore`` stays
-    in), version control, virtual environments, caches, storage roots, links to folders, and swamp_ray itself, which
-    travels on its own.
+    in), what may hold keys (``.env``), version control, virtual environments, caches, storage roots, links to folders,
+    and swamp_ray itself, which travels on its own.
 
     Args:
         folder: The folder.
@@ -127,6 +130,8 @@ class _Walk:
         real = Path(os.path.realpath(entry.path))
         if real in self.excluded:
             return self.excluded[real]
+        if any(fnmatchcase(entry.name, pattern) for pattern in SECRETS):
+            return "it may hold keys"
         if entry.name in TOOLS or entry.name.endswith(COMPILED):
             return "made by tools"
         if entry.name in IGNORE_FILES:

@@ -145,7 +145,7 @@ def write_figures(sweepdir: SweepDir, frame: pd.DataFrame) -> list[Spot]:
 def _left_out(sweepdir: SweepDir, frame: pd.DataFrame) -> list[str]:
     """What the curves do not show: settings that a longer chain stands for, and settings without results."""
     lines = []
-    if _varies(frame, SPACE + TARGET):
+    if SPACE + TARGET in frame and _varies(frame, SPACE + TARGET):
         lines.append("of settings that differ in their target alone, the highest is shown")
     failed = sum(trial.status == "failed" for trial in Settings(sweepdir).read())
     if failed:

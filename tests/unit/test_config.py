@@ -164,7 +164,6 @@ class TestContradictions:
         (["particle.num_workers=4", "training.micro_batch=64"], "128 / 4 = 32 is no multiple of 64"),
         (["particle.num_workers=2", "execution.executor=inline"], "must be 1 with executor: inline"),
         (["particle.num_workers=2", "execution.num_gpus=0.5"], "at least 1 with particle.num_workers: 2, but got 0.5"),
-        (["execution.autoscaling=true", "execution.device=cuda"], "needs execution.address"),
         (["execution.autoscaling=true", "execution.address=auto"], "device must be cpu or cuda"),
         (["execution.labels={ray.io/market-type: '!!spot'}"], "must be a label such as spot, !spot or in(a, b)"),
         (["execution.stable_labels={'a b': c}"], "must have keys such as ray.io/node-group, but one is 'a b'"),

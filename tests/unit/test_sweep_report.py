@@ -210,3 +210,9 @@ def test_without_two_varied_entries_or_results_there_is_no_heat_map(tmp_path: Pa
     assert [spot.key for spot in write_figures(sweepdir, frame)] == [
         f"sweeps/grid/figures/curves.{kind}" for kind in ("svg", "png")]
     assert write_figures(SweepDir(tmp_path, "grid"), frame.head(0)) == []
+
+
+def test_a_space_without_targets_has_curves_as_well(tmp_path: Path) -> None:
+    sweepdir = trained_sweep(tmp_path, space={"training.lr": {"grid": [0.05, 0.1]}}, seeds=1)
+    assert [spot.key for spot in write_figures(sweepdir, collect(sweepdir))] == [
+        f"sweeps/grid/figures/curves.{kind}" for kind in ("svg", "png")]

@@ -50,6 +50,7 @@ def test_missing_packages_are_named() -> None:
 
 def test_workers_that_fit() -> None:
     assert fitting.check_nodes(submission(), [node(2), node(2)]) == 3
+    assert fitting.check_nodes(submission(particle__num_workers=2), [node(2), node(2)]) == 2, "each of two ranks"
     assert fitting.check_nodes(submission(), [node(8), node(8, gpu=1)]) == 1, "a GPU a worker, where there are GPUs"
     with pytest.raises(UserError, match="no node can hold a single worker"):
         fitting.check_nodes(submission(execution__num_cpus=16.0), [node(8), node(8)])

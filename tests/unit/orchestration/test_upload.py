@@ -20,7 +20,8 @@ def write(folder: Path, *names: str, text: str = "x") -> None:
 def test_data_results_environments_and_caches_stay_behind(tmp_path: Path) -> None:
     write(tmp_path, "train.py", "pkg/model.py", "my_data/train.parquet", "out/artifacts/aa/x", "env/bin/python",
           "env/pyvenv.cfg", "conda/conda-meta/history", "__pycache__/train.pyc", "pkg/model.pyc", ".git/config",
-          "old_results/artifacts/aa/x", "old_results/runs/r/run.json", "node_modules/a/b.js", "secret/auth_token")
+          "old_results/artifacts/aa/x", "old_results/runs/r/run.json", "node_modules/a/b.js", "secret/auth_token",
+          ".env", "pkg/.env.local", ".netrc")
     excluded = {tmp_path / "my_data": "data", tmp_path / "out": "the storage root",
                 tmp_path / "secret/auth_token": "the token"}
     found = select_files(tmp_path, excluded)
