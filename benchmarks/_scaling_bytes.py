@@ -106,7 +106,8 @@ class TimedActor(AveragingActor):
         calls: list[ShardCall] = [Local(own), *(_Remote(actor, member) for actor in others)]
         shards = [TimedCall(call, watch, index, len(calls)) for index, call in enumerate(calls)]
         store = TimedStore(own.store, watch)
-        whole, name = timed(lambda: Averager(own.config, own.layout, store).finish(spec, start, mask_bits, shards))
+        averager = TimedAverager(own.config, own.layout, store, watch)
+        whole, name = timed(lambda: averager.finish(spec, start, mask_bits, shards))
         close, write = watch.seconds.get("close", 0.0), watch.seconds.get("write", 0.0)
         self.took = {"close": close, "write": write, "mask": whole - close - write, **{
             f"mask/{method}": watch.seconds.get(method, 0.0)
@@ -126,12 +127,12 @@ class Stopwatch:
         self.began: dict[str, float] = {}
 
     def start(self, name: str) -> None:
-        """Begin."""
-        self.began[name] = time.perf_counter()
+        """Begin, if it has not begun."""
+        self.began.setdefault(name, time.perf_counter())
 
     def stop(self, name: str) -> None:
         """End."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self.began[name]
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self.began.pop(name)
 
 
 class TimedCall:
@@ -153,6 +154,19 @@ class TimedCall:
             return result
 
         return answer
+
+
+class TimedAverager(Averager):
+    """As soon as the next mask is known, and checked, it is only written."""
+
+    def __init__(self, config: SwampConfig, layout: Layout, store: ArtifactStore, watch: Stopwatch) -> None:
+        super().__init__(config, layout, store)
+        self._watch = watch
+
+    def _emptied(self, following: np.ndarray, counts: list[int]) -> list[str]:
+        emptied = super()._emptied(following, counts)
+        self._watch.start("write")
+        return emptied
 
 
 class TimedStore(ArtifactStore):

@@ -34,6 +34,7 @@ from typing import Any
 import _scaling_bytes as moved
 import _scaling_rounds as rounds
 from _measuring import RESULTS, write
+from _scaling_model import growth
 
 MILLION = 1_000_000
 CASES = ("1x1x5", "4x4x5", "8x8x5", "16x16x5", "32x32x5", "64x8x5", "64x32x60")
@@ -99,7 +100,7 @@ def markdown() -> str:
     return "\n\n".join(table(*part) for part in (
         (EFFICIENCY, [row for row in found["efficiency"] if row["weights"] < MILLION]),
         (MEMORY, [row for row in found["efficiency"] if row["weights"] >= MILLION]),
-        (PHASES, found["weights"]), (TARGET, found["weights"])) if part[1])
+        (PHASES, found["weights"]), (TARGET, found["weights"]), (GROWTH, growth(found["weights"]))) if part[1])
 
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
@@ -145,6 +146,15 @@ TARGET: list[Column] = [
     ("peak bytes a weight", lambda row: f"{row['peak_bytes']['per_weight']:.1f}"),
     ("a surviving weight", lambda row: f"{row['peak_bytes']['per_survivor']:.1f}"),
     ("longest", lambda row: row["limits"]),
+]
+GROWTH: list[Column] = [
+    ("sparsity", lambda row: f"{row['sparsity']:g}"), ("link Gbit/s", lambda row: f"{row['gbit']:g}"),
+    ("averaging actors", lambda row: str(row["actors"])),
+    ("a particle's state GB", lambda row: f"{row['state_gb']:.1f}"),
+    ("arrives at an actor GB", lambda row: f"{row['slice_gb']:.1f}"),
+    *((f"{name} s", lambda row, name=name: f"{row['seconds'][name]:.1f}")
+      for name in ("mask to a node", "states to the actors", "adding", "closing and mask")),
+    ("together s", lambda row: f"{sum(row['seconds'].values()):.0f}"),
 ]
 
 

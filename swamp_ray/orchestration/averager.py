@@ -18,7 +18,7 @@ from swamp_ray.errors import RunError
 from swamp_ray.orchestration.messages import AverageSpec
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.orchestration.shard import Closed, Group, Shard
-from swamp_ray.sparsity.bits import layer_counts, layer_densities, num_kept
+from swamp_ray.sparsity.bits import layer_counts
 from swamp_ray.sparsity.counting import Threshold, kth_half, thresholds
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.packing import spans
@@ -74,23 +74,24 @@ class Averager:
                 mask empties a layer and the config refuses that.
         """
         began = time.perf_counter()
-        kept = num_kept(mask_bits)
-        if kept != spec.survivors:
+        counts = layer_counts(self.layout, mask_bits)
+        if sum(counts) != spec.survivors:
             raise RunError(f"round {spec.round} must average {spec.survivors} surviving weights, but its mask keeps "
-                           f"{kept}")
+                           f"{sum(counts)}")
         # As weights are pruned, there may be fewer slices than shards.
         shards = shards[:len(spans(spec.survivors + self.layout.num_rest, len(shards)))]
         closed: list[Closed] = _all(shards, "close", spec.round, spec.particles)
         info: dict[str, object] = {
             "particles": list(spec.particles),
-            "layer_densities": layer_densities(self.layout, mask_bits),
+            "layer_densities": {layer.name: count / layer.size
+                                for layer, count in zip(self.layout.layers, counts, strict=True)},
             "spread": _spread(closed, len(spec.particles)),
         }
         files: dict[str, FileEntry] = {}
         if spec.next_survivors is not None:
             _all(shards, "score", spec.seed, start, mask_bits)
-            following = self._next_mask(spec.next_survivors, mask_bits, shards)
-            info["emptied_layers"] = self._emptied(following, mask_bits)
+            following = self._next_mask(spec.next_survivors, counts, mask_bits, shards)
+            info["emptied_layers"] = self._emptied(following, counts)
             files[MASK_FILE] = self.store.write(spec.named.name, MASK_FILE, arrays_to_bytes({"bits": following}))
         for written in _all(shards, "write", spec.named):
             files |= written
@@ -98,8 +99,9 @@ class Averager:
         self.store.finish(spec.named.name, files, info)
         return spec.named.name
 
-    def _next_mask(self, num: int, mask_bits: np.ndarray, shards: Sequence[ShardCall]) -> np.ndarray:
-        groups = self._groups(num, mask_bits)
+    def _next_mask(self, num: int, counts: list[int], mask_bits: np.ndarray, shards: Sequence[ShardCall]
+                   ) -> np.ndarray:
+        groups = self._groups(num, counts)
         found = [None] * len(shards) if len(shards) == 1 else _exchange(shards, groups)
         waits = [shard("choose", groups, one, mask_bits) for shard, one in zip(shards, found, strict=True)]
         following = np.zeros_like(mask_bits)
@@ -107,18 +109,16 @@ class Averager:
             following[first:first + bits.size] |= bits
         return following
 
-    def _groups(self, num: int, mask_bits: np.ndarray) -> list[Group]:
+    def _groups(self, num: int, counts: list[int]) -> list[Group]:
         """Who competes with whom: all survivors, or those of each layer."""
-        counts = layer_counts(self.layout, mask_bits)
         if self.config.pruning.scope == "global":
             return [Group(0, sum(counts), num)]
         ends = [0, *itertools.accumulate(counts)]
         budgets = layer_budgets(self.layout, counts, num, self.config.pruning.scope)
         return [Group(*bounds, budget) for bounds, budget in zip(itertools.pairwise(ends), budgets, strict=True)]
 
-    def _emptied(self, following: np.ndarray, mask_bits: np.ndarray) -> list[str]:
-        both = zip(self.layout.layers, layer_counts(self.layout, mask_bits), layer_counts(self.layout, following),
-                   strict=True)
+    def _emptied(self, following: np.ndarray, counts: list[int]) -> list[str]:
+        both = zip(self.layout.layers, counts, layer_counts(self.layout, following), strict=True)
         emptied = [layer.name for layer, before, after in both if before and not after]
         if emptied and self.config.pruning.empty_layers == "refuse":
             raise RunError(f"the next mask would leave no weight in {', '.join(emptied)}. Lower pruning.target, set "

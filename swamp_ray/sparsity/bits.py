@@ -25,12 +25,6 @@ def layer_counts(layout: Layout, bits: np.ndarray) -> list[int]:
     return [_count_between(bits, layer.offset, layer.offset + layer.size) for layer in layout.layers]
 
 
-def layer_densities(layout: Layout, bits: np.ndarray) -> dict[str, float]:
-    """Density of each layer, by name."""
-    return {layer.name: count / layer.size
-            for layer, count in zip(layout.layers, layer_counts(layout, bits), strict=True)}
-
-
 def between(bits: np.ndarray, first: int, last: int) -> np.ndarray:
     """The mask of weights ``first`` to ``last - 1``, bool."""
     return np.unpackbits(bits[first // 8:(last + 7) // 8])[first % 8:first % 8 + last - first].view(np.bool_)

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swamp_ray.sparsity import bits as bits_module
-from swamp_ray.sparsity import masks
-from swamp_ray.sparsity.bits import between, choose, layer_counts, layer_densities, num_kept
+from swamp_ray.sparsity.bits import between, choose, layer_counts, num_kept
 from swamp_ray.sparsity.masks import Layer, Layout, to_bits
 
 
@@ -42,7 +41,6 @@ def test_layers_begin_and_end_within_bytes(data: st.DataObject) -> None:
                    for first, last in pairwise(cuts))
     layout = Layout(layers, ())
     assert layer_counts(layout, to_bits(mask)) == [int(mask[layer.span].sum()) for layer in layers]
-    assert layer_densities(layout, to_bits(mask)) == masks.layer_densities(layout, mask)
 
 
 @given(st.data())
