@@ -104,8 +104,11 @@ class Averager:
         groups = self._groups(num, counts)
         found = [None] * len(shards) if len(shards) == 1 else _exchange(shards, groups)
         waits = [shard("choose", groups, one, mask_bits) for shard, one in zip(shards, found, strict=True)]
+        parts = [wait() for wait in waits]
+        if len(parts) == 1 and parts[0][1].size == mask_bits.size:  # the whole mask: no need for the memory of another one
+            return parts[0][1]
         following = np.zeros_like(mask_bits)
-        for first, bits in (wait() for wait in waits):
+        for first, bits in parts:
             following[first:first + bits.size] |= bits
         return following
 
