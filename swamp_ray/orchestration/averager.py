@@ -105,7 +105,7 @@ class Averager:
         found = [None] * len(shards) if len(shards) == 1 else _exchange(shards, groups)
         waits = [shard("choose", groups, one, mask_bits) for shard, one in zip(shards, found, strict=True)]
         parts = [wait() for wait in waits]
-        if len(parts) == 1 and parts[0][1].size == mask_bits.size:  # the whole mask: no need for the memory of another one
+        if len(parts) == 1 and parts[0][1].size == mask_bits.size:  # nothing to put together
             return parts[0][1]
         following = np.zeros_like(mask_bits)
         for first, bits in parts:
