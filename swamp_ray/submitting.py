@@ -93,8 +93,7 @@ def follow_job(jobs: Jobs, job: Job, options: str = "") -> int:
     took = "" if ended.started_s is None or ended.ended_s is None else (
         f" after {duration(ended.ended_s - ended.started_s)}")
     colour = COLOURS.get(ended.status, "bold")
-    again = "; submit it again to go on" if ended.status == "STOPPED" else ""
-    errors.print(f"[{colour}]{escape(job.id)} {_ended(ended)}{took}{again}[/{colour}]", soft_wrap=True)
+    errors.print(f"[{colour}]{escape(job.id)} {_ended(ended)}{took}{_again(ended)}[/{colour}]", soft_wrap=True)
     if ended.status == "FAILED" and ended.exit_code is None and ended.message:
         errors.print(escape(ended.message.strip().splitlines()[-1]), soft_wrap=True)
     return code
@@ -104,6 +103,10 @@ def _ended(job: Job) -> str:
     if job.status == "FAILED" and job.exit_code is not None:
         return f"failed with exit code {job.exit_code}"
     return {"SUCCEEDED": "is complete", "STOPPED": "was stopped"}.get(job.status, "failed")
+
+
+def _again(job: Job) -> str:
+    return ": submit it again to go on" if job.status == "STOPPED" else ""
 
 
 def print_jobs(address: str | None, insecure: bool) -> None:
@@ -173,7 +176,7 @@ def stop_job(name: str, address: str | None, insecure: bool) -> None:
     if not ended.has_ended:
         raise RunError(f"the job {job.id} has not ended {seconds + EXTRA_STOP_S} s after it was asked to. "
                        f"Look at the dashboard, {jobs.access.url}.")
-    console.print(f"{escape(job.id)} {_ended(ended)}", soft_wrap=True)
+    console.print(f"{escape(job.id)} {_ended(ended)}{_again(ended)}", soft_wrap=True)
 
 
 def _commands(commands: Mapping[str, str], options: str) -> list[str]:
