@@ -512,6 +512,13 @@ FAILURE_KEYS = ("on_failure", "max_reseeds", "min_count", "quorum", "deadline_s"
 
 def _contradictions(config: SwampConfig) -> Iterator[str]:
     """What only shows when several sections are read together."""
+    yield from _wrong_schedules(config)
+    yield from _wrong_averages(config)
+    yield from _wrong_ranks(config)
+    yield from _wrong_execution(config)
+
+
+def _wrong_schedules(config: SwampConfig) -> Iterator[str]:
     dense, length = config.dense.length, config.round.length
     if length.amount <= 0:
         yield "round.length must be greater than 0"
@@ -533,7 +540,10 @@ def _contradictions(config: SwampConfig) -> Iterator[str]:
         )
     if config.round.schedule == "retrain" and config.rewind.schedule == "continue":
         yield "round.schedule: retrain has a schedule of its own. Use rewind.schedule: restart"
-    every = config.averaging.every
+
+
+def _wrong_averages(config: SwampConfig) -> Iterator[str]:
+    every, length = config.averaging.every, config.round.length
     if config.averaging.within == "swa":
         if every.amount <= 0:
             yield "averaging.every must be greater than 0"
@@ -548,7 +558,10 @@ def _contradictions(config: SwampConfig) -> Iterator[str]:
             "averaging.num_shards must be auto or 1 with a pruning.score of your own, which sees whole layers, but got "
             f"{config.averaging.num_shards}"
         )
-    ranks = config.particle.num_workers
+
+
+def _wrong_ranks(config: SwampConfig) -> Iterator[str]:
+    ranks, execution = config.particle.num_workers, config.execution
     if config.training.batch_size % ranks:
         yield (
             f"particle.num_workers must divide training.batch_size, but {config.training.batch_size} % {ranks} != 0"
@@ -559,20 +572,23 @@ def _contradictions(config: SwampConfig) -> Iterator[str]:
             f"training.micro_batch must divide a rank's share of the batch, but {config.training.batch_size} / "
             f"{ranks} = {config.training.batch_size // ranks} is no multiple of {micro}"
         )
-    if ranks > 1 and config.execution.executor == "inline":
+    if ranks > 1 and execution.executor == "inline":
         yield "particle.num_workers must be 1 with executor: inline, which trains in one process"
-    execution = config.execution
     if ranks > 1 and execution.device != "cpu" and execution.num_gpus is not None and execution.num_gpus < 1:
         yield (
             f"execution.num_gpus must be at least 1 with particle.num_workers: {ranks}, but got "
             f"{execution.num_gpus:g}: two ranks cannot share a GPU"
         )
+
+
+def _wrong_execution(config: SwampConfig) -> Iterator[str]:
+    execution = config.execution
     if execution.autoscaling and execution.device == "auto":
         yield (
             "execution.device must be cpu or cuda with execution.autoscaling: before there are nodes it cannot be seen "
             "whether they have GPUs"
         )
-    if config.execution.checkpoint_every.unit != "epochs" or config.execution.checkpoint_every.amount % 1:
+    if execution.checkpoint_every.unit != "epochs" or execution.checkpoint_every.amount % 1:
         yield "execution.checkpoint_every must be a whole number of epochs (0: never)"
 
 

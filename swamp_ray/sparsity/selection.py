@@ -307,7 +307,9 @@ def _capped_shares(weights: list[Fraction], caps: list[Fraction], total: Fractio
 
 
 def select(layout: Layout, mask: np.ndarray, scores: np.ndarray, k: int, scope: str) -> np.ndarray:
-    """The next mask: exactly k of the survivors.
+    """The next mask: exactly k of the survivors, from all scores in one place.
+
+    The obvious twin of what the shards of an average find together.
 
     Args:
         layout: The layers.
