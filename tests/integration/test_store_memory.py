@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ STORE_BYTES = 200 * 2**20
 
 @pytest.fixture
 def small_store() -> Iterator[None]:
+    # By default Ray frees what nobody refers to once a second, in which several of these rounds pass.
     ray.init(address="local", num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False,
-             log_to_driver=False, logging_level=logging.ERROR)
+             log_to_driver=False, logging_level=logging.ERROR, _system_config={"free_objects_batch_size": 1})
     yield
     ray.shutdown()
 
@@ -45,7 +47,6 @@ class Weighs(Reporter):
         self.warnings.append(text)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("small_store")
 def test_its_use_stays_flat_over_thirty_rounds(tmp_path: Path) -> None:
     # Masks and states of this network are too large to travel inside of messages.
@@ -58,7 +59,8 @@ def test_its_use_stays_flat_over_thirty_rounds(tmp_path: Path) -> None:
     assert len(done.records) >= NUM_ROUNDS
     mask, state = done.prepared.layout.num_prunable / 8, 4 * done.prepared.layout.num_prunable
     assert mask > 100_000
-    assert max(reporter.objects[-10:]) <= max(reporter.objects[:10]), reporter.objects
+    assert median(reporter.objects[-10:]) <= median(reporter.objects[:10]), reporter.objects
+    assert max(reporter.objects) <= 10, "of one round and of what is on its way"
     assert max(reporter.bytes[-10:]) <= max(reporter.bytes[:10]), reporter.bytes
     assert max(reporter.bytes) < 12 * state, "far less than the states of all rounds"
     assert not reporter.warnings
