@@ -52,10 +52,11 @@ def _norms_and_biases(model: nn.Module) -> set[int]:
 
 
 class MaskedStep:
-    """Gradient masking, clipping, the optimiser's step, and masking of the weights, in this order.
+    """Gradient masking, clipping and the optimiser's step, in this order; the weights are masked once, at the start.
 
     Masking the gradient first keeps pruned weights out of the clipped norm and out of the optimiser's
-    state; weight decay of a pruned weight is zero because the weight is.
+    state; weight decay of a pruned weight is zero because the weight is. With no gradient, no momentum and no decay
+    a step leaves it at zero, so that masking the weights after each one would be a pass over memory for nothing.
 
     Args:
         optimizer: Holds the parameters.
@@ -73,8 +74,7 @@ class MaskedStep:
     ) -> None:
         self.optimizer = optimizer
         self._pairs = list(zip(weights, masks, strict=True)) if masks is not None else []
-        self._weights = [weight for weight, _ in self._pairs]
-        self._masks = [mask for _, mask in self._pairs]
+        apply_mask_([weight for weight, _ in self._pairs], [mask for _, mask in self._pairs])
         self._clip_norm = clip_norm
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -88,6 +88,4 @@ class MaskedStep:
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self.optimizer.step()
-        if self._pairs:
-            apply_mask_(self._weights, self._masks)
         self.optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,19 @@ from swamp_ray.training.tasks import Batch
 
 if TYPE_CHECKING:
     from swamp_ray.training.particle import ParticleTrainer
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A batch for which a training run needs the gradients before it can go on."""
+
+    batch: Batch
+
+
+Gradients = tuple[Tensor, dict[str, Tensor]]
+"""The answer to :class:`Pending`, with the gradients left in the parameters: mean loss and metrics of the batch."""
+Steps = Generator[Pending, Gradients, Progress | None]
+"""A training run up to the end of an epoch: asks for gradients, is given them, and says where it stands."""
 
 
 @dataclass(frozen=True)
@@ -136,18 +149,35 @@ class TrainingRun:
             DivergedError: The loss became NaN or infinite.
             UserError: Training changes a buffer that is no normalisation statistic.
         """
+        index = self.step // self.job.program.steps_per_epoch
+        steps = self.epoch_steps(stop)
+        with self.trainer.randomness(self._ranks.epoch_seed(self.job.seed, index)), self._ranks.watched():
+            try:
+                pending = next(steps)
+                while True:
+                    pending = steps.send(self._backward(pending.batch))
+            except StopIteration as end:
+                return end.value
+
+    def epoch_steps(self, stop: Callable[[], bool] = never) -> Steps:
+        """Like :meth:`epoch`, but the caller computes the gradients, perhaps for several runs together.
+
+        Random numbers are the caller's business too. Closed early, it leaves the run as if it had been stopped.
+        """
         program, began = self.job.program, time.perf_counter()
         index = self.step // program.steps_per_epoch
         first = index * program.steps_per_epoch
         num = min(program.num_steps, first + program.steps_per_epoch) - first
         resumed_at = self.step
         self.trainer.model.train()
-        with self.trainer.randomness(self._ranks.epoch_seed(self.job.seed, index)), self._ranks.watched():
-            losses, sums = self._take_up_interim(num)
-            self._steps(index, losses, sums, stop)
+        losses, sums = self._take_up_interim(num)
+        try:
+            yield from self._steps(index, losses, sums, stop)
+        finally:
             if self.step < first + num:
                 self._interim = _Interim(losses[: self.step - first], sums, random_state(self.trainer.device))
-                return None
+        if self._interim is not None:
+            return None
         values = self._finite(losses, first)
         speed = (self.step - resumed_at) * self.config.batch_size / max(1e-9, time.perf_counter() - began)
         progress = self._record(index, values, sums, speed)
@@ -165,14 +195,16 @@ class TrainingRun:
         take_up_random_state(interim.random, self.trainer.device)
         return losses, dict(interim.sums)
 
-    def _steps(self, index: int, losses: Tensor, sums: dict[str, Tensor], stop: Callable[[], bool]) -> None:
+    def _steps(
+        self, index: int, losses: Tensor, sums: dict[str, Tensor], stop: Callable[[], bool]
+    ) -> Generator[Pending, Gradients]:
         """Train through the rest of epoch ``index``; losses by step and sums of metrics are filled in."""
         first, rate = index * self.job.program.steps_per_epoch, self.job.program.rate
         batches = self.trainer.feed("train").batches(
             self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
             first=self.step - first, share=(self._ranks.rank, self._ranks.count))
         for batch in itertools.islice(batches, first + len(losses) - self.step):
-            loss, metrics = self._backward(batch)
+            loss, metrics = yield Pending(batch)
             losses[self.step - first] = loss
             for name, value in metrics.items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -182,7 +214,7 @@ class TrainingRun:
             if stop():
                 break
 
-    def _backward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _backward(self, batch: Batch) -> Gradients:
         trainer, micro = self.trainer, self.config.micro_batch
         if micro is None:
             with trainer.autocast():
