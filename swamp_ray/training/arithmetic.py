@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
@@ -28,7 +28,8 @@ class Arithmetic:
         compile: Whether the network is compiled.
         deterministic: Whether only deterministic algorithms are used (always so on the CPU).
         fused: Whether the optimiser is torch's fused one.
-        packing: How many particles one device trains as one computation, and in which form.
+        packing: In which form a worker trains several particles at a time, and how many: ``"single:1"``,
+            ``"stacked:4"``, ``"graphs:4"``.
         ranks: Data-parallel ranks of a particle.
     """
 
@@ -46,6 +47,21 @@ class Arithmetic:
     def as_dict(self) -> dict[str, str | int | bool]:
         """The fields as plain values, for names and records."""
         return asdict(self)
+
+    @property
+    def form(self) -> str:
+        """``"single"``, ``"stacked"`` or ``"graphs"``, see :mod:`swamp_ray.training.pack`."""
+        return self.packing.partition(":")[0]
+
+    @property
+    def width(self) -> int:
+        """How many particles a worker trains at a time."""
+        return int(self.packing.partition(":")[2])
+
+    @property
+    def alone(self) -> Arithmetic:
+        """That of what is never packed: the dense phase, and evaluations."""
+        return replace(self, packing="single:1")
 
 
 def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module, ranks: int = 1) -> Arithmetic:

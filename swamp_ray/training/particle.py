@@ -27,9 +27,9 @@ from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.models import build_model
 from swamp_ray.training.nests import split_batch
 from swamp_ray.training.ranks import Alone, Ranks
-from swamp_ray.training.records import Arrays, Evaluation, Order, ParticleJob
+from swamp_ray.training.records import Arrays, Evaluation, Gradients, Order, ParticleJob
 from swamp_ray.training.reproducible import seeded
-from swamp_ray.training.tasks import Task, build_task
+from swamp_ray.training.tasks import Batch, Task, build_task
 from swamp_ray.training.training_run import TrainingRun
 
 
@@ -131,6 +131,27 @@ class ParticleTrainer:
         if checkpoint is not None:
             run.restore(checkpoint)
         return run
+
+    def backward(self, batch: Batch) -> Gradients:
+        """Leave the gradients of a batch in the parameters; without a word to the device's host."""
+        micro = self.config.training.micro_batch
+        if micro is None:
+            with self.autocast():
+                loss, metrics = self.task.training_step(self.network, batch)
+            loss.backward()
+            return loss.detach(), metrics
+        parts = split_batch(batch, micro)
+        total = torch.zeros((), device=self.device)
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            with self.ranks.accumulating(self.network) if number < len(parts) else contextlib.nullcontext():
+                with self.autocast():
+                    loss, metrics = self.task.training_step(self.network, part)
+                (loss / len(parts)).backward()
+            total += loss.detach() / len(parts)
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(parts)
+        return total, sums
 
     def evaluate(self, packed: Packed, mask: np.ndarray, buffers: Arrays) -> Evaluation:
         """Metrics of a network on validation and test, with its normalisation statistics re-estimated."""

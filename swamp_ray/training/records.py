@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from swamp_ray.sparsity.packing import Packed
 from swamp_ray.training.program import Program
 
 Arrays = Mapping[str, np.ndarray]
+Gradients = tuple[Tensor, dict[str, Tensor]]
+"""What is known of a batch once its gradients lie in the parameters: its mean loss, and means of metrics."""
 
 
 def never() -> bool:

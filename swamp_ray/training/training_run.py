@@ -7,7 +7,6 @@ continues with the same bits.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import itertools
@@ -31,9 +30,8 @@ from swamp_ray.sparsity.averaging import (
 from swamp_ray.sparsity.masks import mask_tensors
 from swamp_ray.sparsity.packing import pack_model
 from swamp_ray.training.buffers import refuse_stateful_buffers
-from swamp_ray.training.nests import split_batch
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
-from swamp_ray.training.records import Arrays, ParticleJob, Progress, TrainedParticle, never
+from swamp_ray.training.records import Arrays, Gradients, ParticleJob, Progress, TrainedParticle, never
 from swamp_ray.training.reproducible import random_state, take_up_random_state
 from swamp_ray.training.tasks import Batch
 
@@ -48,8 +46,6 @@ class Pending:
     batch: Batch
 
 
-Gradients = tuple[Tensor, dict[str, Tensor]]
-"""The answer to :class:`Pending`, with the gradients left in the parameters: mean loss and metrics of the batch."""
 Steps = Generator[Pending, Gradients, Progress | None]
 """A training run up to the end of an epoch: asks for gradients, is given them, and says where it stands."""
 
@@ -155,7 +151,7 @@ class TrainingRun:
             try:
                 pending = next(steps)
                 while True:
-                    pending = steps.send(self._backward(pending.batch))
+                    pending = steps.send(self.trainer.backward(pending.batch))
             except StopIteration as end:
                 return end.value
 
@@ -213,26 +209,6 @@ class TrainingRun:
             self._snapshot()
             if stop():
                 break
-
-    def _backward(self, batch: Batch) -> Gradients:
-        trainer, micro = self.trainer, self.config.micro_batch
-        if micro is None:
-            with trainer.autocast():
-                loss, metrics = trainer.task.training_step(trainer.network, batch)
-            loss.backward()
-            return loss.detach(), metrics
-        parts = split_batch(batch, micro)
-        total = torch.zeros((), device=trainer.device)
-        sums: dict[str, Tensor] = {}
-        for number, part in enumerate(parts, start=1):
-            with self._ranks.accumulating(trainer.network) if number < len(parts) else contextlib.nullcontext():
-                with trainer.autocast():
-                    loss, metrics = trainer.task.training_step(trainer.network, part)
-                (loss / len(parts)).backward()
-            total += loss.detach() / len(parts)
-            for name, value in metrics.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(parts)
-        return total, sums
 
     def _snapshot(self) -> None:
         if isinstance(self.mean, ExponentialMean) or (self.mean and self.job.program.snapshot_after(self.step)):
