@@ -113,7 +113,7 @@ class CudaGraph:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"a training step of {trainer.config.model.name} cannot be recorded as a CUDA graph: {reason}",
+            raise UserError(f"a training step of {trainer.config.model.name} cannot become a CUDA graph: {reason}",
                             do="Its loss must not read values on the host (.item(), tensor in an if). Or set "
                             "execution.packing: stacked, or particles_per_worker: 1.",
                             where="execution.packing") from error

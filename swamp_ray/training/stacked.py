@@ -1,7 +1,7 @@
 """Networks of one architecture as one computation: batched matrix products and grouped convolutions.
 
-All seats' parameters lie side by side in tensors ``[k, ...]``, of which each seat's network holds its slice. The forward
-pass is the usual one under ``torch.func.vmap``, so that any network that vmap can transform can be packed.
+All seats' parameters lie side by side in tensors ``[k, ...]``, of which each seat's network holds its slice. The
+forward pass is the usual one under ``torch.func.vmap``, so that any network that vmap can transform can be packed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Stacked:
     def _side_by_side(self, batches: Sequence[Batch]) -> tuple[Batch, Any]:
         """One batch for all seats, and which dimension of each leaf counts the seats.
 
-        Images are laid out as the channels of a grouped convolution, ``[B, k, C, H, W]``, so that it need not copy them.
+        Images are laid out as the channels of a grouped convolution, ``[B, k, C, H, W]``, which then copies nothing.
         """
         columns = zip(*(leaves(batch) for batch in batches), strict=True)
         joined = iter([self._join(column) for column in columns])
