@@ -399,6 +399,12 @@ class ExecutionConfig(Section):
     )
     num_gpus: float | None = Field(default=None, ge=0.0, description="Per worker; default 1 where GPUs exist.")
     num_cpus: float = Field(default=1.0, ge=0.0, description="Per worker.")
+    particles_per_worker: Annotated[int, Field(gt=0, le=64)] | Literal["auto"] = Field(
+        default=1, description="How many particles a worker trains at a time; auto: as a short measurement says."
+    )
+    packing: Literal["auto", "stacked", "graphs"] = Field(
+        default="auto", description="How they are: stacked weights in one computation, or CUDA graphs side by side."
+    )
     placement: Literal["spread", "pack"] = Field(
         default="spread", description="Workers go to the nodes with the fewest of them, or fill one node after another."
     )
@@ -572,6 +578,11 @@ def _wrong_ranks(config: SwampConfig) -> Iterator[str]:
             f"training.micro_batch must divide a rank's share of the batch, but {config.training.batch_size} / "
             f"{ranks} = {config.training.batch_size // ranks} is no multiple of {micro}"
         )
+    if ranks > 1 and (execution.particles_per_worker != 1 or execution.packing != "auto"):
+        yield (
+            f"execution.particles_per_worker must be 1 with particle.num_workers: {ranks}: a worker trains several "
+            "particles on its device, or one on several devices"
+        )
     if ranks > 1 and execution.executor == "inline":
         yield "particle.num_workers must be 1 with executor: inline, which trains in one process"
     if ranks > 1 and execution.device != "cpu" and execution.num_gpus is not None and execution.num_gpus < 1:
@@ -583,6 +594,8 @@ def _wrong_ranks(config: SwampConfig) -> Iterator[str]:
 
 def _wrong_execution(config: SwampConfig) -> Iterator[str]:
     execution = config.execution
+    if execution.packing == "stacked" and execution.particles_per_worker == 1:
+        yield "execution.packing: stacked needs execution.particles_per_worker: auto, or more than 1"
     if execution.autoscaling and execution.device == "auto":
         yield (
             "execution.device must be cpu or cuda with execution.autoscaling: before there are nodes it cannot be seen "

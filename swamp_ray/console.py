@@ -103,6 +103,10 @@ class PlainReporter(Reporter):
         """Print it."""
         self._console.print(f"warning: {text}", soft_wrap=True, markup=False)
 
+    def notice(self, text: str) -> None:
+        """Print it."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
 
 class LiveReporter(Reporter):
     """A live display: an overall bar and one line a running particle; finished rounds scroll by above."""
@@ -173,6 +177,10 @@ class LiveReporter(Reporter):
     def warning(self, text: str) -> None:
         """One line above the display."""
         self._console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
+
+    def notice(self, text: str) -> None:
+        """One line above the display."""
+        self._console.print(Text(text), soft_wrap=True)
 
     def stopping(self, grace_s: float) -> None:
         """Say what is waited for."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from swamp_ray.config import SwampConfig
 from swamp_ray.console import counted, header
 from swamp_ray.errors import SwampError
+from swamp_ray.orchestration.choosing import WORDS, recorded_choice
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.resources import pool_size, this_machine
 from swamp_ray.orchestration.searching import check_search
@@ -21,10 +22,12 @@ from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
 from swamp_ray.orchestration.tracking import check_callbacks
 from swamp_ray.sparsity.selection import layer_budgets
+from swamp_ray.storage.places import Place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Sweep, describe, label, plain_value
 from swamp_ray.tables import display_path, percent, size
+from swamp_ray.training.arithmetic import SINGLE
 
 
 def print_plan(config: SwampConfig) -> None:
@@ -43,7 +46,8 @@ def print_plan(config: SwampConfig) -> None:
     console.print(rounds_table(prepared))
     for line in [*traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
         console.print(line, soft_wrap=True)
-    console.print(workers_line(prepared), soft_wrap=True)
+    for line in [*packing_lines(prepared, rundir.place), workers_line(prepared)]:
+        console.print(line, soft_wrap=True)
 
 
 def print_sweep_plan(sweep: Sweep) -> None:
@@ -214,20 +218,39 @@ def warnings(prepared: Prepared) -> list[str]:
     return [f"[yellow]warning: the target leaves no weight in {', '.join(empty)}[/yellow]"] if empty else []
 
 
+def packing_lines(prepared: Prepared, place: Place) -> list[str]:
+    """How a worker trains several particles at a time; nothing where it trains one after the other."""
+    packing = prepared.arithmetic.packing
+    if prepared.open_packings:
+        recorded = recorded_choice(prepared, place)
+        if recorded is None:
+            choices = ', '.join(prepared.open_packings)
+            return [f"packing: chosen from {choices} by a short measurement when a run starts"]
+        packing = recorded
+    elif packing == SINGLE:
+        return []
+    form, _, width = packing.partition(":")
+    padding = [f"{plan.num_particles} in round {plan.index}" for plan in prepared.plan
+               if form == "stacked" and plan.num_particles * prepared.num_members > 1
+               and plan.num_particles * prepared.num_members % int(width)]
+    note = f"; packs that are not full are padded ({padding[0]})" if padding else ""
+    return [f"packing: a worker trains {width} particles at a time, {WORDS[form]}{note}"]
+
+
 def workers_line(prepared: Prepared) -> str:
     """Workers and waves on this machine, or why the plan cannot run here."""
     execution = prepared.config.execution
     most = max(plan.num_particles for plan in prepared.plan)
     if execution.executor == "inline":
-        return "executor inline: one particle at a time, in this process"
+        return "executor inline: one job at a time, in this process"
     ranks = prepared.arithmetic.ranks
     each = "" if ranks == 1 else f", each of {ranks} ranks"
     if execution.address is not None:
         return f"workers: as the cluster at {execution.address} has room for, at most {most}{each}"
     try:
-        workers = pool_size(execution, prepared.arithmetic.device, most, [this_machine()], ranks)
+        workers = pool_size(execution, prepared.arithmetic.device, prepared.most_packs, [this_machine()], ranks)
     except SwampError as error:
         return f"[red]on this machine it cannot run: {error}[/red]"
-    waves = math.ceil(most / workers)
+    waves = math.ceil(prepared.most_packs / workers)
     return (f"on this machine: {workers} worker{'s' * (workers > 1)}{each}, "
             f"{waves} wave{'s' * (waves > 1)} a round of {most} particles")

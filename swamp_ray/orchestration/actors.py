@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,14 +19,17 @@ from swamp_ray.orchestration.messages import (
     AverageSpec,
     WorkItem,
 )
+from swamp_ray.orchestration.packs import Said, alone, train_together
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.orchestration.shard import Shard
-from swamp_ray.orchestration.worker import Message, Worker
+from swamp_ray.orchestration.worker import Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.packing import Packed
-from swamp_ray.training.arithmetic import Arithmetic
+from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data
+from swamp_ray.training.measuring import Measured, measure_packings
+from swamp_ray.training.pack import Pack
 from swamp_ray.training.records import Progress
 
 PROGRESS_INTERVAL_S = 0.25
@@ -44,6 +48,7 @@ class ParticleActor:
     def setup(self, configs: Sequence[SwampConfig], data: Data, arithmetic: Arithmetic, storage: str) -> None:
         """Work for these runs from now on, and forget those before."""
         self._workers.clear()
+        self._packs: dict[str, Pack] = {}
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         self._configs, self._data, self._arithmetic, self._storage = configs, data, arithmetic, storage
@@ -53,17 +58,52 @@ class ParticleActor:
         """Answer: the worker is built, the job before has ended, and its node is alive."""
         self._worker(0)  # raises again what went wrong in a later setup
 
-    def run(
-        self, member: int, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None
-    ) -> Iterator[Message]:
-        """Stream a job's progress, its outcome, and its state."""
-        last = 0.0
-        for message in self._worker(member).run(item, start, mask_bits, values, _Cancelled()):
+    def run(self, members: list[int], items: list[WorkItem], *given: Any) -> Iterator[Said | Packed]:
+        """Stream the progress, the outcomes and the states of one job, or of several that are packed.
+
+        The pieces of a state come bare, so that the averaging actors get them as they are.
+
+        Args:
+            members: Which of the runs each job belongs to.
+            items: What to do.
+            given: Start, mask and surviving values, for one job after the other.
+        """
+        last: dict[int, float] = {}
+        inputs: list[Any] = [given[first:first + 3] for first in range(0, len(given), 3)]
+        for index, message in self._said(members, items, inputs, _Cancelled()):
             now = time.monotonic()
-            if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
+            if isinstance(message, Progress) and now - last.get(index, 0.0) < PROGRESS_INTERVAL_S:
                 continue
-            last = now
-            yield message
+            last[index] = now
+            yield message if isinstance(message, Packed) else (index, message)
+
+    def measure(self, packings: Sequence[str]) -> list[Measured]:
+        """How long a particle's step takes in each form and width of packing."""
+        with applied(self._arithmetic):
+            return measure_packings(self._configs[0], self._data, self._arithmetic, packings)
+
+    def _said(
+        self, members: list[int], items: list[WorkItem], inputs: Sequence[Any], stop: Callable[[], bool]
+    ) -> Iterator[Said]:
+        workers = [self._worker(member) for member in members]
+        if not items[0].is_packed:
+            yield from alone(workers[0].run(items[0], *inputs[0], stop=stop))
+            return
+        arithmetic = self._arithmetic.packed(items[0].packing)
+        with applied(arithmetic):
+            pack = self._pack(arithmetic)
+            jobs = [worker.train(item, *mine, stop=stop, seat=seat)
+                    for worker, item, mine, seat in zip(workers, items, inputs, pack.seats, strict=False)]
+            with contextlib.closing(train_together(pack, jobs)) as said:
+                yield from said
+
+    def _pack(self, arithmetic: Arithmetic) -> Pack:
+        """Seats for that many particles; only those of one form and width are kept, for they hold memory."""
+        if arithmetic.packing not in self._packs:
+            self._packs.clear()
+            self._packs[arithmetic.packing] = Pack(
+                self._configs[0], self._data, arithmetic, self._worker(0).trainer.feeds)
+        return self._packs[arithmetic.packing]
 
     def _worker(self, member: int) -> Worker:
         if member not in self._workers:

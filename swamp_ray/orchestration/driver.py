@@ -68,6 +68,7 @@ from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
 from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.states import lacks_state, state_digest
+from swamp_ray.training.arithmetic import SINGLE
 
 WAIT_S = 0.2
 ExecutorFactory = Callable[[Prepared, str], Executor]
@@ -314,9 +315,13 @@ class Driver:
         else:
             program = prepared.program(work.round, work.particle)
             seed = prepared.particle_seed(work.round, work.particle, instruction.reseed)
+        packing, named_packing = SINGLE, SINGLE
+        if work != DENSE:
+            packing, named_packing = prepared.packing(work.round), prepared.named_packing(work.round)
         named = prepared.recipes.training(
-            program.as_dict(), seed, start, inputs.mask_digest, inputs.values_digest)
-        return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed)
+            program.as_dict(), seed, start, inputs.mask_digest, inputs.values_digest, named_packing)
+        return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed,
+                        packing=packing)
 
     def _average(self, instruction: Average) -> list[Event]:
         index = instruction.round

@@ -5,13 +5,15 @@ For a debugger, and as the yardstick for what the orchestration costs.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.orchestration.averager import Averager, Local
+from swamp_ray.orchestration.backlog import Backlog, Entry
 from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.orchestration.messages import (
     Advanced,
@@ -27,6 +29,7 @@ from swamp_ray.orchestration.messages import (
     StateLost,
     WorkItem,
 )
+from swamp_ray.orchestration.packs import Broke, Said, alone, train_together
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.stopping import Stopping
@@ -35,6 +38,8 @@ from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.packing import Packed, spans
 from swamp_ray.storage.artifacts import without_advice
+from swamp_ray.training.arithmetic import applied
+from swamp_ray.training.pack import Pack
 from swamp_ray.training.records import Progress
 
 
@@ -53,8 +58,10 @@ class InlineExecutor:
         self._shards = [Shard(prepared.config, prepared.layout, storage, index)
                         for index in range(num_shards(prepared.config, prepared.layout))]
         self._averager = Averager(prepared.config, prepared.layout, self._shards[0].store)
-        self._queue: deque[tuple[WorkItem, Handle, Handle, Handle | None]] = deque()
-        self._running: tuple[WorkItem, Generator[Message]] | None = None
+        self._backlog: Backlog[None] = Backlog()
+        self._running: _Running | None = None
+        self._prepared = prepared
+        self._pack: Pack | None = None
         self._held: dict[Work, list[Packed]] = {}
         self._reports: list[Report] = []
 
@@ -69,11 +76,7 @@ class InlineExecutor:
 
     def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
         """Queue a job."""
-        entry = (item, start, mask_bits, values)
-        if urgent:
-            self._queue.appendleft(entry)
-        else:
-            self._queue.append(entry)
+        self._backlog.add(Entry(None, item, (start, mask_bits, values)), urgent)
 
     def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Average a state now."""
@@ -95,10 +98,10 @@ class InlineExecutor:
 
     def cancel(self, work: Work) -> None:
         """Take a job out of the queue, or leave it where it is."""
-        self._queue = deque(entry for entry in self._queue if entry[0].work != work)
-        if self._running is not None and self._running[0].work == work:
-            getattr(self._running[1], "close", lambda: None)()
-            self._running = None
+        self._backlog.forget(lambda entry: entry.item.work == work)
+        running = self._running
+        if running is not None and running.open.pop(work, None) is not None and not running.open:
+            self._end(running)
         self._held.pop(work, None)
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
@@ -110,7 +113,7 @@ class InlineExecutor:
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """Work until there is something to report; without work, wait for others."""
-        while not self._reports and (self._running or self._queue):
+        while not self._reports and (self._running or self._backlog):
             self._step()
         if not self._reports:
             time.sleep(timeout_s)
@@ -122,40 +125,75 @@ class InlineExecutor:
 
     def close(self) -> None:
         """Forget whatever is queued or running."""
-        if self._running is not None:
-            self._running[1].close()
-        self._queue.clear()
-        self._running = None
+        self._end(self._running)
+        self._backlog = Backlog()
 
     def _step(self) -> None:
         if self._running is None:
-            item, start, mask_bits, values = self._queue.popleft()
-            self._running = item, self._worker.run(item, start, mask_bits, values, self._stopping.asked)
-        item, steps = self._running
-        work = item.work
+            self._running = self._start(self._backlog.take())
+        running = self._running
         try:
             with self._stopping.noted():
-                message = next(steps)
+                index, message = next(running.steps)
         except StopIteration:
             raise KeyboardInterrupt from None
         except Exception as error:
             self._running = None
-            if out_of_memory(error):  # there is no other process that might fare better
-                self._reports.append(Broken(work, memory_error(error), "error"))
-            else:
-                self._reports.append(Broken(work, error, kind_of(error)))
+            # Out of memory: there is no other process that might fare better.
+            kind, words = ("error", memory_error(error)) if out_of_memory(error) else (kind_of(error), error)
+            self._reports += [Broken(work, words, kind) for work in running.open]
             return
-        if isinstance(message, Progress):
-            self._reports.append(Advanced(work, message))
-            return
-        if isinstance(message, Busy):
-            steps.close()
-            self._running = None
-            self._reports.append(Blocked(item, message.held))
-            return
-        assert isinstance(message, Outcome)
-        pieces = [piece for piece in steps if isinstance(piece, Packed)]
-        if pieces:
-            self._held[work] = pieces
+        self._hear(running, running.items[index], message)
+        if not running.open:
+            self._end(running)
+
+    def _start(self, entries: list[Entry[None]]) -> _Running:
+        items = [entry.item for entry in entries]
+        if not items[0].is_packed:
+            return _Running(items, alone(self._worker.run(items[0], *entries[0].given, self._stopping.asked)))
+        return _Running(items, self._train_pack(entries))
+
+    def _train_pack(self, entries: list[Entry[None]]) -> Generator[Said]:
+        arithmetic = self._prepared.arithmetic.packed(entries[0].item.packing)
+        with applied(arithmetic):
+            if self._pack is None:
+                prepared = self._prepared
+                self._pack = Pack(prepared.config, prepared.data, arithmetic, self._worker.trainer.feeds)
+            jobs = [self._worker.train(entry.item, *entry.given, self._stopping.asked, seat)
+                    for entry, seat in zip(entries, self._pack.seats, strict=False)]
+            with contextlib.closing(train_together(self._pack, jobs)) as said:
+                yield from said
+
+    def _hear(self, running: _Running, item: WorkItem, message: Message | Broke) -> None:
+        work = item.work
+        if isinstance(message, Outcome):
+            pieces = [piece for _, piece in islice(running.steps, message.num_pieces) if isinstance(piece, Packed)]
+            if work in running.open and pieces:
+                self._held[work] = pieces
+            self._report(running, work, Done(work, message, held=work in self._held), last=True)
+        elif isinstance(message, Progress):
+            self._report(running, work, Advanced(work, message))
+        elif isinstance(message, Busy):
+            self._report(running, work, Blocked(item, message.held), last=True)
+        elif isinstance(message, Broke):
+            self._report(running, work, Broken(work, message.error, kind_of(message.error)), last=True)
+
+    def _report(self, running: _Running, work: Work, report: Report, last: bool = False) -> None:
+        """Tell of a job that somebody waits for, perhaps for the last time."""
+        if work in running.open:
+            self._reports.append(report)
+            if last:
+                del running.open[work]
+
+    def _end(self, running: _Running | None) -> None:
+        if running is not None:
+            getattr(running.steps, "close", lambda: None)()
         self._running = None
-        self._reports.append(Done(work, message, held=work in self._held))
+
+
+class _Running:
+    """Jobs that are being done: one, or several that are packed; ``open``: those that somebody waits for."""
+
+    def __init__(self, items: list[WorkItem], steps: Iterator[Said]) -> None:
+        self.items, self.steps = items, steps
+        self.open = {item.work: item for item in items}

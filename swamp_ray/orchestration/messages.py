@@ -10,6 +10,7 @@ from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.rounds import Work
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Named
+from swamp_ray.training.arithmetic import SINGLE
 from swamp_ray.training.program import Program
 from swamp_ray.training.records import Progress
 
@@ -32,6 +33,7 @@ class WorkItem:
         session: The attempt at the run that gives the job out.
         stale: The lease of a holder that was watched and shows no sign of life: it may be taken over.
         reseed: How many seeds were tried before this one.
+        packing: In which form, and with how many others, it is trained.
     """
 
     work: Work
@@ -44,6 +46,17 @@ class WorkItem:
     session: str = ""
     stale: bytes = b""
     reseed: int = 0
+    packing: str = SINGLE
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a worker trains it together with others, or in a form made for that."""
+        return self.packing != SINGLE
+
+    @property
+    def width(self) -> int:
+        """How many seats there are in its pack."""
+        return int(self.packing.partition(":")[2])
 
 
 @dataclass(frozen=True)

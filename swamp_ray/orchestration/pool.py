@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import RunError
 from swamp_ray.orchestration.actors import AveragingActor, ParticleActor, Spares, worker_environment
+from swamp_ray.orchestration.backlog import Backlog, Entry
 from swamp_ray.orchestration.cluster import connect, living_nodes
 from swamp_ray.orchestration.crew import Crew
 from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
@@ -35,6 +36,7 @@ from swamp_ray.orchestration.messages import (
     Resized,
     WorkItem,
 )
+from swamp_ray.orchestration.packs import Broke
 from swamp_ray.orchestration.placement import eligible, next_node, worker_labels
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.ranked import end_worker, start_ranked
@@ -54,15 +56,37 @@ LOOK_S = 5.0
 
 
 @dataclass
-class _Running:
-    """A job on an actor; ``outcome`` once it is known, the references of the state's pieces follow."""
+class _Job:
+    """A job of a stream; ``outcome`` once it is known, the references of the state's pieces follow.
+
+    ``over``: it is done, or has failed, or nobody wants it any more.
+    """
 
     owner: RayExecutor
-    actor: Any
     item: WorkItem
-    stream: Any
     outcome: Outcome | None = None
     pieces: list[ObjectRef[Any]] = field(default_factory=list)
+    over: bool = False
+
+    @property
+    def lacks_pieces(self) -> bool:
+        """Whether what comes next in the stream is a piece of its state."""
+        return self.outcome is not None and len(self.pieces) < self.outcome.num_pieces
+
+
+@dataclass
+class _Running:
+    """What an actor is doing: one job, or several that are packed; ``speaks``: whose pieces are on their way."""
+
+    actor: Any
+    stream: Any
+    jobs: list[_Job]
+    speaks: _Job | None = None
+
+    @property
+    def open(self) -> list[_Job]:
+        """Those that somebody waits for."""
+        return [job for job in self.jobs if not job.over]
 
 
 class Pool:
@@ -88,7 +112,8 @@ class Pool:
         execution = prepared.config.execution
         self._owns_ray = connect(execution)
         try:
-            self._most = sum(max(plan.num_particles for plan in one.plan) for one in members)
+            self._most = prepared.most_packs if prepared.num_members == len(members) else sum(
+                one.most_packs for one in members)
             self._resources = worker_resources(execution, prepared.arithmetic.device)
             self._ranks = prepared.arithmetic.ranks
             self._in_group = num_workers is not None
@@ -101,7 +126,7 @@ class Pool:
         self._crew = Crew(self._start_worker, self.num_workers, self._places,
                           describe_resources(self._resources, self._ranks), end_worker)
         self._next_look = time.monotonic() + LOOK_S
-        self._queue: deque[tuple[RayExecutor, WorkItem, Handle, Handle, Handle | None]] = deque()
+        self._backlog: Backlog[RayExecutor] = Backlog()
         self._running: dict[Any, _Running] = {}
         self._averagers: dict[int, Any] = {}
         self._dead_averagers: set[str] = set()
@@ -125,28 +150,22 @@ class Pool:
         if not self._executors:
             self.close()
             return
-        self._queue = deque(entry for entry in self._queue if entry[0] is not executor)
-        for running in [running for running in self._running.values() if running.owner is executor]:
-            self._end(running)
+        self._backlog.forget(lambda entry: entry.owner is executor)
+        self._forget(lambda job: job.owner is executor)
 
     def submit(self, executor: RayExecutor, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None,
                urgent: bool) -> None:
         """Queue a job, and start it if a worker is free."""
-        entry = (executor, item, start, mask_bits, values)
-        if urgent:
-            self._queue.appendleft(entry)
-        else:
-            self._queue.append(entry)
+        self._backlog.add(Entry(executor, item, (start, mask_bits, values)), urgent)
         if not self._crew.all:  # of a setting most of which may be found, not before something is to be trained
             self._crew.grow(self.num_workers)
-        self._fill()
+        if not item.is_packed:  # others may follow at once that can be packed with it
+            self._fill()
 
     def cancel(self, executor: RayExecutor, work: Work) -> None:
-        """Take a job out of the queue, or end the worker that does it."""
-        self._queue = deque(entry for entry in self._queue if (entry[0], entry[1].work) != (executor, work))
-        for running in [running for running in self._running.values()
-                        if running.owner is executor and running.item.work == work]:
-            self._end(running)
+        """Take a job out of the queue, or end the worker that does it, unless that does others as well."""
+        self._backlog.forget(lambda entry: entry.owner is executor and entry.item.work == work)
+        self._forget(lambda job: job.owner is executor and job.item.work == work)
 
     def pump(self, timeout_s: float) -> None:
         """Wait for the next stream item, the averager, or a worker that has started, and tell whom it concerns.
@@ -156,7 +175,7 @@ class Pool:
         """
         self._look_at_nodes()
         self._fill()
-        if self._queue and not self._running:
+        if self._backlog and not self._running:
             self._look_at_silence()
         averages = {found: executor for executor in self._executors for found in executor.waiting}
         waiting: list[Any] = [*self._running, *averages, *self._crew.waiting]
@@ -175,7 +194,8 @@ class Pool:
 
     def stop(self, grace_s: float, hurry: Callable[[], bool], executor: RayExecutor | None = None) -> None:
         """Cancel the running jobs, of one member or of all, and wait until their actors are idle."""
-        stopped = [running for running in self._running.values() if executor in (None, running.owner)]
+        stopped = [running for running in self._running.values()
+                   if executor is None or any(job.owner is executor for job in running.open)]
         for running in stopped:
             ray.cancel(running.stream)
         waiting = [running.actor.ready.remote() for running in stopped]
@@ -197,7 +217,7 @@ class Pool:
         self._running.clear()
         self._averagers.clear()
         self._executors.clear()
-        self._queue.clear()
+        self._backlog = Backlog()
         self._disconnect()
 
     def averagers(self) -> list[Any]:
@@ -214,7 +234,7 @@ class Pool:
         """
         room, text = asked, None
         for node in eligible(living_nodes(), self._prepared.config.execution):
-            workers = min(self.num_workers, capacity([node], self._resources))
+            workers = min(self.num_workers, capacity([node], self._resources)) * self._prepared.arithmetic.width
             store_bytes = node.get("object_store_memory", 0.0)
             if workers and store_bytes:
                 share = store_bytes / max(1, len(self._executors))
@@ -277,13 +297,21 @@ class Pool:
                 executor.tell(Notice("workers", text))
 
     def _fill(self) -> None:
-        self._crew.grow(len(self._queue))
-        while self._queue and (actor := self._crew.take()) is not None:
-            executor, item, start, mask_bits, values = self._queue.popleft()
-            # Ranks read the values themselves, not the actor that stands for them.
-            given = (start, mask_bits, values) if self._ranks == 1 else ([start, mask_bits, values],)
-            stream = actor.run.options(num_returns="streaming").remote(executor.member, item, *given)
-            self._running[stream] = _Running(executor, actor, item, stream)
+        self._crew.grow(self._backlog.num_packs)
+        while self._is_ready() and (actor := self._crew.take()) is not None:
+            entries = self._backlog.take()
+            first, run = entries[0], actor.run.options(num_returns="streaming")
+            if self._ranks > 1:  # they read the values themselves, not the actor that stands for them
+                stream = run.remote(first.owner.member, first.item, list(first.given))
+            else:
+                stream = run.remote([entry.owner.member for entry in entries], [entry.item for entry in entries],
+                                    *(value for entry in entries for value in entry.given))
+            jobs = [_Job(entry.owner, entry.item) for entry in entries]
+            self._running[stream] = _Running(actor, stream, jobs)
+
+    def _is_ready(self) -> bool:
+        at_work = {job.owner for running in self._running.values() for job in running.open}
+        return self._backlog.is_ready(at_work, self._executors)
 
     @property
     def _worker_kind(self) -> object:
@@ -346,80 +374,109 @@ class Pool:
 
     def _read_stream(self, stream: Any) -> None:
         running = self._running[stream]
-        work = running.item.work
         try:
             reference = next(stream)
-            if running.outcome is not None:
-                running.pieces.append(reference)
-                if len(running.pieces) == running.outcome.num_pieces:
-                    self._finish(running)
+            if running.speaks is not None:
+                self._take_piece(running, running.speaks, reference)
                 return
             message = ray.get(reference)
         except StopIteration:
-            if running.outcome is None:
-                self._break(running, RunError(f"{work} ended without a result"), "machine")
-            else:
-                self._finish(running)
+            self._give_back(running)
+            self._break(running, lambda work: RunError(f"{work} ended without a result"), "machine")
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
             self._break_off(running, cause if isinstance(cause, BaseException) else error)
-        except RayError as error:
-            self._lose(running, error)
+        except RayError as error:  # by a crash, with its node, or for lack of memory
+            self._end(running)
+            words = _in_words(error)
+            self._break(running, lambda _: words, "machine")
         else:
-            if isinstance(message, Outcome):
-                running.outcome = message
-                if not message.num_pieces:
-                    self._finish(running)
-            elif isinstance(message, Progress):
-                running.owner.tell(Advanced(work, message))
-            elif isinstance(message, Busy):
-                self._give_back(running)
-                running.owner.tell(Blocked(running.item, message.held))
+            index, said = (0, message) if self._ranks > 1 else message
+            self._hear(running, running.jobs[index], said)
+
+    def _hear(self, running: _Running, job: _Job, said: Any) -> None:
+        """What a job has to say; nobody listens to one that is over."""
+        work = job.item.work
+        if isinstance(said, Outcome):
+            job.outcome = said
+            running.speaks = job if job.lacks_pieces else None
+            if running.speaks is None:
+                self._finish(running, job)
+        elif job.over:
+            return
+        elif isinstance(said, Progress):
+            job.owner.tell(Advanced(work, said))
+        elif isinstance(said, Busy):
+            self._close(running, job)
+            job.owner.tell(Blocked(job.item, said.held))
+        elif isinstance(said, Broke):
+            self._close(running, job)
+            job.owner.tell(Broken(work, said.error, kind_of(said.error)))
+
+    def _take_piece(self, running: _Running, job: _Job, reference: ObjectRef[Any]) -> None:
+        job.pieces.append(reference)
+        if not job.lacks_pieces:
+            running.speaks = None
+            self._finish(running, job)
+
+    def _close(self, running: _Running, job: _Job) -> None:
+        """A job is over; with the last one its worker is free."""
+        job.over = True
+        if not running.open and running.stream in self._running:
+            self._give_back(running)
 
     def _give_back(self, running: _Running) -> None:
         del self._running[running.stream]
         self._crew.give_back(running.actor)
 
     def _end(self, running: _Running) -> None:
-        """End a job together with its worker."""
+        """End all jobs of a worker together with it."""
         del self._running[running.stream]
         self._crew.lose(running.actor)
         self._node_of.pop(running.actor, None)
 
-    def _finish(self, running: _Running) -> None:
-        self._give_back(running)
-        assert running.outcome is not None
-        whole = len(running.pieces) == running.outcome.num_pieces
-        running.owner.done(running.item.work, running.outcome, running.pieces if whole else [])
+    def _forget(self, unwanted: Callable[[_Job], bool]) -> None:
+        """Nobody wants these jobs any more: a worker that does nothing else is ended."""
+        for running in list(self._running.values()):
+            for job in running.open:
+                job.over = unwanted(job)
+            if not running.open:
+                self._end(running)
 
-    def _break(self, running: _Running, error: BaseException, kind: Literal["machine", "diverged", "error"]) -> None:
-        self._give_back(running)
-        running.owner.tell(Broken(running.item.work, error, kind))
+    def _finish(self, running: _Running, job: _Job) -> None:
+        wanted = not job.over
+        self._close(running, job)
+        if wanted:
+            assert job.outcome is not None
+            job.owner.done(job.item.work, job.outcome, [] if job.lacks_pieces else job.pieces)
+
+    def _break(self, running: _Running, reason: Callable[[Work], BaseException],
+               kind: Literal["machine", "diverged", "error"]) -> None:
+        """Jobs end without having said all; one whose outcome is known had stored its result before it said so."""
+        for job in running.open:
+            if job.outcome is not None:
+                self._finish(running, job)
+            else:
+                job.over = True
+                job.owner.tell(Broken(job.item.work, reason(job.item.work), kind))
 
     def _break_off(self, running: _Running, error: BaseException) -> None:
-        """The job raised an error. A worker that ran out of memory is not used again: what it holds may stay there."""
-        if kind_of(error) != "machine":
-            self._break(running, error, kind_of(error))
-            return
-        self._end(running)
-        words = memory_error(error) if out_of_memory(error) else error
-        running.owner.tell(Broken(running.item.work, words, "machine"))
-
-    def _lose(self, running: _Running, error: RayError) -> None:
-        """The worker is gone, by a crash, with its node, or for lack of memory."""
-        self._end(running)
-        if running.outcome is not None:  # it had stored its result before it said so
-            running.owner.done(running.item.work, running.outcome, [])
+        """An error was raised. A worker that ran out of memory is not used again: what it holds may stay there."""
+        kind = kind_of(error)
+        if kind == "machine":
+            self._end(running)
         else:
-            running.owner.tell(Broken(running.item.work, _in_words(error), "machine"))
+            self._give_back(running)
+        words = memory_error(error) if out_of_memory(error) else error
+        self._break(running, lambda _: words, kind)
 
     def _read_worker(self, found: ObjectRef[Any]) -> None:
         error = self._crew.answered(found)
         if error is None:
             return
-        if not self._crew.all and self._queue:  # somebody has to count how often this is tried
-            executor, item, *_ = self._queue.popleft()
-            executor.tell(Broken(item.work, _in_words(error), "machine"))
+        if not self._crew.all and self._backlog:  # somebody has to count how often this is tried
+            for entry in self._backlog.take():
+                entry.owner.tell(Broken(entry.item.work, _in_words(error), "machine"))
         elif (text := f"one could not be started: {_in_words(error)}") not in self._told:
             self._told.add(text)
             for executor in self._executors:

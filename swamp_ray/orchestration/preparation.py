@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survi
 from swamp_ray.storage.places import as_spot, is_url
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.storage.tickets import load_ticket
-from swamp_ray.training.arithmetic import Arithmetic, machine_facts, resolve_arithmetic
+from swamp_ray.training.arithmetic import SINGLE, Arithmetic, machine_facts, packings, resolve_arithmetic
 from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.data import Data, Feed, load_data
 from swamp_ray.training.models import check_outputs
+from swamp_ray.training.packable import why_unpackable
 from swamp_ray.training.particle import initial_model, steps_per_epoch
 from swamp_ray.training.program import Program, dense_phase, round_program
 from swamp_ray.training.reproducible import seeded
@@ -66,6 +68,8 @@ class Prepared:
         recipes: The names of results.
         tied: Names of parameters by the further names that the model knows them by.
         metrics: Names of the task's metrics.
+        num_members: How many runs, which differ in their seed alone, share the workers.
+        open_packings: Forms and widths of packing that have to be chosen from; empty once it is decided.
     """
 
     config: SwampConfig
@@ -82,10 +86,39 @@ class Prepared:
     tied: dict[str, str]
     task: Any
     metrics: tuple[str, ...] = ()
+    num_members: int = 1
+    open_packings: tuple[str, ...] = ()
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does."""
         return round_program(self.config, self.steps_per_epoch, round_index, particle)
+
+    def packing(self, round_index: int) -> str:
+        """How workers train the particles of a round: a single one is not stacked with padding."""
+        arithmetic = self.arithmetic
+        if arithmetic.form == "stacked" and self.plan[round_index].num_particles * self.num_members == 1:
+            return SINGLE
+        return arithmetic.packing
+
+    def named_packing(self, round_index: int) -> str:
+        """What of it enters the names of the round's particles."""
+        return self.arithmetic.packed(self.packing(round_index)).named.packing
+
+    @property
+    def most_jobs(self) -> int:
+        """The most particles that are there to be trained at a time."""
+        return max(plan.num_particles for plan in self.plan) * self.num_members
+
+    @property
+    def most_packs(self) -> int:
+        """The most workers that have something to do at a time."""
+        return max(math.ceil(plan.num_particles * self.num_members / self.arithmetic.packed(
+            self.packing(plan.index)).width) for plan in self.plan)
+
+    def packed(self, packing: str) -> Prepared:
+        """The same run, its packing decided."""
+        arithmetic = self.arithmetic.packed(packing)
+        return replace(self, arithmetic=arithmetic, open_packings=())
 
     def particle_seed(self, round_index: int, particle: int, attempt: int = 0) -> int:
         """The seed of a particle; never a function of how many there are."""
@@ -101,13 +134,16 @@ def device_kind(config: SwampConfig, num_gpus: float | None = None) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def prepare(config: SwampConfig, device: str | None = None, data: Data | None = None) -> Prepared:
+def prepare(
+    config: SwampConfig, device: str | None = None, data: Data | None = None, num_members: int = 1
+) -> Prepared:
     """Load the data, build the network, plan all rounds.
 
     Args:
         config: The run.
         device: Kind of device that particles will train on; default: what this machine has.
         data: What ``load_data`` gave for the same section before.
+        num_members: How many runs, which differ in their seed alone, will share the workers.
 
     Raises:
         UserError: Whatever is wrong with config, data, network or task.
@@ -129,14 +165,18 @@ def prepare(config: SwampConfig, device: str | None = None, data: Data | None = 
     half_a_weight = 0.5 / layout.num_prunable + 1e-12
     counts = [config.particles.at(sparsity, half_a_weight) for sparsity in sparsities]
     plan = plan_rounds(layout.num_prunable, survivors, counts)
-    arithmetic = resolve_arithmetic(config.execution, device or device_kind(config), model,
-                                    config.particle.num_workers)
+    device = device or device_kind(config)
+    arithmetic = resolve_arithmetic(config.execution, device, model, config.particle.num_workers)
+    choice = _packings(config, device, max(counts) * num_members, (data, model, task))
+    if len(choice) == 1:
+        arithmetic = arithmetic.packed(choice[0])
     facts = machine_facts()
     prepared = Prepared(
         config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
         first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
         recipes=Recipes(config, data.digest, layout, arithmetic.as_dict(), facts),
-        tied=tied_names(model), task=task, metrics=metrics)
+        tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
+        open_packings=tuple(choice) if len(choice) > 1 else ())
     _check_programs(prepared)
     return prepared
 
@@ -212,6 +252,30 @@ def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task
             raise UserError(f"the metric {name!r} must have one value a sample", got=f"shape {tuple(values.shape)}",
                             where="task.name")
     return tuple(metrics)
+
+
+def _packings(config: SwampConfig, device: str, num_jobs: int, parts: tuple[Data, nn.Module, Any]) -> list[str]:
+    """The forms and widths of packing that come into question; a single one is decided.
+
+    Raises:
+        UserError: Packing is asked for, and this network cannot be packed.
+    """
+    asked = packings(config.execution, device, num_jobs)
+    data, model, task = parts
+    feed = Feed(data.train, device=torch.device("cpu"), channels_last=False, on_device=False)
+    size = min(2, config.training.micro_batch or config.training.batch_size, len(data.train))
+    possible, reasons = [], {}
+    for form in dict.fromkeys(packing.partition(":")[0] for packing in asked):
+        batch = next(iter(feed.batches(size, seed=None, drop_last=False))) if form != "single" else None
+        if form != "single" and (reason := why_unpackable(model, task, batch, form)) is not None:
+            reasons[form] = reason
+            continue
+        possible += [packing for packing in asked if packing.startswith(f"{form}:")]
+    if not possible:
+        raise UserError(f"particles of {config.model.name} cannot be packed: {next(iter(reasons.values()))}",
+                        got=config.execution.particles_per_worker, where="execution.particles_per_worker",
+                        do="Set it to 1, or to auto.")
+    return possible
 
 
 def _start(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[State, np.ndarray]:

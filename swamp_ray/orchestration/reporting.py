@@ -47,6 +47,9 @@ class Reporter:
     def warning(self, text: str) -> None:
         """Something the user should know."""
 
+    def notice(self, text: str) -> None:
+        """What was decided, or takes a while; no reason to worry."""
+
     def stopping(self, grace_s: float) -> None:
         """The run was asked to stop; running jobs have so many seconds for a checkpoint."""
 

@@ -9,13 +9,14 @@ from functools import partial
 
 from swamp_ray.config import ExecutionConfig, SwampConfig
 from swamp_ray.errors import Interrupted, SwampError, UserError
+from swamp_ray.orchestration.choosing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
 from swamp_ray.orchestration.driver import Driver, ExecutorFactory
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
-from swamp_ray.orchestration.placement import check_labels, eligible
+from swamp_ray.orchestration.placement import check_labels
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.resources import check_address, check_device, pool_size, this_machine, unused_settings
+from swamp_ray.orchestration.resources import check_address, check_device, unused_settings
 from swamp_ray.orchestration.space import estimate
 from swamp_ray.orchestration.stopping import Stopping, handled
 from swamp_ray.storage.artifacts import ArtifactStore
@@ -67,7 +68,7 @@ def _run(
     config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter, stopping: Stopping,
     executor: ExecutorFactory,
 ) -> Run:
-    prepared = prepare(config, _device(config))
+    prepared = _settled(prepare(config, _device(config)), rundir, reporter)
     complete = _is_complete(rundir)
     if not complete:
         _check_room(prepared, rundir.place)
@@ -98,6 +99,13 @@ def _run(
     return Run(rundir, records, prepared)
 
 
+def _settled(prepared: Prepared, rundir: RunDir, reporter: Reporter) -> Prepared:
+    """The run with its packing decided: as its earlier attempts were packed, or as a measurement says."""
+    inline = prepared.config.execution.executor == "inline"
+    return settled(prepared, rundir.place, recorded_packing(rundir), lambda: workers_for(prepared, prepared.most_jobs),
+                   measure_here if inline else measure_on_ray, reporter.notice)
+
+
 def _is_complete(rundir: RunDir) -> bool:
     """Whether nothing has to be trained; records that cannot be read are looked at, and refused, later."""
     try:
@@ -118,14 +126,12 @@ def _check_room(prepared: Prepared, place: Place) -> None:
     from swamp_ray.orchestration.cluster import living_nodes
     from swamp_ray.orchestration.nodes import check_shared
 
-    ranks = prepared.arithmetic.ranks
-    most = max(plan.num_particles for plan in prepared.plan)
     if not ray.is_initialized():
-        pool_size(execution, prepared.arithmetic.device, most, [this_machine()], ranks)
+        workers_for(prepared, prepared.most_packs)
         return
     nodes = living_nodes()
     check_labels(nodes, execution)
-    pool_size(execution, prepared.arithmetic.device, most, eligible(nodes, execution), ranks)
+    workers_for(prepared, prepared.most_packs)
     if len(nodes) > 1:
         check_shared(place)
 

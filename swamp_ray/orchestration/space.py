@@ -151,13 +151,15 @@ def _epochs(program: Program) -> int:
 
 
 def _side_by_side(prepared: Prepared, most: int) -> int:
-    execution = prepared.config.execution
+    execution, width = prepared.config.execution, prepared.arithmetic.width
     if execution.executor == "inline":
-        return 1
+        return width
     if execution.address is not None:
         return most
     try:
-        return pool_size(execution, prepared.arithmetic.device, most, [this_machine()], prepared.arithmetic.ranks)
+        workers = pool_size(execution, prepared.arithmetic.device, prepared.most_packs, [this_machine()],
+                            prepared.arithmetic.ranks)
+        return min(most, workers * width)
     except SwampError:
         return most
 
@@ -215,4 +217,5 @@ def _stored(prepared: Prepared, store: ArtifactStore) -> Iterator[Manifest]:
 def _particles(prepared: Prepared, plan: RoundPlan, start: str, mask: str, values: str | None) -> Iterator[Named]:
     for particle in range(plan.num_particles):
         yield prepared.recipes.training(prepared.program(plan.index, particle).as_dict(),
-                                        prepared.particle_seed(plan.index, particle), start, mask, values)
+                                        prepared.particle_seed(plan.index, particle), start, mask, values,
+                                        prepared.named_packing(plan.index))

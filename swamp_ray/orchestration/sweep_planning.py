@@ -6,10 +6,11 @@ two particles have the same symbol exactly if they are made in the same way from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from swamp_ray.config import DataConfig, SwampConfig
+from swamp_ray.config import DataConfig, ExecutionConfig, SwampConfig
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.resources import Resources, capacity, pool_size, worker_resources
@@ -167,7 +168,13 @@ def num_workers(config: SwampConfig, device: str, nodes: Sequence[Resources], nu
         share = execution.num_workers
     elif num_settings is not None:
         share = capacity(nodes, worker_resources(execution, device)) // num_settings
-    return pool_size(execution, device, min(particles * num_seeds, max(particles, share)), nodes)
+    packs = [math.ceil(jobs / pack_width(execution)) for jobs in (particles, particles * num_seeds)]
+    return pool_size(execution, device, min(packs[1], max(packs[0], share)), nodes)
+
+
+def pack_width(execution: ExecutionConfig) -> int:
+    """Particles a worker, as far as the config says so; what a measurement would choose is not known beforehand."""
+    return 1 if execution.particles_per_worker == "auto" else execution.particles_per_worker
 
 
 def setting_workers(sweep: Sweep, setting: Setting, device: str, nodes: Sequence[Resources]) -> int:
@@ -201,7 +208,7 @@ def trainings(member: Prepared, seed: int) -> Iterator[Training]:
         for particle in range(plan.num_particles):
             program = prepared.program(plan.index, particle)
             named = recipes.training(program.as_dict(), prepared.particle_seed(plan.index, particle), start, mask,
-                                     values)
+                                     values, prepared.named_packing(plan.index))
             names.append(named.name)
             yield Training(named.name, "particle", program.num_steps / per_epoch,
                            state_bytes(prepared, plan.survivors))
@@ -238,7 +245,12 @@ def _example(sweep: Sweep, setting: Setting, device: str, data: dict[str, Data])
     key = data_key(config.data)
     if key not in data:
         data[key] = load_data(config.data)
-    return prepare(config, device, data[key])
+    return prepare(config, device, data[key], members_of(config, len(sweep.config.seeds)))
+
+
+def members_of(config: SwampConfig, num_seeds: int) -> int:
+    """How many of a setting's seeds share workers: without Ray they run one after the other."""
+    return 1 if config.execution.executor == "inline" else num_seeds
 
 
 def _num_milestones(sweep: Sweep, members: Mapping[str, Prepared], settings: Mapping[str, Setting]) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.orchestration.actors import Spares
+from swamp_ray.orchestration.choosing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
 from swamp_ray.orchestration.driver import WAIT_S, Driver
 from swamp_ray.orchestration.inline import InlineExecutor
 from swamp_ray.orchestration.journal import Journal
@@ -24,7 +25,7 @@ from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.rounds import RoundPlan, Work
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.joblog import JobLog
-from swamp_ray.storage.places import open_place
+from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.training.data import Data
 
@@ -71,6 +72,10 @@ class _RunLog(Reporter):
     def warning(self, text: str) -> None:
         """A line."""
         self._log(f"warning: {text}")
+
+    def notice(self, text: str) -> None:
+        """A line."""
+        self._log(text)
 
 
 class Team:
@@ -174,6 +179,7 @@ class Team:
         place = open_place(self._configs[0].storage, self._configs[0].execution.storage_patience_s)
         store = ArtifactStore(place)
         rundirs = [RunDir(place, str(prepared.config.name)) for prepared in self._members]
+        self._members = self._settled(place, rundirs[0])
         journals = [Journal(rundir, store) for rundir in rundirs]
         for journal, prepared in zip(journals, self._members, strict=True):
             journal.check(prepared)
@@ -187,6 +193,15 @@ class Team:
                                         self._hold))
         for driver in self._drivers:
             driver.begin()
+
+    def _settled(self, place: Place, rundir: RunDir) -> list[Prepared]:
+        """The members with their packing decided; it is the same for all of them."""
+        first = self._members[0]
+        inline = first.config.execution.executor == "inline"
+        chosen = settled(
+            first, place, recorded_packing(rundir), lambda: self._num_workers or workers_for(first, first.most_jobs),
+            measure_here if inline else measure_on_ray)
+        return [prepared.packed(chosen.arithmetic.packing) for prepared in self._members]
 
     def _maker(self, member: int) -> Callable[[Prepared, str], Executor]:
         def make(prepared: Prepared, storage: str) -> Executor:
@@ -249,6 +264,8 @@ def milestone_rounds(plan: Sequence[RoundPlan], at_sparsity: Sequence[float]) ->
 def _prepare_all(configs: Sequence[SwampConfig], device: str, data: Data | None) -> list[Prepared]:
     """The first member reads the data and is tried out; the others only have another initialisation."""
     members: list[Prepared] = []
+    # Without Ray, every member has its own executor.
+    num_members = 1 if configs[0].execution.executor == "inline" else len(configs)
     for config in configs:
-        members.append(prepare(config, device, members[0].data if members else data))
+        members.append(prepare(config, device, members[0].data if members else data, num_members))
     return members

@@ -10,7 +10,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,26 @@ from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.particle import ParticleTrainer
 from swamp_ray.training.ranks import Ranks
 from swamp_ray.training.records import ParticleJob, Progress, TrainedParticle, never
-from swamp_ray.training.training_run import TrainingRun
+from swamp_ray.training.training_run import Pending, TrainingRun
 
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
 
 Message = Progress | Outcome | Packed | Busy
 """What a worker says while it does a job."""
+Steps = Generator[Message | Pending, Any]
+"""A training job that asks for the gradients of its batches."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A training job, its inputs at hand."""
+
+    item: WorkItem
+    start: State
+    mask: np.ndarray
+    values: Packed | None
+    seat: ParticleTrainer | None
 
 
 class Worker:
@@ -64,7 +77,7 @@ class Worker:
         self.leases = Leases(self.store.place, config.execution.lease_expiry_s)
         self._holder = this_process(config.name or "")
         with applied(arithmetic):
-            self.trainer = ParticleTrainer(config, data, arithmetic, feeds, ranks, member)
+            self.trainer = ParticleTrainer(config, data, arithmetic.alone, feeds, ranks, member)
         self._num_shards = num_shards(config, self.trainer.layout)
 
     def run(
@@ -83,11 +96,27 @@ class Worker:
             values: Surviving weights to start from instead of ``start``'s.
             stop: Asked after every training step.
         """
-        mask = from_bits(mask_bits, self.trainer.layout.num_prunable)
-        with applied(self.arithmetic), _log(item, self.store.place) as log:
+        with applied(self.arithmetic):
             if item.program is None:
-                yield self._evaluate(item, start, mask, log)
+                with _log(item, self.store.place) as log:
+                    yield self._evaluate(item, start, self._mask(mask_bits), log)
                 return
+            for message in self.train(item, start, mask_bits, values, stop):
+                assert not isinstance(message, Pending)
+                yield message
+
+    def train(
+        self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None,
+        stop: Callable[[], bool] = never, seat: ParticleTrainer | None = None,
+    ) -> Steps:
+        """Train a particle. The caller applies the arithmetic.
+
+        Args:
+            item, start, mask_bits, values, stop: As for :meth:`run`.
+            seat: Of a pack, whose owner is asked for gradients; None: this worker's own trainer computes them.
+        """
+        mask = self._mask(mask_bits)
+        with _log(item, self.store.place) as log:
             if (found := self._stored(item, log)) is not None:
                 yield from found
                 return
@@ -98,7 +127,8 @@ class Worker:
                 return
             with lease or contextlib.nullcontext():
                 # Whoever had the lease before may have finished since the look above.
-                result = self._stored(item, log) or (yield from self._train_anew(item, start, mask, values, log, stop))
+                job = _Job(item, start, mask, values, seat)
+                result = self._stored(item, log) or (yield from self._train_anew(job, log, stop))
             yield from result or ()
 
     def _with_pieces(self, manifest: Manifest, packed: Packed, trained_epochs: int = 0) -> list[Outcome | Packed]:
@@ -127,36 +157,37 @@ class Worker:
             log(f"{item.work}: goes on without a lease: {error}")
             return None
 
+    def _mask(self, mask_bits: np.ndarray) -> np.ndarray:
+        return from_bits(mask_bits, self.trainer.layout.num_prunable)
+
     def _train_anew(
-        self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,
-        stop: Callable[[], bool],
-    ) -> Generator[Progress, None, list[Outcome | Packed] | None]:
+        self, job: _Job, log: Any, stop: Callable[[], bool]
+    ) -> Generator[Progress | Pending, Any, list[Outcome | Packed] | None]:
         """Train, unless it is known that this diverges; what diverges is noted."""
-        if (error := recall_divergence(self.store, item)) is not None:
+        if (error := recall_divergence(self.store, job.item)) is not None:
             raise error
         try:
-            return (yield from self._train(item, start, mask, values, log, stop))
+            return (yield from self._train(job, log, stop))
         except DivergedError as error:
-            self._note_divergence(item, error, log)
+            self._note_divergence(job.item, error, log)
             raise
 
     def _train(
-        self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any,
-        stop: Callable[[], bool],
-    ) -> Generator[Progress, None, list[Outcome | Packed] | None]:
-        began = time.perf_counter()
-        run = self._begin(item, start, mask, values, log)
+        self, job: _Job, log: Any, stop: Callable[[], bool]
+    ) -> Generator[Progress | Pending, Any, list[Outcome | Packed] | None]:
+        began, item = time.perf_counter(), job.item
+        run = self._begin(job, log)
         first_epoch = len(run.history)
         every, written = int(self.config.execution.checkpoint_every.amount), time.monotonic()
         while not run.done:
-            progress = run.epoch(stop)
-            if progress is not None:
-                log(_epoch_line(progress))
-                try:
+            try:
+                progress = run.epoch(stop) if job.seat is None else (yield from run.epoch_steps(stop))
+                if progress is not None:
+                    log(_epoch_line(progress))
                     yield progress
-                except GeneratorExit:  # nobody reads on: a cancelled job ends here if it is not asked before
-                    self._stopped(item, run, log)
-                    raise
+            except GeneratorExit:  # nobody reads on: a cancelled job ends here if it is not asked before
+                self._stopped(item, run, log)
+                raise
             if run.done:
                 break
             if progress is None or stop():
@@ -180,21 +211,24 @@ class Worker:
         except RunError as failure:
             log(f"{item.work}: {failure}")
 
-    def _begin(self, item: WorkItem, start: State, mask: np.ndarray, values: Packed | None, log: Any) -> TrainingRun:
+    def _begin(self, job: _Job, log: Any) -> TrainingRun:
+        item, start, mask, values = job.item, job.start, job.mask, job.values
         assert item.program is not None
-        layout = self.trainer.layout
-        packed = values if values is not None else pack_state(start.parameters, layout, mask, drop_outside=True)
-        job = ParticleJob(str(item.work), item.seed, item.program)
+        trainer = job.seat or self.trainer
+        if values is None:
+            values = pack_state(start.parameters, trainer.layout, mask, drop_outside=True)
+        order = ParticleJob(str(item.work), item.seed, item.program)
         checkpoint = self._find_checkpoint(item, log)
         try:
-            run = self.trainer.begin(job, packed, mask, start.buffers, checkpoint)
+            run = trainer.begin(order, values, mask, start.buffers, checkpoint)
         except CorruptArtifactError as error:
             log(f"{item.work}: {error}; starting afresh")
             self.store.discard(item.named.name, CHECKPOINT)
-            run = self.trainer.begin(job, packed, mask, start.buffers)
+            run = trainer.begin(order, values, mask, start.buffers)
         origin = f"step {run.step}" if run.step else "the start"
         seed = f", seed {item.reseed}" if item.reseed else ""
-        log(f"{item.work}: attempt {item.attempt}{seed}, from {origin}, {item.program.num_steps} steps, "
+        form = f"{item.packing}, " if item.is_packed else ""
+        log(f"{item.work}: attempt {item.attempt}{seed}, from {origin}, {item.program.num_steps} steps, {form}"
             f"density {mask.mean():.4f}, result {item.named.name[:12]}")
         return run
 

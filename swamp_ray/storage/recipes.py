@@ -17,6 +17,7 @@ from swamp_ray.sparsity.masks import Layout, to_bits
 from swamp_ray.storage.identity import canonical_json, digest_arrays, digest_bytes, name_of, source_digest
 
 Recipe = dict[str, Any]
+UNPACKED = "single:1"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Recipes:
             "layers": [[layer.name, list(layer.shape)] for layer in layout.layers],
             "rest": [[name, list(shape)] for name, shape in layout.rest],
         }))
+        # The dense phase and evaluations are never packed, and shared by runs that pack and runs that do not.
+        alone = {**arithmetic, "packing": UNPACKED}
         self._shared: Recipe = {
             "data": data_digest,
             "model": _code(config.model.name, config.model.options, config.model.version),
@@ -63,7 +66,7 @@ class Recipes:
             | {"label_smoothing": config.task.label_smoothing},
             "batch_size": config.training.batch_size,
             "micro_batch": config.training.micro_batch,
-            "arithmetic": arithmetic,
+            "arithmetic": alone,
         }
         if config.identity.strict:
             self._shared["machine"] = facts
@@ -79,7 +82,9 @@ class Recipes:
         return digest_arrays({**{f"parameter {k}": v for k, v in parameters.items()},
                               **{f"buffer {k}": v for k, v in buffers.items()}})
 
-    def training(self, program: Recipe, seed: int, start: str, mask: str, values: str | None) -> Named:
+    def training(
+        self, program: Recipe, seed: int, start: str, mask: str, values: str | None, packing: str = UNPACKED
+    ) -> Named:
         """One training run: the dense phase or a particle.
 
         Args:
@@ -88,8 +93,10 @@ class Recipes:
             start: Digest of the weights that it starts from (before the mask).
             mask: Digest of its mask.
             values: Digest of the surviving weights, where they do not come from ``start``.
+            packing: The form and width of packing that decide the last bits.
         """
-        return Named.of("particle", {**self._shared, "optimizer": self._optimizer, "program": program, "seed": seed,
+        shared = {**self._shared, "arithmetic": {**self._shared["arithmetic"], "packing": packing}}
+        return Named.of("particle", {**shared, "optimizer": self._optimizer, "program": program, "seed": seed,
                                      "start": start, "mask": mask, "values": values})
 
     def average(self, states: list[str], mask: str, start: str, next_survivors: int | None, seed: int) -> Named:

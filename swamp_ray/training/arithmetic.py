@@ -14,6 +14,10 @@ from torch import nn
 from swamp_ray.config import ExecutionConfig
 from swamp_ray.errors import UserError
 
+SINGLE = "single:1"
+WIDTHS = (2, 4, 8, 16)
+"""Of packs that are tried out."""
+
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -41,7 +45,7 @@ class Arithmetic:
     compile: bool
     deterministic: bool
     fused: bool
-    packing: str = "single:1"
+    packing: str = SINGLE
     ranks: int = 1
 
     def as_dict(self) -> dict[str, str | int | bool]:
@@ -61,7 +65,16 @@ class Arithmetic:
     @property
     def alone(self) -> Arithmetic:
         """That of what is never packed: the dense phase, and evaluations."""
-        return replace(self, packing="single:1")
+        return self.packed(SINGLE)
+
+    def packed(self, packing: str) -> Arithmetic:
+        """The same in another form of packing."""
+        return replace(self, packing=packing)
+
+    @property
+    def named(self) -> Arithmetic:
+        """What goes into names: how many graphs run side by side decides no bit of any of them."""
+        return self.packed("graphs:1") if self.form == "graphs" else self
 
 
 def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module, ranks: int = 1) -> Arithmetic:
@@ -86,6 +99,31 @@ def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module
         fused=True if execution.fused == "auto" else execution.fused,
         ranks=ranks,
     )
+
+
+def packings(execution: ExecutionConfig, device: str, num_jobs: int) -> list[str]:
+    """The forms and widths of packing that a config leaves open; a single one is decided.
+
+    Args:
+        execution: What was asked for.
+        device: ``"cpu"`` or ``"cuda"``.
+        num_jobs: The most particles that are there to be trained at a time.
+
+    Raises:
+        UserError: CUDA graphs are asked for on the CPU.
+    """
+    if execution.packing == "graphs" and device != "cuda":
+        raise UserError("CUDA graphs need a CUDA device", got=f"device {device}", where="execution.packing",
+                        do="Set execution.packing: stacked or auto.")
+    forms = [execution.packing] if execution.packing != "auto" else ["stacked", *["graphs"] * (device == "cuda")]
+    asked = execution.particles_per_worker
+    if (asked == 1 and execution.packing == "auto") or (asked == "auto" and num_jobs == 1 and device == "cpu"):
+        return [SINGLE]
+    if asked != "auto":
+        return [f"{form}:{asked}" for form in forms if form != "stacked" or asked > 1] or [SINGLE]
+    widths = sorted({width for width in (*WIDTHS, num_jobs) if 1 < width <= min(num_jobs, WIDTHS[-1])})
+    tried = [f"{form}:{width}" for form in forms for width in ([1] if form == "graphs" else []) + widths]
+    return [SINGLE, *tried]
 
 
 def local_device(kind: str) -> torch.device:

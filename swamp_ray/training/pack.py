@@ -53,7 +53,13 @@ class Pack:
     ) -> None:
         feeds = {} if feeds is None else feeds
         self.seats = [ParticleTrainer(config, data, arithmetic, feeds) for _ in range(arithmetic.width)]
-        self._joint: Joint = Stacked(self.seats) if arithmetic.form == "stacked" else Graphed(self.seats)
+        self._joint: Joint = Graphed(self.seats) if arithmetic.form == "graphs" else self._stacked()
+
+    def _stacked(self) -> Joint:
+        first = self.seats[0]
+        return Stacked([seat.model for seat in self.seats], first.task, autocast=first.autocast,
+                       micro_batch=first.config.training.micro_batch, channels_last=first.arithmetic.channels_last,
+                       compiled=first.arithmetic.compile)
 
     def gradients(self, batches: Mapping[int, Batch]) -> dict[int, Gradients]:
         """Leave the gradients of the batches in the parameters of their seats.

@@ -7,8 +7,9 @@ forward pass is the usual one under ``torch.func.vmap``, so that any network tha
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,35 +19,37 @@ from swamp_ray.training.nests import leaves, split_batch, tree_map
 from swamp_ray.training.records import Gradients
 from swamp_ray.training.tasks import Batch, Task
 
-if TYPE_CHECKING:
-    from swamp_ray.training.particle import ParticleTrainer
-
 
 class Stacked:
     """The joint computation of several trainers' gradients.
 
-    A pack that is not full computes as much as a full one: sums in a batched product may be added up in another order
-    where there are fewer of them.
+    A pack that is not full computes as much as a full one, because libraries may add up a product's terms in another
+    order where there are fewer products.
 
     Args:
-        trainers: One a seat; from now on their parameters and buffers are slices of shared tensors.
+        models: One a seat; from now on their parameters and buffers are slices of shared tensors.
+        task: What is learned.
+        autocast: The precision of forward passes.
+        micro_batch: Gradients are accumulated over parts of this size.
+        channels_last: Memory layout of images.
+        compiled: Whether the joint forward pass is compiled.
     """
 
-    def __init__(self, trainers: Sequence[ParticleTrainer]) -> None:
-        first = trainers[0]
-        self._models = [trainer.model for trainer in trainers]
-        self._autocast, self._micro_batch = first.autocast, first.config.training.micro_batch
-        self._channels_last = first.arithmetic.channels_last
-        self._step = _Step(copy.deepcopy(first.model).to("meta"), first.task)
-        self._tensors = {**_side_by_side([dict(model.named_parameters()) for model in self._models]),
-                         **_side_by_side([dict(model.named_buffers()) for model in self._models])}
-        self._own = [dict(model.named_parameters()) for model in self._models]
-        self._joint: Any = torch.compile(self._forward) if first.arithmetic.compile else self._forward
+    def __init__(
+        self, models: Sequence[nn.Module], task: Task, *, autocast: Callable[[], AbstractContextManager[Any]],
+        micro_batch: int | None = None, channels_last: bool = False, compiled: bool = False,
+    ) -> None:
+        self._num, self._autocast, self._micro_batch = len(models), autocast, micro_batch
+        self._channels_last = channels_last
+        self._step = _Step(copy.deepcopy(models[0]).to("meta"), task)
+        self._own = [dict(model.named_parameters()) for model in models]
+        self._tensors = {**_side_by_side(self._own), **_side_by_side([dict(model.named_buffers()) for model in models])}
+        self._joint: Any = torch.compile(self._forward) if compiled else self._forward
 
     def __call__(self, batches: Mapping[int, Batch]) -> dict[int, Gradients]:
         """Leave the gradients of each seat's batch in that seat's parameters."""
         filler = next(iter(batches.values()))
-        every = [batches.get(seat, filler) for seat in range(len(self._models))]
+        every = [batches.get(seat, filler) for seat in range(self._num)]
         losses, metrics = self._backward(every)
         self._hand_out(batches)
         return {seat: (losses[seat], {name: values[seat] for name, values in metrics.items()}) for seat in batches}
@@ -115,7 +118,7 @@ class _Step(nn.Module):
         return self._task.training_step(self.model, batch)
 
 
-def _side_by_side(members: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _side_by_side(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """One tensor ``[k, ...]`` for each of the members' tensors, which become its slices and keep their layout."""
     found = {}
     for name, first in members[0].items():

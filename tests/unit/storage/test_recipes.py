@@ -38,7 +38,8 @@ def names(prepared: Prepared) -> dict[str, str]:
     return {
         "dense": recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start, mask, None).name,
         "particle": recipes.training(
-            prepared.program(1, 2).as_dict(), prepared.particle_seed(1, 2), start, mask, None).name,
+            prepared.program(1, 2).as_dict(), prepared.particle_seed(1, 2), start, mask, None,
+            prepared.named_packing(1)).name,
         "average": recipes.average(
             ["a" * 64, "b" * 64], mask, start, prepared.plan[0].next_survivors, 7).name,
         "evaluation": recipes.evaluation("c" * 64, mask, start).name,
@@ -105,6 +106,7 @@ DECIDES: dict[str, tuple[dict[str, Any], Any, set[str]]] = {
     "execution.channels_last": ({}, False, SAMPLES),
     "execution.compile": ({}, True, SAMPLES),
     "execution.fused": ({}, False, SAMPLES),
+    "execution.particles_per_worker": ({}, 2, {"particle"}),
     "identity.strict": ({}, True, SAMPLES),
 }
 
@@ -129,7 +131,7 @@ NEVER: dict[str, Any] = {
 ELSEWHERE = {
     "data.version", "model.options", "model.version", "task.name", "task.options", "task.version", "pruning.version",
     "data.image_size", "data.resize", "start_from.path", "start_from.prefix", "execution.device",
-    "execution.deterministic", "particle.num_workers",
+    "execution.deterministic", "particle.num_workers", "execution.packing",
 }
 
 
@@ -211,7 +213,7 @@ def test_a_changed_default_gives_other_names(tmp_path: Path, named: Cache, monke
 
 
 @pytest.mark.parametrize("change", [{"torch": "99.1"}, {"threads": 3}, {"device": "cuda"}, {"precision": "bf16"},
-                                    {"packing": "vmap:4"}, {"ranks": 2}, {"deterministic": False}])
+                                    {"ranks": 2}, {"deterministic": False}])
 def test_each_part_of_the_arithmetic_is_in_the_names(tmp_path: Path, change: dict[str, Any]) -> None:
     prepared = prepare(tiny(tmp_path))
     arithmetic = replace(prepared.arithmetic, **change)
