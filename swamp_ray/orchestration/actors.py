@@ -92,8 +92,8 @@ class ParticleActor:
         arithmetic = self._arithmetic.packed(items[0].packing)
         with applied(arithmetic):
             pack = self._pack(arithmetic)
-            jobs = [worker.train(item, *mine, stop=stop, seat=seat)
-                    for worker, item, mine, seat in zip(workers, items, inputs, pack.seats, strict=False)]
+            jobs = [(item.seat, worker.train(item, *mine, stop=stop, seat=pack.seats[item.seat]))
+                    for worker, item, mine in zip(workers, items, inputs, strict=True)]
             with contextlib.closing(train_together(pack, jobs)) as said:
                 yield from said
 

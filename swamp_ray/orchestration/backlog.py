@@ -75,9 +75,7 @@ class Backlog(Generic[Owner]):
         """
         if not self._entries:
             return False
-        first = self._entries[0]
-        fitting = sum(entry.joins(first) for entry in self._entries)
-        if first.item.width <= max(1, fitting) or self.owners.union(at_work).issuperset(everybody):
+        if len(self._next()) == self._entries[0].item.width or self.owners.union(at_work).issuperset(everybody):
             return True
         now = time.monotonic()
         if self._waits_since is None:
@@ -87,7 +85,14 @@ class Backlog(Generic[Owner]):
     def take(self) -> list[Entry[Owner]]:
         """The job whose turn it is, and those that can be packed with it, in order."""
         self._waits_since = None
-        first = self._entries[0]
-        taken = [entry for entry in self._entries if entry.joins(first)][:first.item.width] or [first]
+        taken = self._next()
         self._entries = deque(entry for entry in self._entries if entry not in taken)
         return taken
+
+    def _next(self) -> list[Entry[Owner]]:
+        first = self._entries[0]
+        seated: dict[int, Entry[Owner]] = {first.item.seat: first}
+        for entry in self._entries:
+            if entry.joins(first):
+                seated.setdefault(entry.item.seat, entry)
+        return [entry for entry in self._entries if seated.get(entry.item.seat) is entry]

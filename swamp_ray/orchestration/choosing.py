@@ -62,7 +62,8 @@ def settled(
         choice = choose(known, prepared.open_packings, prepared.most_jobs, num_workers())
         record = {"packing": choice, "num_jobs": prepared.most_jobs, "workers": num_workers(), "facts": prepared.facts,
                   "measured": [known[packing].as_dict() for packing in sorted(known)]}
-        place.write(own, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode(), keep_existing=True)
+        damaged = place.size(own) is not None and _read(place, own) is None
+        place.write(own, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode(), keep_existing=not damaged)
         choice = _read(place, own) or choice  # another run may have been faster
         say(describe(choice, known))
     return prepared.packed(choice)

@@ -315,13 +315,14 @@ class Driver:
         else:
             program = prepared.program(work.round, work.particle)
             seed = prepared.particle_seed(work.round, work.particle, instruction.reseed)
-        packing, named_packing = SINGLE, SINGLE
+        packing, named_packing, seat = SINGLE, SINGLE, 0
         if work != DENSE:
-            packing, named_packing = prepared.packing(work.round), prepared.named_packing(work.round)
+            packing, seat = prepared.packing(work.round), prepared.seat(work.round, work.particle)
+            named_packing = prepared.named_packing(work.round, work.particle)
         named = prepared.recipes.training(
             program.as_dict(), seed, start, inputs.mask_digest, inputs.values_digest, named_packing)
         return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed,
-                        packing=packing)
+                        packing=packing, seat=seat)
 
     def _average(self, instruction: Average) -> list[Event]:
         index = instruction.round

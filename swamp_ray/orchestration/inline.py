@@ -159,8 +159,9 @@ class InlineExecutor:
             if self._pack is None:
                 prepared = self._prepared
                 self._pack = Pack(prepared.config, prepared.data, arithmetic, self._worker.trainer.feeds)
-            jobs = [self._worker.train(entry.item, *entry.given, self._stopping.asked, seat)
-                    for entry, seat in zip(entries, self._pack.seats, strict=False)]
+            jobs = [(entry.item.seat, self._worker.train(
+                entry.item, *entry.given, self._stopping.asked, self._pack.seats[entry.item.seat]))
+                for entry in entries]
             with contextlib.closing(train_together(self._pack, jobs)) as said:
                 yield from said
 

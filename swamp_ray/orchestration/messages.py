@@ -34,6 +34,7 @@ class WorkItem:
         stale: The lease of a holder that was watched and shows no sign of life: it may be taken over.
         reseed: How many seeds were tried before this one.
         packing: In which form, and with how many others, it is trained.
+        seat: Where in its pack.
     """
 
     work: Work
@@ -47,6 +48,7 @@ class WorkItem:
     stale: bytes = b""
     reseed: int = 0
     packing: str = SINGLE
+    seat: int = 0
 
     @property
     def is_packed(self) -> bool:

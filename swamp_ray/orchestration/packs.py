@@ -28,7 +28,7 @@ Said = tuple[int, Message | Broke]
 """Which of the jobs says it, and what."""
 
 
-def train_together(pack: Pack, jobs: Sequence[Steps]) -> Generator[Said]:
+def train_together(pack: Pack, jobs: Sequence[tuple[int, Steps]]) -> Generator[Said]:
     """Carry training jobs to their ends, step by step next to each other. The caller applies the arithmetic.
 
     A job's outcome is followed by the pieces of its state, with nothing of other jobs between them. Closed early, every
@@ -36,19 +36,20 @@ def train_together(pack: Pack, jobs: Sequence[Steps]) -> Generator[Said]:
 
     Args:
         pack: With a seat for each job.
-        jobs: In the order of the seats that they were begun on.
+        jobs: Each with the seat that it trains on.
 
     Raises:
         Exception: The joint computation failed, which ends all jobs.
     """
-    open_jobs = dict(enumerate(jobs))
+    open_jobs = dict(jobs)
+    numbers = {seat: number for number, (seat, _) in enumerate(jobs)}
     answers: Mapping[int, Gradients] = {}
     try:
         with pack.randomness():
             while open_jobs:
                 batches: dict[int, Batch] = {}
                 for seat in list(open_jobs):
-                    pending = yield from _until_pending(seat, open_jobs[seat], answers.get(seat))
+                    pending = yield from _until_pending(numbers[seat], open_jobs[seat], answers.get(seat))
                     if pending is None:
                         del open_jobs[seat]
                     else:
@@ -59,7 +60,7 @@ def train_together(pack: Pack, jobs: Sequence[Steps]) -> Generator[Said]:
             job.close()
 
 
-def _until_pending(seat: int, job: Steps, answer: Gradients | None) -> Generator[Said, None, Pending | None]:
+def _until_pending(number: int, job: Steps, answer: Gradients | None) -> Generator[Said, None, Pending | None]:
     """Pass on what a job says until it needs gradients; None once it has ended."""
     while True:
         try:
@@ -69,11 +70,11 @@ def _until_pending(seat: int, job: Steps, answer: Gradients | None) -> Generator
         except Exception as error:
             if out_of_memory(error):
                 raise
-            yield seat, Broke(_portable(error))
+            yield number, Broke(_portable(error))
             return None
         if isinstance(message, Pending):
             return message
-        yield seat, message
+        yield number, message
         answer = None
 
 

@@ -69,6 +69,7 @@ class Prepared:
         tied: Names of parameters by the further names that the model knows them by.
         metrics: Names of the task's metrics.
         num_members: How many runs, which differ in their seed alone, share the workers.
+        member: Which of them this is.
         open_packings: Forms and widths of packing that have to be chosen from; empty once it is decided.
     """
 
@@ -87,6 +88,7 @@ class Prepared:
     task: Any
     metrics: tuple[str, ...] = ()
     num_members: int = 1
+    member: int = 0
     open_packings: tuple[str, ...] = ()
 
     def program(self, round_index: int, particle: int) -> Program:
@@ -100,9 +102,21 @@ class Prepared:
             return SINGLE
         return arithmetic.packing
 
-    def named_packing(self, round_index: int) -> str:
-        """What of it enters the names of the round's particles."""
-        return self.arithmetic.packed(self.packing(round_index)).named.packing
+    def seat(self, round_index: int, particle: int) -> int:
+        """Where a particle sits in its pack; those of the members follow each other."""
+        width = self.arithmetic.packed(self.packing(round_index)).width
+        return (self.member * self.plan[round_index].num_particles + particle) % width
+
+    def named_packing(self, round_index: int, particle: int) -> str:
+        """What of it enters a particle's name.
+
+        The last bits of a stacked particle depend on its seat, because libraries treat the last of many channels in
+        another way than those before; they do not depend on what its neighbours are. Graphs do not depend on either.
+        """
+        arithmetic = self.arithmetic.packed(self.packing(round_index))
+        if arithmetic.form == "stacked":
+            return f"{arithmetic.packing}:{self.seat(round_index, particle)}"
+        return "graphs" if arithmetic.form == "graphs" else arithmetic.packing
 
     @property
     def most_jobs(self) -> int:

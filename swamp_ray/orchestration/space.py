@@ -218,4 +218,4 @@ def _particles(prepared: Prepared, plan: RoundPlan, start: str, mask: str, value
     for particle in range(plan.num_particles):
         yield prepared.recipes.training(prepared.program(plan.index, particle).as_dict(),
                                         prepared.particle_seed(plan.index, particle), start, mask, values,
-                                        prepared.named_packing(plan.index))
+                                        prepared.named_packing(plan.index, particle))

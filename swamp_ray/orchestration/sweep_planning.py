@@ -134,7 +134,8 @@ def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPl
         plan.settings = {}
         return plan
     for key, member in members.items():
-        plan.trainings[key] = [one for seed in sweep.config.seeds for one in trainings(member, seed)]
+        plan.trainings[key] = [one for number, seed in enumerate(sweep.config.seeds)
+                               for one in trainings(member, seed, number % member.num_members)]
         plan.is_exact = plan.is_exact and not _chooses(member)
         plan.record_bytes += len(sweep.config.seeds) * (
             RUN_BYTES + sum(round_bytes(member, one) for one in member.plan))
@@ -190,9 +191,9 @@ def data_key(config: DataConfig) -> str:
     return config.model_dump_json()
 
 
-def trainings(member: Prepared, seed: int) -> Iterator[Training]:
+def trainings(example: Prepared, seed: int, member: int = 0) -> Iterator[Training]:
     """The training runs of a setting's member with some seed, by symbol."""
-    prepared = replace(member, config=member.config.model_copy(update={"seed": seed}))
+    prepared = replace(example, config=example.config.model_copy(update={"seed": seed}), member=member)
     recipes, per_epoch = prepared.recipes, prepared.steps_per_epoch
     start = recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
     if prepared.config.start_from is None:
@@ -208,7 +209,7 @@ def trainings(member: Prepared, seed: int) -> Iterator[Training]:
         for particle in range(plan.num_particles):
             program = prepared.program(plan.index, particle)
             named = recipes.training(program.as_dict(), prepared.particle_seed(plan.index, particle), start, mask,
-                                     values, prepared.named_packing(plan.index))
+                                     values, prepared.named_packing(plan.index, particle))
             names.append(named.name)
             yield Training(named.name, "particle", program.num_steps / per_epoch,
                            state_bytes(prepared, plan.survivors))

@@ -7,7 +7,7 @@ once every member has recorded its round, and members may be held there until th
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import Interrupted, RunError, SwampError
@@ -267,5 +267,6 @@ def _prepare_all(configs: Sequence[SwampConfig], device: str, data: Data | None)
     # Without Ray, every member has its own executor.
     num_members = 1 if configs[0].execution.executor == "inline" else len(configs)
     for config in configs:
-        members.append(prepare(config, device, members[0].data if members else data, num_members))
+        prepared = prepare(config, device, members[0].data if members else data, num_members)
+        members.append(replace(prepared, member=len(members) % num_members))
     return members

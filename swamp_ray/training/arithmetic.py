@@ -71,11 +71,6 @@ class Arithmetic:
         """The same in another form of packing."""
         return replace(self, packing=packing)
 
-    @property
-    def named(self) -> Arithmetic:
-        """What goes into names: how many graphs run side by side decides no bit of any of them."""
-        return self.packed("graphs:1") if self.form == "graphs" else self
-
 
 def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module, ranks: int = 1) -> Arithmetic:
     """Replace every ``auto`` by what this kind of device and network get.

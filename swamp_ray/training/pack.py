@@ -12,7 +12,7 @@ computation of gradients, in one of these forms:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from swamp_ray.config import SwampConfig
@@ -20,7 +20,7 @@ from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.graphed import Graphed
 from swamp_ray.training.particle import ParticleTrainer
-from swamp_ray.training.records import Gradients, Progress
+from swamp_ray.training.records import Gradients, Progress, never
 from swamp_ray.training.stacked import Stacked
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.training_run import Pending, Steps, TrainingRun
@@ -76,18 +76,24 @@ class Pack:
             yield
 
 
-def train_epoch(pack: Pack, runs: Mapping[int, TrainingRun]) -> dict[int, Progress | None]:
+def train_epoch(
+    pack: Pack, runs: Mapping[int, TrainingRun], stop: Callable[[], bool] = never
+) -> dict[int, Progress | None]:
     """Carry several training runs through their current epochs side by side.
 
     Args:
         pack: The seats that the runs were begun on.
         runs: By seat.
+        stop: Asked by each of them after every step.
 
     Returns:
-        Where each of them stands.
+        Where each of them stands; None where it was stopped before.
+
+    Raises:
+        DivergedError: A loss became NaN or infinite, in any of them.
     """
     found: dict[int, Progress | None] = {}
-    steps: dict[int, Steps] = {seat: run.epoch_steps() for seat, run in runs.items()}
+    steps: dict[int, Steps] = {seat: run.epoch_steps(stop) for seat, run in runs.items()}
     with pack.randomness():
         answers: dict[int, Gradients] | None = None
         while steps:

@@ -7,6 +7,7 @@ forward pass is the usual one under ``torch.func.vmap``, so that any network tha
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -41,7 +42,7 @@ class Stacked:
     ) -> None:
         self._num, self._autocast, self._micro_batch = len(models), autocast, micro_batch
         self._channels_last = channels_last
-        self._step = _Step(copy.deepcopy(models[0]).to("meta"), task)
+        self._step = _Step(_without_memory(models[0]), task)
         self._own = [dict(model.named_parameters()) for model in models]
         self._tensors = {**_side_by_side(self._own), **_side_by_side([dict(model.named_buffers()) for model in models])}
         self._joint: Any = torch.compile(self._forward) if compiled else self._forward
@@ -50,7 +51,9 @@ class Stacked:
         """Leave the gradients of each seat's batch in that seat's parameters."""
         filler = next(iter(batches.values()))
         every = [batches.get(seat, filler) for seat in range(self._num)]
-        losses, metrics = self._backward(every)
+        with warnings.catch_warnings():  # of operations that are done one member after the other
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            losses, metrics = self._backward(every)
         self._hand_out(batches)
         return {seat: (losses[seat], {name: values[seat] for name, values in metrics.items()}) for seat in batches}
 
@@ -116,6 +119,14 @@ class _Step(nn.Module):
 
     def forward(self, batch: Batch) -> Gradients:
         return self._task.training_step(self.model, batch)
+
+
+def _without_memory(model: nn.Module) -> nn.Module:
+    """The network's code with empty tensors; those that several modules share stay shared."""
+    shell = copy.deepcopy(model)
+    for tensor in [*shell.parameters(), *shell.buffers()]:
+        tensor.data = tensor.data.new_empty(0)
+    return shell
 
 
 def _side_by_side(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

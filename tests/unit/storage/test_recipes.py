@@ -39,7 +39,7 @@ def names(prepared: Prepared) -> dict[str, str]:
         "dense": recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start, mask, None).name,
         "particle": recipes.training(
             prepared.program(1, 2).as_dict(), prepared.particle_seed(1, 2), start, mask, None,
-            prepared.named_packing(1)).name,
+            prepared.named_packing(1, 2)).name,
         "average": recipes.average(
             ["a" * 64, "b" * 64], mask, start, prepared.plan[0].next_survivors, 7).name,
         "evaluation": recipes.evaluation("c" * 64, mask, start).name,
