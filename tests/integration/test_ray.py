@@ -22,6 +22,7 @@ from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
+from swamp_ray.orchestration.team import Team
 from swamp_ray.rounds import Work
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Lease, Leases, artifact_lease
@@ -117,6 +118,51 @@ def test_a_worker_that_is_killed_is_replaced_and_its_particle_goes_on(tmp_path: 
     incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
     assert len(incidents) == len(reporter.failures) == 1
     assert "round" in incidents[0]["who"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_packed_on_ray_it_is_the_same_even_if_a_worker_with_a_pack_is_killed(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"execution__particles_per_worker": 2, "pruning__target": 0.5, "round__length": 12}
+    run(tiny(tmp_path / "inline", **values))
+    earlier = _actors("ParticleActor")
+
+    class KillsPack(Killer):
+        """Once both particles of the full pack are at work; the third one has a pack to itself."""
+
+        killed = False
+        seen: ClassVar[set[int]] = set()
+
+        def work_advanced(self, work: Any, progress: Any) -> None:
+            if work.kind == "particle" and work.round == 0 and work.particle < 2:
+                self.seen.add(work.particle)
+            if not self.killed and len(self.seen) == 2:
+                self.killed = _kill_actor("ParticleActor", earlier)
+
+    reporter = KillsPack()
+    done = on_ray(tmp_path / "ray", reporter, **values, execution__num_workers=1)
+    assert reporter.killed
+    assert ticket_digests(tmp_path / "ray") == ticket_digests(tmp_path / "inline")
+    incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
+    assert {one["who"] for one in incidents} == {"round 0, particle 0", "round 0, particle 1"}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_seeds_of_a_setting_are_packed_together(tmp_path: Path) -> None:
+    """One particle a round and seed: both seeds' particles are one pack, and what they would be alone."""
+    values: dict[str, Any] = {"execution__executor": "ray", "particles__count": 1, "pruning__target": 0.5}
+    configs = [tiny(tmp_path, name=f"seed{seed}", seed=seed, execution__particles_per_worker=2, **values)
+               for seed in (0, 1)]
+    milestones = list(Team(configs, "cpu", num_workers=1).milestones())
+    assert [one.round for one in milestones] == [0, 1]
+    for seed in (0, 1):
+        alone = run(tiny(tmp_path / "alone", name=f"seed{seed}", seed=seed, **values)).records[0]
+        packed = milestones[0].records[seed]
+        assert packed.average["test"]["loss"] == pytest.approx(alone.average["test"]["loss"], abs=1e-3)
+    logs = [(tmp_path / f"runs/seed{seed}/logs/attempt-1/round-1-particle-0.log").read_text() for seed in (0, 1)]
+    assert all("stacked:2" in log for log in logs)
+    began = [log.splitlines()[0][:19] for log in logs]
+    finished = [log.splitlines()[-1][:19] for log in logs]
+    assert max(began) <= min(finished), "one after the other they were not packed"
 
 
 @pytest.mark.usefixtures("cluster")

@@ -232,5 +232,5 @@ def test_the_plan_says_how_particles_are_packed_and_where_padding_is_computed(tm
     assert lines(execution__particles_per_worker=3) == [
         "packing: a worker trains 3 particles at a time, as one stacked computation"]
     assert lines(execution__particles_per_worker=2) == [
-        "packing: a worker trains 2 particles at a time, as one stacked computation; packs that are not full are padded "
-        "(3 in round 0)"]
+        "packing: a worker trains 2 particles at a time, as one stacked computation; packs that are not full are "
+        "padded (3 in round 0)"]
