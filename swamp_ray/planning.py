@@ -229,6 +229,8 @@ def packing_lines(prepared: Prepared, place: Place) -> list[str]:
         packing = recorded
     elif packing == SINGLE:
         return []
+    if packing == SINGLE:
+        return ["packing: particles train one by one, as was measured in this storage"]
     form, _, width = packing.partition(":")
     padding = [f"{plan.num_particles} in round {plan.index}" for plan in prepared.plan
                if form == "stacked" and plan.num_particles * prepared.num_members > 1

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from swamp_ray.errors import CorruptArtifactError, SwampError
+from swamp_ray.errors import CorruptArtifactError, RunError, SwampError
 from swamp_ray.orchestration.placement import eligible
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.resources import pool_size, this_machine
@@ -58,7 +58,12 @@ def settled(
         missing = [packing for packing in prepared.open_packings if packing not in known]
         if missing:
             say(f"measuring {len(missing)} ways of packing particles, once for this network in this storage ...")
-            known |= {one.packing: one for one in measure(prepared, missing)}
+            try:
+                known |= {one.packing: one for one in measure(prepared, missing)}
+            except (SwampError, RuntimeError, MemoryError) as error:
+                # What keeps a single particle from training is found again, and told in full, when the run begins.
+                say(f"nothing could be measured ({_first_line(error)}): particles train one by one")
+                return prepared.packed(SINGLE if SINGLE in prepared.open_packings else prepared.open_packings[0])
         choice = choose(known, prepared.open_packings, prepared.most_jobs, num_workers())
         record = {"packing": choice, "num_jobs": prepared.most_jobs, "workers": num_workers(), "facts": prepared.facts,
                   "measured": [known[packing].as_dict() for packing in sorted(known)]}
@@ -93,6 +98,10 @@ def choose(known: dict[str, Measured], packings: Sequence[str], num_jobs: int, n
     return best if seconds(best) < WORTH * seconds(SINGLE) or SINGLE not in packings else SINGLE
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def describe(choice: str, known: dict[str, Measured]) -> str:
     """A sentence on what was chosen and what was found of it."""
     alone, chosen = known.get(SINGLE), known.get(choice)
@@ -115,8 +124,13 @@ def measure_here(prepared: Prepared, packings: Sequence[str]) -> list[Measured]:
 
 
 def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured]:
-    """Measure in an actor such as those that will train."""
+    """Measure in an actor such as those that will train.
+
+    Raises:
+        RunError: It failed, or died.
+    """
     import ray
+    from ray.exceptions import RayError
 
     from swamp_ray.orchestration.actors import ParticleActor, worker_environment
     from swamp_ray.orchestration.cluster import connect
@@ -134,6 +148,8 @@ def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured
         ).remote([prepared.config], ray.put(prepared.data), prepared.arithmetic, prepared.config.storage)
         try:
             return ray.get(actor.measure.remote(list(packings)))
+        except RayError as error:
+            raise RunError(_first_line(error)) from error
         finally:
             ray.kill(actor)
     finally:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from swamp_ray.errors import UserError
 from swamp_ray.orchestration.placement import Node, check_labels, eligible
-from swamp_ray.orchestration.resources import pool_size
+from swamp_ray.orchestration.resources import pack_width, pool_size
 from swamp_ray.orchestration.submission import Submission
 from swamp_ray.storage.places import is_url
 
@@ -84,8 +85,8 @@ def check_nodes(submission: Submission, nodes: Sequence[Node]) -> int:
     gpus = sum(node.resources.get("GPU", 0.0) for node in nodes)
     device = execution.device if execution.device != "auto" else ("cuda" if gpus > 0 else "cpu")
     check_labels(nodes, execution)
-    return pool_size(execution, device, submission.most_particles, eligible(nodes, execution),
-                     submission.run.particle.num_workers)
+    most = math.ceil(submission.most_particles / pack_width(execution))
+    return pool_size(execution, device, most, eligible(nodes, execution), submission.run.particle.num_workers)
 
 
 def room(submission: Submission, nodes: Sequence[Node], workers: int) -> str:

@@ -89,6 +89,11 @@ def worker_resources(execution: ExecutionConfig, device: str) -> dict[str, float
     return {"CPU": execution.num_cpus, "GPU": gpus}
 
 
+def pack_width(execution: ExecutionConfig) -> int:
+    """Particles a worker, as far as the config says so; what a measurement would choose is not known beforehand."""
+    return 1 if execution.particles_per_worker == "auto" else execution.particles_per_worker
+
+
 def this_machine() -> dict[str, float]:
     """What an embedded Ray would have."""
     return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}

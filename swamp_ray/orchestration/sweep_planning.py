@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from swamp_ray.config import DataConfig, ExecutionConfig, SwampConfig
+from swamp_ray.config import DataConfig, SwampConfig
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.orchestration.preparation import Prepared, prepare
-from swamp_ray.orchestration.resources import Resources, capacity, pool_size, worker_resources
+from swamp_ray.orchestration.resources import Resources, capacity, pack_width, pool_size, worker_resources
 from swamp_ray.orchestration.space import RUN_BYTES, round_bytes, state_bytes
 from swamp_ray.orchestration.team import milestone_rounds
 from swamp_ray.storage.identity import name_of
@@ -171,11 +171,6 @@ def num_workers(config: SwampConfig, device: str, nodes: Sequence[Resources], nu
         share = capacity(nodes, worker_resources(execution, device)) // num_settings
     packs = [math.ceil(jobs / pack_width(execution)) for jobs in (particles, particles * num_seeds)]
     return pool_size(execution, device, min(packs[1], max(packs[0], share)), nodes)
-
-
-def pack_width(execution: ExecutionConfig) -> int:
-    """Particles a worker, as far as the config says so; what a measurement would choose is not known beforehand."""
-    return 1 if execution.particles_per_worker == "auto" else execution.particles_per_worker
 
 
 def setting_workers(sweep: Sweep, setting: Setting, device: str, nodes: Sequence[Resources]) -> int:

@@ -77,6 +77,8 @@ def test_it_is_made_once_in_a_storage_root_and_followed_by_others(tmp_path: Path
     again = prepare(tiny(tmp_path, seed=5, name="other", pruning__target=0.5, **AUTO))
     assert settle(again, tmp_path, bench, workers=3) == "stacked:3", "even with other workers"
     assert recorded_choice(again, LocalPlace(tmp_path)) == "stacked:3"
+    assert packing_lines(again, LocalPlace(tmp_path)) == [
+        "packing: a worker trains 3 particles at a time, as one stacked computation"]
     assert len(bench.asked) == 1
     more = prepare(tiny(tmp_path, particles__count=4, **AUTO))
     assert settle(more, tmp_path, bench) == "stacked:4"
@@ -111,6 +113,19 @@ def test_a_damaged_record_is_measured_anew(tmp_path: Path, damage: bytes) -> Non
     assert len(bench.asked) == 2
     assert settle(prepared, tmp_path, bench) == "stacked:3"
     assert len(bench.asked) == 2, "the damaged record was replaced"
+
+
+def test_what_cannot_be_measured_is_not_packed_and_not_recorded(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def fails(prepared: Prepared, packings: Sequence[str]) -> list[Measured]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    prepared = prepare(tiny(tmp_path, **AUTO))
+    chosen = settled(prepared, LocalPlace(tmp_path), None, lambda: 1, fails, said.append)
+    assert chosen.arithmetic.packing == "single:1"
+    assert said[1] == "nothing could be measured (CUDA out of memory): particles train one by one"
+    assert not (tmp_path / FOLDER).exists()
 
 
 # What is measured
