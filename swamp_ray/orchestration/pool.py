@@ -59,7 +59,7 @@ LOOK_S = 5.0
 class _Job:
     """A job of a stream; ``outcome`` once it is known, the references of the state's pieces follow.
 
-    ``over``: it is done, or has failed, or nobody wants it any more.
+    ``over``: nobody waits for it any more; ``ended``: it has said its last.
     """
 
     owner: RayExecutor
@@ -67,6 +67,7 @@ class _Job:
     outcome: Outcome | None = None
     pieces: list[ObjectRef[Any]] = field(default_factory=list)
     over: bool = False
+    ended: bool = False
 
     @property
     def lacks_pieces(self) -> bool:
@@ -163,7 +164,7 @@ class Pool:
             self._fill()
 
     def cancel(self, executor: RayExecutor, work: Work) -> None:
-        """Take a job out of the queue, or end the worker that does it, unless that does others as well."""
+        """Take a job out of the queue, or end the worker that does it; not before it has done what it does besides."""
         self._backlog.forget(lambda entry: entry.owner is executor and entry.item.work == work)
         self._forget(lambda job: job.owner is executor and job.item.work == work)
 
@@ -420,10 +421,14 @@ class Pool:
             self._finish(running, job)
 
     def _close(self, running: _Running, job: _Job) -> None:
-        """A job is over; with the last one its worker is free."""
-        job.over = True
-        if not running.open and running.stream in self._running:
+        """A job has ended. With the last one that is wanted its worker is free, unless it trains what nobody wants."""
+        job.over = job.ended = True
+        if running.open or running.stream not in self._running:
+            return
+        if all(one.ended for one in running.jobs):
             self._give_back(running)
+        else:
+            self._end(running)
 
     def _give_back(self, running: _Running) -> None:
         del self._running[running.stream]
