@@ -38,7 +38,7 @@ class Task:
         raise NotImplementedError
 
     def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and metrics (means over the batch, detached) that cost nothing more to know."""
+        """The loss, and metrics that cost nothing more to know: means over the batch, detached, in new tensors."""
         return self.loss(model, batch), {}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:

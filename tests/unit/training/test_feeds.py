@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from swamp_ray.config import DataConfig
 from swamp_ray.errors import RunError
 from swamp_ray.training.data import ArraySamples, Feed, Images, LazySamples, load_data
-from swamp_ray.training.feeds import Draws
+from swamp_ray.training.pixels import Draws
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
