@@ -84,30 +84,25 @@ class Column:
             values[rows] = pixels(self._taken(rows, None, None), None)
         return values
 
-    def batch(self, rows: slice, draws: Draws | None, on_device: Draws | None) -> Tensor:
+    def batch(self, rows: slice, host: Draws | None, here: Draws | None) -> Tensor:
         """The values at some positions of a pass: a new tensor on the device, as networks read it.
 
         Args:
             rows: The positions.
-            draws: Of the pass, on the host; None for the fixed order.
-            on_device: The same on the device.
+            host: Their draws, on the host; None for the fixed order.
+            here: The same on the device.
         """
         if self._ready is not None:
-            if on_device is None:
-                taken = self._ready[rows].clone()
-            else:
-                taken = self._ready.index_select(0, on_device.order[rows])
+            taken = self._ready[rows].clone() if here is None else self._ready.index_select(0, here.order)
             return taken.permute(0, 3, 1, 2) if self._channels_inside else taken
-        taken = self._taken(rows, draws, on_device)
-        if self._pixels is None:
-            return as_read(taken, self._layout)
-        part = None if on_device is None or self.fixed else on_device.part(rows)
-        return as_read(self._pixels(taken, part).permute(0, 3, 1, 2), self._layout)
+        taken = self._taken(rows, host, here)
+        if self._pixels is not None:
+            taken = self._pixels(taken, here).permute(0, 3, 1, 2)
+        return as_read(taken, self._layout)
 
-    def _taken(self, rows: slice, draws: Draws | None, on_device: Draws | None) -> Tensor:
+    def _taken(self, rows: slice, host: Draws | None, here: Draws | None) -> Tensor:
         """The values as they came, on the device; not to be written to."""
         if self._raw is not None:
-            return self._raw[rows] if on_device is None else self._raw.index_select(0, on_device.order[rows])
-        if draws is None:
-            return to_device(torch.from_numpy(np.array(self._array[rows])), self._device)
-        return to_device(torch.from_numpy(np.take(self._array, draws.order[rows].numpy(), axis=0)), self._device)
+            return self._raw[rows] if here is None else self._raw.index_select(0, here.order)
+        chosen = np.array(self._array[rows]) if host is None else np.take(self._array, host.order.numpy(), axis=0)
+        return to_device(torch.from_numpy(chosen), self._device)

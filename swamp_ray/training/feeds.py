@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -55,6 +56,7 @@ class Feed:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._pixels = Pixels(samples.images, device) if samples.images is not None else None
         self._columns: list[Column] = []
+        self._arrays: Any = None
         if isinstance(samples, ArraySamples):
             resident = on_device and device.type != "cpu"
             self._columns = [
@@ -62,6 +64,8 @@ class Feed:
                        pixels=self._pixels if index == 0 else None)
                 for index, array in enumerate(leaves(samples.arrays))]
             self._keeps = resident or device.type == "cpu"
+            self._arrays = samples.arrays
+            self._flat = type(self._arrays) is tuple and all(isinstance(part, np.ndarray) for part in self._arrays)
 
     def num_batches(self, batch_size: int, drop_last: bool) -> int:
         """How many batches one pass has."""
@@ -90,12 +94,13 @@ class Feed:
         if seed is not None and self._keeps:
             self._keep()
         draws = self._draws(batch_size, seed, share)
-        on_device = None if draws is None else draws.to(self.device)
+        on_device = draws if draws is None or self.device.type == "cpu" else draws.to(self.device)
         group = self.group or self._fitting(size)
         for start in range(first, num, group):
             rows = slice(start * size, min(start + group, num) * size)
-            whole = [column.batch(rows, draws, on_device) for column in self._columns]
-            yield from self._divided(whole, size)
+            here = None if on_device is None else on_device.part(rows)
+            host = here if on_device is draws or draws is None else draws.part(rows)
+            yield from self._divided([column.batch(rows, host, here) for column in self._columns], size)
 
     def _keep(self) -> None:
         """Bring what every pass reads in the same way into its last form, the smallest leaves first."""
@@ -124,8 +129,7 @@ class Feed:
         num = len(whole[0])
         for first in range(0, num, size):
             parts = whole if num <= size else [_part(leaf, first, size) for leaf in whole]
-            given = iter(parts)
-            yield tree_map(lambda _, given=given: next(given), self.samples.arrays)
+            yield tuple(parts) if self._flat else _nest(self._arrays, parts)
 
     def _finish(self, raw: Any) -> Batch:
         """Images through the pipeline, floats to float32, layout as asked."""
@@ -162,6 +166,12 @@ def _part(leaf: Tensor, first: int, size: int) -> Tensor:
     """Some rows of a leaf of several batches, as if they had been made alone."""
     part = leaf[first : first + size]
     return part if size * leaf.stride(0) * leaf.element_size() % _ALIGNMENT == 0 else part.clone()
+
+
+def _nest(like: Any, parts: list[Tensor]) -> Batch:
+    """The leaves of a nest replaced in order."""
+    given = iter(parts)
+    return tree_map(lambda _: next(given), like)
 
 
 def _usable_cores() -> int:

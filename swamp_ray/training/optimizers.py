@@ -31,6 +31,8 @@ def build_optimizer(
     decayed = [parameter for parameter in trained if id(parameter) not in norms_and_biases]
     others = [parameter for parameter in trained if id(parameter) in norms_and_biases]
     other_decay = weight_decay if config.decay_norm_and_bias else 0.0
+    if other_decay == weight_decay:  # one group is one call of the fused kernel
+        decayed, others = decayed + others, []
     groups = [
         {"params": members, "weight_decay": decay}
         for members, decay in ((decayed, weight_decay), (others, other_decay))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,9 +46,17 @@ class Tally:
         """Of each metric over all steps so far, on the host."""
         found = dict(self._sums)
         for name, values in self._metrics.items():
-            for value in values.read().unbind():
-                found[name] = found[name] + value if name in found else value
+            found[name] = _sum_in_order(values.read(), found.get(name))
         return found
+
+
+def _sum_in_order(values: Tensor, start: Tensor | None) -> Tensor:
+    """One value after the other is added, rounding each time, as if each step had done it."""
+    if start is not None:
+        values = torch.cat([start.to(values.dtype)[None], values])
+    if values.dtype != torch.bfloat16:
+        return torch.from_numpy(np.add.accumulate(values.numpy(), axis=0))[-1]
+    return functools.reduce(torch.add, values.unbind())
 
 
 class _Scalars:

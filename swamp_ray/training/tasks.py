@@ -76,7 +76,7 @@ class Classification(Task):
         inputs, labels = batch
         logits = model(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        return loss, {"accuracy": (logits.detach().argmax(dim=1) == labels).float().mean()}
+        return loss, {"accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy with smoothing."""
