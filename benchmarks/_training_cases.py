@@ -48,7 +48,7 @@ class Case:
     def config(self, device: str, steps: int | None = None, batch: int | None = None) -> SwampConfig:
         """A run of the case whose epochs have ``steps`` steps."""
         batch = batch or self.batch[device]
-        num = -(-(steps or self.steps[device]) * batch * 10 // 9) + 10
+        num = -(-(steps or self.steps[device]) * batch * 10 // 9) + 2
         if self.data == "cifar10" and has_cifar10():
             data: dict[str, Any] = {"name": "cifar10", "limit_train": min(num, 50_000), "limit_test": 500}
         else:
@@ -61,10 +61,12 @@ class Case:
 
 
 CASES = {
-    "lenet_300_100": Case("lenet_300_100", (1, 28, 28), {"cpu": 128, "cuda": 128}, {"cpu": 200, "cuda": 400}),
-    "digits_cnn": Case("digits_cnn", (1, 8, 8), {"cpu": 64, "cuda": 128}, {"cpu": 100, "cuda": 400}),
-    "resnet20": Case("resnet20", (3, 32, 32), {"cpu": 128, "cuda": 128}, {"cpu": 3, "cuda": 351}, "crop_flip", "cifar10"),
-    "wrn_28_2": Case("wrn_28_2", (3, 32, 32), {"cpu": 64, "cuda": 128}, {"cpu": 2, "cuda": 351}, "crop_flip", "cifar10"),
+    "lenet_300_100": Case("lenet_300_100", (1, 28, 28), {"cpu": 128, "cuda": 128}, {"cpu": 60, "cuda": 400}),
+    "digits_cnn": Case("digits_cnn", (1, 8, 8), {"cpu": 64, "cuda": 128}, {"cpu": 40, "cuda": 400}),
+    "resnet20": Case("resnet20", (3, 32, 32), {"cpu": 64, "cuda": 128}, {"cpu": 3, "cuda": 120}, "crop_flip",
+                     "cifar10"),
+    "wrn_28_2": Case("wrn_28_2", (3, 32, 32), {"cpu": 32, "cuda": 128}, {"cpu": 2, "cuda": 120}, "crop_flip",
+                     "cifar10"),
     "resnet50": Case("torchvision/resnet50", (3, 224, 224), {"cpu": 4, "cuda": 128}, {"cpu": 2, "cuda": 16}),
 }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,49 +25,74 @@ from swamp_ray.training.data import Data
 from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.pixels import Draws, Pixels
 
-WARM_UP = 2
+WARM_UP = {"cpu": 1, "cuda": 3}
+USUAL_IMAGES = {"cpu": 1280, "cuda": 12800}
+"""Of an epoch of the usual loop, which takes several times as long."""
 Epoch = Callable[[], Any]
+
+
+@dataclass
+class Times:
+    """Seconds of each repetition.
+
+    Attributes:
+        wall: As a user waits.
+        own: Of the process on the processor; on CUDA the same as ``wall``. A loop of one thread takes as long where
+            nobody else uses its core.
+    """
+
+    wall: list[float]
+    own: list[float]
 
 
 def measure(case: str, device: str, repeats: int) -> dict[str, Any]:
     """Images a second of all three, timed in turn, and the product's share of the other two."""
-    config = CASES[case].config(device)
-    data = data_of(case, device)
+    config, data = CASES[case].config(device), data_of(case, device)
     arithmetic = arithmetic_of(config, data, device)
+    batch = config.training.batch_size
+    images = len(data.train) // batch * batch
     with applied(arithmetic):
-        loops: dict[str, Epoch] = {
-            "ours": begun(ParticleTrainer(config, data, arithmetic)).epoch,
-            "bare": Bare(config, data, arithmetic).epoch,
-        }
+        ours = begun(ParticleTrainer(config, data, arithmetic)).epoch
+        loops: dict[str, Epoch] = {"ours": ours, "bare": Bare(config, data, arithmetic).epoch}
         if device == "cuda":
             loops["bare_graph"] = BareGraph(config, data, arithmetic).epoch
-        steps = len(data.train) // config.training.batch_size
         times = in_turn(loops, device, repeats)
-        times |= in_turn({"usual": Usual(config, data, arithmetic).epoch}, device, min(repeats, 3), warm_up=1)
-    images = steps * config.training.batch_size
-    row: dict[str, Any] = {"batch": config.training.batch_size, "steps": steps, "data": config.data.name,
+        usual = Usual(config, data, arithmetic)
+        usual.epoch()
+        slow = in_turn({"ours": ours, "usual": usual.epoch}, device, 3, warm_up=0)
+    row: dict[str, Any] = {"batch": batch, "steps": images // batch, "data": config.data.name,
                            "precision": arithmetic.precision, "threads": arithmetic.threads}
-    row |= {f"{name}_images_per_s": spread([images / second for second in seconds]) for name, seconds in times.items()}
+    row |= {f"{name}_images_per_s": spread([images / one for one in found.own]) for name, found in times.items()}
+    row["usual_images_per_s"] = spread([usual.images / one for one in slow["usual"].wall])
     for name in ("bare", "bare_graph"):
         if name in times:
-            row[f"ours_over_{name}"] = spread([b / a for a, b in zip(times["ours"], times[name], strict=True)])
-    row["ours_over_usual"] = spread([b / a for a, b in zip(times["ours"], times["usual"], strict=False)])
+            row[f"ours_over_{name}"] = share(times["ours"].own, times[name].own)
+    row["ours_over_usual"] = share(slow["ours"].wall, slow["usual"].wall, images / usual.images)
     return row
 
 
-def in_turn(loops: dict[str, Epoch], device: str, repeats: int, warm_up: int = WARM_UP) -> dict[str, list[float]]:
-    """Seconds of each repetition of each loop; all are repeated in turn, every other time in the opposite order."""
-    for _ in range(warm_up):
+def share(ours: list[float], theirs: list[float], scale: float = 1.0) -> dict[str, Any]:
+    """The speed of one over that of the other, repetition by repetition; with the quartiles of many."""
+    ratios = [scale * b / a for a, b in zip(ours, theirs, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 3 else None
+    return spread(ratios) | ({"quartiles": [quartiles[0], quartiles[2]]} if quartiles else {})
+
+
+def in_turn(loops: dict[str, Epoch], device: str, repeats: int, warm_up: int | None = None) -> dict[str, Times]:
+    """Time loops in turn, every other time in the opposite order; after epochs to warm up."""
+    for _ in range(WARM_UP[device] if warm_up is None else warm_up):
         for epoch in loops.values():
             epoch()
-    times: dict[str, list[float]] = {name: [] for name in loops}
+    times = {name: Times([], []) for name in loops}
+    own = time.process_time if device == "cpu" else time.perf_counter
     for repeat in range(repeats):
         for name in list(loops)[:: 1 if repeat % 2 == 0 else -1]:
             synchronise(device)
-            began = time.perf_counter()
+            began, own_began = time.perf_counter(), own()
             loops[name]()
             synchronise(device)
-            times[name].append(time.perf_counter() - began)
+            times[name].own.append(own() - own_began)
+            times[name].wall.append(time.perf_counter() - began)
     return times
 
 
@@ -173,7 +200,9 @@ class Usual:
         layout = find_prunable(self.model)
         self.weights = prunable_tensors(self.model, layout)
         self.masks = mask_tensors(layout, start_of(config, data)[1], device=self.device)
-        self.loader = DataLoader(OneByOne(data), batch_size=given.batch_size, shuffle=True, drop_last=True,
+        num = min(USUAL_IMAGES[arithmetic.device], len(data.train)) // given.batch_size * given.batch_size
+        self.images = max(num, given.batch_size)
+        self.loader = DataLoader(OneByOne(data, self.images), batch_size=given.batch_size, shuffle=True, drop_last=True,
                                  num_workers=2, pin_memory=self.device.type == "cuda", persistent_workers=True)
 
     def epoch(self) -> float:
@@ -197,8 +226,9 @@ class Usual:
 class OneByOne(Dataset[Any]):
     """Images through torchvision's transforms, one after the other."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, num: int) -> None:
         self.images, self.labels = data.train.arrays  # pyright: ignore[reportAttributeAccessIssue]
+        self.num = num
         pipeline = data.train.images
         assert pipeline is not None
         steps: list[Any] = [transforms.ToPILImage()]
@@ -210,7 +240,7 @@ class OneByOne(Dataset[Any]):
         self.transform = transforms.Compose(steps)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.num
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(self.images[index]), int(self.labels[index])
