@@ -72,10 +72,11 @@ def measure(case: str, device: str, repeats: int) -> dict[str, Any]:
 
 
 def share(ours: list[float], theirs: list[float], scale: float = 1.0) -> dict[str, Any]:
-    """The speed of one over that of the other, repetition by repetition; with the quartiles of many."""
+    """The speed of one over that of the other, repetition by repetition, with quartiles of many; and at its best."""
     ratios = [scale * b / a for a, b in zip(ours, theirs, strict=True)]
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 3 else None
-    return spread(ratios) | ({"quartiles": [quartiles[0], quartiles[2]]} if quartiles else {})
+    return (spread(ratios) | ({"quartiles": [quartiles[0], quartiles[2]]} if quartiles else {})
+            | {"of_the_fastest": scale * min(theirs) / min(ours)})
 
 
 def in_turn(loops: dict[str, Epoch], device: str, repeats: int, warm_up: int | None = None) -> dict[str, Times]:
