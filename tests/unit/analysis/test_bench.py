@@ -81,7 +81,7 @@ def test_curvature_counts_what_survives(bench: Bench) -> None:
 
 
 def test_what_is_no_longer_there_is_said(storage: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no finished round 9.*There are: 0, 1, 2"):
+    with pytest.raises(UserError, match=r"no finished round 9.*There are: 0, 1, 2"):
         Bench(RunDir(storage, "tiny")).average(9)
     run(tiny(tmp_path / "none", keep__particles="none"))
     with pytest.raises(UserError, match=r"states of round 0 of 'tiny' are no longer.*keep\.particles: all"):
