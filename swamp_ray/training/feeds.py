@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..seeding import derive_seed
+from .loading import Loader, Upload
 from .nests import leaves, tree_map
-from .reproducible import seeded
 from .samples import ArraySamples, Images, LazySamples, Samples
 
 Batch = Any
@@ -33,18 +30,22 @@ class Feed:
         device: Where batches are wanted.
         channels_last: Give 4-D floating-point tensors in the channels-last layout.
         on_device: Keep arrays in the device's memory; without effect on the CPU.
-        loader_workers: Processes that read lazy samples; 0 reads them in this process.
+        loader: Reads lazy samples; by default this process does.
     """
 
     def __init__(
-        self, samples: Samples, *, device: torch.device, channels_last: bool, on_device: bool, loader_workers: int = 0
+        self, samples: Samples, *, device: torch.device, channels_last: bool, on_device: bool,
+        loader: Loader | None = None,
     ) -> None:
-        self.samples, self.device, self.loader_workers = samples, device, loader_workers
+        self.samples, self.device = samples, device
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._pixels = _Pixels(samples.images, device) if samples.images is not None else None
         self._resident: Any = None
         if isinstance(samples, ArraySamples) and on_device and device.type != "cpu":
             self._resident = tree_map(lambda array: torch.tensor(array, device=device), samples.arrays)
+        self._lazily: tuple[Loader, Upload] | None = None
+        if isinstance(samples, LazySamples):
+            self._lazily = loader or Loader([samples], 0, pinned=device.type == "cuda"), Upload(device)
 
     def num_batches(self, batch_size: int, drop_last: bool) -> int:
         """How many batches one pass has."""
@@ -113,23 +114,10 @@ class Feed:
         order = samples.indices
         if seed is not None:
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).numpy()]
-        plan = [order[rows].tolist() for rows in places]
-        workers = min(self.loader_workers, _usable_cores(), len(places))
-        loader: DataLoader[Any] = DataLoader(
-            _Seeded(samples, seed),
-            batch_sampler=plan,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global generator
-        )
-        for batch in loader:
-            uploaded = tree_map(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
-            yield self._finish(uploaded, None)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        assert self._lazily is not None
+        loader, upload = self._lazily
+        for batch in upload(loader.batches(samples, [order[rows] for rows in places], seed)):
+            yield self._finish(batch, None)
 
 
 @dataclass(frozen=True)
@@ -211,33 +199,3 @@ class _Pixels:
         """Byte positions of a row as it is, and mirrored: int64 ``[2, W * C]``."""
         columns = torch.arange(width * channels, device=self.device).view(width, channels)
         return torch.stack([columns.reshape(-1), columns.flip(0).reshape(-1)])
-
-
-class _Seeded(Dataset[Any]):
-    """Reads a sample under random generators seeded by the pass and the sample, whichever process reads it."""
-
-    def __init__(self, samples: LazySamples, seed: int | None) -> None:
-        self.samples, self.seed = samples, seed
-
-    def __getitem__(self, index: int) -> Any:
-        training = self.seed is not None
-        transform = self.samples.train_transform if training else self.samples.eval_transform
-        with seeded(derive_seed(self.seed if self.seed is not None else 0, "sample", index)):
-            sample = self.samples.dataset[index]
-            return sample if transform is None else transform(sample)
-
-
-def collate(samples: list[Any]) -> Any:
-    """Stack the leaves of samples into a batch; pairs stay tuples, numbers become int64 or float32 tensors."""
-    return tree_map(_narrow, _tuples(default_collate(samples)))
-
-
-def _narrow(tensor: Any) -> Any:
-    return tensor.float() if isinstance(tensor, Tensor) and tensor.dtype == torch.float64 else tensor
-
-
-def _tuples(nest: Any) -> Any:
-    """torch's collate turns plain tuples into lists."""
-    if isinstance(nest, list):
-        return tuple(_tuples(value) for value in nest)
-    return {key: _tuples(value) for key, value in nest.items()} if isinstance(nest, dict) else nest

@@ -16,6 +16,7 @@ from swamp_ray.config import DataConfig
 from swamp_ray.errors import RunError
 from swamp_ray.training.data import ArraySamples, Feed, Images, LazySamples, load_data
 from swamp_ray.training.feeds import Draws
+from swamp_ray.training.loading import Loader
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -32,8 +33,9 @@ def image_samples(num: int, height: int, width: int, channels: int, images: Imag
     return ArraySamples((pixels, labels), images)
 
 
-def feed_of(samples: Any, channels_last: bool = True, **rest: Any) -> Feed:
-    return Feed(samples, device=CPU, channels_last=channels_last, on_device=False, **rest)
+def feed_of(samples: Any, channels_last: bool = True, loader_workers: int = 0) -> Feed:
+    loader = Loader([samples], loader_workers) if isinstance(samples, LazySamples) else None
+    return Feed(samples, device=CPU, channels_last=channels_last, on_device=False, loader=loader)
 
 
 def slow_epoch(samples: ArraySamples, seed: int | None) -> np.ndarray:
