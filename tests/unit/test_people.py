@@ -109,7 +109,7 @@ def test_check_prints_the_plan(tmp_path: Path) -> None:
     done = swamp("check", str(path), "--storage", str(tmp_path / "never"))
     assert done.exit_code == 0, done.output
     for words in ("features.0.weight", "27,472", "13,736", "6,868", "75.0 %", "a round's mask 3.4 kB",
-                  "executor inline"):
+                  "device memory of a particle: about ", "executor inline"):
         assert words in done.output
     assert not (tmp_path / "never").exists()
     too_many = swamp("check", str(path), "--set", "execution.executor=ray", "--set", "execution.num_gpus=512")

@@ -20,6 +20,7 @@ from swamp_ray import load_ticket
 from swamp_ray.errors import DivergedError, RunError, UserError
 from swamp_ray.orchestration.driver import WAIT_S
 from swamp_ray.orchestration.inline import InlineExecutor
+from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Report, RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.reporting import Reporter
@@ -127,6 +128,26 @@ def test_the_same_command_again_trains_nothing_and_starts_no_workers(tmp_path: P
     assert not watcher.started
     assert second.records == first.records
     assert ticket_digests(tmp_path) == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+def test_the_memory_that_particles_took_is_recorded_and_decides_nothing(tmp_path: Path) -> None:
+    done, _ = watched(tmp_path)
+    store, peaks = ArtifactStore(tmp_path), []
+    for record, line in zip(done.records, done.rundir.read_rounds(), strict=True):
+        stored = [store.find(entry["name"]) for entry in record.artifacts["particles"]]
+        assert record.peak_bytes == line["peak_bytes"] == [one.info["peak_bytes"] for one in stored if one is not None]
+        peaks += record.peak_bytes
+    assert len(peaks) == 9
+    assert all(peak > 50e6 for peak in peaks), "torch alone takes up more"
+    other = replace(done.records[0], peak_bytes=[1, 2, 3])
+    assert other == done.records[0]
+    lines = done.rundir.rounds.read()
+    journal = Journal(done.rundir, store)
+    journal.open(prepare(tiny(tmp_path)))
+    journal.write_round(other)
+    journal.close("complete")
+    assert done.rundir.rounds.read() == lines, "a round that was recorded is not recorded anew for it"
 
 
 def test_two_fresh_runs_give_the_same_bytes(tmp_path: Path) -> None:
