@@ -168,7 +168,7 @@ def _settle(_process: int) -> None:
 class Loader:
     """Reads the splits of a dataset in processes of its own, which stay until nobody needs the loader any more.
 
-    A pass has all processes. Passes that go on at the same time have as many each.
+    A pass has all processes. One that begins while others go on, as those of packed particles do, has its share.
 
     Args:
         splits: All that will be read; processes get them once, when they start.
@@ -180,6 +180,7 @@ class Loader:
         self._splits, self._pinned = tuple(splits), pinned
         self.num_processes = min(num_processes, usable_cores())
         self._idle: list[_Pool] = []
+        self._num_busy = 0
 
     def batches(self, samples: LazySamples, rows: Sequence[np.ndarray], seed: int | None) -> Iterator[list[Any]]:
         """One pass: each batch as its parts, nests of tensors in the processor's memory.
@@ -220,7 +221,8 @@ class Loader:
         if pool is not None and not pool.alive():
             pool.close()
             pool = None
-        pool = pool or _Pool(self._splits, self.num_processes, self._pinned)
+        pool = pool or _Pool(self._splits, max(1, self.num_processes // (1 + self._num_busy)), self._pinned)
+        self._num_busy += 1
         try:
             yield pool
         except GeneratorExit:
@@ -233,6 +235,8 @@ class Loader:
                 raise RunError(f"a process that reads samples died: {error}. If it was killed for memory, lower "
                                "data.loader_workers, or give the machine more shared memory (/dev/shm).") from error
             raise
+        finally:
+            self._num_busy -= 1
         self._idle.append(pool)
 
     def close(self) -> None:

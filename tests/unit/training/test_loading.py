@@ -172,9 +172,10 @@ def test_processes_stay_between_passes_and_splits() -> None:
     assert wait_until(lambda: children() == before), "processes outlive their loader"
 
 
-def test_passes_at_the_same_time_do_not_disturb_each_other() -> None:
+def test_passes_at_the_same_time_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swamp_ray.training.loading.usable_cores", lambda: 2)
     samples = LazySamples(Noisy(), np.arange(64))
-    loader = Loader([samples], 1)
+    before, loader = children(), Loader([samples], 2)
     feed = feed_of(samples, loader)
     seeds = (1, 2, 1)
     alone = [[batch["x"] for batch in feed.batches(16, seed=seed, drop_last=True)] for seed in seeds]
@@ -182,6 +183,8 @@ def test_passes_at_the_same_time_do_not_disturb_each_other() -> None:
     for number, batches in enumerate(together):
         for one, batch in zip(alone, batches, strict=True):
             assert torch.equal(one[number], batch["x"])
+        if number == 0:
+            assert len(children() - before) == 2 + 1 + 1, "a pass beside others does not have as many processes again"
     loader.close()
 
 
