@@ -333,7 +333,7 @@ def test_what_ran_before_in_the_same_trainer_does_not_matter() -> None:
     begin(trainer, seed=9).epoch()
     interrupted = begin(trainer, seed=8)
     batch = next(iter(trainer.feed("train").batches(10, seed=0, drop_last=True)))
-    interrupted._backward(batch)  # stopped within a step: gradients are left behind
+    interrupted.trainer.backward(batch)  # stopped within a step: gradients are left behind
     assert bits(complete(begin(trainer))) == expected
     trainer.evaluate(*start_of(trainer, density=0.9))
     assert bits(complete(begin(trainer))) == expected
