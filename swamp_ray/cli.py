@@ -275,6 +275,33 @@ def evaluate(runs: tuple[str, ...], storage: str | None, as_json: bool) -> None:
     print_evaluation(runs, storage, as_json)
 
 
+@main.command(short_help="Look at a run's networks: connectivity, curvature, masks, ...")
+@click.argument("what", metavar="WHAT",
+                type=click.Choice(["connectivity", "landscape", "curvature", "particles", "masks"]))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--round", "rounds", type=int, multiple=True, help="Only this round; may be given several times.")
+@STORAGE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: str | None, as_json: bool) -> None:
+    """Measure what the networks of each RUN are like, from what is stored; nothing is trained.
+
+    \b
+    connectivity  error and loss on lines between particles, and between rounds
+    landscape     loss in the plane through three particles
+    curvature     trace and largest eigenvalue of the Hessian
+    particles     average and ensemble against how many particles enter
+    masks         overlap of rounds, and of runs at equal sparsity
+
+    \b
+    Examples:
+      swamp analyze connectivity quickstart
+      swamp analyze masks imp-seed0 swamp-seed0
+    """
+    from swamp_ray.analysis.commands import analyze as run_analysis
+
+    run_analysis(what, runs, storage, sorted(set(rounds)), as_json)
+
+
 @main.command(short_help="Check this machine.")
 @STORAGE
 def doctor(storage: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.tables import number, percent
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
-from swamp_ray.training.data import Data, load_data
+from swamp_ray.training.data import Data, load_data, tree_map
 from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.tasks import Task
 
@@ -67,17 +67,27 @@ def evaluate_runs(runs: Sequence[RunDir]) -> tuple[list[SparsityLevel], Task]:
 
 
 def _level(sparsity: float, tickets: list[str], members: list[_Member], task: Task) -> SparsityLevel:
-    measured: list[Metrics] = [{} for _ in members]
-    ensemble: Metrics = {}
+    for member, ticket in zip(members, tickets, strict=True):
+        member.take(ticket)
+    found = [_Means() for _ in members]
+    ensemble = _Means()
     for split in SPLITS:
-        predictions = [member.predict(ticket, split) for member, ticket in zip(members, tickets, strict=True)]
-        batches = members[0].batches(split)
-        for found, prediction in zip(measured, predictions, strict=True):
-            found[split] = _metrics(task, prediction, batches)
-        if len(members) > 1:
-            combined = [task.combine(parts) for parts in zip(*predictions, strict=True)]
-            ensemble[split] = _metrics(task, combined, batches)
-    return SparsityLevel(sparsity, measured, ensemble or None)
+        for batches in _same_batches(members, split):
+            predictions = [member.predict(batch) for member, batch in zip(members, batches, strict=True)]
+            for means, prediction in zip(found, predictions, strict=True):
+                means.add(split, task.metrics(prediction, batches[0]))
+            if len(members) > 1:
+                ensemble.add(split, task.metrics(task.combine(predictions), batches[0]))
+    together = ensemble.metrics() if len(members) > 1 else None
+    return SparsityLevel(sparsity, [means.metrics() for means in found], together)
+
+
+def _same_batches(members: list[_Member], split: str) -> Iterator[list[Any]]:
+    """Each batch of a split as every member wants it; members of one arithmetic share what is read once."""
+    passes = {member.arithmetic: member.batches(split) for member in reversed(members)}
+    for batches in zip(*passes.values(), strict=True):
+        found = dict(zip(passes, batches, strict=True))
+        yield [found[member.arithmetic] for member in members]
 
 
 class _Member:
@@ -89,28 +99,41 @@ class _Member:
                                              config.particle.num_workers)
         self.trainer = ParticleTrainer(config, data, self.arithmetic)
 
-    def batches(self, split: str) -> list[Any]:
-        """The batches of a split in fixed order, on the device."""
-        return list(self.trainer.feed(split).batches(128, seed=None, drop_last=False))
-
-    @torch.no_grad()
-    def predict(self, ticket: str, split: str) -> list[Tensor]:
-        """Predictions of a stored ticket, one tensor a batch."""
+    def take(self, ticket: str) -> None:
+        """Load a stored ticket."""
         load_ticket(self._rundir.place.locate(ticket)).load_into(self.trainer.model)
         self.trainer.model.eval()
+
+    def batches(self, split: str) -> Iterator[Any]:
+        """The batches of a split in fixed order, on the device, one at a time: all of them may not fit into memory."""
+        return self.trainer.feed(split).batches(128, seed=None, drop_last=False)
+
+    @torch.no_grad()
+    def predict(self, batch: Any) -> Tensor:
+        """The prediction of the ticket that was taken last; the batch stays as it is for others."""
+        own = tree_map(torch.clone, batch)  # a network may overwrite what it is given
         with applied(self.arithmetic), self.trainer.autocast():
-            return [self.trainer.task.predict(self.trainer.model, batch) for batch in self.batches(split)]
+            return self.trainer.task.predict(self.trainer.model, own)
 
 
-def _metrics(task: Task, predictions: Sequence[Tensor], batches: Sequence[Any]) -> dict[str, float]:
-    sums: dict[str, float] = {}
-    count = 0
-    for prediction, batch in zip(predictions, batches, strict=True):
-        values = task.metrics(prediction, batch)
+class _Means:
+    """Means of metrics over the samples of splits, added up batch by batch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, float]] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, split: str, values: Mapping[str, Tensor]) -> None:
+        """Add a batch's metrics, one value a sample."""
+        sums = self._sums.setdefault(split, {})
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(value.double().sum())
-        count += len(next(iter(values.values())))
-    return {name: total / count for name, total in sums.items()}
+        self._counts[split] = self._counts.get(split, 0) + len(next(iter(values.values())))
+
+    def metrics(self) -> Metrics:
+        """Means by split and name."""
+        return {split: {name: total / self._counts[split] for name, total in sums.items()}
+                for split, sums in self._sums.items()}
 
 
 def _same_data(runs: Sequence[RunDir], configs: Sequence[SwampConfig], data: Data) -> None:

@@ -28,6 +28,7 @@ from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Sweep, describe, label, plain_value
 from swamp_ray.tables import display_path, percent, size
 from swamp_ray.training.arithmetic import SINGLE
+from swamp_ray.training.footprint import footprint
 
 
 def print_plan(config: SwampConfig) -> None:
@@ -44,7 +45,7 @@ def print_plan(config: SwampConfig) -> None:
     console.print(_data_line(prepared), soft_wrap=True)
     console.print(layers_table(prepared))
     console.print(rounds_table(prepared))
-    for line in [*traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
+    for line in [memory_line(prepared), *traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
         console.print(line, soft_wrap=True)
     for line in [*packing_lines(prepared, rundir.place), workers_line(prepared)]:
         console.print(line, soft_wrap=True)
@@ -165,6 +166,20 @@ def rounds_table(prepared: Prepared) -> Table:
 
 def _table(title: str) -> Table:
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", header_style="bold")
+
+
+def memory_line(prepared: Prepared) -> str:
+    """What a particle, or a pack of them, takes up on its device."""
+    masked = len(prepared.plan) > 1 or not bool(prepared.first_mask.all())
+    width = prepared.arithmetic.width
+    who = "device memory of a particle" if width == 1 else f"device memory of {width} packed particles"
+    try:
+        found = footprint(prepared.config, prepared.data, prepared.arithmetic, masked=masked, num_members=width)
+    except Exception as error:  # whatever the network raises in a step of another size; the run itself may well do
+        return escape(f"{who}: not known ({type(error).__name__}: {error})".splitlines()[0])
+    step = "a training step" if width == 1 else "training steps"
+    return (f"{who}: about {size(found.num_bytes)} (weights, optimiser and means {size(found.weights)}, {step} "
+            f"{size(found.step)}, data {size(found.data)})")
 
 
 def packed_bytes(prepared: Prepared, survivors: int) -> int:

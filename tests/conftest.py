@@ -14,6 +14,9 @@ from tests.s3_server import CREDENTIALS, ask, s3_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CIFAR10_FILES = ("cifar10-train.parquet", "cifar10-test.parquet")
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 8 * 2**30
+"""With less room than this in memory, what tests write goes to the disk: the largest of them writes a gigabyte."""
 
 # Ray reads these when it is imported; without the first it writes a token into the home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -27,10 +30,21 @@ settings.load_profile("swamp")
 
 
 def pytest_configure() -> None:
+    """Temporary folders lie in memory where there is room: every write is synced, for which a disk takes its time."""
+    if "PYTEST_DEBUG_TEMPROOT" not in os.environ and _fits_into_memory():
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
     import torch  # after the environment is set
 
     # A convolution's bits differ between one thread and two.
     torch.set_num_threads(1)
+
+
+def _fits_into_memory() -> bool:
+    if not MEMORY.is_dir() or not os.access(MEMORY, os.W_OK):
+        return False
+    found = os.statvfs(MEMORY)
+    # Some tests write commands and call them.
+    return found.f_bavail * found.f_frsize >= MEMORY_BYTES and not found.f_flag & os.ST_NOEXEC
 
 
 @pytest.fixture

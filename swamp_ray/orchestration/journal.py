@@ -284,9 +284,9 @@ class Journal:
             self._named.add(tuple(record.values()))
 
     def write_round(self, record: RoundRecord) -> None:
-        """Write a round's record and metrics, unless an earlier attempt has written the same."""
+        """Write a round's record and metrics, unless an earlier attempt has written the same, measurements aside."""
         plain = asdict(record)
-        if self._written.get(record.round) != plain:
+        if self._written.get(record.round, {}) | {"peak_bytes": []} != plain | {"peak_bytes": []}:
             self._rundir.append_round(plain)
             self._written[record.round] = plain
         if self._metrics is not None and ("round", record.round, None) not in self._logged:

@@ -243,7 +243,9 @@ class RoundRecord:
     Metrics are by split and name. ``num_particles`` were planned; ``dropped`` lists those that the round went on
     without (``particle``, ``what``, ``reason``, ``attempt``); ``particles`` lists the metrics of all others in index
     order, as ``artifacts`` does; ``mean`` and ``std`` are over them (std with N - 1, 0 for a single one).
-    ``combined`` are the indices of those that the round's network is made of.
+    ``combined`` are the indices of those that the round's network is made of. ``peak_bytes`` is the most memory that
+    each of them took up on its device (None: not known), in the order of ``particles``; it decides nothing, and records
+    that differ in it alone are equal.
     """
 
     round: int
@@ -261,3 +263,4 @@ class RoundRecord:
     ticket: str
     emptied_layers: list[str] = field(default_factory=list)
     dropped: list[dict[str, Any]] = field(default_factory=list)
+    peak_bytes: list[int | None] = field(default_factory=list, compare=False)

@@ -53,6 +53,7 @@ def round_record(
         emptied_layers=average.info.get("emptied_layers", []),
         dropped=[{"particle": decision.particle, "what": decision.what, "reason": decision.reason,
                   "attempt": decision.attempt} for decision in dropped],
+        peak_bytes=[outcome.info.get("peak_bytes") for outcome in outcomes],
     )
 
 

@@ -32,6 +32,7 @@ from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.states import put_state, read_state, state_digest
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data, Feed
+from swamp_ray.training.memory import PeakMemory
 from swamp_ray.training.particle import ParticleTrainer
 from swamp_ray.training.ranks import Ranks
 from swamp_ray.training.records import ParticleJob, Progress, TrainedParticle, never
@@ -175,7 +176,7 @@ class Worker:
     def _train(
         self, job: _Job, log: Any, stop: Callable[[], bool]
     ) -> Generator[Progress | Pending, Any, list[Outcome | Packed] | None]:
-        began, item = time.perf_counter(), job.item
+        began, item, memory = time.perf_counter(), job.item, PeakMemory(self.trainer.device)
         run = self._begin(job, log)
         first_epoch = len(run.history)
         every, written = int(self.config.execution.checkpoint_every.amount), time.monotonic()
@@ -198,7 +199,7 @@ class Worker:
                 self._checkpoint(item, run)
                 written = time.monotonic()
         result = run.finish()
-        manifest = self._keep(item, result, time.perf_counter() - began)
+        manifest = self._keep(item, result, time.perf_counter() - began, memory.read_bytes())
         self.store.discard(item.named.name, CHECKPOINT)
         log(f"{item.work}: finished, {_metrics_text(result.evaluation.metrics)}")
         return self._with_pieces(manifest, result.packed, len(run.history) - first_epoch)
@@ -250,11 +251,13 @@ class Worker:
             self.store.discard(item.named.name, CHECKPOINT)
             return None
 
-    def _keep(self, item: WorkItem, result: TrainedParticle, seconds: float) -> Manifest:
+    def _keep(self, item: WorkItem, result: TrainedParticle, seconds: float, peak_bytes: int | None) -> Manifest:
         info: dict[str, Any] = {"metrics": result.evaluation.metrics, "history": result.history, "seconds": seconds,
                                 "work": str(item.work), "run": self.config.name}
         if result.as_trained is not None:
             info["as_trained"] = result.as_trained
+        if peak_bytes is not None:
+            info["peak_bytes"] = peak_bytes
         return put_state(self.store, item.named.name, result.packed, item.named.recipe, info)
 
     def _evaluate(self, item: WorkItem, start: State, mask: np.ndarray, log: Any) -> Outcome:

@@ -82,6 +82,10 @@ class RunDir:
         """The run as one HTML file."""
         return self.spot("report.html")
 
+    def analysis(self, what: str) -> Spot:
+        """Figures of one of the analyses of the run."""
+        return self.spot(f"analysis/{what}.json")
+
     @property
     def tensorboard(self) -> Spot:
         """Folder of TensorBoard event files."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..seeding import derive_seed
-from .columns import Column, as_read
+from .columns import Column, as_read, ready_bytes
+from .loading import Loader, Upload
 from .nests import leaves, tree_map
 from .pixels import Draws, Pixels
-from .reproducible import seeded
 from .samples import ArraySamples, LazySamples, Samples
 
 Batch = Any
@@ -41,7 +38,7 @@ class Feed:
         device: Where batches are wanted.
         channels_last: Give 4-D floating-point tensors in the channels-last layout.
         on_device: Keep arrays in the device's memory; without effect on the CPU.
-        loader_workers: Processes that read lazy samples; 0 reads them in this process.
+        loader: Reads lazy samples; by default this process does.
 
     Attributes:
         group: How many batches of samples in memory are made at a time; None: as many as fit into ``GROUP_BYTES``.
@@ -49,9 +46,10 @@ class Feed:
     """
 
     def __init__(
-        self, samples: Samples, *, device: torch.device, channels_last: bool, on_device: bool, loader_workers: int = 0
+        self, samples: Samples, *, device: torch.device, channels_last: bool, on_device: bool,
+        loader: Loader | None = None,
     ) -> None:
-        self.samples, self.device, self.loader_workers = samples, device, loader_workers
+        self.samples, self.device = samples, device
         self.group: int | None = None
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._pixels = Pixels(samples.images, device) if samples.images is not None else None
@@ -66,6 +64,10 @@ class Feed:
             self._keeps = resident or device.type == "cpu"
             self._arrays = samples.arrays
             self._flat = type(self._arrays) is tuple and all(isinstance(part, np.ndarray) for part in self._arrays)
+
+        self._lazily: tuple[Loader, Upload] | None = None
+        if isinstance(samples, LazySamples):
+            self._lazily = loader or Loader([samples], 0, pinned=device.type == "cuda"), Upload(device)
 
     def num_batches(self, batch_size: int, drop_last: bool) -> int:
         """How many batches one pass has."""
@@ -103,12 +105,10 @@ class Feed:
             yield from self._divided([column.batch(rows, host, here) for column in self._columns], size)
 
     def _keep(self) -> None:
-        """Bring what every pass reads in the same way into its last form, the smallest leaves first."""
-        left = KEPT_BYTES[self.device.type]
-        for column in sorted((one for one in self._columns if one.fixed), key=lambda one: one.num_bytes):
-            left -= column.num_bytes
-            if left >= 0:
-                column.make_ready()
+        """Bring what every pass reads in the same way into its last form."""
+        assert isinstance(self.samples, ArraySamples)
+        for index in kept_leaves(self.samples, self.device.type):
+            self._columns[index].make_ready()
 
     def _draws(self, batch_size: int, seed: int | None, share: tuple[int, int]) -> Draws | None:
         """The draws of what this rank reads, at its positions one after the other."""
@@ -121,8 +121,8 @@ class Feed:
 
     def _fitting(self, size: int) -> int:
         """How many batches of ``size`` samples are made at a time."""
-        a_batch = size * sum(column.num_bytes for column in self._columns) // max(1, len(self.samples))
-        return max(1, GROUP_BYTES[self.device.type] // max(1, a_batch))
+        num_bytes = sum(column.num_bytes for column in self._columns)
+        return made_together(size * num_bytes // max(1, len(self.samples)), self.device.type)
 
     def _divided(self, whole: list[Tensor], size: int) -> Iterator[Batch]:
         """Batches of ``size`` samples from the leaves of several, the last one perhaps smaller."""
@@ -147,19 +147,29 @@ class Feed:
         order = samples.indices
         if seed is not None:
             order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).numpy()]
-        plan = [order[rows].tolist() for rows in places]
-        workers = min(self.loader_workers, _usable_cores(), len(places))
-        loader: DataLoader[Any] = DataLoader(
-            _Seeded(samples, seed),
-            batch_sampler=plan,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global generator
-        )
-        for batch in loader:
-            uploaded = tree_map(lambda tensor: tensor.to(self.device, non_blocking=True), batch)
-            yield self._finish(uploaded)
+        assert self._lazily is not None
+        loader, upload = self._lazily
+        for batch in upload(loader.batches(samples, [order[rows] for rows in places], seed)):
+            yield self._finish(batch)
+
+
+def kept_leaves(samples: ArraySamples, kind: str) -> dict[int, int]:
+    """Which leaves are kept ready for training on a kind of device, the smallest first, and their bytes then."""
+    images, left = samples.images, KEPT_BYTES[kind]
+    sizes = [(ready_bytes(array, pixels=index == 0 and images is not None), index)
+             for index, array in enumerate(leaves(samples.arrays))]
+    found = {}
+    for num_bytes, index in sorted(sizes):
+        random = index == 0 and images is not None and (images.crop or images.flip)
+        if not random and num_bytes <= left:
+            found[index] = num_bytes
+            left -= num_bytes
+    return found
+
+
+def made_together(batch_bytes: int, kind: str) -> int:
+    """How many batches of so many bytes are made at a time on a kind of device."""
+    return max(1, GROUP_BYTES[kind] // max(1, batch_bytes))
 
 
 def _part(leaf: Tensor, first: int, size: int) -> Tensor:
@@ -172,37 +182,3 @@ def _nest(like: Any, parts: list[Tensor]) -> Batch:
     """The leaves of a nest replaced in order."""
     given = iter(parts)
     return tree_map(lambda _: next(given), like)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Seeded(Dataset[Any]):
-    """Reads a sample under random generators seeded by the pass and the sample, whichever process reads it."""
-
-    def __init__(self, samples: LazySamples, seed: int | None) -> None:
-        self.samples, self.seed = samples, seed
-
-    def __getitem__(self, index: int) -> Any:
-        training = self.seed is not None
-        transform = self.samples.train_transform if training else self.samples.eval_transform
-        with seeded(derive_seed(self.seed if self.seed is not None else 0, "sample", index)):
-            sample = self.samples.dataset[index]
-            return sample if transform is None else transform(sample)
-
-
-def collate(samples: list[Any]) -> Any:
-    """Stack the leaves of samples into a batch; pairs stay tuples, numbers become int64 or float32 tensors."""
-    return tree_map(_narrow, _tuples(default_collate(samples)))
-
-
-def _narrow(tensor: Any) -> Any:
-    return tensor.float() if isinstance(tensor, Tensor) and tensor.dtype == torch.float64 else tensor
-
-
-def _tuples(nest: Any) -> Any:
-    """torch's collate turns plain tuples into lists."""
-    if isinstance(nest, list):
-        return tuple(_tuples(value) for value in nest)
-    return {key: _tuples(value) for key, value in nest.items()} if isinstance(nest, dict) else nest

@@ -24,6 +24,7 @@ from swamp_ray.sparsity.packing import Packed, load_packed_
 from swamp_ray.training.arithmetic import Arithmetic, local_device
 from swamp_ray.training.buffers import named_buffers
 from swamp_ray.training.data import Data, Feed
+from swamp_ray.training.loading import loader_of
 from swamp_ray.training.models import build_model
 from swamp_ray.training.nests import split_batch
 from swamp_ray.training.ranks import Alone, Ranks
@@ -76,7 +77,7 @@ class ParticleTrainer:
                 device=self.device,
                 channels_last=self.arithmetic.channels_last,
                 on_device=on_device,
-                loader_workers=self.config.data.loader_workers,
+                loader=loader_of(self.data, self.config.data.loader_workers, pinned=self.device.type == "cuda"),
             )
         return self.feeds[split]
 

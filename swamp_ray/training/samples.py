@@ -54,7 +54,7 @@ class ArraySamples:
 
 @dataclass(frozen=True, eq=False)
 class LazySamples:
-    """Samples that are read one by one through a DataLoader.
+    """Samples that are read one by one, see :mod:`swamp_ray.training.loading`.
 
     Attributes:
         dataset: Map-style, picklable; gives a nest a sample.

@@ -16,7 +16,7 @@ from ..config import DataConfig
 from ..errors import UserError
 from ..importing import load_object, own_traceback
 from .data_sources import Raw, check_labels
-from .feeds import collate
+from .loading import collate
 from .nests import leaves, named_leaves, tree_map
 from .reproducible import seeded
 from .samples import Data, LazySamples, channel_statistics, digest_of, first_rows, fixed_order, hold_out

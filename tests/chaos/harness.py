@@ -142,7 +142,8 @@ def _cluster(flag: Path) -> Iterator[Nodes]:
     # A node that is gone refuses connections at once; one that is merely slow has long to answer.
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200, "health_check_timeout_ms": 20_000,
              "health_check_failure_threshold": 5}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
+    cluster = Cluster(initialize_head=True, head_node_args={
+        "num_cpus": 0, "include_dashboard": False, "_system_config": quick})
     try:
         yield Nodes(cluster, flag)
     finally:

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from swamp_ray.cli import main
 from swamp_ray.orchestration.running import run
 from tests.helpers import TINY, descendants, ticket_digests, tiny, wait_for
 
@@ -23,16 +25,27 @@ LENGTH = 30
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     storage = tmp_path_factory.mktemp("undisturbed")
-    run(tiny(storage, round__length=LENGTH))
+    run(tiny(storage, round__length=LENGTH, execution__checkpoint_interval_s=60.0))
     return ticket_digests(storage)
 
 
-def start(folder: Path, **execution: Any) -> subprocess.Popen[str]:
+def command(folder: Path, **execution: Any) -> list[str]:
+    """Arguments of swamp."""
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "round": {"length": LENGTH}, "execution": {"device": "cpu", **execution}}))
+    return ["run", str(path), "--storage", str(folder / "results")]
+
+
+def start(folder: Path, **execution: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "swamp_ray", "run", str(path), "--storage", str(folder / "results")],
+        [sys.executable, "-m", "swamp_ray", *command(folder, **execution)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def goes_on(folder: Path, **execution: Any) -> None:
+    """The same command once more, in this process, which has imported torch and Ray already."""
+    done = CliRunner().invoke(main, command(folder, **execution))
+    assert done.exit_code == 0, done.output
 
 
 def training(folder: Path) -> bool:
@@ -85,9 +98,7 @@ def test_a_stopped_run_leaves_checkpoints_and_goes_on_to_the_same_bytes(
     assert list((tmp_path / "results/artifacts").glob("*/*/checkpoint.json")), output
     logs = (tmp_path / "results/runs/tiny/logs/attempt-1").glob("round-1-particle-*.log")
     assert any("asked to stop; a checkpoint was written after step" in path.read_text() for path in logs)
-    second = start(tmp_path, executor=executor, checkpoint_every=never_by_itself)
-    output, _ = second.communicate(timeout=120)
-    assert second.returncode == 0, output
+    goes_on(tmp_path, executor=executor, checkpoint_every=never_by_itself)
     logs = (tmp_path / "results/runs/tiny/logs/attempt-2").glob("round-1-particle-*.log")
     assert any("from step" in path.read_text() for path in logs)
     assert ticket_digests(tmp_path / "results") == undisturbed
@@ -98,9 +109,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, undisturbed: dic
     wait_for(lambda: training(tmp_path), process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=30)
-    second = start(tmp_path)
-    output, _ = second.communicate(timeout=240)
-    assert second.returncode == 0, output
+    goes_on(tmp_path)
     assert ticket_digests(tmp_path / "results") == undisturbed
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,15 +27,6 @@ from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Lease, Leases, artifact_lease
 from swamp_ray.storage.places import open_place
 from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny
-
-
-@pytest.fixture(scope="module")
-def cluster(s3: str) -> Iterator[None]:
-    """Two CPUs and three GPUs that exist in Ray's books only; workers inherit the S3 server's credentials."""
-    ray.init(address="local", num_cpus=2, num_gpus=3, include_dashboard=False, log_to_driver=False,
-             logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 class Killer(Reporter):
@@ -81,13 +71,13 @@ def test_ray_gives_the_bytes_of_the_inline_executor(
 
 @pytest.mark.usefixtures("cluster")
 def test_workers_read_and_write_a_bucket(remote: str, undisturbed: dict[str, str]) -> None:
-    on_ray(remote)
+    on_ray(remote, execution__num_workers=1)
     assert ticket_digests(remote) == undisturbed
 
 
 @pytest.mark.usefixtures("cluster")
 def test_states_beyond_the_bound_are_read_from_storage(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    on_ray(tmp_path, execution__max_waiting_states=0)
+    on_ray(tmp_path, execution__max_waiting_states=0, execution__num_workers=1)
     assert ticket_digests(tmp_path) == undisturbed
 
 
@@ -179,7 +169,7 @@ def test_a_killed_averaging_actor_is_replaced_and_fed_from_storage(
                 self.killed = _kill_actor("AveragingActor", earlier)
 
     reporter = KillsAverager()
-    on_ray(tmp_path, reporter)
+    on_ray(tmp_path, reporter, execution__num_workers=1)
     assert reporter.killed
     assert any("averaging actor" in warning for warning in reporter.warnings)
     assert ticket_digests(tmp_path) == undisturbed
@@ -263,26 +253,26 @@ def test_workers_are_scheduled_on_gpus(tmp_path: Path, undisturbed: dict[str, st
 
         def work_submitted(self, item: WorkItem) -> None:
             free = ray.available_resources().get("GPU", 0.0)
-            self.used = max(self.used, 3 - free)
+            self.used = max(self.used, 2 - free)
 
     counter = Counter()
     done = on_ray(tmp_path / "whole", counter, execution__num_gpus=1, execution__num_cpus=0.5)
-    assert json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["workers"] == 3
-    assert counter.used >= 2
+    assert json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["workers"] == 2
+    assert counter.used == 2
     assert ticket_digests(tmp_path / "whole") == undisturbed
-    half = on_ray(tmp_path / "half", execution__num_gpus=0.4, execution__num_cpus=0.1, particles__count=7,
+    half = on_ray(tmp_path / "half", execution__num_gpus=0.4, execution__num_cpus=0.1, particles__count=5,
                   pruning__target=0.0, averaging__within="none", round__length=1,
                   training__schedule__warmup=0)
     workers = json.loads(half.rundir.run_json_path.read_text())["attempts"][0]["workers"]
-    assert workers == 6, "two workers of 0.4 GPUs fit on each of three GPUs"
+    assert workers == 4, "two workers of 0.4 GPUs fit on each of two GPUs"
 
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(("values", "message"), [
-    ({"execution__num_gpus": 4}, r"4 GPU \(the largest node has 3\)"),
+    ({"execution__num_gpus": 4}, r"4 GPU \(the largest node has 2\)"),
     ({"execution__num_cpus": 64}, r"64 CPU \(the largest node has 2\)"),
     ({"execution__num_gpus": 1, "execution__num_workers": 5, "execution__num_cpus": 0},
-     r"5 workers need .*5 GPU, but there are .*3 GPU: 3 fit at a time"),
+     r"5 workers need .*5 GPU, but there are .*2 GPU: 2 fit at a time"),
 ])
 def test_a_plan_that_can_never_be_scheduled_is_refused_at_once(
     tmp_path: Path, values: dict[str, Any], message: str
@@ -298,11 +288,11 @@ def test_a_worker_that_dies_every_time_ends_the_run_with_particle_and_attempts(t
             _kill_actor("ParticleActor")
 
     with pytest.raises(RunError, match="dense phase failed after 3 attempts"):
-        on_ray(tmp_path, Relentless(), execution__max_retries=2, dense__length=400)
+        on_ray(tmp_path, Relentless(), execution__max_retries=2, execution__num_workers=1, dense__length=400)
     assert json.loads((tmp_path / "runs/tiny/run.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.usefixtures("cluster")
 def test_an_error_in_a_worker_comes_back_as_itself(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"round 0, particle \d diverged: the loss was"):
-        on_ray(tmp_path, training__lr=1e30, averaging__lr=1e30, dense__length=0)
+        on_ray(tmp_path, training__lr=1e30, averaging__lr=1e30, dense__length=0, execution__num_workers=1)

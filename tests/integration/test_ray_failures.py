@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,12 +24,6 @@ from tests.faults import epoch_seed, uneven
 from tests.helpers import ticket_digests, tiny
 
 pytestmark = pytest.mark.chaos
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 def faulty(storage: Path, reporter: Reporter | None = None, *, executor: str = "ray", **values: Any) -> Run:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from swamp_ray.orchestration.reporting import Reporter
@@ -45,22 +43,13 @@ class LosesItsNode(Reporter):
 
 
 @pytest.mark.chaos
-def test_a_lost_node_costs_no_result(tmp_path: Path) -> None:
+def test_a_lost_node_costs_no_result(nodes: Cluster, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     marker.touch()
     run(tiny(tmp_path / "undisturbed", **uneven(marker)))
     marker.unlink()
-    # A node that is gone refuses connections at once; one that is merely slow has long to answer.
-    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200, "health_check_timeout_ms": 20_000,
-             "health_check_failure_threshold": 5}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": quick})
-    try:
-        reporter = LosesItsNode(cluster, marker)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        done = run(tiny(tmp_path / "lost", execution__executor="ray", **uneven(marker)), reporter)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    reporter = LosesItsNode(nodes, marker)
+    done = run(tiny(tmp_path / "lost", execution__executor="ray", **uneven(marker)), reporter)
     assert reporter.lost
     assert reporter.failures == [Work("particle", 0, 0)], "what was finished before is not trained again"
     assert sum("no living node can hold one" in text for text in reporter.warnings) == 1, "it is said once"

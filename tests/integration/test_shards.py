@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,17 +18,10 @@ from swamp_ray.sparsity.packing import CHUNK
 from swamp_ray.storage.artifacts import ArtifactStore
 from tests.helpers import ticket_digests, tiny
 
-# Two layers of 4,096 x 4,096 weights and a little: two chunks of 16.8 million.
+# 4,096 x 4,096 weights and a little: more than one chunk of 16.8 million.
 LARGE: dict[str, Any] = {
     "model__name": "mlp", "model__options": {"hidden": [4096, 4096]}, "dense__length": 0, "round__length": "1 step",
     "averaging__within": "none", "training__schedule__warmup": 0, "particles__count": 2, "pruning__target": 0.5}
-
-
-@pytest.fixture
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 class KillsAShard(Reporter):
@@ -49,7 +40,7 @@ class KillsAShard(Reporter):
         self.warnings.append(text)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("cluster")
 def test_two_averaging_actors_of_which_one_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Known(RayExecutor):
         def __init__(self, prepared: Prepared, storage: str) -> None:
@@ -60,7 +51,8 @@ def test_two_averaging_actors_of_which_one_dies(tmp_path: Path, monkeypatch: pyt
     one = run(tiny(tmp_path / "one", **LARGE))
     assert one.prepared.layout.num_prunable > CHUNK
     reporter = KillsAShard()
-    run(tiny(tmp_path / "two", execution__executor="ray", averaging__num_shards=2, **LARGE), reporter)
+    run(tiny(tmp_path / "two", execution__executor="ray", execution__num_workers=1, averaging__num_shards=2, **LARGE),
+        reporter)
     assert len(KillsAShard.executors[0]._pool._dead_averagers) == 1
     assert ["the averaging actor died" in text for text in reporter.warnings] == [True]
     assert ticket_digests(tmp_path / "two") == ticket_digests(tmp_path / "one")

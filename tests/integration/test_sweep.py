@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -12,17 +11,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import ray
 import yaml
+from click.testing import CliRunner
 from ray import tune
 
 from swamp_ray import tune_trainable
+from swamp_ray.cli import main
 from swamp_ray.config_reading import load_config
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.running import run
@@ -34,14 +34,7 @@ from swamp_ray.sweep_config import Setting, Sweep, build_sweep
 from swamp_ray.sweep_console import write_all
 from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny, wait_for
 
-GRID = {"pruning.target": {"grid": [0.5, 0.75, 0.9]}, "particles.count": {"grid": [1, 2, 3]}}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
+GRID = {"pruning.target": {"grid": [0.5, 0.75, 0.9]}, "particles.count": {"grid": [1, 3]}}
 
 
 def sweep_of(storage: Path, space: dict[str, Any], executor: str = "inline", base: dict[str, Any] | None = None,
@@ -258,16 +251,20 @@ def test_a_tuner_of_the_users_own(tmp_path: Path) -> None:
 
 # As its user sees it: in a process of its own
 
+SLOW: dict[str, Any] = {**TINY, "round": {"length": 6}}
 SLOW_GRID = {"pruning.target": {"grid": [0.75, 0.9]}, "training.lr": {"grid": [0.05, 0.1]}}
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def command(folder: Path) -> list[str]:
+    """Arguments of swamp."""
     path = folder / "s.yaml"
-    path.write_text(yaml.safe_dump({
-        "base": {**TINY, "round": {"length": 12}}, "space": SLOW_GRID, "seeds": 2}))
-    return subprocess.Popen(
-        [sys.executable, "-m", "swamp_ray", "sweep", str(path), "--storage", str(folder / "results")],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    path.write_text(yaml.safe_dump({"base": SLOW, "space": SLOW_GRID, "seeds": 2}))
+    return ["sweep", str(path), "--storage", str(folder / "results")]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "swamp_ray", *command(folder)], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
 def begun(folder: Path) -> bool:
@@ -280,7 +277,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     """Tickets of each member of the slow grid, run alone."""
     storage = tmp_path_factory.mktemp("undisturbed")
     sweep = build_sweep({"name": "s", "storage": str(storage), "seeds": 2, "space": SLOW_GRID,
-                         "base": {**TINY, "round": {"length": 12}}})
+                         "base": {**SLOW, "execution": {**TINY["execution"], "checkpoint_interval_s": 60.0}}})
     found = {}
     for setting in sweep.settings():
         for seed in (0, 1):
@@ -290,6 +287,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
     return found
 
 
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_or_killed_it_goes_on_to_the_same_bytes(
     tmp_path: Path, number: signal.Signals, undisturbed: dict[str, dict[str, str]]
@@ -309,9 +307,9 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bytes(
     while any(command_line(pid) and "Agent" not in command_line(pid) for pid in below):
         assert time.monotonic() < deadline, "its processes end with it"
         time.sleep(0.1)
-    again = start(tmp_path)
-    output = again.communicate(timeout=120)[0]
-    assert again.returncode == 0, output
+    again = CliRunner().invoke(main, command(tmp_path))
+    output = again.output
+    assert again.exit_code == 0, output
     trained = logged(tmp_path / "results")
     assert finished < set(trained)
     assert f"trained: {len(trained)} particles and dense phases" in output, "what was trained before counts as well"

@@ -102,5 +102,5 @@ def test_a_job_whose_time_is_up_is_queued_again_and_ends_with_the_same_bytes(tmp
     assert process.returncode == 0, output
     assert (tmp_path / "scontrol").read_text().split() == ["requeue", "7"], "queued again after its end"
     undisturbed = tmp_path / "undisturbed"
-    run(tiny(undisturbed, round__length=LENGTH))
+    run(tiny(undisturbed, round__length=LENGTH, execution__checkpoint_interval_s=60.0))
     assert ticket_digests(tmp_path / "results") == ticket_digests(undisturbed)

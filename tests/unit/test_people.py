@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_check_prints_the_plan(tmp_path: Path) -> None:
     done = swamp("check", str(path), "--storage", str(tmp_path / "never"))
     assert done.exit_code == 0, done.output
     for words in ("features.0.weight", "27,472", "13,736", "6,868", "75.0 %", "a round's mask 3.4 kB",
-                  "executor inline"):
+                  "device memory of a particle: about ", "executor inline"):
         assert words in done.output
     assert not (tmp_path / "never").exists()
     too_many = swamp("check", str(path), "--set", "execution.executor=ray", "--set", "execution.num_gpus=512")
@@ -169,6 +170,23 @@ def test_an_ensemble_is_the_mean_of_softmax_outputs(storage: Path) -> None:
         assert level.ensemble["test"]["accuracy"] == pytest.approx(float((mean.argmax(1) == labels).mean()))
         likelihood = -np.log(mean[np.arange(len(labels)), labels]).mean()
         assert level.ensemble["test"]["loss"] == pytest.approx(float(likelihood), rel=1e-4)
+
+
+def test_runs_of_other_arithmetic_are_evaluated_on_the_same_samples(storage: Path, tmp_path: Path) -> None:
+    shutil.copytree(storage / "runs" / "tiny", tmp_path / "runs" / "again")
+    config = tmp_path / "runs" / "again" / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["execution"]["channels_last"] = False
+    config.write_text(yaml.safe_dump(values))
+    for record in find_run("again", str(tmp_path)).read_rounds():
+        (tmp_path / record["ticket"]).parent.mkdir(parents=True)
+        shutil.copy(storage / record["ticket"], tmp_path / record["ticket"])
+    levels, _ = evaluate_runs([find_run("tiny", str(storage)), find_run("again", str(tmp_path))])
+    for level in levels:
+        assert level.ensemble is not None
+        for split in ("validation", "test"):
+            assert level.members[1][split] == pytest.approx(level.members[0][split], abs=1e-5)
+            assert level.ensemble[split] == pytest.approx(level.members[0][split], abs=1e-5)
 
 
 def test_runs_that_cannot_be_compared_are_refused(storage: Path, tmp_path: Path) -> None:

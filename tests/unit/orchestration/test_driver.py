@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from swamp_ray import load_ticket
 from swamp_ray.errors import DivergedError, RunError, UserError
 from swamp_ray.orchestration.driver import WAIT_S
 from swamp_ray.orchestration.inline import InlineExecutor
+from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Report, RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.reporting import Reporter
@@ -68,6 +70,21 @@ def watched(storage: Path, **values: object) -> tuple[Run, Watcher]:
     return run(tiny(storage, **values), watcher), watcher
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Storage of the tiny run, which is complete."""
+    storage = tmp_path_factory.mktemp("complete")
+    run(tiny(storage))
+    return storage
+
+
+@pytest.fixture
+def copied(tmp_path: Path, complete: Path) -> None:
+    """The tiny run is complete in the test's folder: the same command only reads."""
+    shutil.copytree(complete, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.mark.usefixtures("copied")
 def test_a_run_writes_tickets_of_exactly_the_planned_sparsities(tmp_path: Path) -> None:
     done, _ = watched(tmp_path)
     total = done.prepared.layout.num_prunable
@@ -84,6 +101,7 @@ def test_a_run_writes_tickets_of_exactly_the_planned_sparsities(tmp_path: Path) 
         previous = ticket
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_ticket_in_a_plain_model_gives_the_recorded_accuracy(tmp_path: Path) -> None:
     done, _ = watched(tmp_path)
     data = done.prepared.data
@@ -102,6 +120,7 @@ def test_a_ticket_in_a_plain_model_gives_the_recorded_accuracy(tmp_path: Path) -
         assert accuracy == pytest.approx(record.average["test"]["accuracy"], abs=1e-9)
 
 
+@pytest.mark.usefixtures("copied")
 def test_the_average_is_the_float64_mean_of_the_particles(tmp_path: Path) -> None:
     from swamp_ray.storage.states import read_state
 
@@ -129,6 +148,26 @@ def test_the_same_command_again_trains_nothing_and_starts_no_workers(tmp_path: P
     assert ticket_digests(tmp_path) == before
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
+def test_the_memory_that_particles_took_is_recorded_and_decides_nothing(tmp_path: Path) -> None:
+    done, _ = watched(tmp_path)
+    store, peaks = ArtifactStore(tmp_path), []
+    for record, line in zip(done.records, done.rundir.read_rounds(), strict=True):
+        stored = [store.find(entry["name"]) for entry in record.artifacts["particles"]]
+        assert record.peak_bytes == line["peak_bytes"] == [one.info["peak_bytes"] for one in stored if one is not None]
+        peaks += record.peak_bytes
+    assert len(peaks) == 9
+    assert all(peak > 50e6 for peak in peaks), "torch alone takes up more"
+    other = replace(done.records[0], peak_bytes=[1, 2, 3])
+    assert other == done.records[0]
+    lines = done.rundir.rounds.read()
+    journal = Journal(done.rundir, store)
+    journal.open(prepare(tiny(tmp_path)))
+    journal.write_round(other)
+    journal.close("complete")
+    assert done.rundir.rounds.read() == lines, "a round that was recorded is not recorded anew for it"
+
+
 def test_two_fresh_runs_give_the_same_bytes(tmp_path: Path) -> None:
     watched(tmp_path / "a")
     torch.manual_seed(12345)
@@ -137,6 +176,7 @@ def test_two_fresh_runs_give_the_same_bytes(tmp_path: Path) -> None:
     assert ticket_digests(tmp_path / "a") == ticket_digests(tmp_path / "b")
 
 
+@pytest.mark.usefixtures("copied")
 def test_runs_share_what_they_have_in_common(tmp_path: Path) -> None:
     watched(tmp_path)
     _, deeper = watched(tmp_path, name="deeper", pruning__target=0.875)
@@ -154,6 +194,7 @@ def test_a_moved_storage_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not watcher.trained
 
 
+@pytest.mark.usefixtures("copied")
 @pytest.mark.parametrize("file", ["state.safetensors", "next_mask.safetensors"])
 def test_a_damaged_result_is_computed_again_with_the_same_bytes(tmp_path: Path, file: str) -> None:
     done, _ = watched(tmp_path)
@@ -170,6 +211,7 @@ def test_a_damaged_result_is_computed_again_with_the_same_bytes(tmp_path: Path, 
     assert ticket_digests(tmp_path) == before
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_damaged_particle_state_is_trained_again(tmp_path: Path) -> None:
     done, _ = watched(tmp_path)
     before = ticket_digests(tmp_path)
@@ -186,6 +228,7 @@ def test_a_damaged_particle_state_is_trained_again(tmp_path: Path) -> None:
     assert ticket_digests(tmp_path) == before
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_name_used_again_with_another_recipe_is_refused_with_a_diff(tmp_path: Path) -> None:
     watched(tmp_path)
     before = ticket_digests(tmp_path)
@@ -196,6 +239,7 @@ def test_a_name_used_again_with_another_recipe_is_refused_with_a_diff(tmp_path: 
         watched(tmp_path, execution__threads=2)
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_damaged_state_among_new_ones_is_trained_again(tmp_path: Path) -> None:
     """One particle is found damaged while others of its round are still to be trained."""
     done, _ = watched(tmp_path)
@@ -227,6 +271,7 @@ def test_a_damaged_dense_phase_is_trained_again_with_the_same_bytes(tmp_path: Pa
     assert ticket_digests(tmp_path) == before
 
 
+@pytest.mark.usefixtures("copied")
 def test_where_data_and_checkpoint_lie_is_no_part_of_the_recipe(tmp_path: Path) -> None:
     done, _ = watched(tmp_path)
     watched(tmp_path, data__loader_workers=1, identity__strict=False, data__root=str(tmp_path))
@@ -241,10 +286,9 @@ def test_where_data_and_checkpoint_lie_is_no_part_of_the_recipe(tmp_path: Path) 
         watched(tmp_path, name="further", start_from={"path": str(tmp_path / "a" / "t.safetensors")})
 
 
-def test_execution_settings_do_not_change_results(tmp_path: Path) -> None:
-    watched(tmp_path / "a")
-    watched(tmp_path / "b", execution__max_waiting_states=0, execution__checkpoint_every=0)
-    assert ticket_digests(tmp_path / "a") == ticket_digests(tmp_path / "b")
+def test_execution_settings_do_not_change_results(tmp_path: Path, complete: Path) -> None:
+    watched(tmp_path, execution__max_waiting_states=0, execution__checkpoint_every=0)
+    assert ticket_digests(tmp_path) == ticket_digests(complete)
 
 
 def test_an_interrupted_particle_goes_on_at_its_checkpoint_with_the_same_bytes(tmp_path: Path) -> None:
@@ -379,9 +423,8 @@ def test_a_checkpoint_that_does_not_fit_says_which_tensors_differ(tmp_path: Path
         prepare(tiny(tmp_path, start_from={"path": str(tmp_path / "junk.pt")}))
 
 
-def test_an_earlier_ticket_is_pruned_further(tmp_path: Path) -> None:
-    done, _ = watched(tmp_path / "first")
-    ticket = tmp_path / "first" / done.records[1].ticket
+def test_an_earlier_ticket_is_pruned_further(tmp_path: Path, complete: Path) -> None:
+    ticket = complete / "runs/tiny/tickets/0.5000/model.safetensors"
     further, _ = watched(tmp_path / "second", start_from={"path": str(ticket)}, pruning__target=0.875)
     assert [record.sparsity for record in further.records] == pytest.approx([0.5, 0.75, 0.875], abs=1e-3)
     before, after = load_ticket(ticket), load_ticket(tmp_path / "second" / further.records[-1].ticket)
@@ -429,15 +472,14 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
     watched(tmp_path)
 
 
-def test_a_lease_that_cannot_be_taken_costs_nothing(tmp_path: Path) -> None:
+def test_a_lease_that_cannot_be_taken_costs_nothing(tmp_path: Path, complete: Path) -> None:
     class InTheWay(Watcher):
         def work_submitted(self, item: WorkItem) -> None:
             super().work_submitted(item)
             (tmp_path / artifact_lease(item.named.name)).mkdir(parents=True, exist_ok=True)
 
     run(tiny(tmp_path), InTheWay())
-    watched(tmp_path / "undisturbed")
-    assert ticket_digests(tmp_path) == ticket_digests(tmp_path / "undisturbed")
+    assert ticket_digests(tmp_path) == ticket_digests(complete)
 
 
 def content_of(rundir: RunDir) -> bytes:
@@ -508,6 +550,7 @@ def test_rounds_that_keep_equal_shares_have_tickets_of_their_own(tmp_path: Path)
     assert sorted(ticket_digests(tmp_path)) == tickets
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_lost_config_does_not_let_another_recipe_into_a_run(tmp_path: Path) -> None:
     watched(tmp_path)
     tickets = ticket_digests(tmp_path)

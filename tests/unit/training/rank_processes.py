@@ -15,6 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+# Ranks are forks of a process that has imported torch: once, instead of once a rank.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch.distributed", "swamp_ray.orchestration.preparation"])
+
 
 def on_ranks(count: int, function: Callable[..., Any], *given: Any, seconds: float = 90) -> list[Any]:
     """What the function returns on each rank of a gloo group, or its traceback; None for a rank that was killed.
@@ -24,9 +28,8 @@ def on_ranks(count: int, function: Callable[..., Any], *given: Any, seconds: flo
         function: Of a module; called with the rank and what is given.
         seconds: Ranks that take longer are ended.
     """
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        processes = [context.Process(target=_rank, args=(rank, count, folder, seconds, function, given), daemon=True)
+        processes = [PROCESSES.Process(target=_rank, args=(rank, count, folder, seconds, function, given), daemon=True)
                      for rank in range(count)]
         for process in processes:
             process.start()

@@ -16,6 +16,7 @@ from swamp_ray.config import DataConfig
 from swamp_ray.errors import RunError
 from swamp_ray.training import feeds
 from swamp_ray.training.data import ArraySamples, Feed, Images, LazySamples, leaves, load_data
+from swamp_ray.training.loading import Loader
 from swamp_ray.training.pixels import Draws
 
 CPU = torch.device("cpu")
@@ -33,8 +34,9 @@ def image_samples(num: int, height: int, width: int, channels: int, images: Imag
     return ArraySamples((pixels, labels), images)
 
 
-def feed_of(samples: Any, channels_last: bool = True, **rest: Any) -> Feed:
-    return Feed(samples, device=CPU, channels_last=channels_last, on_device=False, **rest)
+def feed_of(samples: Any, channels_last: bool = True, loader_workers: int = 0) -> Feed:
+    loader = Loader([samples], loader_workers) if isinstance(samples, LazySamples) else None
+    return Feed(samples, device=CPU, channels_last=channels_last, on_device=False, loader=loader)
 
 
 def slow_epoch(samples: ArraySamples, seed: int | None) -> np.ndarray:

@@ -1,0 +1,151 @@
+"""The networks of a finished run, and a place where any weights can be measured as the run measured its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swamp_ray.errors import MissingPayloadError, UserError
+from swamp_ray.locating import config_of
+from swamp_ray.orchestration.preparation import device_kind, state_of
+from swamp_ray.sparsity.masks import full_values
+from swamp_ray.sparsity.packing import Packed
+from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.states import read_state
+from swamp_ray.storage.tickets import load_ticket
+from swamp_ray.training.arithmetic import applied, resolve_arithmetic
+from swamp_ray.training.data import Data, load_data
+from swamp_ray.training.particle import ParticleTrainer, initial_model
+
+Point = np.ndarray
+"""All weights of a network: float32 ``[P + rest]``, prunable ones first, pruned ones 0."""
+Metrics = dict[str, dict[str, float]]
+PREDICTION_BATCH = 128
+
+
+class Bench:
+    """A run's networks by round and particle, and its network to measure them in.
+
+    Args:
+        rundir: The run; its tickets and the states of its particles are read from its storage.
+        data: Its decoded data, where somebody has them.
+
+    Raises:
+        UserError: The run has no finished round, or its data are others now.
+    """
+
+    def __init__(self, rundir: RunDir, data: Data | None = None) -> None:
+        self.rundir, self.config = rundir, config_of(rundir)
+        self._records = {record["round"]: record for record in rundir.read_rounds()}
+        if not self._records:
+            raise UserError(f"the run {rundir.name!r} has no finished round yet", where="RUN")
+        self.data = data or load_data(self.config.data)
+        _check_data(rundir, self.data)
+        model = initial_model(self.config, self.data)
+        self._buffers = state_of(model).buffers
+        self.arithmetic = resolve_arithmetic(self.config.execution, device_kind(self.config), model)
+        self.trainer = ParticleTrainer(self.config, self.data, self.arithmetic)
+        self._store = ArtifactStore(rundir.place)
+        self._masks: dict[int, np.ndarray] = {}
+
+    @property
+    def rounds(self) -> list[int]:
+        """Indices of the finished rounds, in order."""
+        return sorted(self._records)
+
+    def sparsity(self, index: int) -> float:
+        """Of a round's mask."""
+        return float(self._record(index)["sparsity"])
+
+    def mask(self, index: int) -> np.ndarray:
+        """A round's mask, bool ``[P]``."""
+        if index not in self._masks:
+            ticket = load_ticket(self.rundir.place.locate(self._record(index)["ticket"]))
+            parts = [ticket.masks[layer.name].numpy().reshape(-1) for layer in self.trainer.layout.layers]
+            self._masks[index] = np.concatenate(parts)
+        return self._masks[index]
+
+    def average(self, index: int) -> Point:
+        """A round's averaged network."""
+        return self._point(self._manifest(self._record(index)["artifacts"]["average"]["name"], index), index)
+
+    def particles(self, index: int) -> list[Point]:
+        """The particles that entered a round's average, in order.
+
+        Raises:
+            UserError: Their states were not kept.
+        """
+        record = self._record(index)
+        gone = {one["particle"] for one in record.get("dropped", [])}
+        names = dict(zip([n for n in range(record["num_particles"]) if n not in gone],
+                         record["artifacts"]["particles"], strict=True))
+        return [self._point(self._manifest(names[n]["name"], index), index) for n in record["combined"]]
+
+    def measure(self, point: Point, splits: Sequence[str] = ("train", "test")) -> Metrics:
+        """Metrics of any weights on whole splits, unaugmented, with normalisation statistics re-estimated for them."""
+        with applied(self.arithmetic):
+            self.put(point)
+            return self.trainer.metrics(tuple(splits))
+
+    @torch.no_grad()
+    def predict(self, point: Point, split: str) -> list[Tensor]:
+        """What the task's metrics are computed from, one tensor a batch; statistics are re-estimated first."""
+        with applied(self.arithmetic), self.trainer.autocast():
+            self.put(point)
+            self.trainer.model.eval()
+            return [self.trainer.task.predict(self.trainer.model, batch) for batch in self.batches(split)]
+
+    def batches(self, split: str) -> Iterable[Any]:
+        """The batches of a split in fixed order, on the device."""
+        return self.trainer.feed(split).batches(PREDICTION_BATCH, seed=None, drop_last=False)
+
+    def put(self, point: Point) -> None:
+        """Load weights into the network, and re-estimate its statistics. The caller applies the arithmetic."""
+        num = self.trainer.layout.num_prunable
+        self.trainer.load(Packed(point[:num], point[num:]), np.ones(num, dtype=bool), self._buffers)
+        self.trainer.reestimate()
+
+    def _record(self, index: int) -> dict[str, Any]:
+        if index not in self._records:
+            raise UserError(f"the run {self.rundir.name!r} has no finished round {index}", where="RUN",
+                            do=f"There are: {', '.join(map(str, self.rounds))}.")
+        return self._records[index]
+
+    def _manifest(self, name: str, index: int) -> Manifest:
+        manifest = self._store.find(name)
+        if manifest is None:
+            raise self._not_kept(index)
+        return manifest
+
+    def _point(self, manifest: Manifest, index: int) -> Point:
+        try:
+            packed = read_state(self._store, manifest)
+        except MissingPayloadError as error:
+            raise self._not_kept(index) from error
+        return np.concatenate([full_values(self.mask(index), packed.values), packed.rest]).astype(np.float32)
+
+    def _not_kept(self, index: int) -> UserError:
+        return UserError(f"the states of round {index} of {self.rundir.name!r} are no longer in the storage",
+                         do="Run it again with keep.particles: all; what is stored is not trained again.", where="RUN")
+
+
+def mean_point(points: Sequence[Point]) -> Point:
+    """The mean of networks, added up in order in float64 and rounded once."""
+    total = np.zeros(points[0].shape, dtype=np.float64)
+    for point in points:
+        total += point
+    return (total / len(points)).astype(np.float32)
+
+
+def _check_data(rundir: RunDir, data: Data) -> None:
+    stored = (rundir.read_run() or {}).get("data", {}).get("digest")
+    if stored is not None and stored != data.digest:
+        raise UserError(f"the run {rundir.name!r} was trained on other data or another split than its config gives now",
+                        where="RUN", do="Give it the data back that it was trained on.")
+
+

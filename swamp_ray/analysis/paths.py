@@ -1,0 +1,124 @@
+"""Lines and planes through weight space: what is measured between networks, and how high the barrier is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from swamp_ray.analysis.bench import Metrics, Point
+
+NUM_POINTS = 11
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was measured on the straight line between two networks.
+
+    Attributes:
+        positions: Share of the way from the first to the second, increasing from 0 to 1.
+        metrics: By position.
+    """
+
+    positions: tuple[float, ...]
+    metrics: tuple[Metrics, ...]
+
+    def values(self, split: str, name: str) -> np.ndarray:
+        """One metric along the line, float64 ``[points]``; ``"error"`` is 1 - accuracy."""
+        if name == "error":
+            return 1.0 - self.values(split, "accuracy")
+        return np.array([one[split][name] for one in self.metrics])
+
+    def barrier(self, split: str, name: str) -> float:
+        """The largest excess over the straight line between the values at the ends (Frankle et al., 2020); at least 0.
+
+        Args:
+            split: Of the data.
+            name: A metric of which less is better: ``"loss"``, ``"error"``.
+        """
+        return float(self.excess(split, name).max())
+
+    def excess(self, split: str, name: str) -> np.ndarray:
+        """How far a metric lies above the straight line between its values at the ends, ``[points]``."""
+        values, share = self.values(split, name), np.array(self.positions)
+        return values - ((1 - share) * values[0] + share * values[-1])
+
+
+def line(measure: Callable[[Point], Metrics], first: Point, second: Point, num_points: int = NUM_POINTS) -> Line:
+    """Measure equally spaced points of a line, its ends included.
+
+    Raises:
+        ValueError: Fewer than two points.
+    """
+    if num_points < 2:
+        raise ValueError(f"a line has at least its two ends, but got {num_points} points")
+    positions = tuple(float(share) for share in np.linspace(0.0, 1.0, num_points))
+    return Line(positions, tuple(measure(between(first, second, share)) for share in positions))
+
+
+def between(first: Point, second: Point, share: float) -> Point:
+    """A point of a line, computed in float64; the ends are the networks themselves, to the bit."""
+    if share in (0.0, 1.0):
+        return first if share == 0.0 else second
+    return ((1.0 - share) * first.astype(np.float64) + share * second.astype(np.float64)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """What was measured in the plane through three networks.
+
+    Attributes:
+        corners: Coordinates of the three, float64 ``[3, 2]``, in units of the weights' Euclidean distance.
+        first, second: Coordinates of the grid along both axes.
+        metrics: By row (second axis) and column (first axis).
+    """
+
+    corners: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    metrics: tuple[tuple[Metrics, ...], ...]
+
+    def values(self, split: str, name: str) -> np.ndarray:
+        """One metric on the grid, float64 ``[rows, columns]``; ``"error"`` is 1 - accuracy."""
+        if name == "error":
+            return 1.0 - self.values(split, "accuracy")
+        return np.array([[one[split][name] for one in row] for row in self.metrics])
+
+
+def plane(
+    measure: Callable[[Point], Metrics], networks: Sequence[Point], num_points: int = 21, margin: float = 0.2
+) -> Plane:
+    """Measure a grid in the plane through three networks, which reaches beyond them by a share of their extent.
+
+    The first axis points from the first network to the second; the second one is orthogonal to it (Garipov et al.,
+    2018).
+
+    Raises:
+        ValueError: The networks lie on one line, or are not three.
+    """
+    origin, along, across = _axes(networks)
+    corners = np.array([[(point - origin) @ along, (point - origin) @ across]
+                        for point in (network.astype(np.float64) for network in networks)])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    pad = margin * (high - low)
+    first, second = (np.linspace(low[axis] - pad[axis], high[axis] + pad[axis], num_points) for axis in (0, 1))
+    rows = [[measure((origin + x * along + y * across).astype(np.float32)) for x in first] for y in second]
+    return Plane(corners, first, second, tuple(tuple(row) for row in rows))
+
+
+def _axes(networks: Sequence[Point]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An origin and two orthonormal directions, float64."""
+    if len(networks) != 3:
+        raise ValueError(f"a plane goes through three networks, but got {len(networks)}")
+    origin, second, third = (network.astype(np.float64) for network in networks)
+    along, across = second - origin, third - origin
+    length = float(np.linalg.norm(along))
+    if length == 0.0:
+        raise ValueError("the first two networks are the same")
+    along /= length
+    across = across - (across @ along) * along
+    height = float(np.linalg.norm(across))
+    if height <= 1e-9 * length:
+        raise ValueError("the three networks lie on one line")
+    return origin, along, across / height

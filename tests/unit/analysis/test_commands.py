@@ -1,0 +1,77 @@
+"""``swamp analyze`` on a real small run: tables, files, JSON, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from swamp_ray.analysis import commands
+from swamp_ray.cli import main
+from swamp_ray.orchestration.running import run
+from tests.helpers import tiny
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("analysed")
+    run(tiny(folder, pruning__target=0.5))
+    run(tiny(folder, name="other", seed=1, pruning__target=0.5, particles__count=1))
+    return folder
+
+
+def shown(storage: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(main, ["analyze", *arguments, "--storage", str(storage)])
+    return result.output
+
+
+def rows(storage: Path, what: str, name: str = "tiny") -> list[dict]:
+    return json.loads((storage / f"runs/{name}/analysis/{what}.json").read_text())["rows"]
+
+
+def test_connectivity(storage: Path) -> None:
+    text = shown(storage, "connectivity", "tiny")
+    found = rows(storage, "connectivity")
+    assert [(row["kind"], row["round"]) for row in found] == [
+        ("particles", 0), ("particles", 0), ("particles", 0), ("rounds", 0), ("particles", 1), ("particles", 1),
+        ("particles", 1)]
+    for row in found:
+        values = np.array(row["values"]["test"]["loss"])
+        chord = np.linspace(values[0], values[-1], 11)
+        assert row["barrier"]["test"]["loss"] == pytest.approx(max(values - chord), abs=1e-12)
+    assert "particle 0, 1 " in text
+    assert "average of round 0, round 1" in text
+
+
+@pytest.mark.parametrize(("what", "heading"), [
+    ("landscape", "lowest test loss"), ("curvature", "sum w² H"), ("particles", "ensemble test"), ("masks", "overlap")])
+def test_the_others_print_a_table_and_leave_a_file(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, what: str, heading: str
+) -> None:
+    for name, value in (("GRID", 3), ("NUM_SAMPLES", 40), ("NUM_DIRECTIONS", 2)):
+        monkeypatch.setattr(commands, name, value)
+    assert heading in shown(storage, what, "tiny")
+    assert rows(storage, what)
+
+
+def test_one_round_as_json(storage: Path) -> None:
+    text = shown(storage, "particles", "tiny", "--round", "1", "--json")
+    found = json.loads(text[text.index("{"):])
+    assert {row["round"] for row in found["tiny"]} == {1}
+    assert [row["count"] for row in found["tiny"]] == [1, 2, 3]
+
+
+def test_masks_of_runs_are_compared_with_chance(storage: Path) -> None:
+    text = shown(storage, "masks", "tiny", "other")
+    assert "masks of different runs" in text
+    assert "by chance" in text
+    assert "0.3333" in text, "two random masks of density 0.5 share a third of their union"
+
+
+def test_what_cannot_be_analysed_is_refused(storage: Path) -> None:
+    assert "needs three particles" in shown(storage, "landscape", "other")
+    assert "no finished round 7" in shown(storage, "masks", "tiny", "--round", "7")
+    assert "curvature" in shown(storage, "sharpness", "tiny"), "the choices are named"
