@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .columns import Column, as_read
 from .loading import Loader, Upload
 from .nests import leaves, tree_map
-from .samples import ArraySamples, Images, LazySamples, Samples
+from .pixels import Draws, Pixels
+from .samples import ArraySamples, LazySamples, Samples
 
 Batch = Any
+
+
+KEPT_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
+"""Up to so many bytes of a split are kept in the form in which networks read them, where every pass reads the same."""
+GROUP_BYTES = {"cpu": 0, "cuda": 64 * 2**20}
+"""Of the batches that are made at a time: few launches on a GPU; on a CPU a batch is read while it is in the cache."""
+_ALIGNMENT = 512
+"""Bytes. Batches begin where memory that is asked for would: libraries choose their kernels by it."""
 
 
 class Feed:
@@ -31,6 +39,10 @@ class Feed:
         channels_last: Give 4-D floating-point tensors in the channels-last layout.
         on_device: Keep arrays in the device's memory; without effect on the CPU.
         loader: Reads lazy samples; by default this process does.
+
+    Attributes:
+        group: How many batches of samples in memory are made at a time; None: as many as fit into ``GROUP_BYTES``.
+            It decides over speed and memory alone.
     """
 
     def __init__(
@@ -38,11 +50,20 @@ class Feed:
         loader: Loader | None = None,
     ) -> None:
         self.samples, self.device = samples, device
+        self.group: int | None = None
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._pixels = _Pixels(samples.images, device) if samples.images is not None else None
-        self._resident: Any = None
-        if isinstance(samples, ArraySamples) and on_device and device.type != "cpu":
-            self._resident = tree_map(lambda array: torch.tensor(array, device=device), samples.arrays)
+        self._pixels = Pixels(samples.images, device) if samples.images is not None else None
+        self._columns: list[Column] = []
+        self._arrays: Any = None
+        if isinstance(samples, ArraySamples):
+            resident = on_device and device.type != "cpu"
+            self._columns = [
+                Column(array, device=device, layout=self._format, resident=resident,
+                       pixels=self._pixels if index == 0 else None)
+                for index, array in enumerate(leaves(samples.arrays))]
+            self._keeps = resident or device.type == "cpu"
+            self._arrays = samples.arrays
+            self._flat = type(self._arrays) is tuple and all(isinstance(part, np.ndarray) for part in self._arrays)
         self._lazily: tuple[Loader, Upload] | None = None
         if isinstance(samples, LazySamples):
             self._lazily = loader or Loader([samples], 0, pinned=device.type == "cuda"), Upload(device)
@@ -67,46 +88,59 @@ class Feed:
         """
         num = self.num_batches(batch_size, drop_last)
         part, size = share[0] * (batch_size // share[1]), batch_size // share[1]
-        places = [slice(index * batch_size + part, index * batch_size + part + size) for index in range(first, num)]
         if isinstance(self.samples, LazySamples):
+            places = [slice(index * batch_size + part, index * batch_size + part + size) for index in range(first, num)]
             yield from self._lazy(self.samples, places, seed)
             return
+        if seed is not None and self._keeps:
+            self._keep()
+        draws = self._draws(batch_size, seed, share)
+        on_device = draws if draws is None or self.device.type == "cpu" else draws.to(self.device)
+        group = self.group or self._fitting(size)
+        for start in range(first, num, group):
+            rows = slice(start * size, min(start + group, num) * size)
+            here = None if on_device is None else on_device.part(rows)
+            host = here if on_device is draws or draws is None else draws.part(rows)
+            yield from self._divided([column.batch(rows, host, here) for column in self._columns], size)
+
+    def _keep(self) -> None:
+        """Bring what every pass reads in the same way into its last form, the smallest leaves first."""
+        left = KEPT_BYTES[self.device.type]
+        for column in sorted((one for one in self._columns if one.fixed), key=lambda one: one.num_bytes):
+            left -= column.num_bytes
+            if left >= 0:
+                column.make_ready()
+
+    def _draws(self, batch_size: int, seed: int | None, share: tuple[int, int]) -> Draws | None:
+        """The draws of what this rank reads, at its positions one after the other."""
         draws = Draws.of(len(self.samples), self.samples.images, seed)
-        on_device = None if draws is None else draws.to(self.device)
-        for rows in places:
-            raw = self._gather(self.samples.arrays, rows, draws, on_device)
-            yield self._finish(raw, None if on_device is None else on_device.part(rows))
+        if share[1] == 1:
+            return draws
+        num = len(self.samples) // batch_size
+        own = torch.arange(num * batch_size).view(num, share[1], -1)[:, share[0]].reshape(-1)
+        return Draws(own) if draws is None else draws.part(own)
 
-    def _gather(self, arrays: Any, rows: slice, draws: Draws | None, on_device: Draws | None) -> Any:
-        """The samples' own values, as new tensors on the device."""
-        if self._resident is not None:
-            if on_device is None:
-                return tree_map(lambda tensor: tensor[rows].clone(), self._resident)
-            return tree_map(lambda tensor: tensor.index_select(0, on_device.order[rows]), self._resident)
-        if draws is None:
-            return tree_map(lambda array: self._upload(np.array(array[rows])), arrays)
-        chosen = draws.order[rows].numpy()
-        return tree_map(lambda array: self._upload(np.take(array, chosen, axis=0)), arrays)
+    def _fitting(self, size: int) -> int:
+        """How many batches of ``size`` samples are made at a time."""
+        a_batch = size * sum(column.num_bytes for column in self._columns) // max(1, len(self.samples))
+        return max(1, GROUP_BYTES[self.device.type] // max(1, a_batch))
 
-    def _upload(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+    def _divided(self, whole: list[Tensor], size: int) -> Iterator[Batch]:
+        """Batches of ``size`` samples from the leaves of several, the last one perhaps smaller."""
+        num = len(whole[0])
+        for first in range(0, num, size):
+            parts = whole if num <= size else [_part(leaf, first, size) for leaf in whole]
+            yield tuple(parts) if self._flat else _nest(self._arrays, parts)
 
-    def _finish(self, raw: Any, draws: Draws | None) -> Batch:
+    def _finish(self, raw: Any) -> Batch:
         """Images through the pipeline, floats to float32, layout as asked."""
         first = leaves(raw)[0]
         pixels = self._pixels
 
         def finish(tensor: Tensor) -> Tensor:
             if pixels is not None and tensor is first:
-                tensor = pixels(tensor, draws).permute(0, 3, 1, 2)
-            elif tensor.is_floating_point():
-                tensor = tensor.float()
-            if tensor.ndim == 4 and tensor.is_floating_point():
-                return tensor.contiguous(memory_format=self._format)
-            return tensor
+                tensor = pixels(tensor, None).permute(0, 3, 1, 2)
+            return as_read(tensor, self._format)
 
         return tree_map(finish, raw)
 
@@ -117,85 +151,16 @@ class Feed:
         assert self._lazily is not None
         loader, upload = self._lazily
         for batch in upload(loader.batches(samples, [order[rows] for rows in places], seed)):
-            yield self._finish(batch, None)
+            yield self._finish(batch)
 
 
-@dataclass(frozen=True)
-class Draws:
-    """All random numbers of one pass.
-
-    Attributes:
-        order: Which sample comes when, int64 ``[N]``.
-        top: Row of each crop's corner in the padded image, int64 ``[N]``; None without crops.
-        left: Column likewise.
-        flip: Whether a crop is mirrored, bool ``[N]``; None without flips.
-    """
-
-    order: Tensor
-    top: Tensor | None
-    left: Tensor | None
-    flip: Tensor | None
-
-    @classmethod
-    def of(cls, num: int, images: Images | None, seed: int | None) -> Draws | None:
-        """Draw for one pass over ``num`` samples; None without a seed."""
-        if seed is None:
-            return None
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(num, generator=generator)
-        top = left = flip = None
-        if images is not None and images.crop:
-            offsets = torch.randint(0, 2 * images.crop_padding + 1, (2, num), generator=generator)
-            top, left = offsets[0], offsets[1]
-        if images is not None and images.flip:
-            flip = torch.randint(0, 2, (num,), generator=generator).bool()
-        return cls(order, top, left, flip)
-
-    def to(self, device: torch.device) -> Draws:
-        """The same numbers on a device."""
-        return Draws(*(None if part is None else part.to(device) for part in self._parts()))  # type: ignore[arg-type]
-
-    def part(self, rows: slice) -> Draws:
-        """The draws of some positions of the pass."""
-        return Draws(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
-
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.order, self.top, self.left, self.flip
+def _part(leaf: Tensor, first: int, size: int) -> Tensor:
+    """Some rows of a leaf of several batches, as if they had been made alone."""
+    part = leaf[first : first + size]
+    return part if size * leaf.stride(0) * leaf.element_size() % _ALIGNMENT == 0 else part.clone()
 
 
-class _Pixels:
-    """uint8 ``[B, H, W, C]`` to normalised float32 of the same shape, cropped and mirrored as drawn."""
-
-    def __init__(self, images: Images, device: torch.device) -> None:
-        self.images, self.device = images, device
-        std = torch.tensor(images.std, dtype=torch.float64)
-        self._scale = (1.0 / (255.0 * std)).float().to(device)
-        self._shift = (-torch.tensor(images.mean, dtype=torch.float64) / std).float().to(device)
-
-    def __call__(self, images: Tensor, draws: Draws | None) -> Tensor:
-        batch, height, width, channels = images.shape
-        if draws is not None and draws.top is not None and draws.left is not None:
-            rows = self._crop(images, draws.top, draws.left)
-        else:
-            rows = images.reshape(batch, height, width * channels)
-        if draws is not None and draws.flip is not None:
-            rows = rows.gather(2, self._columns(width, channels)[draws.flip.long()][:, None].expand(rows.shape))
-        # Normalising whole rows keeps the inner loop long; broadcasting over 3 channels takes twice the time.
-        scaled = torch.addcmul(self._shift.repeat(width), rows.float(), self._scale.repeat(width))
-        return scaled.view(batch, height, width, channels)
-
-    def _crop(self, images: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        """Windows of the padded images: ``[B, H, W * C]``, each row copied as one piece."""
-        batch, height, width, channels = images.shape
-        padding = self.images.crop_padding
-        padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-        tall, wide = height + 2 * padding, width + 2 * padding
-        windows = padded.as_strided((batch * tall * wide - width + 1, width * channels), (channels, 1))
-        line = torch.arange(batch, device=self.device)[:, None] * tall + top[:, None]
-        line = line + torch.arange(height, device=self.device)
-        return windows.index_select(0, (line * wide + left[:, None]).view(-1)).view(batch, height, -1)
-
-    def _columns(self, width: int, channels: int) -> Tensor:
-        """Byte positions of a row as it is, and mirrored: int64 ``[2, W * C]``."""
-        columns = torch.arange(width * channels, device=self.device).view(width, channels)
-        return torch.stack([columns.reshape(-1), columns.flip(0).reshape(-1)])
+def _nest(like: Any, parts: list[Tensor]) -> Batch:
+    """The leaves of a nest replaced in order."""
+    given = iter(parts)
+    return tree_map(lambda _: next(given), like)

@@ -31,6 +31,8 @@ def build_optimizer(
     decayed = [parameter for parameter in trained if id(parameter) not in norms_and_biases]
     others = [parameter for parameter in trained if id(parameter) in norms_and_biases]
     other_decay = weight_decay if config.decay_norm_and_bias else 0.0
+    if other_decay == weight_decay:  # one group is one call of the fused kernel
+        decayed, others = decayed + others, []
     groups = [
         {"params": members, "weight_decay": decay}
         for members, decay in ((decayed, weight_decay), (others, other_decay))
@@ -73,8 +75,9 @@ class MaskedStep:
         clip_norm: float | None,
     ) -> None:
         self.optimizer = optimizer
-        self._pairs = list(zip(weights, masks, strict=True)) if masks is not None else []
-        apply_mask_([weight for weight, _ in self._pairs], [mask for _, mask in self._pairs])
+        self._weights = list(weights) if masks is not None else []
+        self._masks = list(masks) if masks is not None else []
+        apply_mask_(self._weights, self._masks)
         self._clip_norm = clip_norm
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -82,10 +85,17 @@ class MaskedStep:
         """Take one step at a learning rate, from the gradients that are there, and clear them."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self._pairs:
-            present = [(weight.grad, mask) for weight, mask in self._pairs if weight.grad is not None]
-            apply_mask_([gradient for gradient, _ in present], [mask for _, mask in present])
+        self._mask_gradients()
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        # What the optimiser's zero_grad does, without its grouping by device and kind of a small network's tensors.
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def _mask_gradients(self) -> None:
+        if not self._weights:
+            return
+        present = [(weight.grad, mask) for weight, mask in zip(self._weights, self._masks, strict=True)
+                   if weight.grad is not None]
+        apply_mask_([gradient for gradient, _ in present], [mask for _, mask in present])

@@ -194,9 +194,11 @@ class ParticleTrainer:
                 torch.cuda.manual_seed(seed)
             yield
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward passes."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.arithmetic.precision == "bf16")
+        if self.arithmetic.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     @property
     def _evaluation_seed(self) -> int:
@@ -209,7 +211,8 @@ class ParticleTrainer:
 
 
 def evaluate(
-    model: nn.Module, task: Task, feed: Feed, batch_size: int, autocast: Callable[[], torch.autocast]
+    model: nn.Module, task: Task, feed: Feed, batch_size: int,
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> dict[str, float]:
     """Means of the task's metrics over a whole split, every sample weighing the same."""
     sums: dict[str, Tensor] = {}

@@ -33,13 +33,14 @@ from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 from swamp_ray.training.records import Arrays, Gradients, ParticleJob, Progress, TrainedParticle, never
 from swamp_ray.training.reproducible import random_state, take_up_random_state
+from swamp_ray.training.tally import Tally
 from swamp_ray.training.tasks import Batch
 
 if TYPE_CHECKING:
     from swamp_ray.training.particle import ParticleTrainer
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Pending:
     """A batch for which a training run needs the gradients before it can go on."""
 
@@ -52,16 +53,15 @@ Steps = Generator[Pending, Gradients, Progress | None]
 
 @dataclass(frozen=True)
 class _Interim:
-    """What a rank goes on from in the middle of an epoch: losses ``[steps]`` and sums so far, random state."""
+    """What a rank goes on from in the middle of an epoch: losses ``[steps]`` and sums so far (host), random state."""
 
     losses: Tensor
     sums: dict[str, Tensor]
     random: dict[str, Any]
 
-    def on_host(self) -> dict[str, Any]:
-        """Plain values and tensors on the processor, as in a checkpoint."""
-        return {"losses": self.losses.cpu(), "sums": {name: value.cpu() for name, value in self.sums.items()},
-                "random": self.random}
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, as in a checkpoint."""
+        return {"losses": self.losses, "sums": self.sums, "random": self.random}
 
 
 class TrainingRun:
@@ -166,57 +166,52 @@ class TrainingRun:
         num = min(program.num_steps, first + program.steps_per_epoch) - first
         resumed_at = self.step
         self.trainer.model.train()
-        losses, sums = self._take_up_interim(num)
+        tally = self._take_up_interim()
         try:
-            yield from self._steps(index, losses, sums, stop)
+            yield from self._steps(index, num, tally, stop)
         finally:
             if self.step < first + num:
-                self._interim = _Interim(losses[: self.step - first], sums, random_state(self.trainer.device))
+                self._interim = _Interim(tally.losses(), tally.sums(), random_state(self.trainer.device))
         if self._interim is not None:
             return None
-        values = self._finite(losses, first)
+        values = self._finite(tally.losses(), first)
         speed = (self.step - resumed_at) * self.config.batch_size / max(1e-9, time.perf_counter() - began)
-        progress = self._record(index, values, sums, speed)
+        progress = self._record(index, values, tally.sums(), speed)
         if index == 0:
             refuse_stateful_buffers(self.trainer.model, self._buffers)
         return progress
 
-    def _take_up_interim(self, num: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses ``[num]`` and sums of the epoch so far, and its random numbers; zeros at the start of one."""
-        losses = torch.zeros(num, device=self.trainer.device)
+    def _take_up_interim(self) -> Tally:
+        """What the epoch's steps have reported so far, and its random numbers; nothing at the start of one."""
         if self._interim is None:
-            return losses, {}
+            return Tally()
         interim, self._interim = self._interim, None
-        losses[: len(interim.losses)] = interim.losses
         take_up_random_state(interim.random, self.trainer.device)
-        return losses, dict(interim.sums)
+        return Tally(interim.losses, interim.sums)
 
-    def _steps(
-        self, index: int, losses: Tensor, sums: dict[str, Tensor], stop: Callable[[], bool]
-    ) -> Generator[Pending, Gradients]:
-        """Train through the rest of epoch ``index``; losses by step and sums of metrics are filled in."""
+    def _steps(self, index: int, num: int, tally: Tally, stop: Callable[[], bool]) -> Generator[Pending, Gradients]:
+        """Train through the rest of the ``num`` steps of epoch ``index``; what they report goes into the tally."""
         first, rate = index * self.job.program.steps_per_epoch, self.job.program.rate
         batches = self.trainer.feed("train").batches(
             self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
             first=self.step - first, share=(self._ranks.rank, self._ranks.count))
-        for batch in itertools.islice(batches, first + len(losses) - self.step):
+        for batch in itertools.islice(batches, first + num - self.step):
             loss, metrics = yield Pending(batch)
-            losses[self.step - first] = loss
-            for name, value in metrics.items():
-                sums[name] = sums[name] + value if name in sums else value
+            tally.add(loss, metrics)
             self.take_step(rate.at(self.step))
             self.step += 1
-            self._snapshot()
+            if self.mean is not None:
+                self._snapshot()
             if stop():
                 break
 
     def _snapshot(self) -> None:
-        if isinstance(self.mean, ExponentialMean) or (self.mean and self.job.program.snapshot_after(self.step)):
+        if self.mean and (isinstance(self.mean, ExponentialMean) or self.job.program.snapshot_after(self.step)):
             self.mean.update(self.parameters)
 
     def _finite(self, losses: Tensor, first: int) -> np.ndarray:
-        """An epoch's losses on the host (its only synchronisation), over all ranks; refuses what is not finite."""
-        values = self._ranks.mean(losses.double().cpu().numpy())
+        """An epoch's losses over all ranks; refuses what is not finite."""
+        values = self._ranks.mean(losses.double().numpy())
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             raise self._diverged(first + int(bad[0]), float(values[bad[0]]))
@@ -247,7 +242,7 @@ class TrainingRun:
         In the middle of an epoch every rank has to ask, for what it alone knows; what rank 0 is given counts.
         """
         buffer = io.BytesIO()
-        interim = None if self._interim is None else self._ranks.gather(self._interim.on_host())
+        interim = None if self._interim is None else self._ranks.gather(self._interim.as_dict())
         torch.save({
             "job": self._identity,
             "step": self.step,

@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from swamp_ray.config import DataConfig
 from swamp_ray.errors import RunError
-from swamp_ray.training.data import ArraySamples, Feed, Images, LazySamples, load_data
-from swamp_ray.training.feeds import Draws
+from swamp_ray.training import feeds
+from swamp_ray.training.data import ArraySamples, Feed, Images, LazySamples, leaves, load_data
 from swamp_ray.training.loading import Loader
+from swamp_ray.training.pixels import Draws
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -127,6 +128,95 @@ def test_a_model_may_overwrite_its_batch(seed: int | None) -> None:
         batch["x"].zero_()
         batch["deep"][0]["y"].zero_()
     assert inputs.min() == 1
+
+
+def read(feed: Feed, **how: Any) -> list[Any]:
+    return [(leaf, leaf.stride()) for batch in feed.batches(6, **how) for leaf in leaves(batch)]
+
+
+def assert_same_bits(found: list[Any], expected: list[Any]) -> None:
+    assert len(found) == len(expected)
+    for (values, strides), (wanted, wanted_strides) in zip(found, expected, strict=True):
+        assert torch.equal(values, wanted)
+        assert strides == wanted_strides
+
+
+PIPELINES = [Images(MEAN, STD, 2, True, True), Images(MEAN, STD, 2, False, True), Images(MEAN, STD)]
+PASSES = [{"drop_last": False}, {"drop_last": True, "first": 2}, {"drop_last": True, "share": (1, 3), "first": 1}]
+
+
+@pytest.mark.parametrize("images", PIPELINES)
+@pytest.mark.parametrize("seed", [None, 4])
+@pytest.mark.parametrize("how", PASSES)
+def test_batches_made_together_are_those_made_alone(images: Images, seed: int | None, how: dict[str, Any]) -> None:
+    samples = image_samples(41, 8, 16, 3, images)
+    alone, together = feed_of(samples), feed_of(samples)
+    expected = read(alone, seed=seed, **how)
+    for together.group in (2, 3, 100):
+        assert_same_bits(read(together, seed=seed, **how), expected)
+
+
+def test_a_group_is_as_large_as_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = image_samples(40, 8, 16, 3, PIPELINES[0])
+    made: list[int] = []
+    pixels = feeds.Pixels.__call__
+
+    def counted(self: Any, images: torch.Tensor, draws: Draws | None) -> torch.Tensor:
+        made.append(len(images))
+        return pixels(self, images, draws)
+
+    monkeypatch.setattr(feeds.Pixels, "__call__", counted)
+    expected = read(feed_of(samples), seed=1, drop_last=False)
+    monkeypatch.setitem(feeds.GROUP_BYTES, "cpu", 2 * 6 * (8 * 16 * 3 * 4 + 8))
+    assert_same_bits(read(feed_of(samples), seed=1, drop_last=False), expected)
+    assert made == [6, 6, 6, 6, 6, 6, 4, 12, 12, 12, 4]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("kind", ["images", "grey", "floats", "doubles", "nest"])
+def test_what_is_kept_ready_is_what_is_made_anew(
+    kind: str, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.RandomState(0)
+    samples = {
+        "images": lambda: image_samples(20, 5, 7, 3, PIPELINES[2]),
+        "grey": lambda: image_samples(20, 5, 7, 1, Images((0.5,), (0.2,))),
+        "floats": lambda: ArraySamples((draw.randn(20, 3, 4, 5).astype(np.float32), np.arange(20))),
+        "doubles": lambda: ArraySamples((draw.randn(20, 7), draw.randn(20, 1))),
+        "nest": lambda: ArraySamples({"x": (draw.randn(20, 2, 3, 3), np.arange(20)), "y": [np.arange(20) % 2 == 0]}),
+    }[kind]()
+    ready = feed_of(samples, channels_last)
+    kept = read(ready, seed=3, drop_last=False)
+    unshuffled = read(ready, seed=None, drop_last=False)
+    monkeypatch.setitem(feeds.KEPT_BYTES, "cpu", 0)
+    assert_same_bits(kept, read(feed_of(samples, channels_last), seed=3, drop_last=False))
+    assert_same_bits(unshuffled, read(feed_of(samples, channels_last), seed=None, drop_last=False))
+
+
+def test_no_more_is_kept_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    samples = image_samples(20, 4, 4, 3, PIPELINES[2])
+    monkeypatch.setattr(feeds.Column, "make_ready", lambda self: made.append(self.num_bytes))
+    floats, labels = 20 * 4 * 4 * 3 * 4, 20 * 8
+    for bound, expected in ((floats + labels, [labels, floats]), (floats + labels - 1, [labels]), (0, [])):
+        monkeypatch.setitem(feeds.KEPT_BYTES, "cpu", bound)
+        made.clear()
+        next(iter(feed_of(samples).batches(2, seed=0, drop_last=False)))
+        assert made == expected
+    monkeypatch.undo()
+    made.clear()
+    next(iter(feed_of(samples).batches(2, seed=None, drop_last=False)))
+    assert not made
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_model_may_overwrite_one_of_several_batches(seed: int | None) -> None:
+    feed = feed_of(ArraySamples((np.ones((8, 64), np.float32), np.arange(8))))
+    feed.group = 4
+    for _ in range(2):
+        for inputs, _ in feed.batches(2, seed=seed, drop_last=True):
+            assert inputs.min() == 1
+            inputs.zero_()
 
 
 @pytest.mark.gpu

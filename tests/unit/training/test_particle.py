@@ -25,7 +25,7 @@ from swamp_ray.config_reading import build_config
 from swamp_ray.errors import CorruptArtifactError, DivergedError, UserError
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
-from swamp_ray.training.arithmetic import resolve_arithmetic
+from swamp_ray.training.arithmetic import applied, resolve_arithmetic
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.nests import split_batch
 from swamp_ray.training.particle import ParticleTrainer, initial_model
@@ -331,9 +331,9 @@ def test_what_ran_before_in_the_same_trainer_does_not_matter() -> None:
     trainer = trainer_of(configured())
     expected = bits(train(configured()))
     begin(trainer, seed=9).epoch()
-    interrupted = begin(trainer, seed=8)
+    begin(trainer, seed=8)
     batch = next(iter(trainer.feed("train").batches(10, seed=0, drop_last=True)))
-    interrupted.trainer.backward(batch)  # stopped within a step: gradients are left behind
+    trainer.backward(batch)  # stopped within a step: gradients are left behind
     assert bits(complete(begin(trainer))) == expected
     trainer.evaluate(*start_of(trainer, density=0.9))
     assert bits(complete(begin(trainer))) == expected
@@ -581,6 +581,32 @@ def test_channels_last_leaves_five_dimensions_alone() -> None:
     trainer = trainer_of(configured(model={"name": f"{MODULE}:Deep"}))
     assert trainer.arithmetic.channels_last
     assert complete(begin(trainer)).history
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["resnet8", "lenet_300_100"])
+@pytest.mark.parametrize("training", [{}, {"clip_norm": 1.0, "micro_batch": 5}])
+def test_no_step_of_an_epoch_waits_for_the_gpu(model: str, training: dict[str, Any]) -> None:
+    config = build_config({
+        "data": {"name": "synthetic", "augment": "crop_flip", "options": {"num_train": 112, "shape": [3, 16, 16]}},
+        "model": {"name": model}, "training": {"batch_size": 10, "schedule": {"warmup": 0}, **training},
+        "round": {"length": 3}, "averaging": {"every": "2 steps"}, "execution": {"device": "cuda"}})
+    data = load_data(config.data)
+    arithmetic = resolve_arithmetic(config.execution, "cuda", initial_model(config, data))
+    with applied(arithmetic):
+        trainer = ParticleTrainer(config, data, arithmetic)
+        run = begin(trainer)
+        run.epoch()  # what is used for the first time may be waited for
+        steps = run.epoch_steps()
+        pending = next(steps)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(trainer.steps_per_epoch - 1):
+                pending = steps.send(trainer.backward(pending.batch))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        with pytest.raises(StopIteration):
+            steps.send(trainer.backward(pending.batch))
 
 
 @pytest.mark.slow
