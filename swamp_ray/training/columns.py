@@ -56,6 +56,11 @@ class Column:
         return self._array.size * itemsize
 
     @property
+    def takes_pixels(self) -> bool:
+        """Whether the values are images that are normalised."""
+        return self._pixels is not None
+
+    @property
     def fixed(self) -> bool:
         """Whether every pass reads the same values: no image is cropped or mirrored."""
         return self._pixels is None or not self._pixels.random

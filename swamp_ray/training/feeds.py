@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,12 +104,9 @@ class Feed:
             yield from self._divided([column.batch(rows, host, here) for column in self._columns], size)
 
     def _keep(self) -> None:
-        """Bring what every pass reads in the same way into its last form, the smallest leaves first."""
-        left = KEPT_BYTES[self.device.type]
-        for column in sorted((one for one in self._columns if one.fixed), key=lambda one: one.num_bytes):
-            left -= column.num_bytes
-            if left >= 0:
-                column.make_ready()
+        """Bring what every pass reads in the same way into its last form."""
+        for column in _kept(self._columns, self.device.type):
+            column.make_ready()
 
     def _draws(self, batch_size: int, seed: int | None, share: tuple[int, int]) -> Draws | None:
         """The draws of what this rank reads, at its positions one after the other."""
@@ -152,6 +149,36 @@ class Feed:
         loader, upload = self._lazily
         for batch in upload(loader.batches(samples, [order[rows] for rows in places], seed)):
             yield self._finish(batch)
+
+
+def _kept(columns: Sequence[Column], device: str) -> list[Column]:
+    """The leaves that are kept as networks read them, the smallest first, as far as there is room."""
+    left, found = KEPT_BYTES[device], []
+    for column in sorted((one for one in columns if one.fixed), key=lambda one: one.num_bytes):
+        left -= column.num_bytes
+        if left >= 0:
+            found.append(column)
+    return found
+
+
+def kept_bytes(samples: ArraySamples, device: str, resident: bool, training: bool) -> int:
+    """What a feed of samples in memory keeps of them on its device.
+
+    Args:
+        samples: The split.
+        device: ``"cpu"`` or ``"cuda"``.
+        resident: Whether the samples lie in the memory of a GPU.
+        training: Whether the split is trained on.
+    """
+    host = torch.device("cpu")
+    pixels = Pixels(samples.images, host) if samples.images is not None else None
+    arrays = [np.asarray(leaf) for leaf in leaves(samples.arrays)]
+    columns = [Column(array, device=host, layout=torch.contiguous_format, resident=False,
+                      pixels=pixels if index == 0 else None) for index, array in enumerate(arrays)]
+    kept = _kept(columns, device) if training and (resident or device == "cpu") else []
+    others = [array.nbytes if column.takes_pixels else column.num_bytes
+              for column, array in zip(columns, arrays, strict=True) if column not in kept]
+    return sum(column.num_bytes for column in kept) + (sum(others) if resident else 0)
 
 
 def _part(leaf: Tensor, first: int, size: int) -> Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,6 +24,7 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.sparsity.masks import find_prunable
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data, Feed
+from swamp_ray.training.feeds import kept_bytes
 from swamp_ray.training.nests import leaves, num_samples, split_batch, tree_map
 from swamp_ray.training.particle import initial_model
 from swamp_ray.training.reproducible import seeded
@@ -119,12 +119,10 @@ def _weight_bytes(config: SwampConfig, model: nn.Module, masked: bool) -> int:
 
 
 def _data_bytes(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> int:
-    splits = [part for part in (data.train, data.validation, data.test) if isinstance(part, ArraySamples)]
     order = _DRAW_BYTES * len(data.train) if isinstance(data.train, ArraySamples) else 0
-    asked = config.execution.data_on_device
-    if arithmetic.device == "cpu" or asked is False:
-        return order
-    return order + sum(np.asarray(leaf).nbytes for part in splits for leaf in leaves(part.arrays))
+    resident = arithmetic.device == "cuda" and config.execution.data_on_device is not False
+    return order + sum(kept_bytes(part, arithmetic.device, resident, training=part is data.train)
+                       for part in (data.train, data.validation, data.test) if isinstance(part, ArraySamples))
 
 
 def _first_batch(samples: Samples, size: int) -> Batch:
