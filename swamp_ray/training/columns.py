@@ -21,12 +21,6 @@ def as_read(tensor: Tensor, layout: torch.memory_format) -> Tensor:
     return tensor
 
 
-def ready_bytes(array: np.ndarray, *, pixels: bool) -> int:
-    """What an array takes up in the form in which networks read it; ``pixels``: of images."""
-    array = np.asarray(array)
-    return array.size * (4 if pixels or array.dtype.kind == "f" else array.dtype.itemsize)
-
-
 class Column:
     """An array ``[N, ...]`` from which batches are taken.
 
@@ -58,7 +52,18 @@ class Column:
     @property
     def num_bytes(self) -> int:
         """What the values take up in the form in which networks read them."""
-        return ready_bytes(self._array, pixels=self._pixels is not None)
+        itemsize = 4 if self._pixels or self._array.dtype.kind == "f" else self._array.dtype.itemsize
+        return self._array.size * itemsize
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the values are images that are normalised."""
+        return self._pixels is not None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every pass reads the same values: no image is cropped or mirrored."""
+        return self._pixels is None or not self._pixels.random
 
     def make_ready(self) -> None:
         """Bring all values into the form in which networks read them, once and for all."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .columns import Column, as_read, ready_bytes
+from .columns import Column, as_read
 from .loading import Loader, Upload
 from .nests import leaves, tree_map
 from .pixels import Draws, Pixels
@@ -64,7 +64,6 @@ class Feed:
             self._keeps = resident or device.type == "cpu"
             self._arrays = samples.arrays
             self._flat = type(self._arrays) is tuple and all(isinstance(part, np.ndarray) for part in self._arrays)
-
         self._lazily: tuple[Loader, Upload] | None = None
         if isinstance(samples, LazySamples):
             self._lazily = loader or Loader([samples], 0, pinned=device.type == "cuda"), Upload(device)
@@ -106,9 +105,8 @@ class Feed:
 
     def _keep(self) -> None:
         """Bring what every pass reads in the same way into its last form."""
-        assert isinstance(self.samples, ArraySamples)
-        for index in kept_leaves(self.samples, self.device.type):
-            self._columns[index].make_ready()
+        for column in _kept(self._columns, self.device.type):
+            column.make_ready()
 
     def _draws(self, batch_size: int, seed: int | None, share: tuple[int, int]) -> Draws | None:
         """The draws of what this rank reads, at its positions one after the other."""
@@ -153,23 +151,39 @@ class Feed:
             yield self._finish(batch)
 
 
-def kept_leaves(samples: ArraySamples, kind: str) -> dict[int, int]:
-    """Which leaves are kept ready for training on a kind of device, the smallest first, and their bytes then."""
-    images, left = samples.images, KEPT_BYTES[kind]
-    sizes = [(ready_bytes(array, pixels=index == 0 and images is not None), index)
-             for index, array in enumerate(leaves(samples.arrays))]
-    found = {}
-    for num_bytes, index in sorted(sizes):
-        random = index == 0 and images is not None and (images.crop or images.flip)
-        if not random and num_bytes <= left:
-            found[index] = num_bytes
-            left -= num_bytes
+def _kept(columns: Sequence[Column], device: str) -> list[Column]:
+    """The leaves that are kept as networks read them, the smallest first, as far as there is room."""
+    left, found = KEPT_BYTES[device], []
+    for column in sorted((one for one in columns if one.fixed), key=lambda one: one.num_bytes):
+        left -= column.num_bytes
+        if left >= 0:
+            found.append(column)
     return found
 
 
-def made_together(batch_bytes: int, kind: str) -> int:
+def kept_bytes(samples: ArraySamples, device: str, resident: bool, training: bool) -> int:
+    """What a feed of samples in memory keeps of them on its device.
+
+    Args:
+        samples: The split.
+        device: ``"cpu"`` or ``"cuda"``.
+        resident: Whether the samples lie in the memory of a GPU.
+        training: Whether the split is trained on.
+    """
+    host = torch.device("cpu")
+    pixels = Pixels(samples.images, host) if samples.images is not None else None
+    arrays = [np.asarray(leaf) for leaf in leaves(samples.arrays)]
+    columns = [Column(array, device=host, layout=torch.contiguous_format, resident=False,
+                      pixels=pixels if index == 0 else None) for index, array in enumerate(arrays)]
+    kept = _kept(columns, device) if training and (resident or device == "cpu") else []
+    others = [array.nbytes if column.takes_pixels else column.num_bytes
+              for column, array in zip(columns, arrays, strict=True) if column not in kept]
+    return sum(column.num_bytes for column in kept) + (sum(others) if resident else 0)
+
+
+def made_together(batch_bytes: int, device: str) -> int:
     """How many batches of so many bytes are made at a time on a kind of device."""
-    return max(1, GROUP_BYTES[kind] // max(1, batch_bytes))
+    return max(1, GROUP_BYTES[device] // max(1, batch_bytes))
 
 
 def _part(leaf: Tensor, first: int, size: int) -> Tensor:

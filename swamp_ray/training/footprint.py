@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -25,7 +24,7 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.sparsity.masks import find_prunable
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data, Feed
-from swamp_ray.training.feeds import kept_leaves, made_together
+from swamp_ray.training.feeds import kept_bytes, made_together
 from swamp_ray.training.nests import leaves, num_samples, split_batch, tree_map
 from swamp_ray.training.particle import initial_model
 from swamp_ray.training.reproducible import seeded
@@ -82,11 +81,10 @@ def footprint(
     num_passes = 1 if config.training.micro_batch is None else 2
     samples = _first_batch(data.train, size)
     own = config.training.batch_size // arithmetic.ranks
-    own *= _together(samples, own, len(data.train) // config.training.batch_size, arithmetic.device)
-    kept = _kept(config, data, arithmetic)
-    batch = _batch_bytes(samples, own, data.train, kept)
+    own *= _together(samples, own, data.train, arithmetic.device)
+    batch = _batch_bytes(samples, own, data.train)
     step = TracedStep(model, task, arithmetic.precision, num_passes).peak_bytes(samples, size)
-    step = max(batch + step, batch + _snapshot_bytes(config, model), _feeding_bytes(samples, own, data.train, kept),
+    step = max(batch + step, batch + _snapshot_bytes(config, model), _feeding_bytes(samples, own, data.train),
                _packing_bytes(model, arithmetic.channels_last))
     weights = _weight_bytes(config, model, masked)
     if arithmetic.ranks > 1:
@@ -122,31 +120,10 @@ def _weight_bytes(config: SwampConfig, model: nn.Module, masked: bool) -> int:
 
 
 def _data_bytes(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> int:
-    splits = [part for part in (data.train, data.validation, data.test) if isinstance(part, ArraySamples)]
     order = _DRAW_BYTES * len(data.train) if isinstance(data.train, ArraySamples) else 0
-    kept = _kept(config, data, arithmetic)
-    if not _resident(config, arithmetic):
-        return order + sum(kept.values())
-    train = leaves(data.train.arrays) if isinstance(data.train, ArraySamples) else []
-    replaced = sum(num_bytes - np.asarray(train[index]).nbytes for index, num_bytes in kept.items())
-    return order + replaced + sum(np.asarray(leaf).nbytes for part in splits for leaf in leaves(part.arrays))
-
-
-def _resident(config: SwampConfig, arithmetic: Arithmetic) -> bool:
-    return arithmetic.device == "cuda" and config.execution.data_on_device is not False
-
-
-def _kept(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> dict[int, int]:
-    """Leaves of the training split that are kept as networks read them, and their bytes."""
-    if not isinstance(data.train, ArraySamples) or not (arithmetic.device == "cpu" or _resident(config, arithmetic)):
-        return {}
-    return kept_leaves(data.train, arithmetic.device)
-
-
-def _together(few: Batch, size: int, num_batches: int, device: str) -> int:
-    """How many batches of an epoch are made at a time."""
-    each = sum(leaf.nbytes for leaf in leaves(few)) / num_samples(few)
-    return min(made_together(round(size * each), device), max(1, num_batches))
+    resident = arithmetic.device == "cuda" and config.execution.data_on_device is not False
+    return order + sum(kept_bytes(part, arithmetic.device, resident, training=part is data.train)
+                       for part in (data.train, data.validation, data.test) if isinstance(part, ArraySamples))
 
 
 def _first_batch(samples: Samples, size: int) -> Batch:
@@ -155,22 +132,30 @@ def _first_batch(samples: Samples, size: int) -> Batch:
     return next(iter(feed.batches(min(max(SMALL), size, len(samples)), seed=None, drop_last=False)))
 
 
-def _batch_bytes(few: Batch, size: int, samples: Samples, kept: Mapping[int, int]) -> int:
+def _together(few: Batch, size: int, samples: Samples, device: str) -> int:
+    """How many batches of samples in memory are made at a time, and stay until the last of them is used."""
+    if not isinstance(samples, ArraySamples):
+        return 1
+    each = sum(leaf.nbytes for leaf in leaves(few)) / num_samples(few)
+    return min(made_together(round(size * each), device), max(1, len(samples) // size))
+
+
+def _batch_bytes(few: Batch, size: int, samples: Samples) -> int:
     """A batch; of images as they were gathered, too."""
     each = sum(leaf.nbytes for leaf in leaves(few)) / num_samples(few)
-    return round(size * each) + _raw_bytes(size, samples, kept)
+    return round(size * each) + _raw_bytes(size, samples)
 
 
-def _raw_bytes(size: int, samples: Samples, kept: Mapping[int, int]) -> int:
-    if not isinstance(samples, ArraySamples) or samples.images is None or 0 in kept:
+def _raw_bytes(size: int, samples: Samples) -> int:
+    if not isinstance(samples, ArraySamples) or samples.images is None:
         return 0
     return size * leaves(samples.arrays)[0][0].nbytes
 
 
-def _feeding_bytes(few: Batch, size: int, samples: Samples, kept: Mapping[int, int]) -> int:
+def _feeding_bytes(few: Batch, size: int, samples: Samples) -> int:
     """The next batch is made while the last one is still there; normalised images for a moment lie there twice."""
-    copies = 3 if isinstance(samples, ArraySamples) and samples.images is not None and 0 not in kept else 2
-    return copies * _batch_bytes(few, size, samples, kept)
+    copies = 3 if isinstance(samples, ArraySamples) and samples.images is not None else 2
+    return copies * _batch_bytes(few, size, samples)
 
 
 class TracedStep:

@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
     "model": {"name": "own.nets:network"},
     "training": {"batch_size": 64},
     "dense": {"length": 1},
-    "round": {"length": 200},
+    "round": {"length": 400},
     "averaging": {"within": "swa", "start": 0.9},
     "particles": {"count": 2},
     "pruning": {"target": 0.5, "rate": 0.5},

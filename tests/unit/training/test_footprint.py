@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import build_config
 from swamp_ray.sparsity.packing import pack_model
+from swamp_ray.training import feeds
 from swamp_ray.training.arithmetic import Arithmetic, applied, resolve_arithmetic
 from swamp_ray.training.buffers import named_buffers
 from swamp_ray.training.data import Data, load_data
@@ -24,7 +24,6 @@ from swamp_ray.training.memory import PeakMemory
 from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.program import round_program
 from swamp_ray.training.records import ParticleJob
-from swamp_ray.training.samples import ArraySamples
 from swamp_ray.training.tasks import Classification
 
 
@@ -147,19 +146,28 @@ def test_what_is_counted() -> None:
 def test_samples_count_where_they_lie_on_the_device() -> None:
     config, data, cpu = setting(config_of("lenet_300_100", 8, execution={"precision": "fp32"}))
     cuda = resolve_arithmetic(config.execution, "cuda", initial_model(config, data))
-    samples = sum(leaf.nbytes for split in (data.validation, data.test) for leaf in split.arrays)  # type: ignore[union-attr]
-    pixels, labels = data.train.arrays  # type: ignore[union-attr]
-    # Those for training are kept as networks read them, on either device.
-    assert footprint(config, data, cpu).data >= 4 * pixels.size + labels.nbytes
-    assert footprint(config, data, cuda).data - footprint(config, data, cpu).data == samples
-    assert isinstance(data.train, ArraySamples)
-    assert data.train.images is not None
-    cropped = replace(data, train=replace(data.train, images=replace(data.train.images, crop=True)))
-    for arithmetic, kept in ((cpu, 4 * pixels.size), (cuda, 3 * pixels.size)):
-        assert footprint(config, data, arithmetic).data - footprint(config, cropped, arithmetic).data == kept
+    images, labels = ([split.arrays[part].nbytes for split in (data.train, data.validation, data.test)]  # type: ignore[union-attr]
+                      for part in (0, 1))
+    order = footprint(config, data, cpu).data - 4 * images[0] - labels[0]
+    assert order > 0
+    # On a GPU all splits; the one that is trained on as floats, since nothing is cropped or mirrored.
+    assert footprint(config, data, cuda).data == order + 4 * images[0] + sum(images[1:]) + sum(labels)
     held = config.execution.model_copy(update={"data_on_device": False})
     elsewhere = config.model_copy(update={"execution": held})
-    assert footprint(elsewhere, data, cuda).data == footprint(config, cropped, cpu).data - labels.nbytes
+    assert footprint(elsewhere, data, cuda).data == order
+    cropped = build_config({**config.model_dump(mode="json"), "data": {
+        **config.data.model_dump(mode="json"), "augment": "crop_flip"}})
+    assert footprint(*setting(cropped)).data == order + labels[0]
+
+
+def test_batches_that_a_gpu_is_given_together_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, data, cpu = setting(config_of("lenet_300_100", 64, execution={"precision": "fp32"}))
+    cuda = resolve_arithmetic(config.execution, "cuda", initial_model(config, data))
+    alone = footprint(config, data, cpu).step
+    together = footprint(config, data, cuda).step
+    assert together >= alone + 64 * (4 * 3072 + 8), "an epoch has two batches"
+    monkeypatch.setitem(feeds.GROUP_BYTES, "cuda", 64 * 3072)
+    assert footprint(config, data, cuda).step == alone
 
 
 def test_nothing_of_the_network_is_changed() -> None:
