@@ -46,8 +46,8 @@ class _Dataset:
 
 DATASETS: dict[str, _Dataset] = {
     "digits": _Dataset(load_digits_data),
-    "cifar10": _Dataset(load_cifar, needs_root=True),
-    "cifar100": _Dataset(load_cifar, needs_root=True),
+    "cifar10": _Dataset(load_cifar, needs_root=True, options=("shrink",)),
+    "cifar100": _Dataset(load_cifar, needs_root=True, options=("shrink",)),
     "image_folder": _Dataset(load_image_folder, needs_root=True),
     "synthetic": _Dataset(load_synthetic, options=("num_train", "num_test", "num_classes", "shape", "seed")),
 }

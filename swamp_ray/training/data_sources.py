@@ -126,9 +126,14 @@ def load_cifar(config: DataConfig, root: Path | None) -> Raw:
     Parquet: ``NAME-train.parquet`` and ``NAME-test.parquet`` with the columns ``image`` (bytes of an image file, or
     a struct with such a field ``bytes``) and ``label`` (integers). The class names may stand in the schema's
     metadata under ``classes``, separated by commas.
+
+    Option ``shrink`` (1): sides are divided by it, each pixel being the rounded mean of a block; for studies on
+    processors.
     """
     assert root is not None
-    name = config.name
+    name, shrink = config.name, config.options.get("shrink", 1)
+    if isinstance(shrink, bool) or shrink not in (1, 2, 4):
+        raise UserError("must be 1, 2 or 4", got=shrink, where="data.options.shrink")
     parquet = [root / f"{name}-{split}.parquet" for split in ("train", "test")]
     if (root / CIFAR_FOLDERS[name]).is_dir() or (config.download and not all(path.is_file() for path in parquet)):
         train, test, names = _read_torchvision(config, root)
@@ -145,8 +150,18 @@ def load_cifar(config: DataConfig, root: Path | None) -> Raw:
                         do=f"It needs {CIFAR_FOLDERS[name]}/ or {parquet[0].name} and {parquet[1].name}; "
                         "data.download: true lets torchvision fetch it.")
     mean, std = CIFAR_STATISTICS[name]
+    train, test = ((shrunk(images, shrink), labels) for images, labels in (train, test))
     return labelled(train, test, num_classes=CIFAR_CLASSES[name], mean=mean, std=std, augment="crop_flip",
                     class_names=names, source=source)
+
+
+def shrunk(images: np.ndarray, factor: int) -> np.ndarray:
+    """Images of a smaller size, each pixel the mean of a block, rounded half up: uint8 ``[N, H / f, W / f, C]``."""
+    num, height, width, channels = images.shape
+    if factor == 1:
+        return images
+    blocks = images.reshape(num, height // factor, factor, width // factor, factor, channels)
+    return ((blocks.sum(axis=(2, 4), dtype=np.uint32) + factor * factor // 2) // (factor * factor)).astype(np.uint8)
 
 
 def _read_torchvision(

@@ -115,6 +115,21 @@ def test_limits_are_honoured_before_decoding(tmp_path: Path) -> None:
     assert np.array_equal(arrays(data.test)[0], random_images(40)[:10])
 
 
+def test_cifar_can_be_shrunk_by_averaging_blocks(tmp_path: Path) -> None:
+    root = str(cifar_root(tmp_path))
+    whole, half = load("cifar10", root=root), load("cifar10", root=root, options={"shrink": 2})
+    images, small = arrays(whole.train)[0], arrays(half.train)[0]
+    num, height, width, _ = images.shape
+    assert (small.shape, small.dtype) == ((num, height // 2, width // 2, 3), np.uint8)
+    expected = np.floor(images[:, 0:2, 2:4].reshape(num, 4, 3).mean(axis=1) + 0.5)
+    np.testing.assert_array_equal(small[:, 0, 1], expected)
+    assert half.digest != whole.digest
+    assert load("cifar10", root=root, options={"shrink": 1}).digest == whole.digest
+    for wrong in (3, True, "2", 0):
+        with pytest.raises(UserError, match=r"data\.options\.shrink: must be 1, 2 or 4"):
+            load("cifar10", root=root, options={"shrink": wrong})
+
+
 def test_real_cifar10(cifar10_root: Path) -> None:
     data = load("cifar10", limit_train=300, limit_test=100)
     images, labels = arrays(data.train)
