@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 LOG := $(VENV)/install.log
-BENCHMARKS := $(filter-out benchmarks/_%.py benchmarks/chaos.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/_%.py benchmarks/chaos.py benchmarks/study.py,$(wildcard benchmarks/*.py))
 
 # Everything pip says goes to the log; the terminal sees the large downloads and, if it fails, why.
 define pip_install
@@ -49,6 +49,10 @@ test-extras: $(VENV)/.installed-extras ## The tests of Optuna, HyperOpt, MLflow 
 .PHONY: chaos
 chaos: $(VENV)/.installed-dev ## Disturb a run with 200 faults; about half an hour
 	@$(PY) benchmarks/chaos.py
+
+.PHONY: study-cpu
+study-cpu: $(VENV)/.installed ## The next hour of the study on CIFAR-10 for processors (docs/study.md)
+	@$(PY) benchmarks/study.py cpu --budget-min 60
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff and pyright
