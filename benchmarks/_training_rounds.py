@@ -28,7 +28,7 @@ def config_of(device: str) -> dict[str, Any]:
         "name": "round", "data": data, "model": {"name": "resnet20"}, "training": {"schedule": {"warmup": 0}},
         "dense": {"length": 1}, "round": {"length": 1 if few else 8}, "particles": {"count": 4},
         "averaging": {"every": "2 steps" if few else "1 epoch"}, "pruning": {"target": 0.0},
-        "execution": {"device": device, **({} if few else {"num_gpus": 0.25})},
+        "execution": {"device": device, **({} if few else {"particles_per_worker": "auto"})},
     }
 
 
