@@ -45,10 +45,11 @@ class Clock(Reporter):
         self.began = time.perf_counter()
         self.ready = self.warm = self.ended = self.began
         self.training_s, self.num_workers, self.num_rounds, self.last = 0.0, 1, 0, {}
-        self.images = 0
+        self.images, self.width = 0, 1
 
     def run_started(self, prepared: Any, path: str) -> None:
-        """How many images an epoch has."""
+        """How many images an epoch has, and how many particles a worker trains at a time."""
+        self.width = prepared.arithmetic.width
         batch = prepared.config.training.batch_size
         self.images = len(prepared.data.train) // batch * batch
 
@@ -59,7 +60,7 @@ class Clock(Reporter):
     def work_advanced(self, work: Work, progress: Progress) -> None:
         """An epoch's time, from the rate that the loop itself has measured."""
         if work.kind == "particle":
-            self.training_s += self.images / progress.samples_per_s
+            self.training_s += self.images / progress.samples_per_s / self.width
 
     def work_finished(self, work: Work, found: bool) -> None:
         """The dense phase ends."""
