@@ -334,6 +334,14 @@ def test_replayed_steps_give_the_bits_of_a_particle_alone(case: dict[str, Any]) 
         assert bits(packed[1]) == bits(alone(config, 12))
 
 
+@pytest.mark.slow
+def test_a_stacked_computation_can_be_compiled() -> None:
+    compiled = together(pack_of(configured(execution={"compile": True}), "stacked:2"), {0: 11, 1: 12})
+    plain = together(pack_of(configured(), "stacked:2"), {0: 11, 1: 12})
+    for seat in (0, 1):
+        assert_close(compiled[seat], plain[seat])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("packing", ["stacked:3", "graphs:3"])
 @pytest.mark.parametrize("case", [case for name, case in CASES.items() if "different" not in name])
