@@ -448,6 +448,15 @@ class ExecutionConfig(Section):
     log_every_s: float = Field(default=60.0, gt=0.0, description="Plain progress output: seconds between lines.")
 
 
+    @field_validator("particles_per_worker", mode="before")
+    @classmethod
+    def _auto_or_a_number(cls, value: Any) -> Any:
+        """One sentence for the whole option, instead of one for each of its types."""
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 64):
+            return value
+        raise ValueError("must be auto or a whole number from 1 to 64")
+
+
 class IdentityConfig(Section):
     """What names a result."""
 

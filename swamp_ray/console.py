@@ -307,8 +307,14 @@ def header(prepared: Prepared, path: str) -> list[str]:
         f"[bold]{config.name}[/bold]: {config.model.name} on {config.data.name}, {counted(len(plan), 'round')} of "
         f"{counts} to {percent(plan[-1].sparsity)} sparsity, seed {config.seed}",
         f"{prepared.layout.num_prunable:,} prunable weights; {prepared.arithmetic.device}, "
-        f"{prepared.arithmetic.precision}; results in {display_path(path)}",
+        f"{prepared.arithmetic.precision}{_packing(prepared)}; results in {display_path(path)}",
     ]
+
+
+def _packing(prepared: Prepared) -> str:
+    """How many particles a worker trains at a time, where it is not one."""
+    form, width = prepared.arithmetic.form, prepared.arithmetic.width
+    return "" if form == "single" else f", {width} at a time ({form})"
 
 
 def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget | None = None) -> str:

@@ -238,12 +238,13 @@ def packing_lines(prepared: Prepared, place: Place) -> list[str]:
     packing = prepared.arithmetic.packing
     if prepared.open_packings:
         recorded = recorded_choice(prepared, place)
-        if recorded is None:
+        if not recorded:
             choices = ', '.join(prepared.open_packings)
-            return [f"packing: chosen from {choices} by a short measurement when a run starts"]
+            damaged = "; an earlier choice in the storage cannot be read" if recorded == "" else ""
+            return [f"packing: chosen from {choices} by a short measurement when a run starts{damaged}"]
         packing = recorded
     elif packing == SINGLE:
-        return []
+        return [f"packing: particles train one by one: {prepared.unpackable}"] if prepared.unpackable else []
     if packing == SINGLE:
         return ["packing: particles train one by one, as was measured in this storage"]
     form, _, width = packing.partition(":")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -12,13 +14,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from swamp_ray.analysis.bench import Bench, Point
+from swamp_ray.analysis.bench import Bench, Point, mean_point
 from swamp_ray.analysis.growth import growth
 from swamp_ray.analysis.paths import Line, line, plane
 from swamp_ray.analysis.sharpness import NUM_DIRECTIONS, NUM_SAMPLES, sharpness
 from swamp_ray.errors import UserError
 from swamp_ray.locating import find_run
 from swamp_ray.sparsity.masks import overlap
+from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, number, percent, short
 
@@ -67,7 +70,9 @@ def landscape(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
             continue
         say(f"round {index}: {GRID} x {GRID} points of the plane through particles 0, 1 and 2")
         found = plane(bench.measure, particles[:3], num_points=GRID)
+        middle = bench.measure(mean_point(particles[:3]))
         rows.append({"round": index, "sparsity": bench.sparsity(index), "corners": found.corners.tolist(),
+                     "at_the_average": {split: middle[split]["loss"] for split in SPLITS},
                      "first": found.first.tolist(), "second": found.second.tolist(),
                      "loss": {split: found.values(split, "loss").tolist() for split in SPLITS}})
     if not rows:
@@ -97,12 +102,18 @@ def particles(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
 
 
 def masks(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
-    """Overlap (Jaccard index) of every two rounds' masks."""
+    """Overlap (Jaccard index) of every two rounds' masks.
+
+    Raises:
+        UserError: A single round.
+    """
+    if len(rounds) < 2:
+        raise UserError("masks are compared with each other, and there is only one round", where="--round")
     return [{"first": a, "second": b, "sparsities": [bench.sparsity(a), bench.sparsity(b)],
              "overlap": overlap(bench.mask(a), bench.mask(b))} for a, b in combinations(rounds, 2)]
 
 
-def masks_of_runs(benches: Sequence[Bench], say: Say) -> list[Row]:
+def masks_of_runs(benches: Sequence[Bench]) -> list[Row]:
     """Overlap of the masks of every two runs at the sparsities that both have."""
     rows = []
     for one, other in combinations(benches, 2):
@@ -144,16 +155,41 @@ def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequen
             bench.sparsity(index)
         rows = ANALYSES[what](bench, chosen, say)
         spot = bench.rundir.analysis(what)
-        spot.write((json.dumps({"run": bench.rundir.name, "analysis": what, "rows": rows}, indent=1) + "\n").encode())
+        _keep(spot, {"run": bench.rundir.name, "analysis": what}, "rows", rows, set(bench.rounds) == set(chosen))
         results[bench.rundir.name] = rows
         if not as_json:
             console.print(_table(what, bench, rows))
             console.print(f"all figures are in {display_path(str(spot))}", soft_wrap=True)
-    between = masks_of_runs(benches, lambda _: None) if what == "masks" and len(benches) > 1 else []
+    between = masks_of_runs(benches) if what == "masks" and len(benches) > 1 else []
+    for bench in benches if between else []:
+        own = [row for row in between if bench.rundir.name in (row["first"], row["second"])]
+        _keep(bench.rundir.analysis(what), {}, "between_runs", own, whole=False)
     if as_json:
         print(json.dumps({**results, **({"between": between} if between else {})}, indent=2))
     elif between:
         console.print(_between_table(between))
+
+
+def _keep(spot: Spot, head: Row, key: str, rows: list[Row], whole: bool) -> None:
+    """Write rows to a file; those that are in it and are not measured again stay, unless everything was."""
+    known: Row = {}
+    if (data := spot.read()) is not None:
+        with contextlib.suppress(ValueError):  # a damaged file is written anew
+            known = json.loads(data)
+    new = [_subject(row) for row in rows]
+    older = [] if whole else [row for row in known.get(key, []) if _subject(row) not in new]
+    spot.write((json.dumps({**known, **head, key: sorted([*older, *rows], key=_place)}, indent=1) + "\n").encode())
+
+
+def _subject(row: Row) -> tuple[Any, ...]:
+    """What a row is about."""
+    return tuple(row.get(name) for name in ("kind", "round", "first", "second", "network", "count", "sparsity")
+                 if not isinstance(row.get(name), list))
+
+
+def _place(row: Row) -> tuple[float, float]:
+    """By round; of a round in the order in which they were measured."""
+    return row.get("round", row["first"] if isinstance(row.get("first"), int) else 0), row.get("count", 0)
 
 
 def _same_data(bench: Bench, rundir: RunDir) -> bool:
@@ -161,10 +197,22 @@ def _same_data(bench: Bench, rundir: RunDir) -> bool:
 
 
 CAPTIONS = {
-    "connectivity": "on test; the largest excess over the straight line between the values at the ends",
-    "curvature": f"of the mean loss of {NUM_SAMPLES:,} training images at most, ± standard error",
-    "landscape": "the mean loss; the grid is in the file",
+    "connectivity": "test error and loss: the largest excess over the straight line\nbetween the values at the ends; "
+                    "the file has the training split as well",
+    "curvature": f"of the mean loss of up to {NUM_SAMPLES:,} training images; ± standard error",
+    "landscape": "test loss in the plane through particles 0, 1 and 2; the grid is in the file",
+    "particles": "mean over all choices of so many particles; ± standard deviation over them",
+    "masks": "overlap: weights in both over weights in either (Jaccard index);\n"
+             "of a run's own masks, which are nested, it is the ratio of their densities",
 }
+
+
+def with_error(value: float, error: float) -> str:
+    """A value with as many decimals as show two digits of its error."""
+    if not error:
+        return f"{value:.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def _table(what: str, bench: Bench, rows: Sequence[Row]) -> Table:
@@ -173,8 +221,8 @@ def _table(what: str, bench: Bench, rows: Sequence[Row]) -> Table:
     shown = [columns(row, bench) for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title=f"{what} of {bench.rundir.name}",
                   title_justify="left", caption=CAPTIONS.get(what), caption_justify="left")
-    for heading in shown[0] if shown else ["nothing to compare"]:
-        table.add_column(heading, justify="left" if heading in ("between", "network") else "right")
+    for heading in shown[0]:
+        table.add_column(heading, justify="left" if heading in ("between", "network") else "right", no_wrap=True)
     for cells in shown:
         table.add_row(*cells.values())
     return table
@@ -191,23 +239,24 @@ def _connectivity_cells(row: Row, bench: Bench) -> dict[str, str]:
 
 def _landscape_cells(row: Row, bench: Bench) -> dict[str, str]:
     flat = [value for line_ in row["loss"]["test"] for value in line_]
-    return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "lowest test loss": f"{min(flat):.4f}",
-            "highest": f"{max(flat):.4f}"}
+    return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "lowest on the grid": f"{min(flat):.4f}",
+            "at the average": f"{row['at_the_average']['test']:.4f}", "highest on the grid": f"{max(flat):.4f}"}
 
 
 def _curvature_cells(row: Row, bench: Bench) -> dict[str, str]:
     def estimate(name: str) -> str:
-        return f"{row[name]['mean']:.4g} ± {row[name]['standard_error']:.2g}"
+        return with_error(row[name]["mean"], row[name]["standard_error"])
 
     return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "network": row["network"],
-            "trace": estimate("trace"), "sum w² H": estimate("scaled"), "largest": f"{row['largest']['value']:.4g}",
-            "loss": f"{row['loss']:.4f}"}
+            "trace": estimate("trace"), "sum w² H": estimate("scaled"), "largest": f"{row['largest']['value']:.3g}",
+            "loss": f"{row['loss']:.3g}"}
 
 
 def _particles_cells(row: Row, bench: Bench) -> dict[str, str]:
     primary = bench.trainer.task.primary
     spread = f" ± {short(row['spread']['test'][primary], primary)}" if row["num_subsets"] > 1 else ""
     return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "particles": str(row["count"]),
+            "choices": str(row["num_subsets"]),
             "average test": number(row["average"]["test"][primary], primary) + spread,
             "ensemble test": number(row["ensemble"]["test"][primary], primary)}
 

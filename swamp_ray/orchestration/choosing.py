@@ -47,6 +47,9 @@ def settled(
         measure: Tries forms of packing where particles will train.
         say: Told what was chosen, and why.
     """
+    if prepared.unpackable:
+        say(f"{'particles train one by one' if not prepared.open_packings else 'not every way of packing is tried'}: "
+            f"{prepared.unpackable}")
     if not prepared.open_packings:
         return prepared
     if recorded in prepared.open_packings:
@@ -54,6 +57,8 @@ def settled(
     key = f"{FOLDER}/{_digest(prepared)}"
     own = f"{key}/{prepared.most_jobs}.json"
     if (choice := _read(place, own)) is None:
+        if place.size(own) is not None:
+            say(f"how particles were packed cannot be read in {place.locate(own)}; it is measured anew")
         known = _known(place, key)
         missing = [packing for packing in prepared.open_packings if packing not in known]
         if missing:
@@ -75,8 +80,9 @@ def settled(
 
 
 def recorded_choice(prepared: Prepared, place: Place) -> str | None:
-    """What was chosen before for such a run in this storage root."""
-    return _read(place, f"{FOLDER}/{_digest(prepared)}/{prepared.most_jobs}.json")
+    """What was chosen before for such a run in this storage root; ``""`` if that cannot be read."""
+    key = f"{FOLDER}/{_digest(prepared)}/{prepared.most_jobs}.json"
+    return _read(place, key) or (None if place.size(key) is None else "")
 
 
 def choose(known: dict[str, Measured], packings: Sequence[str], num_jobs: int, num_workers: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import traceback
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -87,9 +88,10 @@ def alone(messages: Iterator[Message]) -> Iterator[Said]:
 def _portable(error: Exception) -> BaseException:
     """The error, or what can be said of it where it cannot travel to another process."""
     try:
-        copy: Any = pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        made_again: Any = copy.copy(error)  # as on the other side, from what it says of itself
     except Exception:
-        copy = None
-    if isinstance(copy, type(error)):
+        made_again = None
+    if isinstance(made_again, type(error)):
         return error
     return RunError("".join(traceback.format_exception(error)).strip())

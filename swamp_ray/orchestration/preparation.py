@@ -71,6 +71,7 @@ class Prepared:
         num_members: How many runs, which differ in their seed alone, share the workers.
         member: Which of them this is.
         open_packings: Forms and widths of packing that have to be chosen from; empty once it is decided.
+        unpackable: Why some forms do not come into question for this network.
     """
 
     config: SwampConfig
@@ -90,6 +91,7 @@ class Prepared:
     num_members: int = 1
     member: int = 0
     open_packings: tuple[str, ...] = ()
+    unpackable: str = ""
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does."""
@@ -181,7 +183,7 @@ def prepare(
     plan = plan_rounds(layout.num_prunable, survivors, counts)
     device = device or device_kind(config)
     arithmetic = resolve_arithmetic(config.execution, device, model, config.particle.num_workers)
-    choice = _packings(config, device, max(counts) * num_members, (data, model, task))
+    choice, unpackable = _packings(config, device, max(counts) * num_members, (data, model, task))
     if len(choice) == 1:
         arithmetic = arithmetic.packed(choice[0])
     facts = machine_facts()
@@ -190,7 +192,7 @@ def prepare(
         first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
         recipes=Recipes(config, data.digest, layout, arithmetic.as_dict(), facts),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
-        open_packings=tuple(choice) if len(choice) > 1 else ())
+        open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable)
     _check_programs(prepared)
     return prepared
 
@@ -268,8 +270,10 @@ def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task
     return tuple(metrics)
 
 
-def _packings(config: SwampConfig, device: str, num_jobs: int, parts: tuple[Data, nn.Module, Any]) -> list[str]:
-    """The forms and widths of packing that come into question; a single one is decided.
+def _packings(
+    config: SwampConfig, device: str, num_jobs: int, parts: tuple[Data, nn.Module, Any]
+) -> tuple[list[str], str]:
+    """The forms and widths of packing that come into question, and why others do not; a single one is decided.
 
     Raises:
         UserError: Packing is asked for, and this network cannot be packed.
@@ -287,9 +291,8 @@ def _packings(config: SwampConfig, device: str, num_jobs: int, parts: tuple[Data
         possible += [packing for packing in asked if packing.startswith(f"{form}:")]
     if not possible:
         raise UserError(f"particles of {config.model.name} cannot be packed: {next(iter(reasons.values()))}",
-                        got=config.execution.particles_per_worker, where="execution.particles_per_worker",
-                        do="Set it to 1, or to auto.")
-    return possible
+                        where="execution.particles_per_worker", do="Set it to 1, or to auto.")
+    return possible, next(iter(reasons.values()), "")
 
 
 def _start(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[State, np.ndarray]:

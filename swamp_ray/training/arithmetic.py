@@ -108,7 +108,7 @@ def packings(execution: ExecutionConfig, device: str, num_jobs: int) -> list[str
         UserError: CUDA graphs are asked for on the CPU.
     """
     if execution.packing == "graphs" and device != "cuda":
-        raise UserError("CUDA graphs need a CUDA device", got=f"device {device}", where="execution.packing",
+        raise UserError("CUDA graphs need a CUDA device, and particles train on the CPU", where="execution.packing",
                         do="Set execution.packing: stacked or auto.")
     forms = [execution.packing] if execution.packing != "auto" else ["stacked", *["graphs"] * (device == "cuda")]
     asked = execution.particles_per_worker

@@ -28,8 +28,8 @@ def why_unpackable(model: nn.Module, task: Task, batch: Batch, form: str) -> str
         form: ``"stacked"`` or ``"graphs"``.
     """
     if _draws(model, task, batch):
-        names = [f"{name} ({type(module).__name__})" for name, module in model.named_modules() if _is_random(module)]
-        where = f"in {', '.join(names)}" if names else "in its own code"
+        names = [f"{name!r} ({type(module).__name__})" for name, module in model.named_modules() if _is_random(module)]
+        where = f"in layer {', '.join(names)}" if names else "in the network's own code"
         return f"a training step draws random numbers {where}, which packed particles would share"
     if form != "stacked":
         return None

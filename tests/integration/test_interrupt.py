@@ -19,7 +19,7 @@ from swamp_ray.cli import main
 from swamp_ray.orchestration.running import run
 from tests.helpers import TINY, descendants, ticket_digests, tiny, wait_for
 
-LENGTH = 30
+LENGTH = 60
 
 
 @pytest.fixture(scope="module")

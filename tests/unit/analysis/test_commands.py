@@ -47,7 +47,7 @@ def test_connectivity(storage: Path) -> None:
 
 
 @pytest.mark.parametrize(("what", "heading"), [
-    ("landscape", "lowest test loss"), ("curvature", "sum w² H"), ("particles", "ensemble test"), ("masks", "overlap")])
+    ("landscape", "at the average"), ("curvature", "sum w² H"), ("particles", "ensemble test"), ("masks", "overlap")])
 def test_the_others_print_a_table_and_leave_a_file(
     storage: Path, monkeypatch: pytest.MonkeyPatch, what: str, heading: str
 ) -> None:
@@ -64,14 +64,37 @@ def test_one_round_as_json(storage: Path) -> None:
     assert [row["count"] for row in found["tiny"]] == [1, 2, 3]
 
 
+def test_what_was_measured_before_stays_in_the_file(storage: Path) -> None:
+    shown(storage, "particles", "tiny")
+    everything = rows(storage, "particles")
+    assert [row["round"] for row in everything] == [0, 0, 0, 1, 1, 1]
+    shown(storage, "particles", "tiny", "--round", "0")
+    assert rows(storage, "particles") == everything
+    path = storage / "runs/tiny/analysis/particles.json"
+    path.write_text("{")
+    shown(storage, "particles", "tiny", "--round", "1")
+    assert rows(storage, "particles") == everything[3:], "a damaged file is written anew"
+
+
+@pytest.mark.parametrize(("value", "error", "text"), [
+    (0.7999, 0.0871, "0.800 ± 0.087"), (5.669, 0.5, "5.67 ± 0.50"), (1234.5, 67.0, "1234 ± 67"), (2.5, 0.0, "2.5")])
+def test_estimates_have_two_digits_of_their_error(value: float, error: float, text: str) -> None:
+    assert commands.with_error(value, error) == text
+
+
 def test_masks_of_runs_are_compared_with_chance(storage: Path) -> None:
     text = shown(storage, "masks", "tiny", "other")
     assert "masks of different runs" in text
     assert "by chance" in text
     assert "0.3333" in text, "two random masks of density 0.5 share a third of their union"
+    kept = json.loads((storage / "runs/other/analysis/masks.json").read_text())
+    assert [row["sparsity"] for row in kept["between_runs"]] == [0.0, pytest.approx(0.5, abs=1e-4)]
+    assert kept["rows"], "the run's own masks stay"
 
 
 def test_what_cannot_be_analysed_is_refused(storage: Path) -> None:
+    assert "only one round" in shown(storage, "masks", "tiny", "--round", "1")
+    assert rows(storage, "masks"), "what was measured before is still there"
     assert "needs three particles" in shown(storage, "landscape", "other")
     assert "no finished round 7" in shown(storage, "masks", "tiny", "--round", "7")
     assert "curvature" in shown(storage, "sharpness", "tiny"), "the choices are named"

@@ -109,7 +109,11 @@ def test_a_damaged_record_is_measured_anew(tmp_path: Path, damage: bytes) -> Non
     settle(prepared, tmp_path, bench)
     [record] = (tmp_path / FOLDER).glob("*/*.json")
     record.write_bytes(damage)
-    assert settle(prepared, tmp_path, bench) == "stacked:3"
+    assert "cannot be read" in packing_lines(prepared, LocalPlace(tmp_path))[0]
+    said: list[str] = []
+    again = settled(prepared, LocalPlace(tmp_path), None, lambda: 1, bench, said.append)
+    assert again.arithmetic.packing == "stacked:3"
+    assert f"cannot be read in {record}" in said[0]
     assert len(bench.asked) == 2
     assert settle(prepared, tmp_path, bench) == "stacked:3"
     assert len(bench.asked) == 2, "the damaged record was replaced"

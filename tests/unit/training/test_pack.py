@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,10 @@ from swamp_ray.config import ExecutionConfig, SwampConfig
 from swamp_ray.config_reading import build_config
 from swamp_ray.errors import DivergedError, UserError
 from swamp_ray.orchestration.preparation import prepare
+from swamp_ray.planning import packing_lines
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.packing import pack_state
+from swamp_ray.storage.places import LocalPlace
 from swamp_ray.training.arithmetic import Arithmetic, applied, packings, resolve_arithmetic
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.graphed import Graphed
@@ -355,11 +358,13 @@ def test_packed_on_a_gpu(case: dict[str, Any], packing: str) -> None:
 
 
 @pytest.mark.parametrize(("model", "reason"), [
-    ({"name": f"{MODULE}:Dropping"}, r"random numbers in drop \(Dropout\)"),
-    ({"name": f"{MODULE}:Dropping", "options": {"functional": True}}, "random numbers in its own code"),
+    ({"name": f"{MODULE}:Dropping"}, r"random numbers in layer 'drop' \(Dropout\)"),
+    ({"name": f"{MODULE}:Dropping", "options": {"functional": True}}, "random numbers in the network's own code"),
     ({"name": f"{MODULE}:Branching"}, "vmap cannot transform"),
 ])
-def test_networks_that_cannot_be_packed_are_refused_by_name(model: dict[str, Any], reason: str) -> None:
+def test_networks_that_cannot_be_packed_are_refused_by_name(
+    tmp_path: Path, model: dict[str, Any], reason: str
+) -> None:
     asked = configured(model=model, execution={"particles_per_worker": 2, "executor": "inline", "device": "cpu"})
     with pytest.raises(UserError, match=reason) as caught:
         prepare(asked)
@@ -367,6 +372,9 @@ def test_networks_that_cannot_be_packed_are_refused_by_name(model: dict[str, Any
     left_open = configured(model=model, execution={"particles_per_worker": "auto", "executor": "inline"})
     prepared = prepare(left_open, "cpu")
     assert (prepared.arithmetic.packing, prepared.open_packings) == ("single:1", ())
+    [line] = packing_lines(prepared, LocalPlace(tmp_path))
+    assert line.startswith("packing: particles train one by one: ")
+    assert re.search(reason, line)
 
 
 @pytest.mark.parametrize(("values", "device", "num", "expected"), [
@@ -385,6 +393,12 @@ def test_networks_that_cannot_be_packed_are_refused_by_name(model: dict[str, Any
 ])
 def test_what_a_config_leaves_open(values: dict[str, Any], device: str, num: int, expected: list[str]) -> None:
     assert packings(ExecutionConfig(**values), device, num) == expected
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "many", 2.5, 100, True, "2"])
+def test_how_many_particles_a_worker_trains_is_refused_in_one_sentence(wrong: Any) -> None:
+    with pytest.raises(UserError, match=r"particles_per_worker: must be auto or a whole number from 1 to 64"):
+        configured(execution={"particles_per_worker": wrong})
 
 
 def test_graphs_without_cuda_and_contradictions_are_refused(tmp_path: Path) -> None:
