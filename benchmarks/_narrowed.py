@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swamp_ray.training.networks import CifarResNet, CifarVGG
+from swamp_ray.training.networks import CifarResNet, CifarVGG, _BasicBlock
 
 Kept = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Input and output channels that stay, bool ``[in]`` and ``[out]``, by the name of the layer."""
@@ -52,11 +52,11 @@ def _narrow_in_order_(layers: nn.Sequential, prefix: str, places: Mapping[str, t
             layers[index] = _normalisation(layer, outputs)
 
 
-class _NarrowBlock(nn.Module):
+class _NarrowBlock(_BasicBlock):
     """A basic block between narrower tensors; the shortcut takes out what the rest of the network reads."""
 
     def __init__(self, block: Any, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # its layers are another block's, cut out
         self.conv1, self.bn1 = _convolution(block.conv1, *first), _normalisation(block.bn1, first[1])
         self.conv2, self.bn2 = _convolution(block.conv2, *second), _normalisation(block.bn2, second[1])
         self.stride: int = block.stride
@@ -66,10 +66,6 @@ class _NarrowBlock(nn.Module):
         sources = torch.tensor([before.get(int(channel), len(inputs)) for channel in outputs])
         self.is_whole = sources.tolist() == list(range(len(inputs)))
         self.register_buffer("sources", sources, persistent=False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = F.relu(self.bn1(self.conv1(inputs)), inplace=True)
-        return F.relu(self.bn2(self.conv2(hidden)) + self._shortcut(inputs), inplace=True)
 
     def _shortcut(self, inputs: Tensor) -> Tensor:
         if self.stride > 1:

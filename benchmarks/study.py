@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,9 +188,8 @@ def append(path: Path, rows: list[Row], facts: Mapping[str, Any]) -> None:
 
 def headline(rows: list[Row]) -> str:
     """Test accuracies of the average at the last rounds."""
-    wanted: Callable[[Row], bool] = lambda row: (  # noqa: E731
-        row["what"] == "average" and row["split"] == "test" and row["metric"] == "accuracy")
-    last = [row for row in rows if wanted(row)][-3:]
+    wanted = ("average", "test", "accuracy")
+    last = [row for row in rows if (row["what"], row["split"], row["metric"]) == wanted][-3:]
     return ", ".join(f"{100 * row['value']:.2f} % at {100 * row['sparsity']:.1f} %" for row in last)
 
 

@@ -11,6 +11,11 @@ EXIT_WRONG_USE = 2
 EXIT_INTERRUPTED = 130
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class SwampError(Exception):
     """Any failure that swamp_ray can explain; its text is meant for the user."""
 

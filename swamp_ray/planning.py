@@ -27,7 +27,7 @@ from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Sweep, describe, label, plain_value
 from swamp_ray.tables import display_path, percent, size
-from swamp_ray.training.arithmetic import SINGLE
+from swamp_ray.training.arithmetic import SINGLE, form_and_width
 from swamp_ray.training.footprint import footprint
 
 
@@ -247,10 +247,10 @@ def packing_lines(prepared: Prepared, place: Place) -> list[str]:
         return [f"packing: particles train one by one: {prepared.unpackable}"] if prepared.unpackable else []
     if packing == SINGLE:
         return ["packing: particles train one by one, as was measured in this storage"]
-    form, _, width = packing.partition(":")
+    form, width = form_and_width(packing)
     padding = [f"{plan.num_particles} in round {plan.index}" for plan in prepared.plan
                if form == "stacked" and plan.num_particles * prepared.num_members > 1
-               and plan.num_particles * prepared.num_members % int(width)]
+               and plan.num_particles * prepared.num_members % width]
     note = f"; packs that are not full are padded ({padding[0]})" if padding else ""
     return [f"packing: a worker trains {width} particles at a time, {WORDS[form]}{note}"]
 

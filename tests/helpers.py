@@ -6,12 +6,14 @@ import hashlib
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.config import DataConfig, SwampConfig
 from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.storage.places import open_place
+from swamp_ray.training.data import Data, load_data
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -31,6 +33,24 @@ def tiny(storage: Path | str, **values: Any) -> SwampConfig:
     """The tiny run in a storage root, with dotted keys changed; ``__`` stands for a dot."""
     changed = {key.replace("__", "."): value for key, value in values.items()}
     return with_values(build_config(TINY), {"storage": str(storage), **changed})
+
+
+def with_sections(base: dict[str, Any], **sections: Any) -> SwampConfig:
+    """A config whose sections are those of a base with some values replaced."""
+    tree = {name: dict(values) for name, values in base.items()}
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values}
+    return build_config(tree)
+
+
+def data_of(config: SwampConfig) -> Data:
+    """Its decoded data, read once."""
+    return _data(config.data.model_dump_json())
+
+
+@cache
+def _data(section: str) -> Data:
+    return load_data(DataConfig.model_validate_json(section))
 
 
 def ticket_digests(storage: Path | str, name: str = "tiny") -> dict[str, str]:

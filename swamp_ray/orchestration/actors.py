@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from swamp_ray.orchestration.messages import (
     AverageSpec,
     WorkItem,
 )
-from swamp_ray.orchestration.packs import Said, alone, train_together
+from swamp_ray.orchestration.packs import Said, alone, train_packed
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.orchestration.shard import Shard
 from swamp_ray.orchestration.worker import Worker
@@ -91,11 +90,7 @@ class ParticleActor:
             return
         arithmetic = self._arithmetic.packed(items[0].packing)
         with applied(arithmetic):
-            pack = self._pack(arithmetic)
-            jobs = [(item.seat, worker.train(item, *mine, stop=stop, seat=pack.seats[item.seat]))
-                    for worker, item, mine in zip(workers, items, inputs, strict=True)]
-            with contextlib.closing(train_together(pack, jobs)) as said:
-                yield from said
+            yield from train_packed(self._pack(arithmetic), workers, items, inputs, stop)
 
     def _pack(self, arithmetic: Arithmetic) -> Pack:
         """Seats for that many particles; only those of one form and width are kept, for they hold memory."""

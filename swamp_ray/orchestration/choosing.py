@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from swamp_ray.errors import CorruptArtifactError, RunError, SwampError
+from swamp_ray.errors import CorruptArtifactError, RunError, SwampError, first_line
 from swamp_ray.orchestration.placement import eligible
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.resources import pool_size, this_machine
 from swamp_ray.storage.identity import canonical_json, digest_bytes
 from swamp_ray.storage.places import Place
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.training.arithmetic import SINGLE, applied
+from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
 from swamp_ray.training.measuring import Measured, measure_packings
 from swamp_ray.training.nests import leaves
 from swamp_ray.training.samples import ArraySamples
@@ -56,7 +56,7 @@ def settled(
         return prepared.packed(recorded)
     key = f"{FOLDER}/{_digest(prepared)}"
     own = f"{key}/{prepared.most_jobs}.json"
-    if (choice := _read(place, own)) is None:
+    if (choice := _read(prepared, place, own)) is None:
         if place.size(own) is not None:
             say(f"how particles were packed cannot be read in {place.locate(own)}; it is measured anew")
         known = _known(place, key)
@@ -67,14 +67,14 @@ def settled(
                 known |= {one.packing: one for one in measure(prepared, missing)}
             except (SwampError, RuntimeError, MemoryError) as error:
                 # What keeps a single particle from training is found again, and told in full, when the run begins.
-                say(f"nothing could be measured ({_first_line(error)}): particles train one by one")
+                say(f"nothing could be measured ({first_line(error)}): particles train one by one")
                 return prepared.packed(SINGLE if SINGLE in prepared.open_packings else prepared.open_packings[0])
         choice = choose(known, prepared.open_packings, prepared.most_jobs, num_workers())
         record = {"packing": choice, "num_jobs": prepared.most_jobs, "workers": num_workers(), "facts": prepared.facts,
                   "measured": [known[packing].as_dict() for packing in sorted(known)]}
-        damaged = place.size(own) is not None and _read(place, own) is None
+        damaged = place.size(own) is not None and _read(prepared, place, own) is None
         place.write(own, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode(), keep_existing=not damaged)
-        choice = _read(place, own) or choice  # another run may have been faster
+        choice = _read(prepared, place, own) or choice  # another run may have been faster
         say(describe(choice, known))
     return prepared.packed(choice)
 
@@ -82,7 +82,7 @@ def settled(
 def recorded_choice(prepared: Prepared, place: Place) -> str | None:
     """What was chosen before for such a run in this storage root; ``""`` if that cannot be read."""
     key = f"{FOLDER}/{_digest(prepared)}/{prepared.most_jobs}.json"
-    return _read(place, key) or (None if place.size(key) is None else "")
+    return _read(prepared, place, key) or (None if place.size(key) is None else "")
 
 
 def choose(known: dict[str, Measured], packings: Sequence[str], num_jobs: int, num_workers: int) -> str:
@@ -96,7 +96,7 @@ def choose(known: dict[str, Measured], packings: Sequence[str], num_jobs: int, n
     """
     def seconds(packing: str) -> float:
         step_s = known[packing].step_s if packing in known else None
-        width = int(packing.partition(":")[2])
+        width = form_and_width(packing)[1]
         waves = math.ceil(math.ceil(num_jobs / width) / num_workers)
         return math.inf if step_s is None else waves * width * step_s
 
@@ -104,14 +104,10 @@ def choose(known: dict[str, Measured], packings: Sequence[str], num_jobs: int, n
     return best if seconds(best) < WORTH * seconds(SINGLE) or SINGLE not in packings else SINGLE
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def describe(choice: str, known: dict[str, Measured]) -> str:
     """A sentence on what was chosen and what was found of it."""
     alone, chosen = known.get(SINGLE), known.get(choice)
-    form, _, width = choice.partition(":")
+    form, width = form_and_width(choice)
     if choice == SINGLE:
         return "particles train one by one: no way of packing them was clearly faster"
     gain = ""
@@ -155,7 +151,7 @@ def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured
         try:
             return ray.get(actor.measure.remote(list(packings)))
         except RayError as error:
-            raise RunError(_first_line(error)) from error
+            raise RunError(first_line(error)) from error
         finally:
             ray.kill(actor)
     finally:
@@ -200,14 +196,15 @@ def _digest(prepared: Prepared) -> str:
         "image_size": config.data.image_size, "batch_size": config.training.batch_size,
         "micro_batch": config.training.micro_batch, "arithmetic": prepared.arithmetic.alone.as_dict(),
         "optimizer": config.training.optimizer,
-        "forms": sorted({packing.partition(":")[0] for packing in prepared.open_packings}),
+        "forms": sorted({form_and_width(packing)[0] for packing in prepared.open_packings}),
     }))[:16]
 
 
-def _read(place: Place, key: str) -> str | None:
-    """A recorded choice; a damaged record is as good as none."""
+def _read(prepared: Prepared, place: Place, key: str) -> str | None:
+    """A recorded choice; a damaged record, or one of what does not come into question, is as good as none."""
     record = _record(place, key)
-    return None if record is None else str(record["packing"])
+    choice = None if record is None else str(record["packing"])
+    return choice if choice in prepared.open_packings else None
 
 
 def _known(place: Place, folder: str) -> dict[str, Measured]:

@@ -5,7 +5,6 @@ For a debugger, and as the yardstick for what the orchestration costs.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
@@ -29,7 +28,7 @@ from swamp_ray.orchestration.messages import (
     StateLost,
     WorkItem,
 )
-from swamp_ray.orchestration.packs import Broke, Said, alone, train_together
+from swamp_ray.orchestration.packs import Broke, Said, alone, train_packed
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.stopping import Stopping
@@ -159,11 +158,8 @@ class InlineExecutor:
             if self._pack is None:
                 prepared = self._prepared
                 self._pack = Pack(prepared.config, prepared.data, arithmetic, self._worker.trainer.feeds)
-            jobs = [(entry.item.seat, self._worker.train(
-                entry.item, *entry.given, self._stopping.asked, self._pack.seats[entry.item.seat]))
-                for entry in entries]
-            with contextlib.closing(train_together(self._pack, jobs)) as said:
-                yield from said
+            yield from train_packed(self._pack, [self._worker] * len(entries), [entry.item for entry in entries],
+                                    [entry.given for entry in entries], self._stopping.asked)
 
     def _hear(self, running: _Running, item: WorkItem, message: Message | Broke) -> None:
         work = item.work

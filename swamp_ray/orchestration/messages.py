@@ -10,7 +10,7 @@ from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.rounds import Work
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Named
-from swamp_ray.training.arithmetic import SINGLE
+from swamp_ray.training.arithmetic import SINGLE, form_and_width
 from swamp_ray.training.program import Program
 from swamp_ray.training.records import Progress
 
@@ -58,7 +58,7 @@ class WorkItem:
     @property
     def width(self) -> int:
         """How many seats there are in its pack."""
-        return int(self.packing.partition(":")[2])
+        return form_and_width(self.packing)[1]
 
 
 @dataclass(frozen=True)

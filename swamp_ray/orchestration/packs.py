@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import traceback
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from swamp_ray.errors import RunError
 from swamp_ray.orchestration.failures import out_of_memory
-from swamp_ray.orchestration.worker import Message, Steps
+from swamp_ray.orchestration.messages import WorkItem
+from swamp_ray.orchestration.worker import Message, Steps, Worker
 from swamp_ray.training.pack import Pack
 from swamp_ray.training.records import Gradients
 from swamp_ray.training.tasks import Batch
@@ -61,6 +63,25 @@ def train_together(pack: Pack, jobs: Sequence[tuple[int, Steps]]) -> Generator[S
             job.close()
 
 
+def train_packed(
+    pack: Pack, workers: Sequence[Worker], items: Sequence[WorkItem], inputs: Sequence[Sequence[Any]],
+    stop: Callable[[], bool],
+) -> Generator[Said]:
+    """Train packed jobs, each on its own seat. The caller applies the arithmetic.
+
+    Args:
+        pack: The seats.
+        workers: Each job's own run.
+        items: The jobs.
+        inputs: Of each, start, mask and surviving values.
+        stop: Asked after every step of each job.
+    """
+    jobs = [(item.seat, worker.train(item, *given, stop=stop, seat=pack.seats[item.seat]))
+            for worker, item, given in zip(workers, items, inputs, strict=True)]
+    with contextlib.closing(train_together(pack, jobs)) as said:
+        yield from said
+
+
 def _until_pending(number: int, job: Steps, answer: Gradients | None) -> Generator[Said, None, Pending | None]:
     """Pass on what a job says until it needs gradients; None once it has ended."""
     while True:
@@ -90,7 +111,7 @@ def _portable(error: Exception) -> BaseException:
     try:
         pickle.dumps(error)
         made_again: Any = copy.copy(error)  # as on the other side, from what it says of itself
-    except Exception:
+    except Exception:  # whatever an error of the user's does when it is copied
         made_again = None
     if isinstance(made_again, type(error)):
         return error

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from swamp_ray.config import StartFrom, SwampConfig
-from swamp_ray.errors import RunError, UserError
+from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.importing import is_import_path
 from swamp_ray.rounds import RoundPlan, plan_rounds
 from swamp_ray.seeding import derive_seed
@@ -27,7 +27,14 @@ from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survi
 from swamp_ray.storage.places import as_spot, is_url
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.storage.tickets import load_ticket
-from swamp_ray.training.arithmetic import SINGLE, Arithmetic, machine_facts, packings, resolve_arithmetic
+from swamp_ray.training.arithmetic import (
+    SINGLE,
+    Arithmetic,
+    form_and_width,
+    machine_facts,
+    packings,
+    resolve_arithmetic,
+)
 from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.data import Data, Feed, load_data
 from swamp_ray.training.models import check_outputs
@@ -283,7 +290,7 @@ def _packings(
     feed = Feed(data.train, device=torch.device("cpu"), channels_last=False, on_device=False)
     size = min(2, config.training.micro_batch or config.training.batch_size, len(data.train))
     possible, reasons = [], {}
-    for form in dict.fromkeys(packing.partition(":")[0] for packing in asked):
+    for form in dict.fromkeys(form_and_width(packing)[0] for packing in asked):
         batch = next(iter(feed.batches(size, seed=None, drop_last=False))) if form != "single" else None
         if form != "single" and (reason := why_unpackable(model, task, batch, form)) is not None:
             reasons[form] = reason
@@ -333,7 +340,7 @@ def _read_checkpoint(start: StartFrom) -> tuple[dict[str, Tensor], dict[str, np.
             with warnings.catch_warnings(action="ignore"):
                 tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except Exception as error:  # what is no such file makes the unpickler raise almost anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise UserError(f"the checkpoint is neither safetensors nor a torch file of plain tensors: {reason}",
                             got=str(path), where=where, do="Save model.state_dict() alone.") from error
     for key in filter(None, start.prefix.split(".")):

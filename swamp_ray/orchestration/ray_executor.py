@@ -9,7 +9,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
-from swamp_ray.errors import CorruptArtifactError, RunError
+from swamp_ray.errors import CorruptArtifactError, RunError, first_line
 from swamp_ray.orchestration.failures import memory_error, out_of_memory
 from swamp_ray.orchestration.messages import (
     AverageDone,
@@ -168,13 +168,9 @@ class RayExecutor:
         died = self._pool.averager_died(error)
         self._held = {work: [] for work in self._held}
         self._forget_average()
-        self.tell(AverageLost(_first_line(error), died=died))
+        self.tell(AverageLost(first_line(error), died=died))
 
     def _forget_average(self) -> None:
         self._additions.clear()
         self._averaging.clear()
         self._complete = None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

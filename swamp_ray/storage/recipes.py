@@ -15,9 +15,9 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.importing import is_import_path
 from swamp_ray.sparsity.masks import Layout, to_bits
 from swamp_ray.storage.identity import canonical_json, digest_arrays, digest_bytes, name_of, source_digest
+from swamp_ray.training.arithmetic import SINGLE
 
 Recipe = dict[str, Any]
-UNPACKED = "single:1"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Recipes:
             "rest": [[name, list(shape)] for name, shape in layout.rest],
         }))
         # The dense phase and evaluations are never packed, and shared by runs that pack and runs that do not.
-        alone = {**arithmetic, "packing": UNPACKED}
+        alone = {**arithmetic, "packing": SINGLE}
         self._shared: Recipe = {
             "data": data_digest,
             "model": _code(config.model.name, config.model.options, config.model.version),
@@ -83,7 +83,7 @@ class Recipes:
                               **{f"buffer {k}": v for k, v in buffers.items()}})
 
     def training(
-        self, program: Recipe, seed: int, start: str, mask: str, values: str | None, packing: str = UNPACKED
+        self, program: Recipe, seed: int, start: str, mask: str, values: str | None, packing: str = SINGLE
     ) -> Named:
         """One training run: the dense phase or a particle.
 

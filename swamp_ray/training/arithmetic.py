@@ -19,6 +19,12 @@ WIDTHS = (2, 4, 8, 16)
 """Of packs that are tried out."""
 
 
+def form_and_width(packing: str) -> tuple[str, int]:
+    """How particles of a worker are trained, and how many at a time: ``("stacked", 4)`` of ``"stacked:4"``."""
+    form, _, width = packing.partition(":")
+    return form, int(width)
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """Fixed when a run starts, and part of every result's name.
@@ -55,12 +61,12 @@ class Arithmetic:
     @property
     def form(self) -> str:
         """``"single"``, ``"stacked"`` or ``"graphs"``, see :mod:`swamp_ray.training.pack`."""
-        return self.packing.partition(":")[0]
+        return form_and_width(self.packing)[0]
 
     @property
     def width(self) -> int:
         """How many particles a worker trains at a time."""
-        return int(self.packing.partition(":")[2])
+        return form_and_width(self.packing)[1]
 
     @property
     def alone(self) -> Arithmetic:

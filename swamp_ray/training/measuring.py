@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import UserError
+from swamp_ray.errors import UserError, first_line
 from swamp_ray.sparsity.packing import pack_model
-from swamp_ray.training.arithmetic import SINGLE, Arithmetic
+from swamp_ray.training.arithmetic import SINGLE, Arithmetic, form_and_width
 from swamp_ray.training.buffers import named_buffers
 from swamp_ray.training.data import Data
 from swamp_ray.training.pack import Pack
@@ -75,7 +75,7 @@ def measure_packings(
     found, best = [alone.measured], alone.measured.step_s or float("inf")
     given_up: dict[str, str] = {}
     for packing in packings:
-        form = packing.partition(":")[0]
+        form = form_and_width(packing)[0]
         if packing == SINGLE:
             continue
         if form in given_up:
@@ -84,7 +84,7 @@ def measure_packings(
         try:
             trial = _measure(config, data, arithmetic.packed(packing))
         except (UserError, RuntimeError, MemoryError) as error:
-            given_up[form] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            given_up[form] = first_line(error)
             found.append(Measured(packing, refused=given_up[form]))
             continue
         measured = _judged(trial, reference, arithmetic)

@@ -25,7 +25,6 @@ from swamp_ray.training.stacked import Stacked
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.training_run import Pending, Steps, TrainingRun
 
-FORMS = ("stacked", "graphs")
 PACKED_SEED = 0
 """Of the global generators while a pack trains. No result depends on them: packs refuse networks that draw."""
 

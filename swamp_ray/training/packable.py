@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from swamp_ray.errors import UserError
+from swamp_ray.errors import UserError, first_line
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.stacked import Stacked
 from swamp_ray.training.tasks import Batch, Task
@@ -39,8 +39,7 @@ def why_unpackable(model: nn.Module, task: Task, batch: Batch, form: str) -> str
     except UserError:
         raise
     except Exception as error:  # whatever a network of the user's does under torch.func
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"torch.func.vmap cannot transform its training step: {reason}"
+        return f"torch.func.vmap cannot transform its training step: {first_line(error)}"
     return None
 
 

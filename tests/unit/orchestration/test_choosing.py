@@ -102,7 +102,8 @@ def test_what_the_config_decides_is_not_measured(tmp_path: Path) -> None:
     assert bench.asked == []
 
 
-@pytest.mark.parametrize("damage", [b"{", b"[]", b'{"packing": "stacked:2"}', b""])
+@pytest.mark.parametrize("damage", [
+    b"{", b"[]", b'{"packing": "stacked:2"}', b"", b'{"packing": "sideways:7", "measured": []}'])
 def test_a_damaged_record_is_measured_anew(tmp_path: Path, damage: bytes) -> None:
     bench = Bench(single_1=1.0, stacked_2=0.6, stacked_3=0.5)
     prepared = prepare(tiny(tmp_path, **AUTO))

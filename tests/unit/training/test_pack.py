@@ -6,7 +6,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from swamp_ray.config import ExecutionConfig, SwampConfig
-from swamp_ray.config_reading import build_config
 from swamp_ray.errors import DivergedError, UserError
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.planning import packing_lines
@@ -24,7 +22,6 @@ from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.packing import pack_state
 from swamp_ray.storage.places import LocalPlace
 from swamp_ray.training.arithmetic import Arithmetic, applied, packings, resolve_arithmetic
-from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.graphed import Graphed
 from swamp_ray.training.nests import leaves, tree_map
 from swamp_ray.training.pack import Pack, train_epoch
@@ -33,6 +30,7 @@ from swamp_ray.training.program import round_program
 from swamp_ray.training.records import Gradients, ParticleJob, TrainedParticle
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.training_run import TrainingRun
+from tests.helpers import data_of, with_sections
 
 THEIRS = '''
     import torch
@@ -134,24 +132,16 @@ def _theirs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def configured(**sections: Any) -> SwampConfig:
-    tree = {name: dict(values) for name, values in BASE.items()}
-    for name, values in sections.items():
-        tree[name] = {**tree.get(name, {}), **values}
-    return build_config(tree)
-
-
-@cache
-def data_of(text: str) -> Data:
-    return load_data(type(SwampConfig().data).model_validate_json(text))
+    return with_sections(BASE, **sections)
 
 
 def arithmetic_of(config: SwampConfig, packing: str = "single:1", device: str = "cpu") -> Arithmetic:
-    data = data_of(config.data.model_dump_json())
+    data = data_of(config)
     return resolve_arithmetic(config.execution, device, initial_model(config, data)).packed(packing)
 
 
 def pack_of(config: SwampConfig, packing: str, device: str = "cpu") -> Pack:
-    return Pack(config, data_of(config.data.model_dump_json()), arithmetic_of(config, packing, device))
+    return Pack(config, data_of(config), arithmetic_of(config, packing, device))
 
 
 def begin(seat: ParticleTrainer, seed: int, checkpoint: bytes | None = None, **changes: Any) -> TrainingRun:
@@ -169,7 +159,7 @@ def begin(seat: ParticleTrainer, seed: int, checkpoint: bytes | None = None, **c
 
 def alone(config: SwampConfig, seed: int, device: str = "cpu") -> TrainedParticle:
     with applied(arithmetic := arithmetic_of(config, device=device)):
-        run = begin(ParticleTrainer(config, data_of(config.data.model_dump_json()), arithmetic), seed)
+        run = begin(ParticleTrainer(config, data_of(config), arithmetic), seed)
         while not run.done:
             run.epoch()
         return run.finish()

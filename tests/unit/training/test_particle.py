@@ -10,7 +10,6 @@ import sys
 import textwrap
 from collections import namedtuple
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,12 @@ from swamp_ray.errors import CorruptArtifactError, DivergedError, UserError
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
-from swamp_ray.training.data import Data, load_data
+from swamp_ray.training.data import load_data
 from swamp_ray.training.nests import split_batch
 from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.program import round_program
 from swamp_ray.training.records import ParticleJob, TrainedParticle
+from tests.helpers import data_of, with_sections
 
 THEIRS = '''
     import random
@@ -152,19 +152,11 @@ def _importable(module_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def configured(**sections: Any) -> SwampConfig:
-    tree = {name: dict(values) for name, values in BASE.items()}
-    for name, values in sections.items():
-        tree[name] = {**tree.get(name, {}), **values}
-    return build_config(tree)
-
-
-@cache
-def data_of(text: str) -> Data:
-    return load_data(type(SwampConfig().data).model_validate_json(text))
+    return with_sections(BASE, **sections)
 
 
 def trainer_of(config: SwampConfig) -> ParticleTrainer:
-    data = data_of(config.data.model_dump_json())
+    data = data_of(config)
     arithmetic = resolve_arithmetic(config.execution, "cpu", initial_model(config, data))
     return ParticleTrainer(config, data, arithmetic)
 
