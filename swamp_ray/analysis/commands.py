@@ -248,8 +248,7 @@ def _curvature_cells(row: Row, bench: Bench) -> dict[str, str]:
         return with_error(row[name]["mean"], row[name]["standard_error"])
 
     return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "network": row["network"],
-            "trace": estimate("trace"), "sum w² H": estimate("scaled"), "largest": f"{row['largest']['value']:.3g}",
-            "loss": f"{row['loss']:.3g}"}
+            "trace": estimate("trace"), "sum w² H": estimate("scaled"), "largest": f"{row['largest']['value']:.3g}"}
 
 
 def _particles_cells(row: Row, bench: Bench) -> dict[str, str]:

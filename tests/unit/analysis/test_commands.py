@@ -53,7 +53,9 @@ def test_the_others_print_a_table_and_leave_a_file(
 ) -> None:
     for name, value in (("GRID", 3), ("NUM_SAMPLES", 40), ("NUM_DIRECTIONS", 2)):
         monkeypatch.setattr(commands, name, value)
-    assert heading in shown(storage, what, "tiny")
+    text = shown(storage, what, "tiny")
+    assert heading in text
+    assert "…" not in text, "a number is cut off"
     assert rows(storage, what)
 
 
