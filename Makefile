@@ -52,7 +52,7 @@ chaos: $(VENV)/.installed-dev ## Disturb a run with 200 faults; about half an ho
 
 .PHONY: study-cpu
 study-cpu: $(VENV)/.installed ## The next hour of the study on CIFAR-10 for processors (docs/study.md)
-	@$(PY) benchmarks/study.py cpu --budget-min 60
+	@$(PY) benchmarks/study.py cpu --budget-min 60 --jobs 2
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff and pyright

@@ -3,15 +3,20 @@
 Each finished part (an arm with a seed) is written to benchmarks/results/study/TIER.parquet at once; a later call, on
 this machine or another, goes on with what is missing. docs/study.md says what is run and why.
 
-    python benchmarks/study.py cpu --budget-min 60
+    python benchmarks/study.py cpu --budget-min 60 --jobs 2
     python benchmarks/study.py cpu --report
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,11 +46,13 @@ class Arm:
         values: What differs from the tier's config.
         second: Whether a second run with another seed follows, for the ensemble of two solutions.
         lines: Whether lines between its networks are measured.
+        stage: Arms of a stage are done for all seeds before those of the next one begin.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     second: bool = False
     lines: bool = False
+    stage: int = 1
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,21 @@ class Tier:
     seeds: tuple[int, ...]
     arms: Mapping[str, Arm]
 
+    def parts(self) -> list[tuple[str, int]]:
+        """Arms and seeds in the order in which they are done."""
+        stages = sorted({arm.stage for arm in self.arms.values()})
+        return [(name, seed) for stage in stages for seed in self.seeds
+                for name, arm in self.arms.items() if arm.stage == stage]
+
 
 TIERS = {
     "cpu": Tier("configs/study/cpu.yaml", (0, 1, 2, 3, 4), {
         "imp": Arm({"particles.count": 1, "averaging.within": "none", "averaging.lr": None}, second=True),
         "imp_swa": Arm({"particles.count": 1}),
         "swamp": Arm(lines=True),
-        "swamp_without_swa": Arm({"averaging.within": "none", "averaging.lr": None}),
+        "swamp_without_swa": Arm({"averaging.within": "none", "averaging.lr": None}, stage=2),
+        "imp_4t": Arm({"particles.count": 1, "averaging.within": "none", "averaging.lr": None,
+                       "round.length": "48 epochs"}, stage=3),
     }),
 }
 
@@ -72,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tier", choices=TIERS)
     parser.add_argument("--budget-min", type=float, default=60.0, help="Begin nothing after so many minutes.")
+    parser.add_argument("--jobs", type=int, default=1, help="Processes that share the work, one part each at a time.")
     parser.add_argument("--storage", default=str(ROOT / "results" / "study"), help="Storage root of the runs.")
     parser.add_argument("--report", action="store_true", help="Run nothing; write the tables of docs/study.md.")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="Only to try the script out.")
@@ -82,26 +98,63 @@ def main() -> None:
 
         report(arguments.tier, arguments.results / f"{arguments.tier}.parquet")
         return
+    if arguments.jobs > 1:
+        sys.exit(side_by_side(arguments.jobs))
     base = load_config(ROOT / TIERS[arguments.tier].config, tuple(arguments.overrides))
     slice_of(TIERS[arguments.tier], with_values(base, {"storage": arguments.storage}),
              arguments.results / f"{arguments.tier}.parquet", 60 * arguments.budget_min)
 
 
+def side_by_side(jobs: int) -> int:
+    """This command in several processes, which divide the parts among them; an interrupt reaches all of them.
+
+    Returns:
+        The first exit status that is not 0, else 0.
+    """
+    # The last of two --jobs counts.
+    started = [subprocess.Popen([sys.executable, *sys.argv, "--jobs", "1"]) for _ in range(jobs)]
+
+    def pass_on(number: int, _frame: object) -> None:
+        for process in started:
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    return next((status for status in [process.wait() for process in started] if status), 0)
+
+
 def slice_of(tier: Tier, base: SwampConfig, path: Path, budget_s: float) -> None:
-    """Do the parts that are missing, seed after seed, until the time is up."""
+    """Do the parts that are missing and that no other process does, until the time is up."""
     end = time.monotonic() + budget_s
-    for seed in tier.seeds:
-        for name, arm in tier.arms.items():
+    elsewhere = 0
+    for name, seed in tier.parts():
+        with held(path.parent / f".{path.stem}-{name}-{seed}.lock") as mine:
             if (name, seed) in finished(path):
+                continue
+            if not mine:
+                elsewhere += 1
                 continue
             if time.monotonic() > end:
                 print(f"the time is up before {name}, seed {seed}; the same command goes on", flush=True)
                 return
             began = time.monotonic()
-            rows = part(base, name, arm, seed)
+            rows = part(base, name, tier.arms[name], seed)
             append(path, rows, {"seconds": time.monotonic() - began})
             print(f"{name:<20} seed {seed}: {time.monotonic() - began:6.0f} s, {headline(rows)}", flush=True)
-    print("every part is done", flush=True)
+    print(f"another process does the last {elsewhere}" if elsewhere else "every part is done", flush=True)
+
+
+@contextlib.contextmanager
+def held(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone holds a lock; the system frees it when its process ends, however that happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def part(base: SwampConfig, name: str, arm: Arm, seed: int) -> list[Row]:
@@ -178,12 +231,12 @@ def append(path: Path, rows: list[Row], facts: Mapping[str, Any]) -> None:
     where = {"date": time.strftime("%Y-%m-%d"), "cpu": hardware()["cpu"], "gpu": hardware().get("gpu", ""),
              "torch": versions()["torch"], **facts}
     frame = pd.DataFrame([{**row, **where} for row in rows])
-    if path.exists():
-        frame = pd.concat([pd.read_parquet(path), frame], ignore_index=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    waiting = path.with_suffix(".new")
-    frame.to_parquet(waiting, index=False)
-    waiting.replace(path)
+    with held(path.parent / f".{path.stem}.lock", wait=True):
+        if path.exists():
+            frame = pd.concat([pd.read_parquet(path), frame], ignore_index=True)
+        waiting = path.with_suffix(".new")
+        frame.to_parquet(waiting, index=False)
+        waiting.replace(path)
 
 
 def headline(rows: list[Row]) -> str:

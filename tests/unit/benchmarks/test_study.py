@@ -81,6 +81,23 @@ def test_parts_are_done_once_and_in_order(tmp_path: Path, capsys: pytest.Capture
     assert all(text.startswith("| ") for text in tables.tables(frame))
 
 
+def test_a_part_that_another_process_does_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tiny(tmp_path / "storage", pruning__target=0.5, particles__count=2)
+    tier, path = study.Tier("", (0, 1), {"swamp": study.Arm()}), tmp_path / "small.parquet"
+    with study.held(tmp_path / ".small-swamp-0.lock") as mine:
+        assert mine
+        study.slice_of(tier, base, path, 600.0)
+    assert study.finished(path) == {("swamp", 1)}
+    assert "another process does the last 1" in capsys.readouterr().out
+    study.slice_of(tier, base, path, 600.0)
+    assert study.finished(path) == {("swamp", 0), ("swamp", 1)}
+
+
+def test_stages_come_one_after_the_other_each_with_all_seeds() -> None:
+    tier = study.Tier("", (0, 1), {"a": study.Arm(), "late": study.Arm(stage=2), "b": study.Arm()})
+    assert tier.parts() == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("late", 0), ("late", 1)]
+
+
 @pytest.mark.parametrize("tier", study.TIERS)
 def test_every_arm_of_a_tier_is_a_config_that_can_run(tier: str) -> None:
     found = study.TIERS[tier]
@@ -88,4 +105,4 @@ def test_every_arm_of_a_tier_is_a_config_that_can_run(tier: str) -> None:
     for name, arm in found.arms.items():
         config = study.arm_config(base, name, arm, 0)
         assert (config.particles.count == 1) == name.startswith("imp")
-        assert (config.averaging.within == "none") == (name in ("imp", "swamp_without_swa"))
+        assert (config.averaging.within == "none") == (name in ("imp", "imp_4t", "swamp_without_swa"))
