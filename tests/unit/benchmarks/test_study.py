@@ -18,6 +18,8 @@ from tests.helpers import tiny
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 tables: Any = importlib.import_module("_study_report")
 study: Any = importlib.import_module("study")
+parts: Any = importlib.import_module("_study_parts")
+tiers: Any = importlib.import_module("_study_tiers")
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -58,51 +60,99 @@ def test_a_seed_that_one_arm_lacks_is_left_out_of_its_comparison() -> None:
     assert "| SWAMP - IMP | 2 |" in tables.comparison_table(frame)
 
 
-def test_parts_are_done_once_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def slice_of(tmp_path: Path, *chosen: Any, seeds: tuple[int, ...] = (0,), budget_s: float = 600.0) -> Any:
+    """The results after a slice of a tier of these parts; what earlier calls in the folder did is there already."""
     base = tiny(tmp_path / "storage", pruning__target=0.5, particles__count=2)
-    arms = {"imp": study.Arm({"particles.count": 1, "averaging.within": "none"}, second=True),
-            "swamp": study.Arm(lines=True)}
-    tier, path = study.Tier("", (0,), arms), tmp_path / "results" / "small.parquet"
-    study.slice_of(tier, base, path, -1.0)
+    path = tmp_path / "results" / "small.parquet"
+    study.slice_of(tiers.Tier("", seeds, chosen, choose_at=0.5), base, path, budget_s)
+    return study.read(path)
+
+
+def test_parts_are_done_once_and_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = parts.Arm("imp", parts.IMP, second=True), parts.Arm("swamp", lines=True)
+    assert slice_of(tmp_path, *done, budget_s=-1.0).empty
     assert "the time is up before imp, seed 0" in capsys.readouterr().out
-    assert not path.exists()
-    study.slice_of(tier, base, path, 600.0)
-    said = capsys.readouterr().out
-    assert "every part is done" in said
-    frame: Any = pd.read_parquet(path)
+    frame = slice_of(tmp_path, *done)
+    assert "every part is done" in capsys.readouterr().out
     assert set(frame["arm"]) == {"imp", "imp_second", "imp_ensemble", "swamp"}
     assert set(frame[frame["arm"] == "swamp"]["what"]) == {
         "average", "particles", "barrier between particles", "dip between particles", "barrier between rounds",
         "dip between rounds"}
-    assert study.finished(path) >= {("imp", 0), ("swamp", 0)}
+    assert set(frame["part"]) == {"imp", "swamp"}
     assert (frame[frame["what"].str.startswith("barrier")]["value"] >= 0).all()
-    study.slice_of(tier, base, path, 600.0)
-    assert len(pd.read_parquet(path)) == len(frame)
+    assert len(slice_of(tmp_path, *done)) == len(frame)
     assert all(text.startswith("| ") for text in tables.tables(frame))
 
 
 def test_a_part_that_another_process_does_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = tiny(tmp_path / "storage", pruning__target=0.5, particles__count=2)
-    tier, path = study.Tier("", (0, 1), {"swamp": study.Arm()}), tmp_path / "small.parquet"
-    with study.held(tmp_path / ".small-swamp-0.lock") as mine:
+    swamp = parts.Arm("swamp")
+    with study.held(study.lock(tmp_path / "results" / "small.parquet", "swamp", 0)) as mine:
         assert mine
-        study.slice_of(tier, base, path, 600.0)
-    assert study.finished(path) == {("swamp", 1)}
-    assert "another process does the last 1" in capsys.readouterr().out
-    study.slice_of(tier, base, path, 600.0)
-    assert study.finished(path) == {("swamp", 0), ("swamp", 1)}
+        frame = slice_of(tmp_path, swamp, seeds=(0, 1))
+    assert set(frame["seed"]) == {1}
+    assert "before the last 1" in capsys.readouterr().out
+    assert set(slice_of(tmp_path, swamp, seeds=(0, 1))["seed"]) == {0, 1}
 
 
-def test_stages_come_one_after_the_other_each_with_all_seeds() -> None:
-    tier = study.Tier("", (0, 1), {"a": study.Arm(), "late": study.Arm(stage=2), "b": study.Arm()})
-    assert tier.parts() == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("late", 0), ("late", 1)]
+def test_stages_come_one_after_the_other_each_with_all_its_seeds() -> None:
+    tier = tiers.Tier("", (0, 1), (parts.Arm("a"), parts.Arm("late", stage=2), parts.Arm("b", seeds=(1,))))
+    assert [(part.name, seed) for part, seed in tier.order()] == [("a", 0), ("a", 1), ("b", 1), ("late", 0),
+                                                                  ("late", 1)]
 
 
-@pytest.mark.parametrize("tier", study.TIERS)
+def test_what_validation_chooses_holds_for_everything_after_it(tmp_path: Path) -> None:
+    options = [parts.Choice(f"choose {lr:g}", "rate", {"training.lr": lr}, parts.IMP, 1, (100,)) for lr in (0.05, 1e-9)]
+    arm = parts.Arm("imp", parts.IMP, stage=2)
+    tier = tiers.Tier("", (0,), (*options, arm), choose_at=0.5)
+    with pytest.raises(LookupError, match=r"choose 0\.05"):
+        tiers.chosen(tier, study.read(tmp_path / "none.parquet"), 2)
+    frame = slice_of(tmp_path, *options, arm)
+    found = [tiers.validation_accuracy(frame, option, 0.5) for option in options]
+    assert found[0] > found[1]
+    assert tiers.chosen(tier, frame, 1) == {}
+    assert tiers.chosen(tier, frame, 2) == {"training.lr": 0.05}
+    assert load_config(tmp_path / "storage" / "runs" / "imp-seed0" / "config.yaml").training.lr == 0.05
+
+
+def test_nothing_begins_before_what_it_needs_is_chosen(tmp_path: Path) -> None:
+    option = parts.Choice("choose", "rate", {"training.lr": 0.05}, parts.IMP, 1)
+    with study.held(study.lock(tmp_path / "results" / "small.parquet", "choose", 0)):
+        assert slice_of(tmp_path, option, parts.Arm("imp", parts.IMP, stage=2)).empty
+
+
+def test_runs_are_measured_again_from_the_storage(tmp_path: Path) -> None:
+    arms = parts.Arm("imp", parts.IMP), parts.Arm("swamp")
+    slice_of(tmp_path, *arms)
+    trained = len(list((tmp_path / "storage" / "artifacts").glob("*/*")))
+    frame = slice_of(tmp_path, *arms, parts.AsTrained(("imp",), stage=2),
+                     parts.Curvature(("imp", "swamp"), num_images=32, num_directions=2, stage=2))
+    assert len(list((tmp_path / "storage" / "artifacts").glob("*/*"))) == trained
+    as_trained = frame[frame["what"] == "as trained"]
+    assert set(as_trained["arm"]) == {"imp"}
+    assert set(as_trained["round"]) == {0, 1}
+    metrics = pd.read_parquet(tmp_path / "storage" / "runs" / "imp-seed0" / "metrics.parquet")
+    expected = metrics[metrics["kind"] == "particle_as_trained"]["test/loss"].tolist()
+    chosen = as_trained[(as_trained["split"] == "test") & (as_trained["metric"] == "loss")]
+    assert chosen["value"].tolist() == expected
+    curved = frame[frame["part"] == "curvature"]
+    assert set(zip(curved["arm"], curved["what"], strict=True)) == {
+        ("imp", "curvature of average"), ("swamp", "curvature of average"), ("swamp", "curvature of particle")}
+    assert np.isfinite(curved["value"]).all()
+
+
+@pytest.mark.parametrize("tier", tiers.TIERS)
 def test_every_arm_of_a_tier_is_a_config_that_can_run(tier: str) -> None:
-    found = study.TIERS[tier]
+    found = tiers.TIERS[tier]
     base = load_config(ROOT / found.config)
+    assert len({part.name for part in found.parts}) == len(found.parts)
+    for part in found.parts:
+        if isinstance(part, parts.Choice):
+            parts.Arm("choose", {**part.setting, **part.values}).config(base, 0)
+        if isinstance(part, parts.AsTrained | parts.Curvature):
+            assert set(part.arms) <= set(found.arms)
     for name, arm in found.arms.items():
-        config = study.arm_config(base, name, arm, 0)
-        assert (config.particles.count == 1) == name.startswith("imp")
-        assert (config.averaging.within == "none") == (name in ("imp", "imp_4t", "swamp_without_swa"))
+        config = arm.config(base, 0)
+        single = name.startswith(("imp", "dense", "one_shot")) and name != "imp_best_of_4"
+        assert single == (config.particles.count == 1 and not config.particles.schedule), name
+        assert (config.averaging.within == "swa") == name.startswith(("swamp", "imp_swa")) - (
+            name == "swamp_without_swa"), name

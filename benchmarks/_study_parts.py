@@ -1,0 +1,232 @@
+"""The parts that the study is made of: each is done once a seed, and gives rows of results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pandas as pd
+
+from swamp_ray.analysis.bench import Bench, Point
+from swamp_ray.analysis.paths import line
+from swamp_ray.analysis.sharpness import sharpness
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_reading import with_values
+from swamp_ray.evaluation import evaluate_runs
+from swamp_ray.orchestration.running import Run, run
+from swamp_ray.storage.metrics import read_jsonl
+
+Row = dict[str, Any]
+Frame = Any
+"""A DataFrame or a Series."""
+SECOND_SEED = 1000
+"""Added to a study's seed for the second of two IMP solutions."""
+SINGLE = {"particles.count": 1}
+NO_SWA = {"averaging.within": "none", "averaging.lr": None}
+IMP = SINGLE | NO_SWA
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part works with: the tier's config with everything that was chosen, and its arms by name."""
+
+    base: SwampConfig
+    arms: Mapping[str, Arm]
+
+    def run_of(self, arm: str, seed: int) -> Run:
+        """The finished run of an arm; what the storage has of it is not trained again."""
+        return run(self.arms[arm].config(self.base, seed))
+
+
+class Part(Protocol):
+    """Something to be done with a seed."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the results."""
+        ...
+
+    @property
+    def stage(self) -> int:
+        """Parts of a stage are done for all seeds before those of the next one begin."""
+        ...
+
+    @property
+    def seeds(self) -> tuple[int, ...] | None:
+        """Its seeds; None: those of the tier."""
+        ...
+
+    def rows(self, context: Context, seed: int) -> list[Row]:
+        """Do it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of pruning.
+
+    Attributes:
+        name: Of the arm.
+        values: What differs from the tier's config.
+        second: Whether a second run with another seed follows, for the ensemble of two solutions.
+        lines: Whether lines between its networks are measured.
+        stage, seeds: See :class:`Part`.
+    """
+
+    name: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    second: bool = False
+    lines: bool = False
+    stage: int = 1
+    seeds: tuple[int, ...] | None = None
+
+    def config(self, base: SwampConfig, seed: int, name: str | None = None) -> SwampConfig:
+        """The config of one run."""
+        return with_values(base, {**self.values, "seed": seed, "name": f"{name or self.name}-seed{seed}"})
+
+    def rows(self, context: Context, seed: int) -> list[Row]:
+        """Its rounds, its lines, and the ensemble with its second solution."""
+        done = run(self.config(context.base, seed))
+        rows = _named(self.name, round_rows(done))
+        if self.lines:
+            rows += _named(self.name, line_rows(done))
+        if self.second:
+            other = run(self.config(context.base, seed + SECOND_SEED, f"{self.name}_second"))
+            rows += _named(f"{self.name}_second", round_rows(other))
+            rows += _named(f"{self.name}_ensemble", ensemble_rows(done, other))
+        return rows
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the settings between which the study chooses, by IMP's or another arm's accuracy on validation.
+
+    Attributes:
+        name: Of the part.
+        question: What is chosen; settings of one question are compared with each other.
+        setting: Options that every arm takes over if this setting is chosen.
+        values: The arm that is trained with it.
+        stage, seeds: See :class:`Part`.
+    """
+
+    name: str
+    question: str
+    setting: Mapping[str, Any]
+    values: Mapping[str, Any]
+    stage: int
+    seeds: tuple[int, ...] | None = None
+
+    def rows(self, context: Context, seed: int) -> list[Row]:
+        """The rounds of its run."""
+        arm = Arm(self.name.replace(" ", "-"), {**self.setting, **self.values})
+        return _named(self.name, round_rows(run(arm.config(context.base, seed))))
+
+
+@dataclass(frozen=True)
+class AsTrained:
+    """What the networks of arms without SWA measure with the normalisation statistics that training left them."""
+
+    arms: tuple[str, ...]
+    stage: int
+    name: str = "as_trained"
+    seeds: tuple[int, ...] | None = None
+
+    def rows(self, context: Context, seed: int) -> list[Row]:
+        """Means over particles, by round, split and metric."""
+        rows = []
+        for arm in self.arms:
+            done = context.run_of(arm, seed)
+            lines = [line_ for line_ in read_jsonl(done.rundir.metrics) if line_["kind"] == "particle_as_trained"]
+            for record in done.records:
+                own = pd.DataFrame([line_ for line_ in lines if line_["round"] == record.round])
+                rows += _named(arm, [_row(record.round, record.sparsity, "as trained", *name.split("/"),
+                                          float(own[name].mean())) for name in own if "/" in name])
+        return rows
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Curvature at the sparsest round: of each arm's network, and of the first particle of one with several.
+
+    Attributes:
+        arms: Whose networks.
+        num_images, num_directions: See :func:`swamp_ray.analysis.sharpness.sharpness`.
+        name, stage, seeds: See :class:`Part`.
+    """
+
+    arms: tuple[str, ...]
+    num_images: int
+    num_directions: int
+    stage: int
+    name: str = "curvature"
+    seeds: tuple[int, ...] | None = None
+
+    def rows(self, context: Context, seed: int) -> list[Row]:
+        """Estimates, with their standard errors beside them."""
+        rows = []
+        for arm in self.arms:
+            done = context.run_of(arm, seed)
+            bench = Bench(done.rundir, done.prepared.data)
+            index = bench.rounds[-1]
+            for network, point in _networks(bench, index).items():
+                found = sharpness(bench, index, point, self.num_images, self.num_directions)
+                values = {"loss": found.loss, "trace": found.trace.mean, "trace error": found.trace.standard_error,
+                          "scaled trace": found.scaled.mean, "scaled trace error": found.scaled.standard_error,
+                          "largest": found.largest.value, "largest residual": found.largest.residual}
+                rows += _named(arm, [_row(index, bench.sparsity(index), f"curvature of {network}", "train", name,
+                                          value) for name, value in values.items()])
+        return rows
+
+
+def _networks(bench: Bench, index: int) -> dict[str, Point]:
+    particles = bench.particles(index)
+    return {"average": bench.average(index), **({"particle": particles[0]} if len(particles) > 1 else {})}
+
+
+def _named(arm: str, rows: Sequence[Row]) -> list[Row]:
+    return [{"arm": arm, **row} for row in rows]
+
+
+def _row(index: int, sparsity: float, what: str, split: str, metric: str, value: float) -> Row:
+    return {"round": index, "sparsity": sparsity, "what": what, "split": split, "metric": metric, "value": value}
+
+
+def round_rows(done: Run) -> list[Row]:
+    """Metrics of the average and of the particles' mean, by round, split and metric."""
+    return [_row(record.round, record.sparsity, network, split, metric, value)
+            for record in done.records for network, metrics in (("average", record.average), ("particles", record.mean))
+            for split, found in metrics.items() for metric, value in found.items()]
+
+
+def ensemble_rows(one: Run, other: Run) -> list[Row]:
+    """Two runs' averaged predictions, by round."""
+    levels, _ = evaluate_runs([one.rundir, other.rundir])
+    return [_row(index, level.sparsity, "ensemble", split, metric, value)
+            for index, level in enumerate(levels) for split, found in (level.ensemble or {}).items()
+            for metric, value in found.items()]
+
+
+def line_rows(done: Run) -> list[Row]:
+    """Barriers, and the deepest dips, between two particles of each round and between successive averages."""
+    bench = Bench(done.rundir, done.prepared.data)
+
+    def measure(point: Any) -> dict[str, dict[str, float]]:
+        return bench.measure(point, ("test",))
+
+    rows = []
+    for index, kind, first, second in _lines(bench):
+        found = line(measure, first, second)
+        for metric in ("loss", "error"):
+            excess = found.excess("test", metric)
+            rows += [_row(index, bench.sparsity(index), f"{what} between {kind}", "test", metric, float(value))
+                     for what, value in (("barrier", excess.max()), ("dip", excess.min()))]
+    return rows
+
+
+def _lines(bench: Bench) -> Iterator[tuple[int, str, Point, Point]]:
+    for index in bench.rounds:
+        first, second = bench.particles(index)[:2]
+        yield index, "particles", first, second
+        if index + 1 in bench.rounds:
+            yield index, "rounds", bench.average(index), bench.average(index + 1)
