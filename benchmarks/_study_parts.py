@@ -137,11 +137,12 @@ class AsTrained:
         rows = []
         for arm in self.arms:
             done = context.run_of(arm, seed)
-            lines = [line_ for line_ in read_jsonl(done.rundir.metrics) if line_["kind"] == "particle_as_trained"]
-            for record in done.records:
-                own = pd.DataFrame([line_ for line_ in lines if line_["round"] == record.round])
-                rows += _named(arm, [_row(record.round, record.sparsity, "as trained", *name.split("/"),
-                                          float(own[name].mean())) for name in own if "/" in name])
+            frame: Frame = pd.DataFrame(read_jsonl(done.rundir.metrics))
+            means = frame[frame["kind"] == "particle_as_trained"].groupby("round").mean(numeric_only=True)
+            for name in [name for name in means if "/" in name and means[name].notna().all()]:
+                split, metric = name.split("/")
+                rows += _named(arm, [_row(record.round, record.sparsity, "as trained", split, metric,
+                                          float(means[name][record.round])) for record in done.records])
         return rows
 
 

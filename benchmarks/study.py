@@ -28,6 +28,7 @@ from _study_tiers import TIERS, Tier, chosen
 from swamp_ray import load_config
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import with_values
+from swamp_ray.errors import SwampError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -167,4 +168,8 @@ def headline(rows: list[Row]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SwampError as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
