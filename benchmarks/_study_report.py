@@ -3,84 +3,104 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
+from _study_claims import CLAIMS, comparisons, findings, interval
+from _study_frames import (
+    LABELS,
+    MARGIN,
+    Frame,
+    accuracy,
+    arms_of,
+    by_round,
+    compared,
+    endpoint,
+    lines,
+    pairs,
+    sparsities,
+    values,
+)
+from _study_tiers import Tier
 
-from swamp_ray.analysis.statistics import equivalence, holm, paired
+from swamp_ray.analysis.statistics import equivalence
 
-Frame = Any
-"""A DataFrame or a Series."""
-ENDPOINT = 3
-"""The primary endpoint is the mean over so many of the sparsest rounds."""
-MARGIN = 0.5
-"""Points of accuracy within which C3 calls two methods equivalent."""
-AGAINST = ("imp", "imp_4t", "swamp_without_swa", "imp_swa")
-"""SWAMP is compared with each of these, as far as the tier has it; Holm's correction is over all of them."""
-LABELS = {
-    "imp": "IMP", "imp_second": "IMP, second seed", "imp_ensemble": "two IMP solutions (ensemble)",
-    "imp_swa": "IMP + SWA", "swamp": "SWAMP", "swamp_without_swa": "SWAMP without SWA", "imp_4t": "IMP, 4 T",
-    "imp_best_of_4": "IMP, best of 4",
-}
-
-
-def report(tier: str, path: Path) -> None:
-    """Print the tables as Markdown."""
-    frame: Frame = pd.read_parquet(path)
-    print("\n\n".join(tables(frame)))
+NETWORKS = (("imp", "average"), ("imp_swa", "average"), ("swamp", "particle"), ("swamp", "average"))
 
 
-def tables(frame: Frame) -> list[str]:
-    """Accuracies; SWAMP against the other arms; averaging against its particles; barriers."""
-    return [accuracy_table(frame), comparison_table(frame), averaging_table(frame), barrier_table(frame)]
+def write(tier: str, text: str, page: Path) -> None:
+    """Put a tier's results into a page, between the marks that are there for them."""
+    begin, end = f"<!-- results: {tier} -->\n", f"<!-- end of results: {tier} -->"
+    old = page.read_text()
+    page.write_text(re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text}\n\n{end}", old,
+                           flags=re.DOTALL))
 
 
-def accuracy(frame: Frame, arm: str, what: str | None = None) -> Frame:
-    """Test accuracy in percent, one row a seed and one column a round."""
-    what = what or ("ensemble" if arm.endswith("_ensemble") else "average")
-    chosen = frame[(frame["arm"] == arm) & (frame["what"] == what) & (frame["split"] == "test")
-                   & (frame["metric"] == "accuracy")]
-    return 100 * chosen.pivot(index="seed", columns="round", values="value")
+def report(name: str, tier: Tier, frame: Frame) -> str:
+    """Everything that a tier's results say, as Markdown."""
+    if frame.empty:
+        return "Nothing of this tier has been run yet."
+    return "\n\n".join([progress(name, tier, frame), "What this says of each claim:", claims_table(frame),
+                        *(f"{title}\n\n{table}" for title, table in tables(frame) if table)])
 
 
-def arms_of(frame: Frame) -> list[str]:
-    """Arms with results, in the order of the labels."""
-    present = set(frame["arm"])
-    return [arm for arm in LABELS if arm in present]
+def progress(name: str, tier: Tier, frame: Frame) -> str:
+    """What has been run where, and how long it took."""
+    done = frame[["part", "seed"]].drop_duplicates()
+    parts = frame.groupby(["part", "seed"])["seconds"].first()
+    machines = sorted({f"{row.cpu}{f', {row.gpu}' if row.gpu else ''}" for row in frame[["cpu", "gpu"]]
+                       .drop_duplicates().itertuples()})
+    versions = ", ".join(sorted(set(frame["torch"])))
+    dates = " to ".join(dict.fromkeys([min(frame["date"]), max(frame["date"])]))
+    return (f"{len(done)} of {len(tier.order())} parts have been run ({dates}; "
+            f"{'; '.join(machines)}; torch {versions}; {parts.sum() / 3600:.1f} hours of one process in all). "
+            f"Means ± standard errors over n seeds; `benchmarks/study.py {name} --report` makes this section.")
+
+
+def claims_table(frame: Frame) -> str:
+    """Verdict and figures of each claim."""
+    rows = [[claim, CLAIMS[claim][0], f"**{one.verdict}**", one.why] for claim, one in findings(frame).items()]
+    return _markdown(["claim", "", "verdict", "figures"], rows)
+
+
+def tables(frame: Frame) -> list[tuple[str, str]]:
+    """Headings and tables; a table of which nothing is known is empty."""
+    return [
+        ("Test accuracy (%) by sparsity:", accuracy_table(frame)),
+        ("SWAMP against other arms at the primary endpoint, paired by seed:", comparison_table(frame)),
+        ("The average minus the mean of its particles:", averaging_table(frame)),
+        ("Error barriers of SWAMP on the test split, in points:", barrier_table(frame)),
+        ("Curvature at the sparsest round:", curvature_table(frame)),
+        ("IMP with the normalisation statistics that training left, minus IMP with re-estimated ones:",
+         as_trained_table(frame)),
+        ("Whether T is long enough:", length_table(frame)),
+    ]
 
 
 def accuracy_table(frame: Frame) -> str:
     """Mean test accuracy and standard error over seeds, by arm and sparsity."""
-    sparsities = frame.groupby("round")["sparsity"].first()
+    if not (arms := [arm for arm in arms_of(frame) if len(sparsities(frame, arm)) > 1]):
+        return ""
+    levels = sorted({round(level, 4) for arm in arms for level in sparsities(frame, arm).values()})
     rows = []
-    for arm in arms_of(frame):
+    for arm in arms:
         found = accuracy(frame, arm)
-        cells = [_mean(found[index].dropna().tolist()) for index in sparsities.index if index in found]
+        own = {round(level, 4): index for index, level in sparsities(frame, arm).items() if index in found}
+        cells = [_mean(found[own[level]].dropna().tolist()) if level in own else "" for level in levels]
         rows.append([LABELS[arm], str(len(found)), *cells])
-    return _markdown(["arm", "n", *(f"{100 * value:.1f} %" for value in sparsities)], rows)
-
-
-def endpoint(frame: Frame, arm: str) -> Frame:
-    """The primary endpoint of each seed: mean test accuracy over the sparsest rounds, in percent."""
-    found = accuracy(frame, arm)
-    return found[sorted(found.columns)[-ENDPOINT:]].mean(axis=1)
+    return _markdown(["arm", "n", *(f"{100 * value:.1f} %" for value in levels)], rows)
 
 
 def comparison_table(frame: Frame) -> str:
     """SWAMP minus the other arms at the primary endpoint, paired by seed."""
-    swamp = endpoint(frame, "swamp")
-    pairs = {arm: _paired_values(swamp, endpoint(frame, arm)) for arm in AGAINST if arm in set(frame["arm"])}
-    found = {arm: paired(*values) for arm, values in pairs.items() if len(values[0]) > 1}
-    adjusted = holm({arm: one.p_value for arm, one in found.items()})
     rows = [[f"SWAMP - {LABELS[arm]}", str(one.num), f"{one.mean:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}",
-             f"{adjusted[arm]:.3g}", f"{one.detectable:.2f}"] for arm, one in found.items()]
-    if "imp_ensemble" in set(frame["arm"]):
-        values = _paired_values(swamp, endpoint(frame, "imp_ensemble"))
-        if len(values[0]) > 1:
-            one = paired(*values)
-            p_value = equivalence(*values, MARGIN)
+             f"{adjusted:.3g}", f"{one.detectable:.2f}"] for arm, (one, adjusted) in comparisons(frame).items()]
+    if {"swamp", "imp_ensemble"} <= set(frame["arm"]):
+        swamp, ensemble = endpoint(frame, "swamp"), endpoint(frame, "imp_ensemble")
+        one = compared(swamp, ensemble)
+        if one is not None:
+            p_value = equivalence(*pairs(swamp, ensemble), MARGIN)
             rows.append([f"SWAMP - {LABELS['imp_ensemble']}", str(one.num), f"{one.mean:+.2f}",
                          f"{one.low:+.2f} to {one.high:+.2f}", f"{p_value:.3g} (equivalence within {MARGIN:g})",
                          f"{one.detectable:.2f}"])
@@ -89,47 +109,71 @@ def comparison_table(frame: Frame) -> str:
 
 def averaging_table(frame: Frame) -> str:
     """The average minus the mean of its particles, by sparsity, paired by seed: C1."""
-    rows = []
-    for arm in ("swamp", "swamp_without_swa"):
-        if arm not in set(frame["arm"]):
-            continue
-        average, particles = accuracy(frame, arm), accuracy(frame, arm, "particles")
-        for index in sorted(average.columns):
-            values = _paired_values(average[index].dropna(), particles[index].dropna())
-            if len(values[0]) > 1:
-                one = paired(*values)
-                sparsity = frame[frame["round"] == index]["sparsity"].iloc[0]
-                rows.append([LABELS[arm], f"{100 * sparsity:.1f} %", str(one.num), f"{one.mean:+.2f}",
-                             f"{one.low:+.2f} to {one.high:+.2f}"])
+    rows = [[LABELS[arm], f"{100 * sparsities(frame, arm)[index]:.1f} %", str(one.num), f"{one.mean:+.2f}",
+             f"{one.low:+.2f} to {one.high:+.2f}"]
+            for arm in ("swamp", "swamp_without_swa") if arm in set(frame["arm"])
+            for index, one in by_round(frame, arm, minus=(arm, "particles")).items()]
     return _markdown(["arm", "sparsity", "n", "average - particles, points", "95 % interval"], rows)
 
 
 def barrier_table(frame: Frame) -> str:
-    """Error barriers on the test split, and the deepest dip below the chord, means over seeds: C1 and C5."""
+    """Error barriers on the test split, and the deepest dip below the chord, with intervals over seeds: C1 and C5."""
+    columns = [lines(frame, what) for what in ("barrier between particles", "barrier between rounds",
+                                               "dip between rounds")]
+    rows = [[f"{100 * sparsity:.1f} %", str(columns[0][index].num),
+             *(interval(column[index]) if index in column else "" for column in columns)]
+            for index, sparsity in sparsities(frame, "swamp").items() if index in columns[0]]
+    return _markdown(["sparsity", "n", "barrier between two particles", "to the next round", "dip to the next round"],
+                     rows)
+
+
+def curvature_table(frame: Frame) -> str:
+    """Trace, scale-invariant trace and largest eigenvalue, with standard errors over seeds: C4."""
     rows = []
-    lines = frame[frame["what"].str.contains(" between ", regex=False) & (frame["metric"] == "error")]
-    for (arm, _), found in lines.groupby(["arm", "round"]):
+    for arm, network in NETWORKS:
         cells = []
-        for what in ("barrier between particles", "barrier between rounds", "dip between rounds"):
-            values = [100 * value for value in found[found["what"] == what]["value"]]
-            cells.append(_mean(values) if values else "")
-        rows.append([LABELS[str(arm)], f"{100 * found['sparsity'].iloc[0]:.1f} %", *cells])
-    return _markdown(["arm", "sparsity", "barrier between particles", "between rounds", "dip between rounds"], rows)
+        for metric in ("trace", "scaled trace", "largest"):
+            found = values(frame, arm, f"curvature of {network}", metric, "train")
+            cells.append("" if found.empty else _mean(found[found.columns[-1]].dropna().tolist(), 1))
+            num = len(found)
+        if any(cells):
+            label = LABELS[arm] + (", one particle" if network == "particle" else "")
+            rows.append([label, str(num), *cells])
+    return _markdown(["network", "n", "trace", "sum w² H", "largest eigenvalue"], rows)
 
 
-def _paired_values(first: Frame, second: Frame) -> tuple[list[float], list[float]]:
-    common = [seed for seed in first.index if seed in second.index]
-    return [float(first[seed]) for seed in common], [float(second[seed]) for seed in common]
+def as_trained_table(frame: Frame) -> str:
+    """Whether re-estimating the normalisation statistics is to IMP's disadvantage."""
+    rows = [[f"{100 * sparsities(frame, 'imp')[index]:.1f} %", str(one.num), interval(one)]
+            for index, one in by_round(frame, "imp", "as trained", minus=("imp", "average")).items()]
+    rows += [[f"SWAMP - IMP as trained, {100 * sparsities(frame, 'imp')[index]:.1f} %", str(one.num), interval(one)]
+             for index, one in by_round(frame, "swamp", minus=("imp", "as trained")).items()]
+    return _markdown(["sparsity", "n", "points (95 % interval)"], rows)
 
 
-def _mean(values: Sequence[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.2f}"
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    return f"{mean:.2f} ± {error:.2f}"
+def length_table(frame: Frame) -> str:
+    """The dense network after 2 T epochs minus that after T."""
+    if not {"dense_2t", "imp"} <= set(frame["arm"]):
+        return ""
+    longer, shorter = accuracy(frame, "dense_2t"), accuracy(frame, "imp")
+    one = compared(longer[0], shorter[0])
+    if one is None:
+        return ""
+    verdict = "T is admissible" if one.mean < 1 else "T is too short by the rule of less than 1 point"
+    return _markdown(["dense network", "n", "points (95 % interval)", ""],
+                     [["2 T - T", str(one.num), interval(one), verdict]])
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]] | Mapping[str, str]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+def _mean(found: Sequence[float], digits: int = 2) -> str:
+    mean = sum(found) / len(found)
+    if len(found) < 2:
+        return f"{mean:.{digits}f}"
+    error = math.sqrt(sum((value - mean) ** 2 for value in found) / (len(found) - 1) / len(found))
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines_ = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    return "\n".join([*lines_, *("| " + " | ".join(row) + " |" for row in rows)])

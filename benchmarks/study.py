@@ -1,4 +1,4 @@
-"""Do the claims of SWAMP hold? Runs a tier of the study in slices, and makes its tables from the committed results.
+"""Do the claims of SWAMP hold? Runs a tier of the study in slices, and makes its tables and figures from results.
 
 Each finished part (an arm with a seed) is written to benchmarks/results/study/TIER.parquet at once; a later call, on
 this machine or another, goes on with what is missing. docs/study.md says what is run and why.
@@ -40,20 +40,31 @@ def main() -> None:
     parser.add_argument("--budget-min", type=float, default=60.0, help="Begin nothing after so many minutes.")
     parser.add_argument("--jobs", type=int, default=1, help="Processes that share the work, one part each at a time.")
     parser.add_argument("--storage", default=str(ROOT / "results" / "study"), help="Storage root of the runs.")
-    parser.add_argument("--report", action="store_true", help="Run nothing; write the tables of docs/study.md.")
+    parser.add_argument("--report", action="store_true", help="Run nothing; make the page's tables, figures.")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md", help="The page that they go into.")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="Only to try the script out.")
     parser.add_argument("--results", type=Path, default=RESULTS / "study", help="Folder of the results.")
     arguments = parser.parse_args()
     if arguments.report:
-        from _study_report import report
-
-        report(arguments.tier, arguments.results / f"{arguments.tier}.parquet")
+        tell(arguments.tier, read(arguments.results / f"{arguments.tier}.parquet"), arguments.page)
         return
     if arguments.jobs > 1:
         sys.exit(side_by_side(arguments.jobs))
     base = load_config(ROOT / TIERS[arguments.tier].config, tuple(arguments.overrides))
     slice_of(TIERS[arguments.tier], with_values(base, {"storage": arguments.storage}),
              arguments.results / f"{arguments.tier}.parquet", 60 * arguments.budget_min)
+
+
+def tell(name: str, frame: Frame, page: Path) -> None:
+    """Put tables into the page of the study, and figures beside it."""
+    from _study_figures import draw
+    from _study_report import report, write
+
+    text = report(name, TIERS[name], frame)
+    write(name, text, page)
+    print(text)
+    for path in draw(name, frame, page.parent / "figures") if not frame.empty else []:
+        print(path)
 
 
 def side_by_side(jobs: int) -> int:

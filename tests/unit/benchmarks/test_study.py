@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,34 @@ tables: Any = importlib.import_module("_study_report")
 study: Any = importlib.import_module("study")
 parts: Any = importlib.import_module("_study_parts")
 tiers: Any = importlib.import_module("_study_tiers")
+claims: Any = importlib.import_module("_study_claims")
+frames: Any = importlib.import_module("_study_frames")
+figures: Any = importlib.import_module("_study_figures")
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+def rows_of(arm: str, what: str, seeds: Sequence[Sequence[float]], metric: str = "accuracy",
+            split: str = "test") -> list[dict[str, Any]]:
+    """One row a seed and round."""
+    return [{"part": arm, "arm": arm, "seed": seed, "round": index, "sparsity": 0.2 * index, "split": split,
+             "metric": metric, "what": what, "value": value, "date": "2026-01-01", "cpu": "some", "gpu": "",
+             "torch": "2.14.1", "seconds": 1.0}
+            for seed, rounds in enumerate(seeds) for index, value in enumerate(rounds)]
 
 
 def frame_of(values: dict[str, list[list[float]]]) -> pd.DataFrame:
     """Test accuracies of averages by arm, seed and round; particles are a point worse."""
     rows: list[dict[str, Any]] = []
     for arm, seeds in values.items():
-        for seed, rounds in enumerate(seeds):
-            for index, value in enumerate(rounds):
-                row = {"arm": arm, "seed": seed, "round": index, "sparsity": 0.2 * index, "split": "test",
-                       "metric": "accuracy"}
-                what = "ensemble" if arm.endswith("ensemble") else "average"
-                rows += [{**row, "what": what, "value": value}, {**row, "what": "particles", "value": value - 0.01}]
+        rows += rows_of(arm, "ensemble" if arm.endswith("ensemble") else "average", seeds)
+        rows += rows_of(arm, "particles", [[value - 0.01 for value in rounds] for rounds in seeds])
     return pd.DataFrame(rows)
+
+
+def with_rows(frame: pd.DataFrame, *more: list[dict[str, Any]]) -> pd.DataFrame:
+    """A frame and further rows."""
+    return pd.concat([frame, *(pd.DataFrame(rows) for rows in more)], ignore_index=True)
 
 
 SWAMP = [[0.9, 0.80, 0.70, 0.6], [0.9, 0.82, 0.71, 0.59], [0.9, 0.79, 0.72, 0.61]]
@@ -44,7 +58,7 @@ IMP = [[0.9, 0.78, 0.69, 0.57], [0.9, 0.80, 0.70, 0.58], [0.9, 0.79, 0.69, 0.58]
 def test_the_primary_endpoint_is_the_mean_of_the_three_sparsest_rounds_paired_by_seed() -> None:
     frame = frame_of({"swamp": SWAMP, "imp": IMP, "imp_ensemble": IMP})
     expected = 100 * np.array(SWAMP)[:, 1:].mean(axis=1)
-    np.testing.assert_allclose(tables.endpoint(frame, "swamp"), expected)
+    np.testing.assert_allclose(frames.endpoint(frame, "swamp"), expected)
     differences = expected - 100 * np.array(IMP)[:, 1:].mean(axis=1)
     line = next(line for line in tables.comparison_table(frame).splitlines() if "SWAMP - IMP |" in line)
     assert f"| 3 | {differences.mean():+.2f} |" in line
@@ -58,6 +72,111 @@ def test_the_primary_endpoint_is_the_mean_of_the_three_sparsest_rounds_paired_by
 def test_a_seed_that_one_arm_lacks_is_left_out_of_its_comparison() -> None:
     frame = frame_of({"swamp": SWAMP, "imp": IMP[:2]})
     assert "| SWAMP - IMP | 2 |" in tables.comparison_table(frame)
+
+
+def shifted(seeds: list[list[float]], by: Sequence[float]) -> list[list[float]]:
+    """Every seed's rounds, each seed's moved by its own amount."""
+    return [[value + shift for value in rounds] for rounds, shift in zip(seeds, by, strict=True)]
+
+
+@pytest.mark.parametrize(("shifts", "verdict"), [
+    ((-0.03, -0.031, -0.032), "holds"), ((0.03, 0.031, 0.032), "does not hold"),
+    ((-0.02, 0.03, 0.01), "not yet known")])
+def test_swamp_is_better_only_where_holms_p_value_says_so(shifts: Sequence[float], verdict: str) -> None:
+    frame = frame_of({"swamp": SWAMP, "imp": shifted(SWAMP, shifts)})
+    found = claims.findings(frame)["C2"]
+    assert found.verdict == verdict
+    assert ("would have been found" in found.why) == (verdict == "not yet known")
+    assert claims.findings(frame)["C2, at equal cost"].verdict == "not yet known"
+
+
+def test_equivalence_needs_the_whole_difference_within_the_margin() -> None:
+    near = frame_of({"swamp": SWAMP, "imp_ensemble": shifted(SWAMP, (0.001, -0.001, 0.0))})
+    assert claims.findings(near)["C3"].verdict == "holds"
+    far = frame_of({"swamp": SWAMP, "imp_ensemble": shifted(SWAMP, (0.02, 0.021, 0.022))})
+    assert claims.findings(far)["C3"].verdict == "does not hold"
+    wide = frame_of({"swamp": SWAMP, "imp_ensemble": shifted(SWAMP, (0.02, -0.02, 0.0))})
+    assert claims.findings(wide)["C3"].verdict == "not yet known"
+
+
+def test_averaging_loses_nothing_from_the_sparsity_on_at_which_no_interval_reaches_half_a_point() -> None:
+    rows = [*rows_of("swamp", "average", [[0.88, 0.80, 0.71], [0.879, 0.801, 0.711], [0.881, 0.80, 0.712]]),
+            *rows_of("swamp", "particles", [[0.90, 0.80, 0.70], [0.90, 0.80, 0.70], [0.90, 0.80, 0.70]])]
+    found = claims.findings(pd.DataFrame(rows))["C1"]
+    assert found.verdict == "holds"
+    assert found.why.startswith("from 20.0 % on")
+    assert "-2.00" in found.why
+    dense = pd.DataFrame([row for row in rows if row["round"] == 0])
+    assert claims.findings(dense)["C1"].verdict == "does not hold"
+
+
+def curved(arm: str, what: str, values: Sequence[float]) -> list[dict[str, Any]]:
+    """Curvature of an arm's network, by seed."""
+    return [row for metric in ("trace", "scaled trace", "largest")
+            for row in rows_of(arm, f"curvature of {what}", [[value] for value in values], metric, "train")]
+
+
+def full_frame() -> pd.DataFrame:
+    """Results with something to say of every claim."""
+    frame = frame_of({"swamp": SWAMP, "imp": IMP, "imp_swa": IMP, "swamp_without_swa": IMP, "imp_4t": IMP,
+                      "imp_ensemble": IMP, "dense_2t": [[0.92], [0.93], [0.92]]})
+    low, high = [[0.001] * 4, [0.002] * 4, [0.001] * 4], [[-0.02] * 4, [-0.01] * 4, [-0.02] * 4]
+    return with_rows(
+        frame, rows_of("imp", "as trained", shifted(IMP, (0.01, 0.01, 0.02))),
+        rows_of("swamp", "barrier between particles", low, "error"),
+        rows_of("swamp", "barrier between rounds", low, "error"), rows_of("swamp", "dip between rounds", high, "error"),
+        curved("imp", "average", [100, 120, 110]), curved("imp_swa", "average", [50, 61, 56]),
+        curved("swamp", "particle", [48, 55, 50]), curved("swamp", "average", [20, 26, 22]))
+
+
+def test_flatter_means_that_both_steps_are_in_both_measures() -> None:
+    frame = full_frame()
+    assert claims.findings(frame)["C4"].verdict == "holds"
+    steeper = frame.copy()
+    chosen = (steeper["arm"] == "swamp") & (steeper["what"] == "curvature of average") & (
+        steeper["metric"] == "scaled trace")
+    steeper.loc[chosen, "value"] *= 10
+    assert claims.findings(steeper)["C4"].verdict == "in part"
+
+
+def test_rounds_are_connected_where_no_barrier_reaches_half_a_point() -> None:
+    frame = full_frame()
+    found = claims.findings(frame)["C5"]
+    assert found.verdict == "holds"
+    assert "at 4 of 4 steps" in found.why
+    worse = frame.copy()
+    worse.loc[(worse["what"] == "barrier between rounds") & (worse["round"] == 0), "value"] += 0.05
+    assert claims.findings(worse)["C5"].verdict == "in part"
+
+
+def test_every_table_and_figure_is_made_and_put_between_the_marks_of_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "study.md"
+    page.write_text("before\n<!-- results: cpu -->\nstale\n<!-- end of results: cpu -->\nafter\n")
+    frame = full_frame()
+    study.tell("cpu", frame, page)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "stale" not in text
+    assert all(f"| {claim} |" in text for claim in claims.CLAIMS)
+    assert "T is too short" in text
+    assert len(list((tmp_path / "figures").glob("study_cpu_*.svg"))) == len(figures.FIGURES)
+    study.tell("cpu", frame, page)
+    assert page.read_text() == text
+
+
+def test_little_is_said_of_little() -> None:
+    frame = frame_of({"imp": IMP[:1]})
+    assert {one.verdict for one in claims.findings(frame).values()} == {"not yet known"}
+    assert "57.00" in tables.report("cpu", tiers.TIERS["cpu"], frame)
+    assert [figure(frame) for figure in figures.FIGURES.values()] == [None] * len(figures.FIGURES)
+
+
+@pytest.mark.parametrize("tier", tiers.TIERS)
+def test_the_page_says_what_the_results_say(tier: str) -> None:
+    results = ROOT / "benchmarks" / "results" / "study" / f"{tier}.parquet"
+    text = tables.report(tier, tiers.TIERS[tier], study.read(results))
+    assert text in (ROOT / "docs" / "study.md").read_text(), f"make the page anew: benchmarks/study.py {tier} --report"
 
 
 def slice_of(tmp_path: Path, *chosen: Any, seeds: tuple[int, ...] = (0,), budget_s: float = 600.0) -> Any:
@@ -81,7 +200,7 @@ def test_parts_are_done_once_and_in_order(tmp_path: Path, capsys: pytest.Capture
     assert set(frame["part"]) == {"imp", "swamp"}
     assert (frame[frame["what"].str.startswith("barrier")]["value"] >= 0).all()
     assert len(slice_of(tmp_path, *done)) == len(frame)
-    assert all(text.startswith("| ") for text in tables.tables(frame))
+    assert all(text.startswith("| ") or not text for _, text in tables.tables(frame))
 
 
 def test_a_part_that_another_process_does_is_left_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
