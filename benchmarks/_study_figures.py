@@ -160,7 +160,7 @@ def differences(frame: Frame) -> Figure | None:
     axes.axvline(0, color="#555555", linewidth=1)
     axes.set_yticks(range(len(found)), [f"SWAMP - {LABELS[arm]}" for arm in reversed(found)])
     axes.set_ylim(-0.6, len(found) - 0.4)
-    axes.set_xlabel("points of test accuracy, mean of the three sparsest rounds (95 % interval)")
+    axes.set_xlabel("points of test accuracy at the primary endpoint")
     return figure
 
 
