@@ -281,9 +281,16 @@ def evaluate(runs: tuple[str, ...], storage: str | None, as_json: bool) -> None:
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--round", "rounds", type=int, multiple=True, help="Only this round; may be given several times.")
 @STORAGE
+@click.option("--executor", type=click.Choice(["ray", "inline"]), help="ray: on all cores, GPUs or nodes, as particles "
+              "are trained; default: inline, in this process.")
+@click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; means --executor "
+              "ray.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: str | None, as_json: bool) -> None:
+def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: str | None, executor: str | None,
+            address: str | None, as_json: bool) -> None:
     """Measure what the networks of each RUN are like, from what is stored; nothing is trained.
+
+    What is measured is kept as it comes: the same command goes on where it stopped, with either executor.
 
     \b
     connectivity  error and loss on lines between particles, and between rounds
@@ -296,10 +303,15 @@ def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: 
     Examples:
       swamp analyze connectivity quickstart
       swamp analyze masks imp-seed0 swamp-seed0
+      swamp analyze curvature quickstart --executor ray
     """
+    from swamp_ray.orchestration.stopping import Stopping
+
+    stopping = Stopping()
+    stopping.install()
     from swamp_ray.analysis.commands import analyze as run_analysis
 
-    run_analysis(what, runs, storage, sorted(set(rounds)), as_json)
+    run_analysis(what, runs, storage, sorted(set(rounds)), as_json, executor, address, stopping)
 
 
 @main.command(short_help="Swap the masks of two runs, and train each in both ways.")

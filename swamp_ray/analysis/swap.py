@@ -108,7 +108,7 @@ def swap(
         RunError: Something failed for good; the same call goes on.
         Interrupted: The user or the system asked it to stop; the same call goes on.
     """
-    values = {f"execution.{key}": value for key, value in (execution or {}).items() if value is not None}
+    values = {f"execution.{key}": value for key, value in (execution or {}).items()}
     config = with_values(config_of(first), values)
     rows: list[Row] = []
     with handled(stopping) as stopping, one_cluster(config.execution) as executor:

@@ -91,6 +91,10 @@ class RunDir:
         """Figures of one of the analyses of the run."""
         return self.spot(f"analysis/{what}.json")
 
+    def analysis_items(self, what: str) -> Spot:
+        """What one of the analyses has measured so far: one line a piece of work, under the name of what decides it."""
+        return self.spot(f"analysis/{what}-items.jsonl")
+
     @property
     def tensorboard(self) -> Spot:
         """Folder of TensorBoard event files."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from swamp_ray.analysis import commands
+from swamp_ray.analysis import commands, items
 from swamp_ray.cli import main
 from swamp_ray.orchestration.running import run
 from tests.helpers import tiny
@@ -52,7 +52,7 @@ def test_the_others_print_a_table_and_leave_a_file(
     storage: Path, monkeypatch: pytest.MonkeyPatch, what: str, heading: str
 ) -> None:
     for name, value in (("GRID", 3), ("NUM_SAMPLES", 40), ("NUM_DIRECTIONS", 2)):
-        monkeypatch.setattr(commands, name, value)
+        monkeypatch.setattr(items, name, value)
     text = shown(storage, what, "tiny")
     assert heading in text
     assert "…" not in text, "a number is cut off"
@@ -74,8 +74,8 @@ def test_what_was_measured_before_stays_in_the_file(storage: Path) -> None:
     assert rows(storage, "particles") == everything
     path = storage / "runs/tiny/analysis/particles.json"
     path.write_text("{")
-    shown(storage, "particles", "tiny", "--round", "1")
-    assert rows(storage, "particles") == everything[3:], "a damaged file is written anew"
+    assert "1 piece of work, all of them measured before" in shown(storage, "particles", "tiny", "--round", "1")
+    assert rows(storage, "particles") == everything, "a damaged file is written anew, from what was measured"
 
 
 @pytest.mark.parametrize(("value", "error", "text"), [
