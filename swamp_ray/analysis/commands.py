@@ -18,7 +18,7 @@ from swamp_ray.analysis import items
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.growth import MAX_SUBSETS, growth
 from swamp_ray.analysis.items import Divided, Item, Row, by_round
-from swamp_ray.analysis.progress import make_progress
+from swamp_ray.analysis.progress import Progress, make_progress
 from swamp_ray.analysis.sharpness import NUM_SAMPLES
 from swamp_ray.analysis.work import Workplace, kept_rows, rows_of
 from swamp_ray.errors import UserError
@@ -29,6 +29,7 @@ from swamp_ray.sparsity.masks import overlap
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, number, percent, short
+from swamp_ray.training.data import Data
 
 
 def particles(bench: Bench, index: int) -> list[Row]:
@@ -137,6 +138,26 @@ def _analyze(what: str, benches: Sequence[Bench], rounds: Sequence[int], as_json
         print(json.dumps({**results, **({"between": between} if between else {})}, indent=2))
     elif between:
         console.print(_between_table(between))
+
+
+def measured(what: str, rundir: RunDir, data: Data | None = None, progress: Progress | None = None) -> Row:
+    """Measure all rounds of a run in this process, keep the figures beside the run, and give what the file holds.
+
+    Args:
+        what: One of the analyses that are measured in pieces.
+        rundir: The run.
+        data: Its decoded data, where somebody has them.
+        progress: Told of each piece.
+
+    Raises:
+        UserError: The states that are needed, or the data, are not there.
+    """
+    bench = Bench(rundir, data)
+    place = Workplace(bench.config.execution.model_copy(update={"executor": "inline"}), Stopping())
+    rows = rows_of(DIVIDED[what], measure, bench, bench.rounds, place, progress or Progress())
+    head = {"run": rundir.name, "analysis": what}
+    _keep(rundir.analysis(what), head, "rows", rows, whole=True)
+    return {**head, "rows": rows}
 
 
 def _keep(spot: Spot, head: Row, key: str, rows: list[Row], whole: bool) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from swamp_ray.analysis import commands, items
 from swamp_ray.cli import main
 from swamp_ray.orchestration.running import run
+from swamp_ray.storage.rundir import RunDir
 from tests.helpers import tiny
 
 
@@ -76,6 +77,14 @@ def test_what_was_measured_before_stays_in_the_file(storage: Path) -> None:
     path.write_text("{")
     assert "1 piece of work, all of them measured before" in shown(storage, "particles", "tiny", "--round", "1")
     assert rows(storage, "particles") == everything, "a damaged file is written anew, from what was measured"
+
+
+def test_from_python_it_is_the_command_without_its_tables(storage: Path) -> None:
+    found = commands.measured("particles", RunDir(storage, "other"))
+    path = storage / "runs/other/analysis/particles.json"
+    assert json.loads(path.read_text()) == found
+    assert "all of them measured before" in shown(storage, "particles", "other")
+    assert json.loads(path.read_text()) == found
 
 
 @pytest.mark.parametrize(("value", "error", "text"), [
