@@ -165,7 +165,8 @@ def _keep(spot: Spot, head: Row, key: str, rows: list[Row], whole: bool) -> None
     known: Row = {}
     if (data := spot.read()) is not None:
         with contextlib.suppress(ValueError):  # a damaged file is written anew
-            known = json.loads(data)
+            found = json.loads(data)
+            known = found if isinstance(found, dict) else {}
     new = [_subject(row) for row in rows]
     older = [] if whole else [row for row in known.get(key, []) if _subject(row) not in new]
     spot.write((json.dumps({**known, **head, key: sorted([*older, *rows], key=_place)}, indent=1) + "\n").encode())

@@ -93,7 +93,8 @@ def effects_table(effect: Row) -> Table:
     table.add_column(justify="right", no_wrap=True)
     lines = [(f"mask of {second}, not of {first} (both trainings)", effect["mask"]),
              (f"training of {second}, not of {first} (both masks)", effect["training"]),
-             ("interaction: the first of these under the one training, minus under the other", effect["interaction"]),
+             (f"interaction: the mask's effect under {second}'s training, minus under {first}'s",
+              effect["interaction"]),
              *((f"mask of {name}, not shuffled (both trainings)", effect["shuffled"][side])
                for side, name in zip(SIDES, (first, second), strict=True))]
     for text, value in lines:

@@ -74,7 +74,7 @@ def test_what_was_measured_before_stays_in_the_file(storage: Path) -> None:
     shown(storage, "particles", "tiny", "--round", "0")
     assert rows(storage, "particles") == everything
     path = storage / "runs/tiny/analysis/particles.json"
-    path.write_text("{")
+    path.write_text("[1]")
     assert "1 piece of work, all of them measured before" in shown(storage, "particles", "tiny", "--round", "1")
     assert rows(storage, "particles") == everything, "a damaged file is written anew, from what was measured"
 
