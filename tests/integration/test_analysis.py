@@ -54,10 +54,10 @@ class Notes(Progress):
 
 
 def analysed(storage: Path, what: str, executor: str, rounds: Sequence[int], do: Any = measure,
-             notes: Progress | None = None) -> list[dict[str, Any]]:
+             notes: Progress | None = None, **execution: Any) -> list[dict[str, Any]]:
     bench = Bench(RunDir(storage, "tiny"))
-    execution = bench.config.execution.model_copy(update={"executor": executor, "num_workers": 9})
-    return rows_of(DIVIDED[what], do, bench, rounds, Workplace(execution, Stopping()), notes or Progress())
+    given = bench.config.execution.model_copy(update={"executor": executor, **execution})
+    return rows_of(DIVIDED[what], do, bench, rounds, Workplace(given, Stopping()), notes or Progress())
 
 
 @pytest.mark.usefixtures("cluster")
@@ -65,7 +65,7 @@ def test_rows_have_the_bits_of_inline_and_pieces_of_a_worker_that_dies_are_done_
     storage: Path, finished: Path
 ) -> None:
     notes = Notes()
-    found = analysed(storage, "connectivity", "ray", [0, 1], dying_measure, notes)
+    found = analysed(storage, "connectivity", "ray", [0, 1], dying_measure, notes, num_workers=9)
     assert (storage / "died").exists()
     assert "a piece of work is done again: its worker died" in notes.texts
     assert "measuring on 2 workers" in notes.texts, "as many as fit, where the run had more"
@@ -81,13 +81,14 @@ def test_an_error_in_a_piece_is_the_error_of_inline(storage: Path) -> None:
     rundir = RunDir(storage, "tiny")
     [first, *_] = rundir.read_rounds()[1]["artifacts"]["particles"]
     let_go_state(ArtifactStore(rundir.place), first["name"])
-    errors = []
+    notes, errors = Notes(), []
     for executor in ("inline", "ray"):
         with pytest.raises(UserError) as caught:
-            analysed(storage, "particles", executor, [0, 1])
+            analysed(storage, "particles", executor, [0, 1], notes=notes, num_gpus=2.0)
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
     assert "no longer in the storage" in errors[0]
+    assert "measuring on 1 worker" in notes.texts, "the node has two GPUs"
 
 
 def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(storage: Path, finished: Path) -> None:
