@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.storage.jsonlines import dump_json
 from swamp_ray.storage.rundir import RunDir
@@ -43,6 +44,11 @@ def made_run(folder: Path, name: str, records: Sequence[Mapping[str, Any]] = (),
     about = {"primary": primary, "higher_is_better": primary == "accuracy"}
     return ReportRun(rundir, arm or name, tiny(folder, name=name, seed=seed), about, list(records),
                      pd.DataFrame(list(metrics)), dict(analyses or {}))
+
+
+def drawn(chart: Chart) -> Any:
+    """A chart's data, for pandas' many types of an index."""
+    return chart.data
 
 
 def flaws(figure: Figure) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 
-def ink(background: Sequence[float]) -> str:
+def ink(background: Any) -> str:
     """Black or white, whichever has the larger contrast by the definition of WCAG 2.
 
     Args:

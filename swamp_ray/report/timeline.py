@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from swamp_ray.report.cells import ink, shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
-from swamp_ray.report.style import COLOUR_MAP
+from swamp_ray.report.style import COLOUR_MAP, INK, PAPER
 from swamp_ray.storage.metrics import read_jsonl
 
 WIDTH_IN = 7.2
@@ -26,6 +26,7 @@ TALLEST_IN = 7.0
 GAP = 0.012
 """Width of the cut between two attempts, as a share of all that is shown."""
 DENSE_COLOUR = "#9e9e9e"
+TRAINED = ("dense", "particle")
 FAILED = ("machine", "diverged", "error")
 AVERAGING = "averaging"
 FONT = 8.0
@@ -181,17 +182,18 @@ def _box(job: Any, places: dict[str, int]) -> tuple[float, float]:
     """Lower edge and height of a job's bar; averages and evaluations are half as high."""
     height = 0.84 / job.lanes
     bottom = places[job.row] - 0.42 + height * job.lane
-    thin = job.kind in ("average", "evaluation")
-    return (bottom + 0.25 * height, 0.5 * height) if thin else (bottom + 0.02, height - 0.04)
+    if job.kind in TRAINED:
+        return bottom + 0.02, height - 0.04
+    return bottom + 0.25 * height, 0.5 * height
 
 
 def _draw_job(axes: Any, job: Any, places: dict[str, int], colours: ListedColormap, norm: BoundaryNorm) -> None:
     bottom, height = _box(job, places)
     face = DENSE_COLOUR if job.kind == "dense" else colours(norm(job.round))
     bad = job.how != "done"
-    axes.add_patch(Rectangle((job.left, bottom), job.right - job.left, height, facecolor="white" if bad else face,
-                             edgecolor=face if bad else "white", hatch="////" if bad else None,
-                             linewidth=0.8 if bad else 0.3))
+    edge = face if bad or job.kind not in TRAINED else PAPER  # what is short would vanish behind a light one
+    axes.add_patch(Rectangle((job.left, bottom), job.right - job.left, height, facecolor=PAPER if bad else face,
+                             edgecolor=edge, hatch="////" if bad else None, linewidth=0.8 if bad else 0.3))
 
 
 def _row_axis(axes: Any, rows: Sequence[str], height_in: float) -> None:
@@ -213,7 +215,7 @@ def _attempt_lines(axes: Any, drawn: Any) -> None:
     whole = float(bounds["right"].max())
     for attempt, left, right in zip(bounds.index, bounds["left"], bounds["right"], strict=True):
         if before is not None:
-            axes.axvline((before + left) / 2, color="black", linewidth=1.2, linestyle=(0, (4, 2)))
+            axes.axvline((before + left) / 2, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
         if len(bounds) > 1 and (right - left) / whole > 0.13:
             axes.annotate(f"attempt {attempt}", ((left + right) / 2, 1.0), xycoords=("data", "axes fraction"),
                           xytext=(0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=FONT)
@@ -223,10 +225,10 @@ def _attempt_lines(axes: Any, drawn: Any) -> None:
 def _mark(axes: Any, drawn: Any, places: dict[str, int]) -> None:
     """A cross where a job failed, a triangle where one is begun that has failed before."""
     failed, again = drawn[drawn["how"].isin(FAILED)], drawn[(drawn["retry"] > 0) | (drawn["reseed"] > 0)]
-    for jobs, x, marker, colour in ((failed, "right", "X", "#D55E00"), (again, "left", ">", "white")):
+    for jobs, x, marker, colour in ((failed, "right", "X", "#D55E00"), (again, "left", ">", PAPER)):
         heights = [sum(_box(job, places)) - _box(job, places)[1] / 2 for job in jobs.itertuples(index=False)]
         axes.plot(jobs[x], heights, linestyle="none", marker=marker, markersize=6, markerfacecolor=colour,
-                  markeredgecolor="black", markeredgewidth=0.7, zorder=5, clip_on=False)
+                  markeredgecolor=INK, markeredgewidth=0.7, zorder=5, clip_on=False)
 
 
 def _number(axes: Any, drawn: Any, places: dict[str, int], row_in: float, colours: ListedColormap,
@@ -249,13 +251,13 @@ def _legend(figure: Figure, axes: Any, jobs: Any, colours: ListedColormap, norm:
     handles.append(Patch(facecolor=colours(0.0), label="particle (its index)"))
     handles.append(Line2D([], [], color=colours(0.0), linewidth=3, label="average, evaluation"))
     if (jobs["how"] != "done").any():
-        handles.append(Patch(facecolor="white", edgecolor="black", hatch="////", label="not finished"))
+        handles.append(Patch(facecolor=PAPER, edgecolor=INK, hatch="////", label="not finished"))
     if jobs["how"].isin(FAILED).any():
         handles.append(Line2D([], [], linestyle="none", marker="X", markersize=6, markerfacecolor="#D55E00",
-                              markeredgecolor="black", label="failed"))
+                              markeredgecolor=INK, label="failed"))
     if ((jobs["retry"] > 0) | (jobs["reseed"] > 0)).any():
-        handles.append(Line2D([], [], linestyle="none", marker=">", markersize=6, markerfacecolor="white",
-                              markeredgecolor="black", label="tried again"))
+        handles.append(Line2D([], [], linestyle="none", marker=">", markersize=6, markerfacecolor=PAPER,
+                              markeredgecolor=INK, label="tried again"))
     figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 6), frameon=False, fontsize=FONT,
                   handlelength=1.4, columnspacing=1.2)
     if colours.N > 1:

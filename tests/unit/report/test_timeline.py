@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from swamp_ray.report.timeline import jobs_of, timelines, utilisation
-from tests.figures import flaws, made_run
+from tests.figures import drawn, flaws, made_run
 
 
 def job(worker: int | None, began: float, ended: float, **values: Any) -> dict[str, Any]:
@@ -67,5 +67,5 @@ def test_hundreds_of_jobs_on_many_nodes_stay_legible(tmp_path: Path) -> None:
             jobs.append(job(particle, began, began + dice.uniform(50, 80), round=index, particle=particle,
                             host=f"a-node-with-a-very-long-name-{particle % 5}", attempt=1 + index // 4))
     (chart,) = timelines([made_run(tmp_path, "many", jobs=jobs)])
-    assert len(chart.data) == 480
+    assert len(drawn(chart)) == 480
     assert flaws(chart.figure) == []
