@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -51,22 +51,27 @@ def drawn(chart: Chart) -> Any:
     return chart.data
 
 
+def points(line: Any) -> list[list[float]]:
+    """A line's points."""
+    return line.get_xydata().tolist()
+
+
 def flaws(figure: Figure) -> list[str]:
     """What cannot be read in a figure: labels of an axis or texts that overlap, text that is too small or cut off."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    found = []
-    for axes in figure.axes:
+    texts: list[Any] = [*figure.texts]
+    for axes in [axes for axes in figure.axes if axes.get_visible()]:
+        every: Any = axes
+        texts += [*axes.texts, axes.title, every._left_title, axes.xaxis.label, axes.yaxis.label]
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-            found += _flaws_of(figure, [label for tick in ticks for label in (tick.label1, tick.label2)], renderer)
-        found += _flaws_of(figure, list(axes.texts), renderer)
-        found += _flaws_of(figure, [axes.title, axes.xaxis.label, axes.yaxis.label], renderer)
-    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend() is not None)]:
-        found += _flaws_of(figure, legend.get_texts(), renderer)
-    return found
+            texts += [label for tick in ticks for label in (tick.label1, tick.label2)]
+    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes)]:
+        texts += [] if legend is None else legend.get_texts()
+    return _flaws_of(figure, texts, renderer)
 
 
 def _flaws_of(figure: Figure, texts: Sequence[Any], renderer: Any) -> list[str]:
@@ -75,7 +80,14 @@ def _flaws_of(figure: Figure, texts: Sequence[Any], renderer: Any) -> list[str]:
     found = [f"too small: {text.get_text()!r}" for text in shown if text.get_fontsize() < SMALLEST_FONT]
     found += [f"cut off: {text.get_text()!r}" for text, box in zip(shown, boxes, strict=True)
               if box.x0 < -1 or box.y0 < -1 or box.x1 > figure.bbox.width + 1 or box.y1 > figure.bbox.height + 1]
-    for (one, first), (two, second) in combinations(zip(shown, boxes, strict=True), 2):
-        if first.shrunk(0.98, 0.8).overlaps(second.shrunk(0.98, 0.8)):
-            found.append(f"overlap: {one.get_text()!r} and {two.get_text()!r}")
-    return found
+    return found + [f"overlap: {shown[one].get_text()!r} and {shown[two].get_text()!r}"
+                    for one, two in _overlapping(np.array([box.shrunk(0.98, 0.8).extents for box in boxes]))]
+
+
+def _overlapping(boxes: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of boxes that have an area in common, ``[boxes, 4]`` of left, lower, right, upper."""
+    if not len(boxes):
+        return []
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    meets = np.minimum(high, boxes[None, :, 2:]) - np.maximum(low, boxes[None, :, :2]) > 0
+    return [(one, two) for one, two in np.argwhere(meets.all(axis=2)).tolist() if one < two]

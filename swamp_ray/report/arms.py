@@ -57,6 +57,12 @@ def _shared(members: Sequence[ReportRun], value: Value) -> list[tuple[float, lis
     return [(densities[key], found[key]) for key in sorted(found, reverse=True) if len(found[key]) == having]
 
 
+def rows_of(run: ReportRun, analysis: str) -> list[Mapping[str, Any]]:
+    """What an analysis of a run has stored, without rounds that the run does not have any more."""
+    rounds = {record["round"] for record in run.records}
+    return [row for row in run.analyses.get(analysis, {}).get("rows", []) if row.get("round") in rounds]
+
+
 def line_of(style: ArmStyle) -> dict[str, Any]:
     """An arm's colour, marker and line as matplotlib calls them."""
     return {"color": style.colour, "marker": style.marker, "linestyle": style.line}

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
+from swamp_ray.report.panels import FONT, label_panels, light_axes, panels_for, sparsity_bar, sparsity_colours
 from swamp_ray.report.reading import ReportRun
-from swamp_ray.report.style import COLOUR_MAP, GRID, MUTED, density_ticks, scale_of
+from swamp_ray.report.style import MUTED, axis_label, scale_of
 
 MOST_ROUNDS = 6
 MOST_THIN_LINES = 80
 """So many particles are drawn one by one in a panel; of more the range between the lowest and the highest is shown."""
-COLUMNS = 3
 WIDE = 1.5
 """A loss that falls by more powers of ten is drawn on a logarithmic axis."""
-FONT = 8.5
 
 
 def learning_curves(runs: Sequence[ReportRun]) -> list[Chart]:
@@ -86,26 +82,17 @@ def _is_drawn_singly(data: Any) -> bool:
 
 def _figure(data: Any, metric: str, single: bool) -> Figure:
     arms = list(dict.fromkeys(data["arm"]))
-    columns = min(COLUMNS, len(arms))
-    rows = ceil(len(arms) / columns)
-    figure = Figure(figsize=(5.4 if columns == 1 else 7.0, 0.8 + (3.0 if columns == 1 else 2.3) * rows),
-                    layout="constrained")
-    panels: Any = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    figure, panels = panels_for(len(arms))
     lowest = float(data["density"].min())
-    # Dense is dark; the palest yellow cannot be seen on white.
-    colours = ListedColormap(matplotlib.colormaps[COLOUR_MAP](np.linspace(0.92, 0.0, 256)))
-    shade = ScalarMappable(LogNorm(min(lowest, 0.5), 1.0), colours)
+    shade = sparsity_colours(lowest)
     for axes, arm in zip(panels.flat, arms, strict=False):
         _panel(axes, data[data["arm"] == arm], metric, shade, single)
         if len(arms) > 1:
             axes.set_title(shortened(str(arm), 26), fontsize=FONT, loc="left")
-    for axes in panels.flat[len(arms):]:
-        axes.set_visible(False)
     if metric == "loss" and _orders(data[metric]) > WIDE:
         panels.flat[0].set_yscale("log")
-    figure.supxlabel("epoch of the round", fontsize=FONT + 0.5)
-    figure.supylabel(f"training {metric}" + (" (%)" if scale_of(metric) == 100 else ""), fontsize=FONT + 0.5)
-    _colour_bar(figure, panels, shade, lowest)
+    label_panels(figure, panels, "epoch of the round", axis_label(metric, "training"))
+    sparsity_bar(figure, list(panels.flat), shade, lowest)
     return figure
 
 
@@ -133,18 +120,4 @@ def _panel(axes: Any, data: Any, metric: str, shade: ScalarMappable, single: boo
             axes.plot([1.03 * mean.index.max()], [scale * ends.mean()], color=colour, marker="D", markersize=4.5,
                       markeredgecolor=MUTED, markeredgewidth=0.5, linestyle="none")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.tick_params(labelsize=FONT)
-    axes.grid(visible=True, color=GRID, linewidth=0.5)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _colour_bar(figure: Figure, panels: Any, shade: ScalarMappable, lowest: float) -> None:
-    bar = figure.colorbar(shade, ax=list(panels.flat), location="top", shrink=0.6, aspect=40, pad=0.02)
-    bar.set_ticks(density_ticks(lowest))
-    bar.ax.xaxis.set_minor_locator(NullLocator())
-    bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
-    bar.ax.tick_params(labelsize=FONT)
-    bar.ax.invert_xaxis()
-    bar.set_label("weights left", fontsize=FONT)
+    light_axes(axes)
