@@ -303,6 +303,40 @@ def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: 
     run_analysis(what, runs, storage, sorted(set(rounds)), as_json)
 
 
+@main.command(short_help="Swap the masks of two runs, and train each in both ways.")
+@click.argument("first", metavar="FIRST")
+@click.argument("second", metavar="SECOND")
+@click.option("--round", "rounds", type=int, multiple=True, help="This round of FIRST; may be given several times. "
+              "Default: the sparsest one whose sparsity SECOND has too.")
+@STORAGE
+@click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; default: the "
+              "runs' own.")
+@click.option("--executor", type=click.Choice(["ray", "inline"]), help="inline: in this process, without Ray; default: "
+              "the runs' own.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, address: str | None,
+         executor: str | None, quiet: bool, as_json: bool) -> None:
+    """Train the masks of FIRST and SECOND in the way of either run, from their common rewind point.
+
+    Is one mask better than the other, whoever trains it? Both runs need the same data, network and seed. Beside the
+    masks stand shuffled ones, which keep each layer's density. What is stored is not trained again; the same command
+    goes on where it stopped.
+
+    
+    Example:
+      swamp swap imp-seed0 swamp-seed0
+    """
+    from swamp_ray.orchestration.stopping import Stopping
+
+    stopping = Stopping()
+    stopping.install()
+    from swamp_ray.analysis.swap_command import swap_and_print
+
+    swap_and_print((first, second), storage, sorted(set(rounds)), {"address": address, "executor": executor}, quiet,
+                   as_json, stopping)
+
+
 @main.command(short_help="Check this machine.")
 @STORAGE
 def doctor(storage: str | None) -> None:

@@ -476,6 +476,12 @@ class StartFrom(Section):
 
     path: str = Field(description="A ticket, a safetensors file, or a torch file of plain tensors.")
     prefix: str = Field(default="", description="Key of the state dict inside a checkpoint, e.g. 'state_dict'.")
+    take: Literal["all", "mask"] = Field(
+        default="all", description="mask: of a ticket its mask alone; the weights come from the run's own rewind point."
+    )
+    round: int = Field(
+        default=0, ge=0, description="The round of an earlier run that the first one repeats, with that one's seeds."
+    )
 
 
 class SwampConfig(Section):
@@ -507,6 +513,16 @@ class SwampConfig(Section):
         for problem in _contradictions(self):
             raise ValueError(problem)
         return self
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether ``start_from`` gives the weights, in place of the initialisation and the dense phase."""
+        return self.start_from is not None and self.start_from.take == "all"
+
+    @property
+    def first_round(self) -> int:
+        """What the first round's seeds and schedule take it for."""
+        return 0 if self.start_from is None else self.start_from.round
 
     def recipe(self) -> dict[str, Any]:
         """What decides the numbers: the config without names, places and execution.

@@ -61,15 +61,21 @@ class Inputs:
         self._dense: str | None = None
         self._start_handle: Handle | None = None
         self._rounds = {0: self._of(prepared.first_mask)}
+        self._whole: RoundInputs | None = None
+        if prepared.dense is not None:
+            self._whole = self._rounds[0] if prepared.first_mask.all() else self._of(prepared.whole_mask)
         self.start_digest = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
 
     def of(self, work: Work) -> RoundInputs:
-        """What a job shares with its round; the dense phase with round 0."""
-        return self._rounds[max(0, work.round)]
+        """What a job shares with its round; the dense phase, which has no mask, often with round 0."""
+        if work == DENSE:
+            assert self._whole is not None
+            return self._whole
+        return self._rounds[work.round]
 
     def rewind_to(self, dense: Outcome) -> None:
         """The dense phase is finished: its weights are the rewind point."""
-        self._dense, self._start, self._start_handle = dense.name, None, None
+        self._dense, self._start, self._start_handle, self._whole = dense.name, None, None, None
         self.start_digest = dense.digest
 
     def follow(self, index: int, average: Manifest) -> None:

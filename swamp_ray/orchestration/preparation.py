@@ -138,14 +138,20 @@ class Prepared:
         return max(math.ceil(plan.num_particles * self.num_members / self.arithmetic.packed(
             self.packing(plan.index)).width) for plan in self.plan)
 
+    @property
+    def whole_mask(self) -> np.ndarray:
+        """Mask of the dense phase, bool ``[P]``."""
+        return np.ones(self.layout.num_prunable, dtype=bool)
+
     def packed(self, packing: str) -> Prepared:
         """The same run, its packing decided."""
         arithmetic = self.arithmetic.packed(packing)
         return replace(self, arithmetic=arithmetic, open_packings=())
 
     def particle_seed(self, round_index: int, particle: int, attempt: int = 0) -> int:
-        """The seed of a particle; never a function of how many there are."""
-        return derive_seed(self.config.seed, "particle", round_index, particle, attempt)
+        """The seed of a particle, or with round -1 of the dense phase; never a function of how many there are."""
+        number = round_index if round_index < 0 else round_index + self.config.first_round
+        return derive_seed(self.config.seed, "particle", number, particle, attempt)
 
 
 def device_kind(config: SwampConfig, num_gpus: float | None = None) -> str:
@@ -309,7 +315,11 @@ def _start(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[State
         return state_of(model), mask
     tensors, masks = _read_checkpoint(config.start_from)
     _fit(model, tensors, config.start_from.path)
-    model.load_state_dict(tensors, strict=True)
+    if config.brings_weights:
+        model.load_state_dict(tensors, strict=True)
+    elif not masks:
+        raise UserError("a mask is to be taken from it, but this is no ticket", got=config.start_from.path,
+                        where="start_from.take", do="Name a ticket of a run, or set start_from.take: all.")
     for layer in layout.layers:
         if layer.name in masks:
             mask[layer.span] = masks[layer.name].reshape(-1)

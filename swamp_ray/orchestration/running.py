@@ -24,6 +24,8 @@ from swamp_ray.storage.patience import PassingError
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.rundir import RunDir
 
+MakeExecutor = Callable[[Prepared, str, Stopping], Executor]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -38,7 +40,7 @@ def run(
     config: SwampConfig,
     reporter: Reporter | None = None,
     stopping: Stopping | None = None,
-    executor: Callable[[Prepared, str, Stopping], Executor] | None = None,
+    executor: MakeExecutor | None = None,
 ) -> Run:
     """Carry a run to its end, from wherever it stands.
 
@@ -68,7 +70,7 @@ def _run(
     config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter, stopping: Stopping,
     executor: ExecutorFactory,
 ) -> Run:
-    prepared = _settled(prepare(config, _device(config)), rundir, reporter)
+    prepared = _settled(prepare(config, device_of(config)), rundir, reporter)
     complete = _is_complete(rundir)
     if not complete:
         _check_room(prepared, rundir.place)
@@ -148,11 +150,31 @@ def make_executor(prepared: Prepared, storage: str, stopping: Stopping) -> Execu
 
 
 @contextlib.contextmanager
-def _joined(execution: ExecutionConfig) -> Iterator[None]:
-    """Join the cluster that the config names, for as long as the run takes; an embedded Ray starts when needed."""
-    if execution.executor == "inline" or execution.address is None:
-        yield
+def one_cluster(execution: ExecutionConfig) -> Iterator[MakeExecutor]:
+    """Join a cluster, or start an embedded one, for several runs that follow each other.
+
+    Yields:
+        What `run` makes its executor with, so that a run's workers stay warm for the next one.
+    """
+    if execution.executor == "inline":
+        yield make_executor
         return
+    from swamp_ray.orchestration.actors import Spares
+    from swamp_ray.orchestration.pool import Pool
+    from swamp_ray.orchestration.ray_executor import RayExecutor
+
+    spares = Spares()
+
+    def executor(prepared: Prepared, storage: str, stopping: Stopping) -> Executor:
+        return RayExecutor(prepared, storage, Pool([prepared], storage, spares=spares))
+
+    with connected(execution):
+        yield executor
+
+
+@contextlib.contextmanager
+def connected(execution: ExecutionConfig) -> Iterator[None]:
+    """Join a cluster, or start an embedded one, for as long as the block takes."""
     import ray
 
     from swamp_ray.orchestration.cluster import connect
@@ -165,7 +187,14 @@ def _joined(execution: ExecutionConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-def _device(config: SwampConfig) -> str:
+def _joined(execution: ExecutionConfig) -> contextlib.AbstractContextManager[None]:
+    """Join the cluster that the config names, for as long as the run takes; an embedded Ray starts when needed."""
+    if execution.executor == "inline" or execution.address is None:
+        return contextlib.nullcontext()
+    return connected(execution)
+
+
+def device_of(config: SwampConfig) -> str:
     """The device kind; a cluster is asked, an embedded run looks at this machine."""
     execution = config.execution
     if execution.device != "auto" or execution.executor == "inline" or execution.address is None:

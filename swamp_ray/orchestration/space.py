@@ -187,7 +187,7 @@ def _stored(prepared: Prepared, store: ArtifactStore) -> Iterator[Manifest]:
     mask, values = prepared.first_mask, None
     if prepared.dense is not None:
         named = recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start,
-                                 recipes.mask_digest(mask), None)
+                                 recipes.mask_digest(prepared.whole_mask), None)
         if (dense := store.find(named.name)) is None:
             return
         yield dense

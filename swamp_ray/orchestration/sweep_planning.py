@@ -191,12 +191,12 @@ def trainings(example: Prepared, seed: int, member: int = 0) -> Iterator[Trainin
     prepared = replace(example, config=example.config.model_copy(update={"seed": seed}), member=member)
     recipes, per_epoch = prepared.recipes, prepared.steps_per_epoch
     start = recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
-    if prepared.config.start_from is None:
+    if not prepared.config.brings_weights:
         start = name_of("initialisation", {"seed": seed, "data": prepared.data.digest})
     mask, values = recipes.mask_digest(prepared.first_mask), None
     if prepared.dense is not None:
-        program = prepared.dense
-        start = recipes.training(program.as_dict(), prepared.particle_seed(-1, 0), start, mask, None).name
+        program, whole = prepared.dense, recipes.mask_digest(prepared.whole_mask)
+        start = recipes.training(program.as_dict(), prepared.particle_seed(-1, 0), start, whole, None).name
         yield Training(start, "dense", program.num_steps / per_epoch,
                        state_bytes(prepared, prepared.layout.num_prunable))
     for plan in prepared.plan:

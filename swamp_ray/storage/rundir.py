@@ -87,6 +87,11 @@ class RunDir:
         """The run as one HTML file."""
         return self.spot("report.html")
 
+    @property
+    def start(self) -> Spot:
+        """The ticket that the run starts from, where it was made for it."""
+        return self.spot("start.safetensors")
+
     def analysis(self, what: str) -> Spot:
         """Figures of one of the analyses of the run."""
         return self.spot(f"analysis/{what}.json")

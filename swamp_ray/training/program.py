@@ -115,7 +115,7 @@ def dense_program(config: SwampConfig, steps_per_epoch: int) -> Program:
 
 def dense_phase(config: SwampConfig, steps_per_epoch: int) -> Program | None:
     """The dense phase of a run; None if it starts from its initialisation, or from a checkpoint."""
-    if config.start_from is not None or config.rewind.weights == "init":
+    if config.brings_weights or config.rewind.weights == "init":
         return None
     program = dense_program(config, steps_per_epoch)
     return program if program.num_steps > 0 else None
@@ -130,7 +130,7 @@ def round_program(config: SwampConfig, steps_per_epoch: int, round_index: int, p
     vary = config.particles.vary
     lr = _cycle(vary.lr, particle, config.training.lr)
     decay = _cycle(vary.weight_decay, particle, config.training.weight_decay)
-    if config.round.schedule == "retrain" and round_index > 0:
+    if config.round.schedule == "retrain" and config.first_round + round_index > 0:
         program = _retrain_program(config, steps_per_epoch, particle, lr, decay)
     else:
         length = _cycle(vary.length, particle, config.round.length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from collections.abc import Sequence
@@ -170,6 +171,21 @@ def test_little_is_said_of_little() -> None:
     assert {one.verdict for one in claims.findings(frame).values()} == {"not yet known"}
     assert "57.00" in tables.report("cpu", tiers.TIERS["cpu"], frame)
     assert [figure(frame) for figure in figures.FIGURES.values()] == [None] * len(figures.FIGURES)
+
+
+@pytest.mark.slow
+def test_every_part_of_the_largest_tier_can_be_done_with_small_networks(tmp_path: Path) -> None:
+    base = tiny(tmp_path / "storage", round__length=4, pruning__target=0.99, pruning__rate=0.5, particles__count=4,
+                averaging__start=0.75, data__options__shape=[3, 8, 8])
+    path = tmp_path / "results" / "gpu.parquet"
+    found = tiers.TIERS["gpu"]
+    small = [dataclasses.replace(part, seeds=(0,)) for part in found.parts]
+    for part in small:
+        if isinstance(part, parts.Curvature):
+            small[small.index(part)] = dataclasses.replace(part, num_images=32, num_directions=2)
+    study.slice_of(tiers.Tier("", (0,), small, found.choose_at), base, path, 3600.0)
+    assert study.finished(path) == {(part.name, 0) for part in small}
+    assert "| SWAMP+ |" in tables.accuracy_table(study.read(path))
 
 
 @pytest.mark.parametrize("tier", tiers.TIERS)

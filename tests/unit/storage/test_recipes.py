@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from swamp_ray.config import SwampConfig, TrainingConfig
 from swamp_ray.config_reading import build_config
+from swamp_ray.errors import UserError
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.running import run
 from swamp_ray.storage.recipes import Recipes, average_recipe
@@ -130,8 +131,8 @@ NEVER: dict[str, Any] = {
 # Fields that need files, code or a device; each has a test of its own below.
 ELSEWHERE = {
     "data.version", "model.options", "model.version", "task.name", "task.options", "task.version", "pruning.version",
-    "data.image_size", "data.resize", "start_from.path", "start_from.prefix", "execution.device",
-    "execution.deterministic", "particle.num_workers", "execution.packing",
+    "data.image_size", "data.resize", "start_from.path", "start_from.prefix", "start_from.take", "start_from.round",
+    "execution.device", "execution.deterministic", "particle.num_workers", "execution.packing",
 }
 
 
@@ -298,6 +299,33 @@ def test_the_content_of_a_start_is_in_the_names_and_its_path_is_not(tmp_path: Pa
 
     assert look_up("a.pt", "first") == look_up("b.pt", "first")
     assert look_up("a.pt", "first") != look_up("a.pt", "second")
+
+
+def test_a_round_that_is_repeated_under_another_mask_has_the_seeds_and_the_program_of_that_round(
+    tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {"averaging__within": "none", "round__schedule": "retrain"}
+    before = prepare(tiny(tmp_path, **values))
+    done = run(tiny(tmp_path, pruning__target=0.5))
+    path = str(done.rundir.ticket_path(done.records[1].sparsity))
+
+    def prepared(**start: Any) -> Prepared:
+        return prepare(tiny(tmp_path, **values, start_from={"path": path, **start}))
+
+    mask, ticket = prepared(take="mask", round=2), prepared()
+    assert mask.dense == before.dense
+    assert ticket.dense is None
+    for name, value in before.initial.parameters.items():
+        assert np.array_equal(mask.initial.parameters[name], value)
+    assert np.array_equal(mask.first_mask, ticket.first_mask)
+    assert int(mask.first_mask.sum()) == done.records[1].survivors
+    assert mask.program(0, 1) == before.program(2, 1)
+    assert ticket.program(0, 1) == before.program(0, 1) != before.program(2, 1)
+    assert mask.particle_seed(0, 1) == before.particle_seed(2, 1)
+    assert mask.particle_seed(-1, 0) == before.particle_seed(-1, 0), "the dense phase is the same one"
+    torch.save(initial_model(tiny(tmp_path), before.data).state_dict(), tmp_path / "plain.pt")
+    with pytest.raises(UserError, match=r"start_from\.take.*no ticket"):
+        prepare(tiny(tmp_path, start_from={"path": str(tmp_path / "plain.pt"), "take": "mask"}))
 
 
 MODULE = """
