@@ -16,7 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from swamp_ray.errors import UserError, nearest
-from swamp_ray.report.style import COLOUR_MAP, COLOURS, MARKERS, axis_label, density_axis, plain_axes, scale_of
+from swamp_ray.report.style import (
+    COLOUR_MAP,
+    COLOURS,
+    MARKERS,
+    MUTED,
+    axis_label,
+    density_axis,
+    plain_axes,
+    scale_of,
+)
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_records import Settings, read_sweep
@@ -107,7 +116,7 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
             axes.fill_between(curve.density, scale * (curve.mean - curve.error), scale * (curve.mean + curve.error),
                               color=style["color"], alpha=0.15 if few else 0.08, linewidth=0)
     if (dense := _dense_mean(frame, split, name)) is not None:
-        axes.axhline(scale * dense, color="#555555", linestyle="--", linewidth=1, zorder=0.5, label="dense")
+        axes.axhline(scale * dense, color=MUTED, linestyle="--", linewidth=1, zorder=0.5, label="dense")
     density_axis(axes, min((float(curve.density.min()) for curve in found), default=1.0))
     axes.set_ylabel(axis_label(name, split))
     plain_axes(axes)
@@ -211,7 +220,7 @@ def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, imag
         axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=MISSING, edgecolor="#bdbdbd", hatch="///",
                                  linewidth=0))
         if setting is not None and setting["status"] != "complete":
-            axes.text(column, row, setting["status"], ha="center", va="center", fontsize=size, color="#555555",
+            axes.text(column, row, setting["status"], ha="center", va="center", fontsize=size, color=MUTED,
                       bbox={"facecolor": MISSING, "edgecolor": "none", "pad": 1.5})
         return
     colour = _ink(image.cmap(image.norm(mean)))
