@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from swamp_ray.report.accuracy import accuracy_charts
 from swamp_ray.report.chart import Chart
+from swamp_ray.report.comparison import difference_charts
 from swamp_ray.report.reading import ReportRun
 
 Draw = Callable[[Sequence[ReportRun]], list[Chart]]
@@ -29,4 +31,8 @@ class Section:
     about: str = ""
 
 
+ACCURACY = Section("accuracy", "Accuracy", (accuracy_charts,))
+DIFFERENCES = Section("differences", "Comparison", (difference_charts,))
+
+# After the table of rounds.
 SECTIONS: tuple[Section, ...] = ()

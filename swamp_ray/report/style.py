@@ -45,11 +45,13 @@ def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
 @contextlib.contextmanager
 def themed() -> Iterator[None]:
     """Within it figures are made in the colours that a page can replace, and with text that stays text."""
-    values = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    values |= {"grid.color": GRID, "axes.facecolor": PAPER, "figure.facecolor": PAPER, "savefig.facecolor": PAPER,
-               "font.size": FONT_PT, "axes.titlesize": FONT_PT, "legend.fontsize": FONT_PT - 0.5,
-               "legend.frameon": False, "axes.linewidth": 0.7}
-    with matplotlib.rc_context(values | {"svg.fonttype": "none"}):
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    values: dict[Any, Any] = {
+        **dict.fromkeys(inked, INK), "grid.color": GRID, "axes.facecolor": PAPER, "figure.facecolor": PAPER,
+        "savefig.facecolor": PAPER,
+        "font.size": FONT_PT, "axes.titlesize": FONT_PT, "legend.fontsize": FONT_PT - 0.5, "legend.frameon": False,
+        "axes.linewidth": 0.7, "svg.fonttype": "none"}
+    with matplotlib.rc_context(values):
         yield
 
 
