@@ -23,6 +23,7 @@ from swamp_ray.report.series import (
     points,
 )
 from swamp_ray.report.style import (
+    FONT_PT,
     MUTED,
     ArmStyle,
     arm_styles,
@@ -80,7 +81,7 @@ def accuracy_against_epochs(runs: Sequence[ReportRun], split: str = "test") -> l
     for arm, style in arm_styles(run.arm for run in runs).items():
         last = [one for one in means(found) if one.arm == arm][-1]
         axes.annotate(f"{100 * (1 - last.sparsity):.2g} % left", (last.epochs, scale_of(metric) * last.value),
-                      xytext=(6, -3), textcoords="offset points", fontsize=7.5, color=style.colour)
+                      xytext=(6, -3), textcoords="offset points", fontsize=FONT_PT - 1, color=style.colour)
     _epochs_axis(axes, min(epochs), max(epochs))
     _finish(axes, runs, split, [])
     caption = ("The network of each round against what it took to get there: the epochs of the dense phase and of all "

@@ -12,7 +12,7 @@ from swamp_ray.report.contents import ACCURACY, DIFFERENCES, SECTIONS, Draw, Sec
 from swamp_ray.report.drawing import svg_of
 from swamp_ray.report.headline import findings, title, warnings
 from swamp_ray.report.page import Drawn, Page, Part
-from swamp_ray.report.page_tables import comparison_table, rounds_table
+from swamp_ray.report.page_tables import arms_in_words, comparison_table, differing_options, rounds_table
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import themed
 
@@ -30,15 +30,14 @@ def build(runs: Sequence[ReportRun], command: str, folder: str, notes: Sequence[
         folder: Where the files of figures lie, relative to the page.
         notes: What could not be measured, and why.
     """
-    found = list(findings(runs))
-    parts = [_part(section, runs, folder) for section in (ACCURACY,)]
-    parts.append(_differences(runs, folder))
-    parts.append(Part("rounds", "Rounds", tables=tuple(rounds_table(run) for run in runs)))
-    parts += [_part(section, runs, folder) for section in SECTIONS]
-    parts.append(Part("missing", "Not measured", notes=tuple(notes)))
+    parts = [_part(ACCURACY, runs, folder), _differences(runs, folder),
+             Part("rounds", "Rounds", tables=tuple(rounds_table(run) for run in runs)),
+             *(_part(section, runs, folder) for section in SECTIONS),
+             Part("missing", "Not measured", notes=tuple(notes))]
     files = [file for part in parts for drawn in part.charts for file in drawn.files.values()]
-    return Page(title(runs), tuple(found), tuple(warnings(runs)), tuple(card(run) for run in runs), tuple(parts),
-                command, tuple(files), tuple(_sources(runs)))
+    return Page(title(runs), tuple(findings(runs)), tuple(warnings(runs)), arms_in_words(runs),
+                differing_options(runs), tuple(card(run) for run in runs), tuple(parts), command, tuple(files),
+                tuple(_sources(runs)))
 
 
 def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:

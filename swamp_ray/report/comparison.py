@@ -112,7 +112,8 @@ def difference_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Ch
     density_axis(axes, lowest)
     axes.set_ylabel(f"difference of {split} {metric}{unit}")
     plain_axes(axes)
-    axes.legend()
+    # Above, since bars can be anywhere.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2)
     return [Chart("differences", "Differences, paired by seed", _caption(found, metric), figure, table_of(found))]
 
 

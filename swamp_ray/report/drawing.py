@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from swamp_ray.report.style import COLOURS, GRID, INK, MUTED, PAPER, themed
 
 DPI = 160
-PX_PER_INCH, LEAST_PX_PER_INCH = 122, 58
+PX_PER_INCH, LEAST_PX_PER_INCH = 120, 62
 """How large an inch of a figure is at most on a page, and at least, however narrow the screen is."""
 THEME = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper",
          **{colour.lower(): f"arm-{number}" for number, colour in enumerate(COLOURS)}}

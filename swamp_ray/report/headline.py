@@ -29,7 +29,10 @@ def findings(runs: Sequence[ReportRun]) -> Iterator[str]:
     levels = {arm: {one.sparsity: one for one in found if one.arm == arm} for arm in arms}
     common = set.intersection(*(set(level) for level in levels.values()))
     if common:
-        yield _together(runs, [level[max(common)] for level in levels.values()])
+        shown = [level[max(common)] for level in levels.values()]
+        yield _together(runs, shown)
+        if any(one.num > 1 for one in shown):
+            yield f"Mean ± standard deviation over {_seeds(shown)} seeds."
     for arm, level in levels.items():
         if level and (not common or max(level) > max(common)):
             yield _alone([run for run in runs if run.arm == arm], level[max(level)])
@@ -37,14 +40,14 @@ def findings(runs: Sequence[ReportRun]) -> Iterator[str]:
 
 
 def _together(runs: Sequence[ReportRun], found: Sequence[Mean]) -> str:
-    """``"At 98.0 % sparsity: SWAMP (a) 97.91 %, b 97.20 ± 0.30 %; dense 99.16 %. Test accuracy, ..."``."""
+    """``"Test accuracy at 98.0 % sparsity: SWAMP (a) 97.91 %, b 97.20 ± 0.30 %; dense 99.16 %."``."""
     metric = runs[0].primary
     if len(found) == 1:
         return _alone(runs, found[0])
     arms = ", ".join(f"{_label(runs, one.arm)} {_value(one, metric)}" for one in found)
     text = f"Test {metric} at {percent(found[0].sparsity)} sparsity: {arms}"
     dense = dense_value(runs)
-    return f"{text}{f'; dense {number(dense, metric)}' if dense is not None else ''}{_seeds(found)}."
+    return f"{text}{f'; dense {number(dense, metric)}' if dense is not None else ''}."
 
 
 def _alone(runs: Sequence[ReportRun], one: Mean) -> str:
@@ -52,7 +55,7 @@ def _alone(runs: Sequence[ReportRun], one: Mean) -> str:
     text = f"{_label(runs, one.arm)}: test {metric} {_value(one, metric)} at {percent(one.sparsity)} sparsity"
     if dense is not None and one.sparsity > 0:
         text += f", dense {number(dense, metric)}"
-    return f"{text}{_seeds([one])}."
+    return f"{text}."
 
 
 def _label(runs: Sequence[ReportRun], arm: str) -> str:
@@ -70,10 +73,7 @@ def _value(one: Mean, metric: str) -> str:
 
 def _seeds(found: Sequence[Mean]) -> str:
     counts = sorted({one.num for one in found})
-    if counts == [1]:
-        return ""
-    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f" (mean ± standard deviation, {seeds} seeds)"
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _difference(one: Comparison, metric: str) -> str:

@@ -37,12 +37,14 @@ class PageTable:
         headings: Of the columns.
         rows: As many cells as headings.
         caption: How to read it, plain text.
+        words: Its cells are texts rather than numbers.
     """
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class Page:
         title: Of the page.
         findings: What was found, the first in large letters.
         warnings: What a reader has to know before comparing anything.
+        arms: Where there are several: name and method of each.
+        differing: The options in which they differ, if any.
         cards: One a run.
         parts: Sections in order; empty ones are left out.
         command: Makes the page again.
@@ -110,6 +114,8 @@ class Page:
     title: str
     findings: tuple[str, ...]
     warnings: tuple[str, ...]
+    arms: tuple[tuple[str, str], ...]
+    differing: PageTable | None
     cards: tuple[Card, ...]
     parts: tuple[Part, ...]
     command: str
@@ -126,9 +132,14 @@ def render(page: Page) -> bytes:
     """The page as one HTML file."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    environment.filters["cell"] = data_cell
+    environment.filters |= {"cell": data_cell, "tight": tight}
     parts = [part for part in page.parts if not part.is_empty]
     return environment.get_template("report.html").render(page=page, parts=parts).encode()
+
+
+def tight(text: str) -> str:
+    """No line ends between a number and its unit or its spread."""
+    return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
 
 
 def data_cell(value: Any) -> str:

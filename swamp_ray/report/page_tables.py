@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from swamp_ray.report.comparison import Comparison, Level
+from swamp_ray.report.method import method_words
 from swamp_ray.report.page import Cell, PageTable
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import scale_of
@@ -67,6 +68,41 @@ def _caption(run: ReportRun, several: bool, losses: bool) -> str:
                    if dropped else "")
 
 
+def arms_in_words(runs: Sequence[ReportRun]) -> tuple[tuple[str, str], ...]:
+    """Name and method of each of several arms; nothing for a single one."""
+    first = _first_of_arms(runs)
+    if len(first) < 2:
+        return ()
+    seeds = {arm: [str(run.seed) for run in runs if run.arm == arm] for arm in first}
+    return tuple((arm, f"{method_words(run.config)} Seed{'s' if len(seeds[arm]) > 1 else ''} {', '.join(seeds[arm])}.")
+                 for arm, run in first.items())
+
+
+def differing_options(runs: Sequence[ReportRun]) -> PageTable | None:
+    """The options in which several arms differ; None if there are none."""
+    options = {arm: dict(_leaves(run.config.recipe() | {"seed": None})) for arm, run in _first_of_arms(runs).items()}
+    keys = [key for key in dict.fromkeys(key for own in options.values() for key in own)
+            if len({own.get(key, "") for own in options.values()}) > 1]
+    rows = tuple((Cell(key), *(Cell(own.get(key, "")) for own in options.values())) for key in keys)
+    return PageTable("Options in which the arms differ", ("option", *options), rows, words=True) if rows else None
+
+
+def _first_of_arms(runs: Sequence[ReportRun]) -> dict[str, ReportRun]:
+    first: dict[str, ReportRun] = {}
+    for run in runs:
+        first.setdefault(run.arm, run)
+    return first
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The options of nested sections by their dotted names, as text."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
 def comparison_table(one: Comparison, metric: str) -> PageTable:
     """Both arms and their difference at each sparsity that both have."""
     unit = " (points)" if metric == "accuracy" else ""
@@ -115,8 +151,3 @@ def _comparison_caption(one: Comparison) -> str:
                        "smallest true difference that a two-sided 5 % test of so many pairs, as scattered as these, "
                        "finds in 80 % of studies.")
     return text + " With one pair there is no interval: how far seeds differ is not known."
-
-
-def unpaired(found: Sequence[Comparison]) -> bool:
-    """Whether no comparison has a pair of runs."""
-    return not any(one.is_paired for one in found)

@@ -19,7 +19,7 @@ INK, MUTED, GRID, PAPER = "#1b1d21", "#555a61", "#dddfe3", "#fefefd"
 """Of text and axes, of what stands behind, of the grid, and of the ground. A page with figures in it replaces them, and
 the colours of arms, by its own, so that figures can be read on a dark ground too."""
 FONT_PT = 9.0
-FIGURE_INCHES = (5.4, 3.5)
+FIGURE_INCHES = (4.8, 3.3)
 """So wide that its text can be read on a phone, where it is shrunk to the width of the screen."""
 COLOUR_MAP = "viridis"
 """Perceptually uniform: equal steps of the value look equally large."""

@@ -112,8 +112,8 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
     """
     found = [_find(name, storage) for name in names]
     target = _target(found, output)
-    target.check_writable()
     runs = read_runs(names, storage)
+    target.check_writable()
     say(f"drawing the figures of {len(runs)} run{'s' if len(runs) > 1 else ''} ...")
     try:
         page = build(runs, _command(names, storage, output), target.folder)
