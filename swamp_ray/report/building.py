@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from swamp_ray.errors import SwampError
-from swamp_ray.report.card import card
+from swamp_ray.report.card import card, shared_facts
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.comparison import comparisons
 from swamp_ray.report.contents import ACCURACY, DIFFERENCES, SECTIONS, Draw, Section
@@ -35,9 +36,12 @@ def build(runs: Sequence[ReportRun], command: str, folder: str, notes: Sequence[
              *(_part(section, runs, folder) for section in SECTIONS),
              Part("missing", "Not measured", notes=tuple(notes))]
     files = [file for part in parts for drawn in part.charts for file in drawn.files.values()]
-    return Page(title(runs), tuple(findings(runs)), tuple(warnings(runs)), arms_in_words(runs),
-                differing_options(runs), tuple(card(run) for run in runs), tuple(parts), command, tuple(files),
-                tuple(_sources(runs)))
+    arms, cards = arms_in_words(runs), [card(run) for run in runs]
+    shared = shared_facts(cards)
+    said = {label for label, _ in shared} | ({"Method"} if arms else set())
+    own = [replace(one, facts=tuple(fact for fact in one.facts if fact[0] not in said)) for one in cards]
+    return Page(title(runs), tuple(findings(runs)), tuple(warnings(runs)), arms, differing_options(runs), shared,
+                tuple(own), tuple(parts), command, tuple(files), tuple(_sources(runs)))
 
 
 def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:

@@ -57,6 +57,13 @@ def card(run: ReportRun) -> Card:
                 tuple(incidents[:SHOWN_INCIDENTS]))
 
 
+def shared_facts(cards: Sequence[Card]) -> tuple[tuple[str, str], ...]:
+    """What several cards all say; nothing of a single one."""
+    if len(cards) < 2:
+        return ()
+    return tuple(fact for fact in cards[0].facts if all(fact in one.facts for one in cards))
+
+
 def status(run: ReportRun) -> str:
     """What is missing of a run, as a sentence; empty for one that is complete."""
     done, planned = len(run.records), len(run.about.get("rounds", []))
@@ -159,7 +166,7 @@ def _cost(run: ReportRun, attempts: Sequence[Mapping[str, Any]]) -> Iterator[tup
         own += f"; {found} result{'s were' if found != 1 else ' was'} found in the storage"
     yield "Epochs", "; ".join(filter(None, [text, own]))
     if (time := device_time(run)) is not None:
-        yield f"{time.unit}-hours", _hours(time)
+        yield "GPU-hours" if time.unit == "GPU" else "Core-hours", _hours(time)
 
 
 def _hours(time: DeviceTime) -> str:

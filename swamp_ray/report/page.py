@@ -16,6 +16,7 @@ from swamp_ray.report.chart import Chart
 from swamp_ray.report.drawing import inline
 
 TEMPLATES = Path(__file__).parent / "templates"
+WIDE_INCHES = 6.0
 SHOWN_ROWS = 200
 """Of a figure's data; the file that the page carries along has all."""
 
@@ -62,6 +63,11 @@ class Drawn:
         return Markup(inline(self.svg, self.chart.name, f"{self.chart.title}. {self.chart.caption}", (width, height)))
 
     @property
+    def is_wide(self) -> bool:
+        """Whether it takes the whole width of a printed page."""
+        return bool(self.chart.figure.get_size_inches()[0] > WIDE_INCHES)
+
+    @property
     def csv_uri(self) -> str:
         """All of its data, inside the page."""
         return "data:text/csv;charset=utf-8;base64," + base64.b64encode(csv_of(self.chart)).decode()
@@ -104,7 +110,8 @@ class Page:
         warnings: What a reader has to know before comparing anything.
         arms: Where there are several: name and method of each.
         differing: The options in which they differ, if any.
-        cards: One a run.
+        shared: What all of several runs have in common: label and text.
+        cards: One a run, with what is its own.
         parts: Sections in order; empty ones are left out.
         command: Makes the page again.
         files: The figures and data beside it, relative to it.
@@ -116,6 +123,7 @@ class Page:
     warnings: tuple[str, ...]
     arms: tuple[tuple[str, str], ...]
     differing: PageTable | None
+    shared: tuple[tuple[str, str], ...]
     cards: tuple[Card, ...]
     parts: tuple[Part, ...]
     command: str

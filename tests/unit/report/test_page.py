@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -162,3 +163,11 @@ def test_a_run_without_accuracy_is_shown_by_what_decides(swamp: ReportRun) -> No
     best, worst = (table.headings.index(f"{which} particle, test") for which in ("best", "worst"))
     assert all((row[best].value or 0) <= (row[worst].value or 0) for row in table.rows)
     assert "%" not in page.parts[0].charts[0].chart.caption
+
+
+def test_a_wheel_brings_the_templates_along() -> None:
+    package = Path(__file__).resolve().parents[3] / "swamp_ray"
+    settings = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packed = {path for pattern in settings["package-data"]["swamp_ray"] for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert {package / "report" / "templates" / name for name in ("report.html", "report.css")} <= others <= packed
