@@ -35,7 +35,7 @@ from swamp_ray.report.style import (
 )
 
 DENSE = "dense"
-DASHES: Mapping[str, Any] = {PARTICLES: "--", ENSEMBLE: ":", DENSE: (0, (6, 3))}
+DASHES: Mapping[str, Any] = {PARTICLES: ":", ENSEMBLE: "--", DENSE: "-."}
 Where = Callable[[Any], float]
 """The horizontal position of a point or a mean."""
 
@@ -64,8 +64,8 @@ def _words(metric: str, split: str, networks: Sequence[str], dense: bool) -> str
     text = (f"{capital(axis_label(metric, split))} of the network that each round gives, against the share of prunable "
             "weights that are left (log axis; dense on the left).")
     if networks:
-        text += (" Solid: the average of the round's particles; dashed, in the same colour: the mean of the particles' "
-                 "own values" + ("; dotted: their ensemble." if ENSEMBLE in networks else "."))
+        text += (" Solid: the average of the round's particles; dotted, in the same colour: the mean of the particles' "
+                 "own values" + ("; dashed: their ensemble." if ENSEMBLE in networks else "."))
     return text + (" Dense: mean over runs of the particles of the round without a mask." if dense else "")
 
 

@@ -13,7 +13,14 @@ from swamp_ray.report.contents import ACCURACY, DIFFERENCES, SECTIONS, Draw, Sec
 from swamp_ray.report.drawing import svg_of
 from swamp_ray.report.headline import findings, title, warnings
 from swamp_ray.report.page import Drawn, Page, Part
-from swamp_ray.report.page_tables import arms_in_words, comparison_table, differing_options, rounds_table
+from swamp_ray.report.page_tables import (
+    MANY_RUNS,
+    arms_in_words,
+    comparison_table,
+    differing_options,
+    rounds_table,
+    summary_table,
+)
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import themed
 
@@ -31,8 +38,9 @@ def build(runs: Sequence[ReportRun], command: str, folder: str, notes: Sequence[
         folder: Where the files of figures lie, relative to the page.
         notes: What could not be measured, and why.
     """
-    parts = [_part(ACCURACY, runs, folder), _differences(runs, folder),
-             Part("rounds", "Rounds", tables=tuple(rounds_table(run) for run in runs)),
+    summary, folded = summary_table(runs), len(runs) > MANY_RUNS
+    parts = [replace(_part(ACCURACY, runs, folder), tables=(summary,) if summary else ()), _differences(runs, folder),
+             Part("rounds", "Rounds", tables=tuple(rounds_table(run, folded) for run in runs)),
              *(_part(section, runs, folder) for section in SECTIONS),
              Part("missing", "Not measured", notes=tuple(notes))]
     files = [file for part in parts for drawn in part.charts for file in drawn.files.values()]

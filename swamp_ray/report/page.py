@@ -39,6 +39,7 @@ class PageTable:
         rows: As many cells as headings.
         caption: How to read it, plain text.
         words: Its cells are texts rather than numbers.
+        folded: Only its title is seen at first.
     """
 
     title: str
@@ -46,6 +47,7 @@ class PageTable:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     words: bool = False
+    folded: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,39 @@ from swamp_ray.report.comparison import Comparison, Level
 from swamp_ray.report.method import method_words
 from swamp_ray.report.page import Cell, PageTable
 from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.series import AVERAGE, Mean, arms_of_runs, means, points
 from swamp_ray.report.style import scale_of
 from swamp_ray.tables import percent, short
 
 LOSS = "loss"
+MANY_RUNS = 2
+"""With more, the tables of single runs are folded."""
 
 
-def rounds_table(run: ReportRun) -> PageTable:
+def summary_table(runs: Sequence[ReportRun], split: str = "test") -> PageTable | None:
+    """The network of each round, an arm a column, mean and standard deviation over its seeds; None for a single run."""
+    if len(runs) < 2:
+        return None
+    metric, arms = runs[0].primary, arms_of_runs(runs)
+    found = {(one.sparsity, one.arm): one for one in means(points(runs, split)) if one.network == AVERAGE}
+    sparsities = sorted({sparsity for sparsity, _ in found})
+    rows = tuple((Cell(percent(sparsity), sparsity), *(_arm_cell(found.get((sparsity, arm)), metric) for arm in arms))
+                 for sparsity in sparsities)
+    headings = [f"{arm} (n = {num})" for arm, num in arms.items()]
+    unit = f"{metric} in percent" if scale_of(metric) == 100 else metric
+    spread = ", mean ± standard deviation over an arm's n seeds" if max(arms.values()) > 1 else ""
+    return PageTable("By sparsity", ("sparsity", *headings), rows,
+                     f"{split.capitalize()} {unit} of the network of each round{spread}.")
+
+
+def _arm_cell(one: Mean | None, metric: str) -> Cell:
+    if one is None:
+        return Cell("")
+    spread = f" ± {short(one.deviation, metric)}" if one.deviation is not None else ""
+    return Cell(short(one.value, metric) + spread, one.value)
+
+
+def rounds_table(run: ReportRun, folded: bool = False) -> PageTable:
     """One row a finished round of a run."""
     metric = run.primary
     several = any(len(record["particles"]) > 1 for record in run.records)
@@ -27,7 +53,7 @@ def rounds_table(run: ReportRun) -> PageTable:
     headings += [f"{network}, test loss"] if losses else []
     headings += ["particles, test", "best particle, test", "worst particle, test", "spread"] if several else []
     rows = [_round_cells(run, record, several, losses) for record in run.records]
-    return PageTable(run.name, tuple(headings), tuple(rows), _caption(run, several, losses))
+    return PageTable(run.name, tuple(headings), tuple(rows), _caption(run, several, losses), folded=folded)
 
 
 def _round_cells(run: ReportRun, record: Mapping[str, Any], several: bool, losses: bool) -> tuple[Cell, ...]:

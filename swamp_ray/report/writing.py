@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rich.console import Console
 
 from swamp_ray.errors import CorruptArtifactError, RunError, SwampError, UserError
-from swamp_ray.locating import find_either, find_run
+from swamp_ray.locating import DEFAULT_STORAGE, find_either, find_run
 from swamp_ray.report.building import DAMAGED, build
 from swamp_ray.report.drawing import png_of
 from swamp_ray.report.page import Drawn, Page, csv_of, render
@@ -98,8 +100,8 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
     """Write the report of one or several runs. Nothing is trained.
 
     Args:
-        names: Names of runs in the storage, or paths or URLs of their folders. The first one's arm is the baseline that
-            others are compared with.
+        names: Names of runs in the storage, patterns of names such as ``imp-*``, or paths or URLs of their folders. The
+            first one's arm is the baseline that others are compared with.
         storage: Storage root; default ``./results``.
         output: The HTML file. Default: of one run ``report.html`` in its folder, of several ``./report.html``. Figures
             and their data go into a folder of the same name beside it.
@@ -110,6 +112,7 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
             cannot be written.
         CorruptArtifactError: A file of a run is not what was written.
     """
+    names = list(_expanded(names, storage))
     found = [_find(name, storage) for name in names]
     target = _target(found, output)
     runs = read_runs(names, storage)
@@ -134,6 +137,20 @@ def report(names: Sequence[str], storage: str | None, output: str | None) -> Non
     figures = len(written.files) // 3
     folder = str(display_path(written.files[0])).rpartition("/")[0]
     console.print(f"{figures} figures as SVG and PNG, with their data as CSV: {folder}/", soft_wrap=True)
+
+
+def _expanded(names: Sequence[str], storage: str | None) -> Iterator[str]:
+    """Names as they are, and in place of a pattern the runs in the storage that it fits, in order."""
+    for name in names:
+        if is_url(name) or os.sep in name or not set("*?[") & set(name):
+            yield name
+            continue
+        place = open_place(storage or DEFAULT_STORAGE)
+        fitting = [run for run in place.folders("runs") if fnmatchcase(run, name)]
+        if not fitting:
+            raise UserError("no run fits this pattern", got=name, where="RUN...",
+                            do=f"See which there are in {place.locate('runs')}.")
+        yield from (run for run in fitting if run not in names)
 
 
 def _find(name: str, storage: str | None) -> RunDir:

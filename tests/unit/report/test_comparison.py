@@ -11,7 +11,7 @@ from scipy import stats
 from swamp_ray.config_reading import with_values
 from swamp_ray.report.comparison import comparisons, difference_charts
 from swamp_ray.report.headline import findings
-from swamp_ray.report.page_tables import comparison_table, differing_options, signed
+from swamp_ray.report.page_tables import comparison_table, differing_options, signed, summary_table
 from swamp_ray.report.reading import ReportRun
 
 
@@ -54,6 +54,15 @@ def test_the_table_shows_points_with_their_interval(runs: list[ReportRun]) -> No
     assert cells["difference (points)"] == "+3.00"
     assert cells["95 % interval"] == "+0.52 to +5.48"
     assert table.rows[1][4].value == pytest.approx(0.03)
+
+
+def test_arms_stand_side_by_side_by_sparsity(runs: list[ReportRun]) -> None:
+    table = summary_table(runs)
+    assert table is not None
+    assert table.headings == ("sparsity", "a (n = 4)", "b (n = 3)")
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["0.0 %", "90.00 ± 0.00", "90.00 ± 0.00"], ["50.0 %", "51.50 ± 1.29", "55.00 ± 2.00"]]
+    assert summary_table(runs[:1]) is None
 
 
 def test_one_pair_has_no_interval(runs: list[ReportRun]) -> None:

@@ -17,7 +17,6 @@ from swamp_ray.report.writing import write_report
 from swamp_ray.storage.jsonlines import dump_json, read_lines, sealed
 from swamp_ray.storage.places import as_spot
 from tests.helpers import tiny
-from tests.unit.report.conftest import IMP, SWAMP
 
 
 def swamp(*arguments: object) -> Any:
@@ -44,8 +43,9 @@ def test_one_run_has_its_report_in_its_folder(copy: Path) -> None:
 
 def test_several_runs_have_it_where_one_works(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = swamp("report", *IMP, *SWAMP, "--storage", copy)
+    done = swamp("report", "imp-seed1", "imp-*", "swamp*", "--storage", copy)
     assert done.exit_code == 0, done.output
+    assert "swamp report imp-seed1 imp-seed0 imp-seed2 swamp-seed0 swamp-seed1" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "report.html").is_file()
     assert (tmp_path / "report" / "differences.csv").is_file()
     assert "report: report.html" in done.output
@@ -73,6 +73,7 @@ def test_it_goes_into_an_object_store_too(remote: str) -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (("imp-seed7",), "Did you mean 'imp-seed"),
+    (("nothing-*",), "no run fits this pattern"),
     (("imp-seed0", "imp-seed0"), "a run must be named once"),
     (("imp-seed0", "--output", "page.pdf"), "Let its name end in .html"),
     (("imp-seed0", "--output", "/proc/page.html"), "cannot be written"),
