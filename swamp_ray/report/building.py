@@ -25,7 +25,7 @@ from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import themed
 
 KINDS = ("csv", "svg", "png")
-DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 """What stored values that are not those that were written lead to."""
 
 

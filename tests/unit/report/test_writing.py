@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from swamp_ray.report.writing import write_report
 from swamp_ray.storage.jsonlines import dump_json, read_lines, sealed
 from swamp_ray.storage.places import as_spot
 from tests.helpers import tiny
+from tests.hostile import hostile_json
 
 
 def swamp(*arguments: object) -> Any:
@@ -45,8 +47,8 @@ def test_several_runs_have_it_where_one_works(copy: Path, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     done = swamp("report", "imp-seed1", "imp-*", "swamp*", "--storage", copy)
     assert done.exit_code == 0, done.output
-    assert "swamp report imp-seed1 imp-seed0 imp-seed2 swamp-seed0 swamp-seed1" in (tmp_path / "report.html").read_text()
-    assert (tmp_path / "report.html").is_file()
+    page = (tmp_path / "report.html").read_text()
+    assert "swamp report imp-seed1 imp-seed0 imp-seed2 swamp-seed0 swamp-seed1" in page
     assert (tmp_path / "report" / "differences.csv").is_file()
     assert "report: report.html" in done.output
 
@@ -115,3 +117,14 @@ def test_damaged_records_are_named(copy: Path) -> None:
     spot.write(b"".join(dump_json(sealed(line)) + b"\n" for line in lines))
     with pytest.raises(CorruptArtifactError, match="not what was written"):
         write_report(["imp-seed0"], str(copy))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_hostile_records_are_told_or_shown_never_a_traceback(copy: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    folder = copy / "runs" / "imp-seed0"
+    for name in ("run.json", dice.choice(["metrics.jsonl", "rounds.jsonl", "results.jsonl", "config.yaml"])):
+        (folder / name).write_bytes(hostile_json((folder / name).read_bytes(), dice))
+    done = swamp("report", "imp-seed0", "--storage", copy)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code in (0, 1, 2), done.output
