@@ -337,6 +337,28 @@ def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, 
                    as_json, stopping)
 
 
+@main.command("report", short_help="Write one HTML page about runs.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@STORAGE
+@click.option("--output", metavar="FILE.html", help="Default: report.html in the folder of a single RUN, or in the "
+              "current one. Figures go into a folder beside it.")
+def report(runs: tuple[str, ...], storage: str | None, output: str | None) -> None:
+    """Write one HTML page about all RUNs: accuracy, cost, comparison of arms, figures. Nothing is trained.
+
+    RUN is a name, a pattern of names in quotes, or the path of a run's folder.
+
+    Runs that differ in their seed alone are one arm; the arm that is named first is the baseline of comparisons.
+
+    \b
+    Examples:
+      swamp report quickstart
+      swamp report 'imp-*' 'swamp-*' --output imp_and_swamp.html
+    """
+    from swamp_ray.report.writing import report as write
+
+    write(runs, storage, output)
+
+
 @main.command(short_help="Check this machine.")
 @STORAGE
 def doctor(storage: str | None) -> None:

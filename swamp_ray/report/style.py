@@ -19,7 +19,7 @@ INK, MUTED, GRID, PAPER = "#1b1d21", "#555a61", "#dddfe3", "#fefefd"
 """Of text and axes, of what stands behind, of the grid, and of the ground. A page with figures in it replaces them, and
 the colours of arms, by its own, so that figures can be read on a dark ground too."""
 FONT_PT = 9.0
-FIGURE_INCHES = (5.4, 3.5)
+FIGURE_INCHES = (4.8, 3.3)
 """So wide that its text can be read on a phone, where it is shrunk to the width of the screen."""
 COLOUR_MAP = "viridis"
 """Perceptually uniform: equal steps of the value look equally large."""
@@ -45,11 +45,13 @@ def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
 @contextlib.contextmanager
 def themed() -> Iterator[None]:
     """Within it figures are made in the colours that a page can replace, and with text that stays text."""
-    values = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    values |= {"grid.color": GRID, "axes.facecolor": PAPER, "figure.facecolor": PAPER, "savefig.facecolor": PAPER,
-               "font.size": FONT_PT, "axes.titlesize": FONT_PT, "legend.fontsize": FONT_PT - 0.5,
-               "legend.frameon": False, "axes.linewidth": 0.7}
-    with matplotlib.rc_context(values | {"svg.fonttype": "none"}):
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    values: dict[Any, Any] = {
+        **dict.fromkeys(inked, INK), "grid.color": GRID, "axes.facecolor": PAPER, "figure.facecolor": PAPER,
+        "savefig.facecolor": PAPER,
+        "font.size": FONT_PT, "axes.titlesize": FONT_PT, "legend.fontsize": FONT_PT - 0.5, "legend.frameon": False,
+        "axes.linewidth": 0.7, "svg.fonttype": "none"}
+    with matplotlib.rc_context(values):
         yield
 
 
