@@ -18,7 +18,7 @@ from swamp_ray.sparsity.packing import Packed
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.storage.states import read_state, state_digest
+from swamp_ray.storage.states import lacks_state, read_state, state_digest
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
 from swamp_ray.training.data import Data, load_data
@@ -98,6 +98,11 @@ class Bench:
     def num_particles(self, index: int) -> int:
         """How many entered a round's average."""
         return len(self._record(index)["combined"])
+
+    def has_particles(self, index: int) -> bool:
+        """Whether the states of all of them are stored."""
+        names = [self._particle_name(index, position) for position in range(self.num_particles(index))]
+        return not any(self._store.find(name) is None or lacks_state(self._store, name) for name in names)
 
     def particle(self, index: int, position: int) -> Point:
         """One of them, counted from 0.

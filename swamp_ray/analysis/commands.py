@@ -16,8 +16,9 @@ from rich.table import Table
 
 from swamp_ray.analysis import items
 from swamp_ray.analysis.bench import Bench
+from swamp_ray.analysis.calibration import NUM_BINS, calibration_rows
 from swamp_ray.analysis.growth import MAX_SUBSETS, growth
-from swamp_ray.analysis.items import Divided, Item, Row, by_round
+from swamp_ray.analysis.items import Divided, Item, Row, by_round, stored_networks
 from swamp_ray.analysis.progress import Progress, make_progress
 from swamp_ray.analysis.sharpness import NUM_SAMPLES
 from swamp_ray.analysis.work import Workplace, kept_rows, rows_of
@@ -35,6 +36,11 @@ from swamp_ray.training.data import Data
 def particles(bench: Bench, index: int) -> list[Row]:
     """Average and ensemble of 1, 2, ..., N particles of a round."""
     return [{"round": index, "sparsity": bench.sparsity(index), **asdict(one)} for one in growth(bench, index)]
+
+
+def calibration(bench: Bench, index: int) -> list[Row]:
+    """How far the probabilities of a round's average, particles and ensemble can be believed."""
+    return calibration_rows(bench, index)
 
 
 def masks(bench: Bench, rounds: Sequence[int]) -> list[Row]:
@@ -67,7 +73,9 @@ def masks_of_runs(benches: Sequence[Bench]) -> list[Row]:
 
 DIVIDED: dict[str, Divided] = {
     "connectivity": items.connectivity, "landscape": items.landscape, "curvature": items.curvature,
-    "particles": by_round("particles", particles, "averages and ensembles of its particles", most=MAX_SUBSETS)}
+    "particles": by_round("particles", particles, "averages and ensembles of its particles", most=MAX_SUBSETS),
+    "calibration": by_round("calibration", calibration, "probabilities of its average and its particles",
+                            stored_networks, bins=NUM_BINS)}
 """Analyses whose pieces can be measured side by side."""
 
 
@@ -160,6 +168,15 @@ def measured(what: str, rundir: RunDir, data: Data | None = None, progress: Prog
     return {**head, "rows": rows}
 
 
+def measure_calibration(rundir: RunDir, data: Data | None = None) -> Row:
+    """Measure the calibration of all rounds of a run, keep it beside the run, and give what the file holds.
+
+    Raises:
+        UserError: The run's task is no classification, or its averages or its data are gone.
+    """
+    return measured("calibration", rundir, data)
+
+
 def _keep(spot: Spot, head: Row, key: str, rows: list[Row], whole: bool) -> None:
     """Write rows to a file; those that are in it and are not measured again stay, unless everything was."""
     known: Row = {}
@@ -193,6 +210,8 @@ CAPTIONS = {
     "curvature": f"of the mean loss of up to {NUM_SAMPLES:,} training images; ± standard error",
     "landscape": "test loss in the plane through particles 0, 1 and 2; the grid is in the file",
     "particles": "mean over all choices of so many particles; ± standard deviation over them",
+    "calibration": "test split; ECE: mean distance of accuracy and confidence over 15 bins of\nthe largest "
+                   "probability; particles: mean over them; the file has the bins",
     "masks": "overlap: weights in both over weights in either (Jaccard index);\n"
              "of a run's own masks, which are nested, it is the ratio of their densities",
 }
@@ -208,7 +227,7 @@ def with_error(value: float, error: float) -> str:
 
 def _table(what: str, bench: Bench, rows: Sequence[Row]) -> Table:
     columns = {"connectivity": _connectivity_cells, "landscape": _landscape_cells, "curvature": _curvature_cells,
-               "particles": _particles_cells, "masks": _masks_cells}[what]
+               "particles": _particles_cells, "calibration": _calibration_cells, "masks": _masks_cells}[what]
     shown = [columns(row, bench) for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title=f"{what} of {bench.rundir.name}",
                   title_justify="left", caption=CAPTIONS.get(what), caption_justify="left")
@@ -249,6 +268,13 @@ def _particles_cells(row: Row, bench: Bench) -> dict[str, str]:
             "choices": str(row["num_subsets"]),
             "average test": number(row["average"]["test"][primary], primary) + spread,
             "ensemble test": number(row["ensemble"]["test"][primary], primary)}
+
+
+def _calibration_cells(row: Row, bench: Bench) -> dict[str, str]:
+    test = row["test"]
+    return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "network": row["network"],
+            "loss": f"{test['loss']:.4f}", "accuracy": f"{100 * test['accuracy']:.2f} %",
+            "ECE": f"{100 * test['ece']:.2f} %"}
 
 
 def _masks_cells(row: Row, bench: Bench) -> dict[str, str]:

@@ -18,6 +18,8 @@ from swamp_ray.errors import UserError
 from swamp_ray.storage.identity import name_of
 
 Row = dict[str, Any]
+Networks = tuple[tuple[int, int | None], ...]
+"""Each by its round and its position among the particles, or None for the average."""
 FORMAT = 1
 """To be raised when a change of the code alters figures."""
 SPLITS = ("train", "test")
@@ -37,14 +39,14 @@ class Item:
         round: r.
         text: For people.
         settings: Plain values that say what of the round, and how, is measured.
-        networks: Which networks: round and position among the particles, or None for the average.
+        networks: Of which networks.
     """
 
     what: str
     round: int
     text: str
     settings: dict[str, Any]
-    networks: tuple[tuple[int, int | None], ...]
+    networks: Networks
 
     def key(self, bench: Bench) -> str:
         """The name of its figures, 64 hex digits."""
@@ -68,25 +70,34 @@ class Divided:
     gather: Callable[[Bench, Sequence[Item], Sequence[Any]], list[Row]]
 
 
-def by_round(what: str, measure: Callable[[Bench, int], list[Row]], text: str, **settings: Any) -> Divided:
+def by_round(what: str, measure: Callable[[Bench, int], list[Row]], text: str,
+             networks: Callable[[Bench, int], Networks] | None = None, **settings: Any) -> Divided:
     """An analysis whose pieces are rounds.
 
     Args:
         what: Its name.
         measure: Gives the rows of a round.
         text: What is measured of a round, for people.
-        settings: Plain values besides the round's networks that decide the rows.
+        networks: Which of a round's networks are measured; default: all particles and the average.
+        settings: Plain values besides them that decide the rows.
     """
 
     def items(bench: Bench, rounds: Sequence[int]) -> list[Item]:
-        return [Item(what, index, f"round {index}: {text}", settings, _all_networks(bench, index)) for index in rounds]
+        return [Item(what, index, f"round {index}: {text}", settings, (networks or all_networks)(bench, index))
+                for index in rounds]
 
     return Divided(items, lambda bench, item: measure(bench, item.round),
                    lambda _bench, _items, parts: [row for part in parts for row in part])
 
 
-def _all_networks(bench: Bench, index: int) -> tuple[tuple[int, int | None], ...]:
+def all_networks(bench: Bench, index: int) -> Networks:
+    """A round's particles and its average."""
     return (*((index, position) for position in range(bench.num_particles(index))), (index, None))
+
+
+def stored_networks(bench: Bench, index: int) -> Networks:
+    """The same, or the average alone where the particles' states are gone."""
+    return all_networks(bench, index) if bench.has_particles(index) else ((index, None),)
 
 
 def _rows(_bench: Bench, _items: Sequence[Item], parts: Sequence[Any]) -> list[Row]:
@@ -108,7 +119,7 @@ def _lines(bench: Bench, rounds: Sequence[int]) -> list[Item]:
     return found
 
 
-def _line_item(kind: str, index: int, names: tuple[str, str], ends: tuple[tuple[int, int | None], ...]) -> Item:
+def _line_item(kind: str, index: int, names: tuple[str, str], ends: Networks) -> Item:
     text = f"round {index}: line from {names[0]} to {names[1]}"
     return Item("connectivity", index, text, {"kind": kind, "names": list(names), "points": NUM_POINTS}, ends)
 
