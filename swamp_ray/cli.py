@@ -277,29 +277,42 @@ def evaluate(runs: tuple[str, ...], storage: str | None, as_json: bool) -> None:
 
 @main.command(short_help="Look at a run's networks: connectivity, curvature, masks, ...")
 @click.argument("what", metavar="WHAT",
-                type=click.Choice(["connectivity", "landscape", "curvature", "particles", "masks"]))
+                type=click.Choice(["connectivity", "landscape", "curvature", "particles", "calibration", "masks"]))
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--round", "rounds", type=int, multiple=True, help="Only this round; may be given several times.")
 @STORAGE
+@click.option("--executor", type=click.Choice(["ray", "inline"]), help="ray: on all cores, GPUs or nodes, as particles "
+              "are trained; default: inline, in this process.")
+@click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; means --executor "
+              "ray.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: str | None, as_json: bool) -> None:
+def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: str | None, executor: str | None,
+            address: str | None, as_json: bool) -> None:
     """Measure what the networks of each RUN are like, from what is stored; nothing is trained.
+
+    What is measured is kept as it comes: the same command goes on where it stopped, with either executor.
 
     \b
     connectivity  error and loss on lines between particles, and between rounds
     landscape     loss in the plane through three particles
     curvature     trace and largest eigenvalue of the Hessian
     particles     average and ensemble against how many particles enter
+    calibration   whether predicted probabilities can be believed
     masks         overlap of rounds, and of runs at equal sparsity
 
     \b
     Examples:
       swamp analyze connectivity quickstart
       swamp analyze masks imp-seed0 swamp-seed0
+      swamp analyze curvature quickstart --executor ray
     """
+    from swamp_ray.orchestration.stopping import Stopping
+
+    stopping = Stopping()
+    stopping.install()
     from swamp_ray.analysis.commands import analyze as run_analysis
 
-    run_analysis(what, runs, storage, sorted(set(rounds)), as_json)
+    run_analysis(what, runs, storage, sorted(set(rounds)), as_json, executor, address, stopping)
 
 
 @main.command(short_help="Swap the masks of two runs, and train each in both ways.")
@@ -334,6 +347,28 @@ def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, 
 
     swap_and_print((first, second), storage, sorted(set(rounds)), {"address": address, "executor": executor}, quiet,
                    as_json, stopping)
+
+
+@main.command("report", short_help="Write one HTML page about runs.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@STORAGE
+@click.option("--output", metavar="FILE.html", help="Default: report.html in the folder of a single RUN, or in the "
+              "current one. Figures go into a folder beside it.")
+def report(runs: tuple[str, ...], storage: str | None, output: str | None) -> None:
+    """Write one HTML page about all RUNs: accuracy, cost, comparison of arms, figures. Nothing is trained.
+
+    RUN is a name, a pattern of names in quotes, or the path of a run's folder.
+
+    Runs that differ in their seed alone are one arm; the arm that is named first is the baseline of comparisons.
+
+    \b
+    Examples:
+      swamp report quickstart
+      swamp report 'imp-*' 'swamp-*' --output imp_and_swamp.html
+    """
+    from swamp_ray.report.writing import report as write
+
+    write(runs, storage, output)
 
 
 @main.command(short_help="Check this machine.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from torch import Tensor
 from swamp_ray.errors import MissingPayloadError, UserError
 from swamp_ray.locating import config_of
 from swamp_ray.orchestration.preparation import device_kind, state_of
-from swamp_ray.sparsity.masks import full_values
+from swamp_ray.sparsity.masks import find_prunable, full_values
 from swamp_ray.sparsity.packing import Packed
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.recipes import Recipes
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.storage.states import read_state
+from swamp_ray.storage.states import lacks_state, read_state, state_digest
 from swamp_ray.storage.tickets import load_ticket
-from swamp_ray.training.arithmetic import applied, resolve_arithmetic
+from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.particle import ParticleTrainer, initial_model
+from swamp_ray.training.tasks import build_task
 
 Point = np.ndarray
 """All weights of a network: float32 ``[P + rest]``, prunable ones first, pruned ones 0."""
@@ -34,12 +37,13 @@ class Bench:
     Args:
         rundir: The run; its tickets and the states of its particles are read from its storage.
         data: Its decoded data, where somebody has them.
+        device: Kind of device that decides the arithmetic; default: as the config says, or what this machine has.
 
     Raises:
         UserError: The run has no finished round, or its data are others now.
     """
 
-    def __init__(self, rundir: RunDir, data: Data | None = None) -> None:
+    def __init__(self, rundir: RunDir, data: Data | None = None, device: str | None = None) -> None:
         self.rundir, self.config = rundir, config_of(rundir)
         self._records = {record["round"]: record for record in rundir.read_rounds()}
         if not self._records:
@@ -47,11 +51,20 @@ class Bench:
         self.data = data or load_data(self.config.data)
         _check_data(rundir, self.data)
         model = initial_model(self.config, self.data)
-        self._buffers = state_of(model).buffers
-        self.arithmetic = resolve_arithmetic(self.config.execution, device_kind(self.config), model)
-        self.trainer = ParticleTrainer(self.config, self.data, self.arithmetic)
+        initial = state_of(model)
+        self._buffers = initial.buffers
+        self.layout = find_prunable(model, self.config.pruning.include, self.config.pruning.exclude)
+        self.arithmetic = resolve_arithmetic(self.config.execution, device or device_kind(self.config), model)
+        self.task = build_task(self.config.task)
+        self._recipes = Recipes(self.config, self.data.digest, self.layout, self.arithmetic.as_dict(), machine_facts())
+        self._start = self._recipes.state_digest({}, initial.buffers)
         self._store = ArtifactStore(rundir.place)
         self._masks: dict[int, np.ndarray] = {}
+
+    @cached_property
+    def trainer(self) -> ParticleTrainer:
+        """The network on the device; built when something is measured."""
+        return ParticleTrainer(self.config, self.data, self.arithmetic)
 
     @property
     def rounds(self) -> list[int]:
@@ -66,13 +79,13 @@ class Bench:
         """A round's mask, bool ``[P]``."""
         if index not in self._masks:
             ticket = load_ticket(self.rundir.place.locate(self._record(index)["ticket"]))
-            parts = [ticket.masks[layer.name].numpy().reshape(-1) for layer in self.trainer.layout.layers]
+            parts = [ticket.masks[layer.name].numpy().reshape(-1) for layer in self.layout.layers]
             self._masks[index] = np.concatenate(parts)
         return self._masks[index]
 
     def average(self, index: int) -> Point:
         """A round's averaged network."""
-        return self._point(self._manifest(self._record(index)["artifacts"]["average"]["name"], index), index)
+        return self._point(self._manifest(self._average_name(index), index), index)
 
     def particles(self, index: int) -> list[Point]:
         """The particles that entered a round's average, in order.
@@ -80,11 +93,36 @@ class Bench:
         Raises:
             UserError: Their states were not kept.
         """
-        record = self._record(index)
-        gone = {one["particle"] for one in record.get("dropped", [])}
-        names = dict(zip([n for n in range(record["num_particles"]) if n not in gone],
-                         record["artifacts"]["particles"], strict=True))
-        return [self._point(self._manifest(names[n]["name"], index), index) for n in record["combined"]]
+        return [self.particle(index, position) for position in range(self.num_particles(index))]
+
+    def num_particles(self, index: int) -> int:
+        """How many entered a round's average."""
+        return len(self._record(index)["combined"])
+
+    def has_particles(self, index: int) -> bool:
+        """Whether the states of all of them are stored."""
+        names = [self._particle_name(index, position) for position in range(self.num_particles(index))]
+        return not any(self._store.find(name) is None or lacks_state(self._store, name) for name in names)
+
+    def particle(self, index: int, position: int) -> Point:
+        """One of them, counted from 0.
+
+        Raises:
+            UserError: Its state was not kept.
+        """
+        return self._point(self._manifest(self._particle_name(index, position), index), index)
+
+    def network_name(self, index: int, position: int | None) -> str:
+        """What decides all that can be measured at a particle, or (None) at a round's average: a digest.
+
+        Of its weights and its mask, the data, the code of network and task, and the arithmetic.
+
+        Raises:
+            UserError: Its artifact is not in the storage.
+        """
+        name = self._average_name(index) if position is None else self._particle_name(index, position)
+        digest = state_digest(self._manifest(name, index).files)
+        return self._recipes.evaluation(digest, self._recipes.mask_digest(self.mask(index)), self._start).name
 
     def measure(self, point: Point, splits: Sequence[str] = ("train", "test")) -> Metrics:
         """Metrics of any weights on whole splits, unaugmented, with normalisation statistics re-estimated for them."""
@@ -109,6 +147,16 @@ class Bench:
         num = self.trainer.layout.num_prunable
         self.trainer.load(Packed(point[:num], point[num:]), np.ones(num, dtype=bool), self._buffers)
         self.trainer.reestimate()
+
+    def _average_name(self, index: int) -> str:
+        return self._record(index)["artifacts"]["average"]["name"]
+
+    def _particle_name(self, index: int, position: int) -> str:
+        record = self._record(index)
+        gone = {one["particle"] for one in record.get("dropped", [])}
+        names = dict(zip([n for n in range(record["num_particles"]) if n not in gone],
+                         record["artifacts"]["particles"], strict=True))
+        return names[record["combined"][position]]["name"]
 
     def _record(self, index: int) -> dict[str, Any]:
         if index not in self._records:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -14,94 +14,36 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from swamp_ray.analysis.bench import Bench, Point, mean_point
-from swamp_ray.analysis.growth import growth
-from swamp_ray.analysis.paths import Line, line, plane
-from swamp_ray.analysis.sharpness import NUM_DIRECTIONS, NUM_SAMPLES, sharpness
+from swamp_ray.analysis import items
+from swamp_ray.analysis.bench import Bench
+from swamp_ray.analysis.calibration import NUM_BINS, calibration_rows
+from swamp_ray.analysis.growth import MAX_SUBSETS, growth
+from swamp_ray.analysis.items import Divided, Item, Row, by_round, stored_networks
+from swamp_ray.analysis.progress import Progress, make_progress
+from swamp_ray.analysis.sharpness import NUM_SAMPLES
+from swamp_ray.analysis.work import Workplace, kept_rows, rows_of
 from swamp_ray.errors import UserError
-from swamp_ray.locating import find_run
+from swamp_ray.locating import config_of, find_run
+from swamp_ray.orchestration.resources import check_address, check_device
+from swamp_ray.orchestration.stopping import Stopping, handled
 from swamp_ray.sparsity.masks import overlap
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, number, percent, short
-
-Row = dict[str, Any]
-Say = Callable[[str], None]
-SPLITS = ("train", "test")
-MAX_PAIRS = 6
-"""Pairs of particles a round whose lines are measured: all of up to four particles."""
-GRID = 15
+from swamp_ray.training.data import Data
 
 
-def connectivity(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
-    """Lines between particles of a round, and between the averages of successive rounds."""
-    rows = []
-    for kind, index, names, first, second in _pairs(bench, rounds):
-        say(f"round {index}: the line between {names[0]} and {names[1]}")
-        found = line(bench.measure, first, second)
-        rows.append({"kind": kind, "round": index, "sparsity": bench.sparsity(index), "first": names[0],
-                     "second": names[1], "positions": list(found.positions), **_along(bench, found)})
-    return rows
+def particles(bench: Bench, index: int) -> list[Row]:
+    """Average and ensemble of 1, 2, ..., N particles of a round."""
+    return [{"round": index, "sparsity": bench.sparsity(index), **asdict(one)} for one in growth(bench, index)]
 
 
-def _pairs(bench: Bench, rounds: Sequence[int]) -> Iterator[tuple[str, int, tuple[str, str], Point, Point]]:
-    for index in rounds:
-        particles = bench.particles(index)
-        for a, b in list(combinations(range(len(particles)), 2))[:MAX_PAIRS]:
-            yield "particles", index, (f"particle {a}", f"particle {b}"), particles[a], particles[b]
-        if index + 1 in rounds:
-            names = (f"average of round {index}", f"average of round {index + 1}")
-            yield "rounds", index, names, bench.average(index), bench.average(index + 1)
+def calibration(bench: Bench, index: int) -> list[Row]:
+    """How far the probabilities of a round's average, particles and ensemble can be believed."""
+    return calibration_rows(bench, index)
 
 
-def _along(bench: Bench, found: Line) -> Row:
-    """Values and barriers of the metrics of which less is better."""
-    names = ["loss", *(["error"] if "accuracy" in found.metrics[0]["test"] else [])]
-    return {"values": {split: {name: found.values(split, name).tolist() for name in names} for split in SPLITS},
-            "barrier": {split: {name: found.barrier(split, name) for name in names} for split in SPLITS}}
-
-
-def landscape(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
-    """The plane through the first three particles of each round; of a round with fewer, nothing."""
-    rows = []
-    for index in rounds:
-        particles = bench.particles(index)
-        if len(particles) < 3:
-            continue
-        say(f"round {index}: {GRID} x {GRID} points of the plane through particles 0, 1 and 2")
-        found = plane(bench.measure, particles[:3], num_points=GRID)
-        middle = bench.measure(mean_point(particles[:3]))
-        rows.append({"round": index, "sparsity": bench.sparsity(index), "corners": found.corners.tolist(),
-                     "at_the_average": {split: middle[split]["loss"] for split in SPLITS},
-                     "first": found.first.tolist(), "second": found.second.tolist(),
-                     "loss": {split: found.values(split, "loss").tolist() for split in SPLITS}})
-    if not rows:
-        raise UserError("a plane needs three particles, and no round has as many", where="RUN",
-                        do="Analyse a run with particles.count of 3 or more.")
-    return rows
-
-
-def curvature(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
-    """Curvature at each round's first particle and at its average."""
-    rows = []
-    for index in rounds:
-        for name, point in (("particle 0", bench.particles(index)[0]), ("average", bench.average(index))):
-            say(f"round {index}: curvature at the network {name!r}")
-            found = sharpness(bench, index, point, NUM_SAMPLES, NUM_DIRECTIONS)
-            rows.append({"round": index, "sparsity": bench.sparsity(index), "network": name, **found.as_dict()})
-    return rows
-
-
-def particles(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
-    """Average and ensemble of 1, 2, ..., N particles."""
-    rows = []
-    for index in rounds:
-        say(f"round {index}: averages and ensembles of its particles")
-        rows += [{"round": index, "sparsity": bench.sparsity(index), **asdict(one)} for one in growth(bench, index)]
-    return rows
-
-
-def masks(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
+def masks(bench: Bench, rounds: Sequence[int]) -> list[Row]:
     """Overlap (Jaccard index) of every two rounds' masks.
 
     Raises:
@@ -117,7 +59,7 @@ def masks_of_runs(benches: Sequence[Bench]) -> list[Row]:
     """Overlap of the masks of every two runs at the sparsities that both have."""
     rows = []
     for one, other in combinations(benches, 2):
-        if one.trainer.layout != other.trainer.layout:
+        if one.layout != other.layout:
             raise UserError(f"{one.rundir.name} and {other.rundir.name} prune different tensors", where="RUN...")
         found = {round(other.sparsity(index), 9): index for index in other.rounds}
         for index in one.rounds:
@@ -129,33 +71,69 @@ def masks_of_runs(benches: Sequence[Bench]) -> list[Row]:
     return rows
 
 
-ANALYSES: dict[str, Callable[[Bench, Sequence[int], Say], list[Row]]] = {
-    "connectivity": connectivity, "landscape": landscape, "curvature": curvature, "particles": particles,
-    "masks": masks}
+DIVIDED: dict[str, Divided] = {
+    "connectivity": items.connectivity, "landscape": items.landscape, "curvature": items.curvature,
+    "particles": by_round("particles", particles, "averages and ensembles of its particles", most=MAX_SUBSETS),
+    "calibration": by_round("calibration", calibration, "probabilities of its average and its particles",
+                            stored_networks, bins=NUM_BINS)}
+"""Analyses whose pieces can be measured side by side."""
 
 
-def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequence[int], as_json: bool) -> None:
+def measure(bench: Bench, item: Item) -> Any:
+    """A piece's figures, in whatever process."""
+    return DIVIDED[item.what].measure(bench, item)
+
+
+def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequence[int], as_json: bool,
+            executor: str | None = None, address: str | None = None, stopping: Stopping | None = None) -> None:
     """Analyse runs, print tables (or JSON), and keep the figures beside each run.
 
+    Args:
+        what: The analysis.
+        names: Of the runs, or the paths of their folders.
+        storage: Storage root; default ``./results``.
+        rounds: Which of them; default: all.
+        as_json: Print JSON, and all else to standard error.
+        executor: ``"ray"`` or ``"inline"``; default: inline, unless an address is given.
+        address: A running Ray cluster; default: the runs' own, or an embedded Ray.
+        stopping: As for :func:`swamp_ray.orchestration.running.run`.
+
     Raises:
-        UserError: A run, a round or the states that are needed are not there.
+        UserError: A run, a round or the states that are needed are not there, or the cluster is not.
     """
     console = Console(highlight=False, stderr=as_json)
-    benches: list[Bench] = []
-    for name in names:
-        rundir = find_run(name, storage)
-        benches.append(Bench(rundir, benches[0].data if benches and _same_data(benches[0], rundir) else None))
+    rundirs = [find_run(name, storage) for name in names]
+    with handled(stopping) as stopping, _workplace(rundirs[0], executor, address, stopping) as place:
+        benches: list[Bench] = []
+        for rundir in rundirs:
+            data = benches[0].data if benches and _same_data(benches[0], rundir) else None
+            benches.append(Bench(rundir, data, place.device(config_of(rundir))))
+        _analyze(what, benches, rounds, as_json, console, place)
+
+
+def _workplace(rundir: RunDir, executor: str | None, address: str | None, stopping: Stopping) -> Workplace:
+    execution = config_of(rundir).execution
+    chosen = executor or ("inline" if address is None else "ray")
+    execution = execution.model_copy(update={"executor": chosen, "address": address or execution.address})
+    check_address(execution)
+    check_device(execution)
+    return Workplace(execution, stopping)
+
+
+def _analyze(what: str, benches: Sequence[Bench], rounds: Sequence[int], as_json: bool, console: Console,
+             place: Workplace) -> None:
     results: dict[str, list[Row]] = {}
     for bench in benches:
-        def say(text: str, name: str = bench.rundir.name) -> None:
-            console.print(f"{name}: {text} ...", style="dim", soft_wrap=True)
-
         chosen = list(rounds) or bench.rounds
         for index in chosen:
             bench.sparsity(index)
-        rows = ANALYSES[what](bench, chosen, say)
-        spot = bench.rundir.analysis(what)
-        _keep(spot, {"run": bench.rundir.name, "analysis": what}, "rows", rows, set(bench.rounds) == set(chosen))
+        spot, head = bench.rundir.analysis(what), {"run": bench.rundir.name, "analysis": what}
+        if what in DIVIDED:
+            rows = rows_of(DIVIDED[what], measure, bench, chosen, place, make_progress(console))
+            _keep(spot, head, "rows", kept_rows(DIVIDED[what], bench), whole=True)
+        else:
+            rows = masks(bench, chosen)
+            _keep(spot, head, "rows", rows, set(bench.rounds) == set(chosen))
         results[bench.rundir.name] = rows
         if not as_json:
             console.print(_table(what, bench, rows))
@@ -170,12 +148,42 @@ def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequen
         console.print(_between_table(between))
 
 
+def measured(what: str, rundir: RunDir, data: Data | None = None, progress: Progress | None = None) -> Row:
+    """Measure all rounds of a run in this process, keep the figures beside the run, and give what the file holds.
+
+    Args:
+        what: One of the analyses that are measured in pieces.
+        rundir: The run.
+        data: Its decoded data, where somebody has them.
+        progress: Told of each piece.
+
+    Raises:
+        UserError: The states that are needed, or the data, are not there.
+    """
+    bench = Bench(rundir, data)
+    place = Workplace(bench.config.execution.model_copy(update={"executor": "inline"}), Stopping())
+    rows = rows_of(DIVIDED[what], measure, bench, bench.rounds, place, progress or Progress())
+    head = {"run": rundir.name, "analysis": what}
+    _keep(rundir.analysis(what), head, "rows", rows, whole=True)
+    return {**head, "rows": rows}
+
+
+def measure_calibration(rundir: RunDir, data: Data | None = None) -> Row:
+    """Measure the calibration of all rounds of a run, keep it beside the run, and give what the file holds.
+
+    Raises:
+        UserError: The run's task is no classification, or its averages or its data are gone.
+    """
+    return measured("calibration", rundir, data)
+
+
 def _keep(spot: Spot, head: Row, key: str, rows: list[Row], whole: bool) -> None:
     """Write rows to a file; those that are in it and are not measured again stay, unless everything was."""
     known: Row = {}
     if (data := spot.read()) is not None:
         with contextlib.suppress(ValueError):  # a damaged file is written anew
-            known = json.loads(data)
+            found = json.loads(data)
+            known = found if isinstance(found, dict) else {}
     new = [_subject(row) for row in rows]
     older = [] if whole else [row for row in known.get(key, []) if _subject(row) not in new]
     spot.write((json.dumps({**known, **head, key: sorted([*older, *rows], key=_place)}, indent=1) + "\n").encode())
@@ -202,6 +210,8 @@ CAPTIONS = {
     "curvature": f"of the mean loss of up to {NUM_SAMPLES:,} training images; ± standard error",
     "landscape": "test loss in the plane through particles 0, 1 and 2; the grid is in the file",
     "particles": "mean over all choices of so many particles; ± standard deviation over them",
+    "calibration": "test split; ECE: mean distance of accuracy and confidence over 15 bins of\nthe largest "
+                   "probability; particles: mean over them; the file has the bins",
     "masks": "overlap: weights in both over weights in either (Jaccard index);\n"
              "of a run's own masks, which are nested, it is the ratio of their densities",
 }
@@ -217,7 +227,7 @@ def with_error(value: float, error: float) -> str:
 
 def _table(what: str, bench: Bench, rows: Sequence[Row]) -> Table:
     columns = {"connectivity": _connectivity_cells, "landscape": _landscape_cells, "curvature": _curvature_cells,
-               "particles": _particles_cells, "masks": _masks_cells}[what]
+               "particles": _particles_cells, "calibration": _calibration_cells, "masks": _masks_cells}[what]
     shown = [columns(row, bench) for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title=f"{what} of {bench.rundir.name}",
                   title_justify="left", caption=CAPTIONS.get(what), caption_justify="left")
@@ -252,12 +262,19 @@ def _curvature_cells(row: Row, bench: Bench) -> dict[str, str]:
 
 
 def _particles_cells(row: Row, bench: Bench) -> dict[str, str]:
-    primary = bench.trainer.task.primary
+    primary = bench.task.primary
     spread = f" ± {short(row['spread']['test'][primary], primary)}" if row["num_subsets"] > 1 else ""
     return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "particles": str(row["count"]),
             "choices": str(row["num_subsets"]),
             "average test": number(row["average"]["test"][primary], primary) + spread,
             "ensemble test": number(row["ensemble"]["test"][primary], primary)}
+
+
+def _calibration_cells(row: Row, bench: Bench) -> dict[str, str]:
+    test = row["test"]
+    return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "network": row["network"],
+            "loss": f"{test['loss']:.4f}", "accuracy": f"{100 * test['accuracy']:.2f} %",
+            "ECE": f"{100 * test['ece']:.2f} %"}
 
 
 def _masks_cells(row: Row, bench: Bench) -> dict[str, str]:

@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
+
+from swamp_ray.analysis.vectors import inner, norm
 
 Product = Callable[[np.ndarray], np.ndarray]
 """The Hessian times a direction, both float64 ``[n]`` over the parameters that are looked at."""
@@ -67,7 +70,7 @@ def scaled_trace(product: Product, weights: np.ndarray, num: int, seed: int) -> 
     values = []
     for _ in range(num):
         direction = weights * generator.choice((-1.0, 1.0), size=weights.shape)
-        values.append(float(direction @ product(direction)))
+        values.append(inner(direction, product(direction)))
     return Estimate(float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(num), num)
 
 
@@ -84,19 +87,18 @@ def largest_eigenvalue(
         tolerance: Ends once the residual is at most this share of the value.
     """
     vector = np.random.default_rng(seed).standard_normal(size)
-    basis = [vector / np.linalg.norm(vector)]
+    basis = [vector / norm(vector)]
     diagonal: list[float] = []
     beside: list[float] = []
     found = Eigenvalue(math.nan, math.inf, 0)
     for step in range(1, min(max_steps, size) + 1):
         image = product(basis[-1])
-        diagonal.append(float(image @ basis[-1]))
+        diagonal.append(inner(image, basis[-1]))
         for _ in range(2):  # once is not enough in floating point
             for known in basis:
-                image = image - (image @ known) * known
-        rest = float(np.linalg.norm(image))
-        small = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-        values, vectors = np.linalg.eigh(small)
+                image = image - inner(image, known) * known
+        rest = norm(image)
+        values, vectors = eigh_tridiagonal(diagonal, beside)
         found = Eigenvalue(float(values[-1]), rest * abs(float(vectors[-1, -1])), step)
         if found.residual <= tolerance * abs(found.value):
             break

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swamp_ray.analysis.bench import Metrics, Point
+from swamp_ray.analysis.vectors import inner, norm
 
 NUM_POINTS = 11
 
@@ -86,25 +87,54 @@ class Plane:
         return np.array([[one[split][name] for one in row] for row in self.metrics])
 
 
-def plane(
-    measure: Callable[[Point], Metrics], networks: Sequence[Point], num_points: int = 21, margin: float = 0.2
-) -> Plane:
-    """Measure a grid in the plane through three networks, which reaches beyond them by a share of their extent.
+@dataclass(frozen=True)
+class Grid:
+    """Points of the plane through three networks, which reaches beyond them by a share of their extent.
 
     The first axis points from the first network to the second; the second one is orthogonal to it (Garipov et al.,
     2018).
 
+    Attributes:
+        corners, first, second: As of :class:`Plane`.
+    """
+
+    corners: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    _axes: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+    def row(self, index: int) -> list[Point]:
+        """The networks of a row, from left to right."""
+        origin, along, across = self._axes
+        return [(origin + x * along + self.second[index] * across).astype(np.float32) for x in self.first]
+
+
+def grid(networks: Sequence[Point], num_points: int = 21, margin: float = 0.2) -> Grid:
+    """The points, so many along each axis.
+
     Raises:
         ValueError: The networks lie on one line, or are not three.
     """
-    origin, along, across = _axes(networks)
-    corners = np.array([[(point - origin) @ along, (point - origin) @ across]
+    origin, along, across = axes = _axes(networks)
+    corners = np.array([[inner(point - origin, along), inner(point - origin, across)]
                         for point in (network.astype(np.float64) for network in networks)])
     low, high = corners.min(axis=0), corners.max(axis=0)
     pad = margin * (high - low)
     first, second = (np.linspace(low[axis] - pad[axis], high[axis] + pad[axis], num_points) for axis in (0, 1))
-    rows = [[measure((origin + x * along + y * across).astype(np.float32)) for x in first] for y in second]
-    return Plane(corners, first, second, tuple(tuple(row) for row in rows))
+    return Grid(corners, first, second, axes)
+
+
+def plane(
+    measure: Callable[[Point], Metrics], networks: Sequence[Point], num_points: int = 21, margin: float = 0.2
+) -> Plane:
+    """Measure all points of a grid.
+
+    Raises:
+        ValueError: The networks lie on one line, or are not three.
+    """
+    points = grid(networks, num_points, margin)
+    rows = tuple(tuple(measure(point) for point in points.row(index)) for index in range(num_points))
+    return Plane(points.corners, points.first, points.second, rows)
 
 
 def _axes(networks: Sequence[Point]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,12 +143,12 @@ def _axes(networks: Sequence[Point]) -> tuple[np.ndarray, np.ndarray, np.ndarray
         raise ValueError(f"a plane goes through three networks, but got {len(networks)}")
     origin, second, third = (network.astype(np.float64) for network in networks)
     along, across = second - origin, third - origin
-    length = float(np.linalg.norm(along))
+    length = norm(along)
     if length == 0.0:
         raise ValueError("the first two networks are the same")
     along /= length
-    across = across - (across @ along) * along
-    height = float(np.linalg.norm(across))
+    across = across - inner(across, along) * along
+    height = norm(across)
     if height <= 1e-9 * length:
         raise ValueError("the three networks lie on one line")
     return origin, along, across / height

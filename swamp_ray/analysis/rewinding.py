@@ -17,7 +17,7 @@ from swamp_ray.orchestration.preparation import Prepared, State, prepare
 from swamp_ray.orchestration.running import device_of
 from swamp_ray.sparsity.packing import unpack
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.states import read_state
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.training.data import Data
@@ -83,6 +83,7 @@ def side_of(rundir: RunDir, values: Mapping[str, Any], data: Data | None = None)
 
 def _check_as_then(rundir: RunDir, prepared: Prepared) -> None:
     recorded = rundir.read_run() or {}
+    check_run_record(recorded, rundir.run_json)
     if recorded.get("data", {}).get("digest") not in (None, prepared.data.digest):
         raise UserError(f"the run {rundir.name!r} was trained on other data or another split than its config gives now",
                         where="RUN", do="Give it the data back that it was trained on.")

@@ -108,7 +108,7 @@ def swap(
         RunError: Something failed for good; the same call goes on.
         Interrupted: The user or the system asked it to stop; the same call goes on.
     """
-    values = {f"execution.{key}": value for key, value in (execution or {}).items() if value is not None}
+    values = {f"execution.{key}": value for key, value in (execution or {}).items()}
     config = with_values(config_of(first), values)
     rows: list[Row] = []
     with handled(stopping) as stopping, one_cluster(config.execution) as executor:
@@ -163,13 +163,13 @@ def shuffled(layout: Layout, mask: np.ndarray, seed: int) -> np.ndarray:
 def _write(rundir: RunDir, rows: list[Row], found: list[Row]) -> str:
     """Into the file beside the first run; what it has of other rounds and other partners stays."""
     spot = rundir.analysis("swap")
-    known: Row = {}
-    if (data := spot.read()) is not None:
-        with contextlib.suppress(ValueError):  # a damaged file is written anew
-            known = json.loads(data)
     new = {(row["second"], row["round"]) for row in rows}
-    merged = {key: [*(row for row in known.get(key, []) if (row["second"], row["round"]) not in new), *added]
-              for key, added in (("rows", rows), ("effects", found))}
+    merged: dict[str, list[Row]] = {}
+    for key, added in (("rows", rows), ("effects", found)):
+        older: list[Row] = []
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged file is written anew
+            older = [row for row in json.loads(spot.read() or b"{}")[key] if (row["second"], row["round"]) not in new]
+        merged[key] = [*older, *added]
     spot.write((json.dumps({"run": rundir.name, "analysis": "swap", **merged}, indent=1) + "\n").encode())
     return str(spot)
 

@@ -40,7 +40,10 @@ def swap_and_print(names: Sequence[str], storage: str | None, rounds: Sequence[i
     def reporter() -> Reporter:
         return make_reporter(quiet or as_json)[0]
 
-    found = swap(first, second, rounds, execution=execution, reporter=reporter, say=say, stopping=stopping)
+    given = {key: value for key, value in execution.items() if value is not None}
+    if given:  # another machine than the runs had may hold fewer workers
+        given["num_workers"] = None
+    found = swap(first, second, rounds, execution=given, reporter=reporter, say=say, stopping=stopping)
     if as_json:
         print(json.dumps({"rows": found.rows, "effects": found.effects}, indent=2))
         return
@@ -90,7 +93,8 @@ def effects_table(effect: Row) -> Table:
     table.add_column(justify="right", no_wrap=True)
     lines = [(f"mask of {second}, not of {first} (both trainings)", effect["mask"]),
              (f"training of {second}, not of {first} (both masks)", effect["training"]),
-             ("interaction: the first of these under the one training, minus under the other", effect["interaction"]),
+             (f"interaction: the mask's effect under {second}'s training, minus under {first}'s",
+              effect["interaction"]),
              *((f"mask of {name}, not shuffled (both trainings)", effect["shuffled"][side])
                for side, name in zip(SIDES, (first, second), strict=True))]
     for text, value in lines:

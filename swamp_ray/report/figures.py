@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from swamp_ray.report.style import COLOURS, MARKERS, axis_label, density_axis, plain_axes, scale_of
+from swamp_ray.report.style import COLOURS, MARKERS, MUTED, axis_label, density_axis, plain_axes, scale_of
 
 
 @dataclass(frozen=True)
@@ -72,4 +72,4 @@ def _dense_line(axes: Any, curves: Sequence[Curve], primary: str, scale: float) 
     dense = [float(run[0]["mean"]["test"][primary]) for curve in curves for run in curve.runs
              if run and run[0]["sparsity"] == 0]
     if dense:
-        axes.axhline(scale * statistics.fmean(dense), color="#555555", linestyle="--", linewidth=1, label="dense")
+        axes.axhline(scale * statistics.fmean(dense), color=MUTED, linestyle="--", linewidth=1, label="dense")

@@ -61,7 +61,7 @@ def read_runs(names: Sequence[str], storage: str | None = None) -> list[ReportRu
     """The runs of these names or paths, in this order.
 
     Raises:
-        UserError: There is no such run, one is named twice, or one has no finished round.
+        UserError: There is no such run, one is named twice or has no finished round, or they cannot be shown together.
         CorruptArtifactError: A file of a run is not what was written.
     """
     found = [find_run(name, storage) for name in names]
@@ -70,7 +70,20 @@ def read_runs(names: Sequence[str], storage: str | None = None) -> list[ReportRu
         raise UserError("a run must be named once", got=twice[0], where="RUN...")
     configs = [config_of(rundir) for rundir in found]
     arms = arms_of([rundir.name for rundir in found], configs)
-    return [_read(rundir, config, arm) for rundir, config, arm in zip(found, configs, arms, strict=True)]
+    runs = [_read(rundir, config, arm) for rundir, config, arm in zip(found, configs, arms, strict=True)]
+    _check_together(runs)
+    return runs
+
+
+def _check_together(runs: Sequence[ReportRun]) -> None:
+    """Refuse runs that one page cannot tell apart, or cannot measure by one metric."""
+    names = [run.name for run in runs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError("runs of one report must have different names", got=twice[0], where="RUN...",
+                        do="Rename the folder of one of them.")
+    if len(metrics := list(dict.fromkeys(run.primary for run in runs))) > 1:
+        raise UserError("runs of one report must be judged by the same metric", got=" and ".join(metrics),
+                        where="RUN...", do="Write a report of each kind.")
 
 
 def _read(rundir: RunDir, config: SwampConfig, arm: str) -> ReportRun:

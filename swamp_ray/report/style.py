@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", ":")
+INK, MUTED, GRID, PAPER = "#1b1d21", "#555a61", "#dddfe3", "#fefefd"
+"""Of text and axes, of what stands behind, of the grid, and of the ground. A page with figures in it replaces them, and
+the colours of arms, by its own, so that figures can be read on a dark ground too."""
+FONT_PT = 9.0
+FIGURE_INCHES = (4.8, 3.3)
+"""So wide that its text can be read on a phone, where it is shrunk to the width of the screen."""
 COLOUR_MAP = "viridis"
 """Perceptually uniform: equal steps of the value look equally large."""
 MAX_TICKS = 10
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How an arm is drawn in every figure."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
+    """A style for each arm, in the order in which they are first named; the same in every figure of the same runs."""
+    names = list(dict.fromkeys(arms))
+    return {name: ArmStyle(COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)],
+                           LINES[number // len(COLOURS) % len(LINES)]) for number, name in enumerate(names)}
+
+
+@contextlib.contextmanager
+def themed() -> Iterator[None]:
+    """Within it figures are made in the colours that a page can replace, and with text that stays text."""
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    values: dict[Any, Any] = {
+        **dict.fromkeys(inked, INK), "grid.color": GRID, "axes.facecolor": PAPER, "figure.facecolor": PAPER,
+        "savefig.facecolor": PAPER,
+        "font.size": FONT_PT, "axes.titlesize": FONT_PT, "legend.fontsize": FONT_PT - 0.5, "legend.frameon": False,
+        "axes.linewidth": 0.7, "svg.fonttype": "none"}
+    with matplotlib.rc_context(values):
+        yield
+
+
+def new_figure(inches: tuple[float, float] = FIGURE_INCHES) -> tuple[Figure, Any]:
+    """A figure with one pair of axes."""
+    figure = Figure(figsize=inches, layout="constrained")
+    return figure, figure.add_subplot()
 
 
 def scale_of(metric: str) -> float:
@@ -26,7 +73,8 @@ def axis_label(metric: str, split: str) -> str:
 
 def plain_axes(axes: Any) -> None:
     """A light grid, and no box."""
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, color=GRID, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

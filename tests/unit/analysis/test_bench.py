@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from swamp_ray.analysis.bench import Bench, mean_point
 from swamp_ray.analysis.growth import growth, subsets
-from swamp_ray.analysis.paths import line
+from swamp_ray.analysis.paths import grid, line
 from swamp_ray.analysis.sharpness import sharpness
 from swamp_ray.errors import UserError
 from swamp_ray.orchestration.running import run
@@ -86,3 +87,14 @@ def test_what_is_no_longer_there_is_said(storage: Path, tmp_path: Path) -> None:
     run(tiny(tmp_path / "none", keep__particles="none"))
     with pytest.raises(UserError, match=r"states of round 0 of 'tiny' are no longer.*keep\.particles: all"):
         Bench(RunDir(tmp_path / "none", "tiny")).particles(0)
+
+
+def test_figures_do_not_depend_on_the_threads_of_blas(bench: Bench) -> None:
+    """numpy's products of long vectors do: a worker has one thread, and a command as many as there are cores."""
+    def measured(num_threads: int) -> tuple[object, ...]:
+        with threadpool_limits(num_threads, user_api="blas"):
+            found = sharpness(bench, 1, bench.average(1), num_images=20, num_directions=2)
+            points = grid(bench.particles(1), num_points=3)
+        return found, points.corners.tolist(), [point.tobytes() for point in points.row(1)]
+
+    assert measured(1) == measured(2)

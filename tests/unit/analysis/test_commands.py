@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from swamp_ray.analysis import commands
+from swamp_ray.analysis import commands, items
 from swamp_ray.cli import main
 from swamp_ray.orchestration.running import run
+from swamp_ray.storage.rundir import RunDir
 from tests.helpers import tiny
 
 
@@ -52,7 +53,7 @@ def test_the_others_print_a_table_and_leave_a_file(
     storage: Path, monkeypatch: pytest.MonkeyPatch, what: str, heading: str
 ) -> None:
     for name, value in (("GRID", 3), ("NUM_SAMPLES", 40), ("NUM_DIRECTIONS", 2)):
-        monkeypatch.setattr(commands, name, value)
+        monkeypatch.setattr(items, name, value)
     text = shown(storage, what, "tiny")
     assert heading in text
     assert "…" not in text, "a number is cut off"
@@ -73,9 +74,17 @@ def test_what_was_measured_before_stays_in_the_file(storage: Path) -> None:
     shown(storage, "particles", "tiny", "--round", "0")
     assert rows(storage, "particles") == everything
     path = storage / "runs/tiny/analysis/particles.json"
-    path.write_text("{")
-    shown(storage, "particles", "tiny", "--round", "1")
-    assert rows(storage, "particles") == everything[3:], "a damaged file is written anew"
+    path.write_text("[1]")
+    assert "1 piece of work, all of them measured before" in shown(storage, "particles", "tiny", "--round", "1")
+    assert rows(storage, "particles") == everything, "a damaged file is written anew, from what was measured"
+
+
+def test_from_python_it_is_the_command_without_its_tables(storage: Path) -> None:
+    found = commands.measured("particles", RunDir(storage, "other"))
+    path = storage / "runs/other/analysis/particles.json"
+    assert json.loads(path.read_text()) == found
+    assert "all of them measured before" in shown(storage, "particles", "other")
+    assert json.loads(path.read_text()) == found
 
 
 @pytest.mark.parametrize(("value", "error", "text"), [

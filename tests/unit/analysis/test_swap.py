@@ -159,13 +159,15 @@ def test_the_command_prints_tables_and_json_and_leaves_a_file(storage: Path, fou
     assert shown.exit_code == 0, shown.output
     said = json.loads(shown.output)
     assert said == {"rows": found.rows, "effects": found.effects}
+    path = storage / "runs/imp/analysis/swap.json"
+    path.write_text('{"rows": [1], "effects": {}}')
     text = CliRunner().invoke(main, ["swap", "imp", "swamp", "--storage", str(storage)]).output
     assert "own mask" in text
     assert "8/8: shuffled mask of swamp, training of swamp" in text
     assert "without an interval" in text
     assert "…" not in text
     CliRunner().invoke(main, [*command, "--round", "1"])
-    kept = json.loads((storage / "runs/imp/analysis/swap.json").read_text())
+    kept = json.loads(path.read_text())
     assert [effect["round"] for effect in kept["effects"]] == [2, 1], "rounds that were swapped before stay"
     assert len(kept["rows"]) == 16
     listed = CliRunner().invoke(main, ["status", found.rows[3]["run"], "--storage", str(storage)])

@@ -125,6 +125,14 @@ def test_evaluation_gives_the_recorded_metrics(root: str) -> None:
         assert level.members[0]["test"] == pytest.approx(record["average"]["test"], abs=1e-6)
 
 
+def test_an_analysis_is_kept_in_the_bucket(root: str) -> None:
+    command = ["analyze", "particles", "tiny", "--round", "2", "--storage", root]
+    first, again = swamp(*command), swamp(*command)
+    assert "tiny: 1 piece of work\n" in first.output
+    assert "all of them measured before" in again.output
+    assert "ensemble test" in again.output
+
+
 def test_the_doctor_tries_the_bucket(root: str) -> None:
     assert list(_storage(root)) == [f"{root} can be written"]
     with pytest.raises(UserError, match="there is no bucket 'nowhere'"):

@@ -1,0 +1,100 @@
+"""From runs to a page: what each section holds, and the figures drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from swamp_ray.errors import SwampError
+from swamp_ray.report.card import card, shared_facts
+from swamp_ray.report.chart import Chart
+from swamp_ray.report.comparison import comparisons
+from swamp_ray.report.contents import ACCURACY, DIFFERENCES, SECTIONS, Draw, Section
+from swamp_ray.report.drawing import svg_of
+from swamp_ray.report.headline import findings, title, warnings
+from swamp_ray.report.page import Drawn, Page, Part
+from swamp_ray.report.page_tables import (
+    MANY_RUNS,
+    arms_in_words,
+    comparison_table,
+    differing_options,
+    rounds_table,
+    summary_table,
+)
+from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.style import themed
+
+KINDS = ("csv", "svg", "png")
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+"""What stored values that are not those that were written lead to."""
+
+
+def build(runs: Sequence[ReportRun], command: str, folder: str, notes: Sequence[str] = ()) -> Page:
+    """The page of some runs, with every figure drawn.
+
+    Args:
+        runs: In the order in which they are shown; the first is the baseline of comparisons.
+        command: Makes the page again.
+        folder: Where the files of figures lie, relative to the page.
+        notes: What could not be measured, and why.
+    """
+    summary, folded = summary_table(runs), len(runs) > MANY_RUNS
+    parts = [replace(_part(ACCURACY, runs, folder), tables=(summary,) if summary else ()), _differences(runs, folder),
+             Part("rounds", "Rounds", tables=tuple(rounds_table(run, folded) for run in runs)),
+             *(_part(section, runs, folder) for section in SECTIONS),
+             Part("missing", "Not measured", notes=tuple(notes))]
+    files = [file for part in parts for drawn in part.charts for file in drawn.files.values()]
+    arms, cards = arms_in_words(runs), [card(run) for run in runs]
+    shared = shared_facts(cards)
+    said = {label for label, _ in shared} | ({"Method"} if arms else set())
+    own = [replace(one, facts=tuple(fact for fact in one.facts if fact[0] not in said)) for one in cards]
+    return Page(title(runs), tuple(findings(runs)), tuple(warnings(runs)), arms, differing_options(runs), shared,
+                tuple(own), tuple(parts), command, tuple(files), tuple(_sources(runs)))
+
+
+def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:
+    charts: list[Drawn] = []
+    notes: list[str] = []
+    for draw in section.draw:
+        try:
+            charts += [_drawn(chart, folder) for chart in _charts(draw, runs)]
+        except SwampError as error:
+            notes.append(str(error))
+        except DAMAGED as error:
+            notes.append(f"A figure of this section could not be drawn: what is stored for it is not what was written "
+                         f"({type(error).__name__}: {error}).")
+    return Part(section.anchor, section.title, section.about if charts else "", tuple(notes), tuple(charts))
+
+
+def _charts(draw: Draw, runs: Sequence[ReportRun]) -> list[Chart]:
+    with themed():
+        return draw(runs)
+
+
+def _drawn(chart: Chart, folder: str) -> Drawn:
+    return Drawn(chart, svg_of(chart.figure, chart.name),
+                 {kind.upper(): f"{folder}/{chart.name}.{kind}" for kind in KINDS})
+
+
+def _differences(runs: Sequence[ReportRun], folder: str) -> Part:
+    """Empty for a single arm."""
+    found = comparisons(runs)
+    part = _part(DIFFERENCES, runs, folder)
+    notes = list(part.notes)
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    if len(arms) > 1 and not found:
+        notes.append("The arms have no sparsity in common, so that nothing can be compared.")
+    elif len(arms) > 1 and not any(one.is_paired for one in found):
+        notes.append("No two arms have a seed in common: nothing is paired, and the arms stand side by side.")
+    tables = tuple(comparison_table(one, runs[0].primary) for one in found)
+    return Part(part.anchor, part.title, part.about, tuple(notes), part.charts, tables)
+
+
+def _sources(runs: Sequence[ReportRun]) -> list[str]:
+    """The files that were read, relative to the storage root."""
+    found = []
+    for run in runs:
+        spots = [run.rundir.config, run.rundir.run_json, run.rundir.rounds, run.rundir.metrics, run.rundir.results]
+        spots += [run.rundir.analysis(what) for what in run.analyses]
+        found += [spot.key for spot in spots]
+    return found

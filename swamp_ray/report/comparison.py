@@ -1,0 +1,146 @@
+"""Arms against each other: differences paired by seed, at the sparsities that both have."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import pandas as pd
+
+from swamp_ray.analysis.statistics import Paired, paired
+from swamp_ray.report.chart import Chart
+from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.series import SAME
+from swamp_ray.report.style import MUTED, arm_styles, density_axis, new_figure, plain_axes, scale_of
+
+BySparsity = Mapping[float, Mapping[int, float]]
+"""Values by sparsity and seed."""
+ALL_PAIRS_OF = 3
+"""With more arms than that, each is compared with the first one only."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """Two arms at one sparsity.
+
+    Attributes:
+        sparsity: In [0, 1).
+        first, second: Values by seed.
+        seeds: That both arms have, in order.
+        difference: Mean over these of second minus first; None without such a seed.
+        paired: With its interval; None with fewer than two.
+    """
+
+    sparsity: float
+    first: Mapping[int, float]
+    second: Mapping[int, float]
+    seeds: tuple[int, ...]
+    difference: float | None
+    paired: Paired | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms; ``second`` was named later, and differences are second minus first."""
+
+    first: str
+    second: str
+    levels: tuple[Level, ...]
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the arms have any seed in common."""
+        return any(level.seeds for level in self.levels)
+
+
+def comparisons(runs: Sequence[ReportRun], split: str = "test") -> list[Comparison]:
+    """Every two arms, or with many arms each against the first; arms without a common sparsity are left out."""
+    arms = list(dict.fromkeys(run.arm for run in runs))
+    pairs = list(combinations(arms, 2)) if len(arms) <= ALL_PAIRS_OF else [(arms[0], other) for other in arms[1:]]
+    values = {arm: _by_sparsity([run for run in runs if run.arm == arm], split) for arm in arms}
+    found = [Comparison(first, second, _levels(values[first], values[second])) for first, second in pairs]
+    return [one for one in found if one.levels]
+
+
+def _by_sparsity(runs: Sequence[ReportRun], split: str) -> dict[float, dict[int, float]]:
+    """By sparsity and seed; of two runs with one seed, which are the same, the one that is named first."""
+    found: dict[float, dict[int, float]] = {}
+    for run in runs:
+        for record in run.records:
+            values = found.setdefault(round(record["sparsity"], SAME), {})
+            values.setdefault(run.seed, float(record["average"][split][run.primary]))
+    return found
+
+
+def _levels(first: BySparsity, second: BySparsity) -> tuple[Level, ...]:
+    """One entry for each sparsity that both have."""
+    levels = []
+    for sparsity in sorted(first.keys() & second.keys()):
+        one, other = first[sparsity], second[sparsity]
+        seeds = tuple(sorted(one.keys() & other.keys()))
+        a, b = [other[seed] for seed in seeds], [one[seed] for seed in seeds]
+        difference = statistics.fmean(x - y for x, y in zip(a, b, strict=True)) if seeds else None
+        levels.append(Level(sparsity, one, other, seeds, difference, paired(a, b) if len(seeds) > 1 else None))
+    return tuple(levels)
+
+
+def difference_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Chart]:
+    """Differences against the weights left, with their intervals; none where nothing is paired."""
+    found = [one for one in comparisons(runs, split) if one.is_paired]
+    if not found:
+        return []
+    metric, styles = runs[0].primary, arm_styles(run.arm for run in runs)
+    scale, unit = scale_of(metric), " (points)" if metric == "accuracy" else ""
+    figure, axes = new_figure()
+    axes.axhline(0, color=MUTED, linewidth=1)
+    lowest = 1.0
+    for number, one in enumerate(found):
+        levels = [level for level in one.levels if level.difference is not None]
+        shift = 1.0 + 0.035 * (number - (len(found) - 1) / 2)
+        density = [(1 - level.sparsity) * shift for level in levels]
+        lowest = min(lowest, *density)
+        style = styles[one.second]
+        label = f"{one.second} − {one.first}"  # noqa: RUF001 - a minus sign
+        filled = {} if number < len(styles) - 1 else {"markerfacecolor": "none"}
+        axes.plot(density, [scale * (level.difference or 0.0) for level in levels], color=style.colour, linewidth=1.1,
+                  marker=style.marker, markersize=4.5, label=label, linestyle="-" if not filled else "--", **filled)
+        for x, level in zip(density, levels, strict=True):
+            if level.paired is not None:
+                axes.vlines(x, scale * level.paired.low, scale * level.paired.high, color=style.colour, linewidth=1.1)
+    density_axis(axes, lowest)
+    axes.set_ylabel(f"difference of {split} {metric}{unit}")
+    plain_axes(axes)
+    # Above, since bars can be anywhere.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2)
+    return [Chart("differences", "Differences, paired by seed", _caption(found, metric), figure, table_of(found))]
+
+
+def _caption(found: Sequence[Comparison], metric: str) -> str:
+    pairs = sorted({len(level.seeds) for one in found for level in one.levels if level.seeds})
+    n = f"{pairs[0]}" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
+    intervals = any(level.paired for one in found for level in one.levels)
+    text = f"Mean over seeds of the difference of two runs with the same seed, at equal sparsity; n = {n}."
+    if metric == "accuracy":
+        text += " In percentage points."
+    return text + (" Bars: 95 % intervals of the t distribution, each for itself, not adjusted for the number of "
+                   "sparsities. Points are moved sideways a little so that bars do not cover each other." if intervals
+                   else " One seed: there is no interval.")
+
+
+def table_of(found: Sequence[Comparison]) -> pd.DataFrame:
+    """One row a pair of arms and sparsity; values in the metric's own unit."""
+    rows = []
+    for one in found:
+        for level in one.levels:
+            result = level.paired
+            rows.append({
+                "first": one.first, "second": one.second, "sparsity": level.sparsity,
+                "weights_left": 1 - level.sparsity,
+                "mean_first": statistics.fmean(level.first.values()), "num_first": len(level.first),
+                "mean_second": statistics.fmean(level.second.values()), "num_second": len(level.second),
+                "num_pairs": len(level.seeds), "difference": level.difference,
+                "low": result and result.low, "high": result and result.high,
+                "p_value": result and result.p_value, "detectable": result and result.detectable})
+    return pd.DataFrame(rows)

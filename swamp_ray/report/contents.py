@@ -1,0 +1,54 @@
+"""What a report's figures are, in which order: sections, each with the functions that draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from swamp_ray.report.accuracy import accuracy_charts
+from swamp_ray.report.calibration import calibration_charts
+from swamp_ray.report.chart import Chart
+from swamp_ray.report.comparison import difference_charts
+from swamp_ray.report.curvature import curvature_charts
+from swamp_ray.report.growth import growth_charts
+from swamp_ray.report.layers import layer_densities
+from swamp_ray.report.learning import learning_curves
+from swamp_ray.report.masks import mask_overlaps
+from swamp_ray.report.paths import connectivity_charts, landscape_charts
+from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.spread import distances_to_average
+from swamp_ray.report.timeline import timelines
+
+Draw = Callable[[Sequence[ReportRun]], list[Chart]]
+"""Draws what the runs have stored; an empty list where they have nothing of it."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        anchor: Its id.
+        title: Its heading.
+        draw: What is in it, in order. A section in which nothing is drawn is left out.
+        about: A sentence on how to read it, plain text.
+    """
+
+    anchor: str
+    title: str
+    draw: tuple[Draw, ...]
+    about: str = ""
+
+
+ACCURACY = Section("accuracy", "Accuracy", (accuracy_charts,))
+DIFFERENCES = Section("differences", "Comparison", (difference_charts,))
+
+# After the table of rounds.
+SECTIONS: tuple[Section, ...] = (
+    Section("weights", "Weights", (layer_densities, mask_overlaps, distances_to_average)),
+    Section("training", "Training", (learning_curves,)),
+    Section("calibration", "Calibration", (calibration_charts,)),
+    Section("loss", "Between and around the networks",
+            (growth_charts, connectivity_charts, landscape_charts, curvature_charts)),
+    Section("workers", "Workers", (timelines,)),
+)

@@ -1,0 +1,106 @@
+"""Values of runs round by round, and their means over the seeds of an arm."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from swamp_ray.report.costs import epochs_so_far
+from swamp_ray.report.reading import ReportRun
+
+AVERAGE, PARTICLES, ENSEMBLE = "average", "mean of the particles", "ensemble of the particles"
+"""Networks of a round. The average is that of a single particle too."""
+SAME = 9
+"""Sparsities that agree to so many decimals are one."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value of one run.
+
+    Attributes:
+        run: Name of the run; ``arm``, ``seed`` and ``round`` say which part of it.
+        sparsity: In [0, 1), rounded.
+        epochs: Spent on dense phase and particles up to the end of the round; None where they are not known.
+        network: Of what the value is.
+        value: In the metric's own unit.
+    """
+
+    arm: str
+    run: str
+    seed: int
+    round: int
+    sparsity: float
+    epochs: int | None
+    network: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Over the seeds of an arm; ``deviation`` is their sample standard deviation, None for a single one."""
+
+    arm: str
+    network: str
+    sparsity: float
+    epochs: float | None
+    value: float
+    deviation: float | None
+    num: int
+
+
+def points(runs: Sequence[ReportRun], split: str = "test") -> list[Point]:
+    """The primary metric of every round and network of every run, in order."""
+    return [point for run in runs for point in _of_run(run, split)]
+
+
+def _of_run(run: ReportRun, split: str) -> Iterator[Point]:
+    epochs, ensembles = epochs_so_far(run), ensembles_of(run, split)
+    for record in run.records:
+        index, sparsity = record["round"], round(float(record["sparsity"]), SAME)
+        found = {AVERAGE: record["average"][split][run.primary]}
+        if len(record["particles"]) > 1:
+            found[PARTICLES] = record["mean"][split][run.primary]
+            if index in ensembles:
+                found[ENSEMBLE] = ensembles[index]
+        for network, value in found.items():
+            yield Point(run.arm, run.name, run.seed, index, sparsity, epochs.get(index), network, float(value))
+
+
+def ensembles_of(run: ReportRun, split: str) -> dict[int, float]:
+    """By round: the ensemble of all its particles, where an analysis has measured it."""
+    sizes = {record["round"]: len(record["combined"]) for record in run.records}
+    return {row["round"]: float(row["ensemble"][split][run.primary])
+            for row in run.analyses.get("particles", {}).get("rows", [])
+            if row["count"] == sizes.get(row["round"]) and split in row["ensemble"]}
+
+
+def means(found: Sequence[Point]) -> list[Mean]:
+    """By arm, network and sparsity, where every run of the arm that has this network has a value; in order."""
+    wanted: dict[tuple[str, str], set[str]] = {}
+    groups: dict[tuple[str, str, float], list[Point]] = {}
+    for point in found:
+        wanted.setdefault((point.arm, point.network), set()).add(point.run)
+        groups.setdefault((point.arm, point.network, point.sparsity), []).append(point)
+    return [_mean(part) for (arm, network, _), part in groups.items() if len(part) == len(wanted[arm, network])]
+
+
+def _mean(part: Sequence[Point]) -> Mean:
+    values = [point.value for point in part]
+    epochs = [point.epochs for point in part if point.epochs is not None]
+    return Mean(part[0].arm, part[0].network, part[0].sparsity,
+                statistics.fmean(epochs) if len(epochs) == len(part) else None, statistics.fmean(values),
+                statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def dense_value(runs: Sequence[ReportRun], split: str = "test") -> float | None:
+    """The dense network: mean over runs of the particles that were trained without a mask."""
+    found = [float(run.records[0]["mean"][split][run.primary]) for run in runs if run.records[0]["sparsity"] == 0]
+    return statistics.fmean(found) if found else None
+
+
+def arms_of_runs(runs: Sequence[ReportRun]) -> dict[str, int]:
+    """The arms in the order in which they are named, and how many runs each has."""
+    arms = [run.arm for run in runs]
+    return {arm: arms.count(arm) for arm in dict.fromkeys(arms)}

@@ -1,0 +1,68 @@
+"""The page in a browser: every figure is there, nothing sticks out on a phone, nothing is fetched, dark is dark."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from swamp_ray.report.writing import write_report
+from tests.browser import Browser, find_browser
+from tests.unit.report.conftest import IMP, SWAMP
+
+PHONE, DESKTOP = 360, 1200
+READABLE_PX = 7.5
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
+    command = find_browser()
+    if command is None:
+        pytest.skip("needs Chromium or Chrome in PATH")
+    return Browser(command, tmp_path_factory.mktemp("browser"))
+
+
+@pytest.fixture(scope="module")
+def page(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(write_report([*IMP, *SWAMP], str(study), tmp_path_factory.mktemp("page") / "page.html").page)
+
+
+def brightness(colour: str) -> float:
+    return sum(float(part) for part in re.findall(r"[\d.]+", colour)[:3]) / 3
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_figure_is_seen_and_nothing_sticks_out(browser: Browser, page: Path, dark: bool) -> None:
+    for look in browser.look(page, [PHONE, DESKTOP], dark=dark):
+        assert set(look["figures"]) == {
+            "figure-accuracy_against_sparsity", "figure-accuracy_against_epochs", "figure-differences"}
+        assert all(width > 250 and height > 150 for width, height in look["figures"].values())
+        assert look["wide"] == []
+        assert look["scroll"] <= look["width"]
+        assert look["tables"] >= 9
+        assert look["fetched"] == []
+        assert min(height for _, height in look["texts"]) >= READABLE_PX
+        # Text of the page and of its figures stands out from the ground, in both schemes.
+        ground = brightness(look["ground"])
+        assert (ground < 60) is dark
+        assert abs(brightness(look["ink"]) - ground) > 150
+        assert min(abs(brightness(fill) - ground) for fill, _ in look["texts"]) > 70
+
+
+def test_the_browser_has_nothing_to_complain_about(browser: Browser, page: Path) -> None:
+    assert browser.complaints(page) == []
+
+
+def test_complaints_would_be_seen(browser: Browser, tmp_path: Path) -> None:
+    """The test above is worth as much as what it hears of."""
+    policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'\">"
+    for name, body in (("blocked", f"{policy}<script>1</script>"), ("error", "<script>throw new Error('no')</script>")):
+        (tmp_path / f"{name}.html").write_text(f"<!DOCTYPE html><html><body>{body}</body></html>")
+        assert len(browser.complaints(tmp_path / f"{name}.html")) >= 1, name
+    wide = "<img src='http://swamp.invalid/a.png'><p style='width:400px'>wide</p>"
+    (tmp_path / "wide.html").write_text(f"<!DOCTYPE html><html><head>{policy}</head><body>{wide}</body></html>")
+    (look,) = browser.look(tmp_path / "wide.html", [PHONE])
+    assert look["fetched"] == ["http://swamp.invalid/a.png"]
+    assert look["scroll"] > PHONE
+    assert len(look["wide"]) == 1
