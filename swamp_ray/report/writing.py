@@ -112,7 +112,7 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
             cannot be written.
         CorruptArtifactError: A file of a run is not what was written.
     """
-    names = list(_expanded(names, storage))
+    names = list(_expanded(names, storage, say))
     found = [_find(name, storage) for name in names]
     target = _target(found, output)
     runs = read_runs(names, storage)
@@ -139,18 +139,24 @@ def report(names: Sequence[str], storage: str | None, output: str | None) -> Non
     console.print(f"{figures} figures as SVG and PNG, with their data as CSV: {folder}/", soft_wrap=True)
 
 
-def _expanded(names: Sequence[str], storage: str | None) -> Iterator[str]:
-    """Names as they are, and in place of a pattern the runs in the storage that it fits, in order."""
+def _expanded(names: Sequence[str], storage: str | None, say: Callable[[str], None]) -> Iterator[str]:
+    """Names as they are, and in place of a pattern the runs in the storage that it fits, in order.
+
+    Of these, runs without a finished round are left out: a study that is going on can be looked at.
+    """
     for name in names:
         if is_url(name) or os.sep in name or not set("*?[") & set(name):
             yield name
             continue
         place = open_place(storage or DEFAULT_STORAGE)
-        fitting = [run for run in place.folders("runs") if fnmatchcase(run, name)]
-        if not fitting:
-            raise UserError("no run fits this pattern", got=name, where="RUN...",
+        fitting = [run for run in place.folders("runs") if fnmatchcase(run, name) and run not in names]
+        begun = [run for run in fitting if RunDir(place, run).read_rounds()]
+        for run in sorted(set(fitting) - set(begun)):
+            say(f"{run}: left out, it has no finished round yet")
+        if not begun and not any(fnmatchcase(other, name) for other in names if other != name):
+            raise UserError("no run with a finished round fits this pattern", got=name, where="RUN...",
                             do=f"See which there are in {place.locate('runs')}.")
-        yield from (run for run in fitting if run not in names)
+        yield from begun
 
 
 def _find(name: str, storage: str | None) -> RunDir:

@@ -75,7 +75,7 @@ def test_it_goes_into_an_object_store_too(remote: str) -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (("imp-seed7",), "Did you mean 'imp-seed"),
-    (("nothing-*",), "no run fits this pattern"),
+    (("nothing-*",), "no run with a finished round fits this pattern"),
     (("imp-seed0", "imp-seed0"), "a run must be named once"),
     (("imp-seed0", "--output", "page.pdf"), "Let its name end in .html"),
     (("imp-seed0", "--output", "/proc/page.html"), "cannot be written"),
@@ -109,6 +109,14 @@ def test_a_run_without_a_finished_round_is_told(copy: Path) -> None:
     (copy / "runs" / "imp-seed0" / "rounds.jsonl").unlink()
     with pytest.raises(UserError, match="no finished round"):
         write_report(["imp-seed0"], str(copy))
+
+
+def test_a_pattern_leaves_out_what_has_hardly_begun(copy: Path) -> None:
+    (copy / "runs" / "imp-seed0" / "rounds.jsonl").unlink()
+    said: list[str] = []
+    page = Path(write_report(["imp-*"], str(copy), copy / "page.html", say=said.append).page)
+    assert "imp-seed0: left out, it has no finished round yet" in said
+    assert "swamp report imp-seed1 imp-seed2 " in page.read_text()
 
 
 def test_damaged_records_are_named(copy: Path) -> None:
