@@ -277,7 +277,7 @@ def evaluate(runs: tuple[str, ...], storage: str | None, as_json: bool) -> None:
 
 @main.command(short_help="Look at a run's networks: connectivity, curvature, masks, ...")
 @click.argument("what", metavar="WHAT",
-                type=click.Choice(["connectivity", "landscape", "curvature", "particles", "masks"]))
+                type=click.Choice(["connectivity", "landscape", "curvature", "particles", "calibration", "masks"]))
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--round", "rounds", type=int, multiple=True, help="Only this round; may be given several times.")
 @STORAGE
@@ -290,6 +290,7 @@ def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: 
     landscape     loss in the plane through three particles
     curvature     trace and largest eigenvalue of the Hessian
     particles     average and ensemble against how many particles enter
+    calibration   whether predicted probabilities can be believed
     masks         overlap of rounds, and of runs at equal sparsity
 
     \b
@@ -341,7 +342,8 @@ def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, 
 @STORAGE
 @click.option("--output", metavar="FILE.html", help="Default: report.html in the folder of a single RUN, or in the "
               "current one. Figures go into a folder beside it.")
-def report(runs: tuple[str, ...], storage: str | None, output: str | None) -> None:
+@click.option("--no-measure", is_flag=True, help="Do not measure the calibration of runs that lack it.")
+def report(runs: tuple[str, ...], storage: str | None, output: str | None, no_measure: bool) -> None:
     """Write one HTML page about all RUNs: accuracy, cost, comparison of arms, figures. Nothing is trained.
 
     RUN is a name, a pattern of names in quotes, or the path of a run's folder.
@@ -355,7 +357,7 @@ def report(runs: tuple[str, ...], storage: str | None, output: str | None) -> No
     """
     from swamp_ray.report.writing import report as write
 
-    write(runs, storage, output)
+    write(runs, storage, output, not no_measure)
 
 
 @main.command(short_help="Check this machine.")

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from swamp_ray.analysis.bench import Bench, Point, mean_point
+from swamp_ray.analysis.calibration import calibration_rows, check_classification
 from swamp_ray.analysis.growth import growth
 from swamp_ray.analysis.paths import Line, line, plane
 from swamp_ray.analysis.sharpness import NUM_DIRECTIONS, NUM_SAMPLES, sharpness
@@ -24,6 +25,7 @@ from swamp_ray.sparsity.masks import overlap
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, number, percent, short
+from swamp_ray.training.data import Data
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -101,6 +103,16 @@ def particles(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
     return rows
 
 
+def calibration(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
+    """How far the probabilities of averages, particles and ensembles can be believed."""
+    check_classification(bench)
+    rows = []
+    for index in rounds:
+        say(f"round {index}: probabilities of its average and its particles")
+        rows += calibration_rows(bench, index)
+    return rows
+
+
 def masks(bench: Bench, rounds: Sequence[int], say: Say) -> list[Row]:
     """Overlap (Jaccard index) of every two rounds' masks.
 
@@ -131,7 +143,7 @@ def masks_of_runs(benches: Sequence[Bench]) -> list[Row]:
 
 ANALYSES: dict[str, Callable[[Bench, Sequence[int], Say], list[Row]]] = {
     "connectivity": connectivity, "landscape": landscape, "curvature": curvature, "particles": particles,
-    "masks": masks}
+    "calibration": calibration, "masks": masks}
 
 
 def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequence[int], as_json: bool) -> None:
@@ -170,6 +182,24 @@ def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequen
         console.print(_between_table(between))
 
 
+def measure_calibration(rundir: RunDir, data: Data | None = None, say: Say = lambda _: None) -> Row:
+    """Measure the calibration of all rounds of a run, keep it beside the run, and give what the file holds.
+
+    Args:
+        rundir: The run.
+        data: Its decoded data, where somebody has them.
+        say: Told of each round.
+
+    Raises:
+        UserError: The run's task is no classification, or its averages or its data are gone.
+    """
+    bench = Bench(rundir, data)
+    head = {"run": rundir.name, "analysis": "calibration"}
+    rows = calibration(bench, bench.rounds, say)
+    _keep(rundir.analysis("calibration"), head, "rows", rows, whole=True)
+    return {**head, "rows": rows}
+
+
 def _keep(spot: Spot, head: Row, key: str, rows: list[Row], whole: bool) -> None:
     """Write rows to a file; those that are in it and are not measured again stay, unless everything was."""
     known: Row = {}
@@ -202,6 +232,8 @@ CAPTIONS = {
     "curvature": f"of the mean loss of up to {NUM_SAMPLES:,} training images; ± standard error",
     "landscape": "test loss in the plane through particles 0, 1 and 2; the grid is in the file",
     "particles": "mean over all choices of so many particles; ± standard deviation over them",
+    "calibration": "test split; ECE: mean distance of accuracy and confidence over 15 bins of\nthe largest "
+                   "probability; particles: mean over them; the file has the bins",
     "masks": "overlap: weights in both over weights in either (Jaccard index);\n"
              "of a run's own masks, which are nested, it is the ratio of their densities",
 }
@@ -217,7 +249,7 @@ def with_error(value: float, error: float) -> str:
 
 def _table(what: str, bench: Bench, rows: Sequence[Row]) -> Table:
     columns = {"connectivity": _connectivity_cells, "landscape": _landscape_cells, "curvature": _curvature_cells,
-               "particles": _particles_cells, "masks": _masks_cells}[what]
+               "particles": _particles_cells, "calibration": _calibration_cells, "masks": _masks_cells}[what]
     shown = [columns(row, bench) for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title=f"{what} of {bench.rundir.name}",
                   title_justify="left", caption=CAPTIONS.get(what), caption_justify="left")
@@ -258,6 +290,13 @@ def _particles_cells(row: Row, bench: Bench) -> dict[str, str]:
             "choices": str(row["num_subsets"]),
             "average test": number(row["average"]["test"][primary], primary) + spread,
             "ensemble test": number(row["ensemble"]["test"][primary], primary)}
+
+
+def _calibration_cells(row: Row, bench: Bench) -> dict[str, str]:
+    test = row["test"]
+    return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "network": row["network"],
+            "loss": f"{test['loss']:.4f}", "accuracy": f"{100 * test['accuracy']:.2f} %",
+            "ECE": f"{100 * test['ece']:.2f} %"}
 
 
 def _masks_cells(row: Row, bench: Bench) -> dict[str, str]:

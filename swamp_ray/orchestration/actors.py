@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from swamp_ray.orchestration.messages import (
 from swamp_ray.orchestration.packs import Said, alone, train_packed
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.orchestration.shard import Shard
+from swamp_ray.orchestration.timesheet import Whereabouts
 from swamp_ray.orchestration.worker import Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.masks import Layout
@@ -53,9 +55,10 @@ class ParticleActor:
         self._configs, self._data, self._arithmetic, self._storage = configs, data, arithmetic, storage
         self._worker(0)
 
-    def ready(self) -> None:
+    def ready(self) -> Whereabouts:
         """Answer: the worker is built, the job before has ended, and its node is alive."""
         self._worker(0)  # raises again what went wrong in a later setup
+        return Whereabouts(socket.gethostname(), ":".join([self._arithmetic.device, *self._accelerators()]))
 
     def run(self, members: list[int], items: list[WorkItem], *given: Any) -> Iterator[Said | Packed]:
         """Stream the progress, the outcomes and the states of one job, or of several that are packed.
@@ -75,6 +78,11 @@ class ParticleActor:
                 continue
             last[index] = now
             yield message if isinstance(message, Packed) else (index, message)
+
+    def _accelerators(self) -> list[str]:
+        if self._arithmetic.device == "cpu":
+            return []
+        return ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
 
     def measure(self, packings: Sequence[str]) -> list[Measured]:
         """How long a particle's step takes in each form and width of packing."""

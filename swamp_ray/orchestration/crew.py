@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -20,6 +21,14 @@ NO_ANSWER_S = 120.0
 """After so long it is said that nodes could hold one, but none answers: they are busy, or slow."""
 RESTART_S = 30.0
 """A worker that could not be started is tried again after so long, while others work."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A worker that has answered: the lowest number that no other has, and what it said."""
+
+    number: int
+    answer: Any
 
 
 class Crew:
@@ -39,7 +48,7 @@ class Crew:
         self._idle: list[Any] = []
         self._busy: list[Any] = []
         self._starting: dict[ObjectRef[Any], Any] = {}
-        self._known: set[Any] = set()
+        self._known: dict[Any, Known] = {}
         self._not_before = 0.0
         self._silent_since: float | None = None
         self._told = False
@@ -73,6 +82,10 @@ class Crew:
         self._busy.append(self._idle.pop())
         return self._busy[-1]
 
+    def known(self, worker: Any) -> Known:
+        """What is known of a worker that has been taken."""
+        return self._known[worker]
+
     def give_back(self, worker: Any) -> None:
         """A worker has done its job."""
         self._busy.remove(worker)
@@ -86,7 +99,7 @@ class Crew:
     def lose(self, worker: Any) -> None:
         """A worker died, or must not be used again. Others may have died with it: idle ones are asked."""
         self._busy.remove(worker)
-        self._known.discard(worker)
+        del self._known[worker]
         self._end(worker)
         idle, self._idle = self._idle, []
         for other in idle:
@@ -96,14 +109,13 @@ class Crew:
         """Take in a worker that answers; forget one that is gone. Gives the error of one that could not be started."""
         worker = self._starting.pop(reference)
         try:
-            ray.get(reference)
+            answer = ray.get(reference)
         except RayError as error:
-            if worker in self._known:
-                self._known.discard(worker)
+            if self._known.pop(worker, None) is not None:
                 return None
             self._not_before = time.monotonic() + RESTART_S
             return error
-        self._known.add(worker)
+        self._known.setdefault(worker, Known(self._free_number(), answer))
         self._idle.append(worker)
         self._silent_since, self._told = None, False
         return None
@@ -127,6 +139,10 @@ class Crew:
     def silent_s(self) -> float:
         """For how long `silence` has been asked while no worker was there."""
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
+
+    def _free_number(self) -> int:
+        taken = {known.number for known in self._known.values()}
+        return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def _ask(self, worker: Any) -> None:
         self._starting[worker.ready.remote()] = worker

@@ -175,7 +175,9 @@ class Driver:
         self._settle()
         if self.over:
             return
-        for report in self._wait(wait_s):
+        reports = self._wait(wait_s)
+        self._note_work()
+        for report in reports:
             for event in self._translate(report):
                 self._pending.extend(self._machine.handle(event))
         self._settle()
@@ -198,6 +200,7 @@ class Driver:
         """End whatever is at work; a second call does nothing."""
         if self._executor is not None:
             self._executor.close()
+            self._note_work()
         self._release_leases()
 
     def records(self) -> list[RoundRecord]:
@@ -227,6 +230,10 @@ class Driver:
             time.sleep(wait_s)
             return ()
         return self._executor.wait(wait_s)
+
+    def _note_work(self) -> None:
+        for worked in self._executor.worked() if self._executor is not None else ():
+            self._journal.worked(worked)
 
     def _end(self, reason: str) -> SwampError:
         """What ended the run, with what to do about it."""

@@ -5,6 +5,7 @@ For a debugger, and as the yardstick for what the orchestration costs.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
@@ -33,6 +34,7 @@ from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.shard import Shard, num_shards
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.store_memory import RoundBytes
+from swamp_ray.orchestration.timesheet import Ending, Shift, Whereabouts, Worked
 from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.packing import Packed, spans
@@ -63,6 +65,8 @@ class InlineExecutor:
         self._pack: Pack | None = None
         self._held: dict[Work, list[Packed]] = {}
         self._reports: list[Report] = []
+        self._where = Whereabouts(socket.gethostname(), prepared.arithmetic.device)
+        self._worked: list[Worked] = []
 
     @property
     def num_workers(self) -> int:
@@ -99,8 +103,10 @@ class InlineExecutor:
         """Take a job out of the queue, or leave it where it is."""
         self._backlog.forget(lambda entry: entry.item.work == work)
         running = self._running
-        if running is not None and running.open.pop(work, None) is not None and not running.open:
-            self._end(running)
+        if running is not None and work in running.open:
+            self._over(running, work, "stopped")
+            if not running.open:
+                self._end(running)
         self._held.pop(work, None)
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
@@ -108,7 +114,9 @@ class InlineExecutor:
         if any(isinstance(report, StateLost) for report in self._reports):
             return
         shards = [Local(shard) for shard in self._shards]
+        shift = Shift(0, self._where)
         self._reports.append(AverageDone(spec.round, self._averager.finish(spec, start, mask_bits, shards)))
+        self._worked.append(shift.over(Work("average", spec.round), "done"))
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """Work until there is something to report; without work, wait for others."""
@@ -118,6 +126,11 @@ class InlineExecutor:
             time.sleep(timeout_s)
         reports, self._reports = self._reports, []
         return reports
+
+    def worked(self) -> list[Worked]:
+        """What was done since the last call."""
+        worked, self._worked = self._worked, []
+        return worked
 
     def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
         """Nothing runs while the driver is asking."""
@@ -140,7 +153,8 @@ class InlineExecutor:
             self._running = None
             # Out of memory: there is no other process that might fare better.
             kind, words = ("error", memory_error(error)) if out_of_memory(error) else (kind_of(error), error)
-            self._reports += [Broken(work, words, kind) for work in running.open]
+            for work in list(running.open):
+                self._report(running, work, Broken(work, words, kind), kind)
             return
         self._hear(running, running.items[index], message)
         if not running.open:
@@ -148,9 +162,10 @@ class InlineExecutor:
 
     def _start(self, entries: list[Entry[None]]) -> _Running:
         items = [entry.item for entry in entries]
+        shift = Shift(0, self._where)
         if not items[0].is_packed:
-            return _Running(items, alone(self._worker.run(items[0], *entries[0].given, self._stopping.asked)))
-        return _Running(items, self._train_pack(entries))
+            return _Running(shift, items, alone(self._worker.run(items[0], *entries[0].given, self._stopping.asked)))
+        return _Running(shift, items, self._train_pack(entries))
 
     def _train_pack(self, entries: list[Entry[None]]) -> Generator[Said]:
         arithmetic = self._prepared.arithmetic.packed(entries[0].item.packing)
@@ -167,23 +182,31 @@ class InlineExecutor:
             pieces = [piece for _, piece in islice(running.steps, message.num_pieces) if isinstance(piece, Packed)]
             if work in running.open and pieces:
                 self._held[work] = pieces
-            self._report(running, work, Done(work, message, held=work in self._held), last=True)
+            self._report(running, work, Done(work, message, held=work in self._held), "done", message.trained_epochs)
         elif isinstance(message, Progress):
             self._report(running, work, Advanced(work, message))
         elif isinstance(message, Busy):
-            self._report(running, work, Blocked(item, message.held), last=True)
+            self._report(running, work, Blocked(item, message.held), "given back")
         elif isinstance(message, Broke):
-            self._report(running, work, Broken(work, message.error, kind_of(message.error)), last=True)
+            kind = kind_of(message.error)
+            self._report(running, work, Broken(work, message.error, kind), kind)
 
-    def _report(self, running: _Running, work: Work, report: Report, last: bool = False) -> None:
-        """Tell of a job that somebody waits for, perhaps for the last time."""
+    def _report(self, running: _Running, work: Work, report: Report, how: Ending | None = None, epochs: int = 0
+                ) -> None:
+        """Tell of a job that somebody waits for, and, where it has ended, how."""
         if work in running.open:
             self._reports.append(report)
-            if last:
-                del running.open[work]
+            if how is not None:
+                self._over(running, work, how, epochs)
+
+    def _over(self, running: _Running, work: Work, how: Ending, epochs: int = 0) -> None:
+        item = running.open.pop(work)
+        self._worked.append(running.shift.over(work, how, item.attempt, item.reseed, epochs))
 
     def _end(self, running: _Running | None) -> None:
         if running is not None:
+            for work in list(running.open):
+                self._over(running, work, "stopped")
             getattr(running.steps, "close", lambda: None)()
         self._running = None
 
@@ -191,6 +214,6 @@ class InlineExecutor:
 class _Running:
     """Jobs that are being done: one, or several that are packed; ``open``: those that somebody waits for."""
 
-    def __init__(self, items: list[WorkItem], steps: Iterator[Said]) -> None:
-        self.items, self.steps = items, steps
+    def __init__(self, shift: Shift, items: list[WorkItem], steps: Iterator[Said]) -> None:
+        self.shift, self.items, self.steps = shift, items, steps
         self.open = {item.work: item for item in items}

@@ -19,6 +19,7 @@ from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.provenance import PACKAGES, commit, now, version
+from swamp_ray.orchestration.timesheet import Worked
 from swamp_ray.orchestration.worker import BUFFERS_FILE
 from swamp_ray.rounds import DENSE, Decision, Work
 from swamp_ray.sparsity.masks import split
@@ -26,8 +27,10 @@ from swamp_ray.sparsity.packing import unpack
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.identity import canonical_json, digest_bytes
+from swamp_ray.storage.jsonlines import Lines, open_lines
 from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
+from swamp_ray.storage.patience import impatient
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.states import read_state
@@ -45,6 +48,7 @@ class Journal:
     def __init__(self, rundir: RunDir, store: ArtifactStore) -> None:
         self._rundir, self._store = rundir, store
         self._metrics: MetricsLog | None = None
+        self._jobs: Lines | None = None
         self._logged: set[tuple[Any, ...]] = set()
         self._written: dict[int, dict[str, Any]] = {}
         self._run: dict[str, Any] = {}
@@ -121,6 +125,7 @@ class Journal:
             "data": {**prepared.data.description, "digest": prepared.data.digest},
             "recipe": _recipe_digest(prepared), "start": _start_digest(prepared),
             "num_prunable": prepared.layout.num_prunable,
+            "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
             "primary": prepared.task.primary,
             "higher_is_better": prepared.task.higher_is_better,
             "rounds": [asdict(plan) for plan in prepared.plan],
@@ -144,6 +149,9 @@ class Journal:
         try:
             if not self._attempt:
                 return
+            with contextlib.suppress(RunError, OSError):
+                if self._jobs is not None:
+                    self._jobs.close()
             try:
                 self._close_metrics()
             except (RunError, OSError):
@@ -205,6 +213,24 @@ class Journal:
         self._attempt["trained"] += work.kind != "evaluation" and epochs > 0
         with contextlib.suppress(RunError, OSError):
             self._save()  # so that the count of an attempt that is killed is true
+
+    def worked(self, worked: Worked) -> None:
+        """Note what a worker did. Where that cannot be written it is left out: nothing depends on it, nobody waits."""
+        if self._is_succeeded:
+            return
+        work, where = worked.work, worked.where
+        line = {
+            "kind": work.kind, "round": None if work.round < 0 else work.round,
+            "particle": None if work.particle < 0 else work.particle, "worker": worked.worker,
+            "host": where and where.host, "device": where and where.device, "attempt": self.num_attempts,
+            "retry": worked.attempt, "reseed": worked.reseed, "began": worked.began, "ended": worked.ended,
+            "how": worked.how, "epochs": worked.epochs,
+        }
+        with contextlib.suppress(RunError, OSError):
+            if self._jobs is None:
+                self._jobs = open_lines(Spot(impatient(self._rundir.place), self._rundir.jobs.key))
+            self._jobs.append(line)
+            self._jobs.settle()
 
     def incident(self, who: Work | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
         """Note a failure, whether or not it is overcome.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from swamp_ray.orchestration.store_memory import RoundBytes
+from swamp_ray.orchestration.timesheet import Worked
 from swamp_ray.rounds import Work
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Named
@@ -225,6 +226,10 @@ class Executor(Protocol):
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """What has happened since the last call; if nothing has, waits for it at most so long, and perhaps in vain."""
+        ...
+
+    def worked(self) -> list[Worked]:
+        """Who did what since the last call, as far as it has ended; once closed, what was running then as well."""
         ...
 
     def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:

@@ -43,6 +43,7 @@ from swamp_ray.orchestration.ranked import end_worker, start_ranked
 from swamp_ray.orchestration.resources import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.orchestration.shard import num_shards
 from swamp_ray.orchestration.store_memory import RoundBytes, shortage
+from swamp_ray.orchestration.timesheet import Ending, Shift
 from swamp_ray.rounds import Work
 from swamp_ray.training.records import Progress
 
@@ -64,10 +65,18 @@ class _Job:
 
     owner: RayExecutor
     item: WorkItem
+    shift: Shift
     outcome: Outcome | None = None
     pieces: list[ObjectRef[Any]] = field(default_factory=list)
     over: bool = False
     ended: bool = False
+
+    def end(self, how: Ending) -> None:
+        """Nobody waits for it from now on; how it ended is noted once."""
+        if not self.over:
+            self.over = True
+            epochs = 0 if self.outcome is None else self.outcome.trained_epochs
+            self.owner.note(self.shift.over(self.item.work, how, self.item.attempt, self.item.reseed, epochs))
 
     @property
     def lacks_pieces(self) -> bool:
@@ -215,6 +224,9 @@ class Pool:
         for actor in [*self._crew.all, *self._averagers.values()]:
             if ray.is_initialized():
                 end_worker(actor)
+        for running in self._running.values():
+            for job in running.open:
+                job.end("stopped")
         self._running.clear()
         self._averagers.clear()
         self._executors.clear()
@@ -307,7 +319,9 @@ class Pool:
             else:
                 stream = run.remote([entry.owner.member for entry in entries], [entry.item for entry in entries],
                                     *(value for entry in entries for value in entry.given))
-            jobs = [_Job(entry.owner, entry.item) for entry in entries]
+            known = self._crew.known(actor)
+            shift = Shift(known.number, known.answer)
+            jobs = [_Job(entry.owner, entry.item, shift) for entry in entries]
             self._running[stream] = _Running(actor, stream, jobs)
 
     def _is_ready(self) -> bool:
@@ -408,10 +422,10 @@ class Pool:
         elif isinstance(said, Progress):
             job.owner.tell(Advanced(work, said))
         elif isinstance(said, Busy):
-            self._close(running, job)
+            self._close(running, job, "given back")
             job.owner.tell(Blocked(job.item, said.held))
         elif isinstance(said, Broke):
-            self._close(running, job)
+            self._close(running, job, kind_of(said.error))
             job.owner.tell(Broken(work, said.error, kind_of(said.error)))
 
     def _take_piece(self, running: _Running, job: _Job, reference: ObjectRef[Any]) -> None:
@@ -420,9 +434,10 @@ class Pool:
             running.speaks = None
             self._finish(running, job)
 
-    def _close(self, running: _Running, job: _Job) -> None:
+    def _close(self, running: _Running, job: _Job, how: Ending) -> None:
         """A job has ended. With the last one that is wanted its worker is free, unless it trains what nobody wants."""
-        job.over = job.ended = True
+        job.end(how)
+        job.ended = True
         if running.open or running.stream not in self._running:
             return
         if all(one.ended for one in running.jobs):
@@ -444,13 +459,14 @@ class Pool:
         """Nobody wants these jobs any more: a worker that does nothing else is ended."""
         for running in list(self._running.values()):
             for job in running.open:
-                job.over = unwanted(job)
+                if unwanted(job):
+                    job.end("stopped")
             if not running.open:
                 self._end(running)
 
     def _finish(self, running: _Running, job: _Job) -> None:
         wanted = not job.over
-        self._close(running, job)
+        self._close(running, job, "done")
         if wanted:
             assert job.outcome is not None
             job.owner.done(job.item.work, job.outcome, [] if job.lacks_pieces else job.pieces)
@@ -462,7 +478,7 @@ class Pool:
             if job.outcome is not None:
                 self._finish(running, job)
             else:
-                job.over = True
+                job.end(kind)
                 job.owner.tell(Broken(job.item.work, reason(job.item.work), kind))
 
     def _break_off(self, running: _Running, error: BaseException) -> None:

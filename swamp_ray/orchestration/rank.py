@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ray.util import get_current_placement_group, remove_placement_group
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import DivergedError, RunError
 from swamp_ray.orchestration.messages import WorkItem
+from swamp_ray.orchestration.timesheet import Whereabouts
 from swamp_ray.orchestration.worker import Message, Worker
 from swamp_ray.training.arithmetic import Arithmetic, applied, local_device
 from swamp_ray.training.data import Data
@@ -50,9 +52,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Built:
-    """The ranks are there, in this placement group."""
+    """The ranks are there, in this placement group; ``where``: the first of them."""
 
     placement: Any
+    where: Whereabouts
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def _lead(given: Given, ranks: Ranks, data: Data) -> None:
         return found
 
     worker(0)
-    say(Built(get_current_placement_group()))
+    devices = f"{given.arithmetic.ranks} x {given.arithmetic.device}"
+    say(Built(get_current_placement_group(), Whereabouts(socket.gethostname(), devices)))
     while (job := next_job()) is not None:
         start, mask_bits, values = map(_fetched, job.given)
         stop = ranks.agreement(_Stopping(given))

@@ -28,6 +28,7 @@ from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.placement import worker_labels
 from swamp_ray.orchestration.rank import LOOK_S, Built, Ended, Given, Job, work_as_rank
 from swamp_ray.orchestration.resources import worker_resources
+from swamp_ray.orchestration.timesheet import Whereabouts
 from swamp_ray.orchestration.worker import Message
 from swamp_ray.storage.joblog import JobLog
 from swamp_ray.storage.places import open_place
@@ -75,9 +76,9 @@ class RankedActor:
         self._runs = configs, data, arithmetic, storage
         self._start()
 
-    def ready(self) -> None:
+    def ready(self) -> Whereabouts:
         """Answer: all ranks are there, and the job before has ended."""
-        self._living().wait_until_built()
+        return self._living().wait_until_built().where
 
     def run(self, member: int, item: WorkItem, given: list[Any]) -> Iterator[Message]:
         """Stream a job's progress, its outcome, and its state.
@@ -163,28 +164,29 @@ class _Group:
         self.ended = threading.Event()
         self.report = ""
         self._error: BaseException | None = None
-        self._placement: Any = None
+        self._built: Built | None = None
         self._folder = tempfile.mkdtemp(prefix="swamp-train-")
         coordinator = ray.get_runtime_context().current_actor
         given = Given(configs, data, arithmetic, storage, coordinator, generation)
         self._thread = threading.Thread(target=self._fit, args=(given,), daemon=True)
         self._thread.start()
 
-    def wait_until_built(self) -> None:
+    def wait_until_built(self) -> Built:
         """Return once the ranks are there.
 
         Raises:
             RunError: They could not be started.
         """
-        while self._placement is None:
+        while self._built is None:
             if self.ended.is_set():
                 raise self._error or RunError("the ranks of a particle ended before they began")
             time.sleep(LOOK_S)
+        return self._built
 
     def hear(self, message: Any) -> None:
         """Take in what the first rank says."""
         if isinstance(message, Built):
-            self._placement = message.placement
+            self._built = message
             shutil.rmtree(self._folder, ignore_errors=True)  # Train looks at it only when it starts
         else:
             self.messages.put(message)
@@ -212,10 +214,10 @@ class _Group:
 
     def abandon(self) -> None:
         """End the ranks where they stand; those that are not there yet as soon as they are."""
-        while self._placement is None and not self.ended.is_set():
+        while self._built is None and not self.ended.is_set():
             time.sleep(LOOK_S)
-        if self._placement is not None:
-            remove_placement_group(self._placement)
+        if self._built is not None:
+            remove_placement_group(self._built.placement)
 
     def _next(self, cancelled: Callable[[], bool]) -> Any:
         while True:

@@ -26,6 +26,7 @@ from swamp_ray.orchestration.messages import (
 from swamp_ray.orchestration.pool import Pool
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.store_memory import RoundBytes
+from swamp_ray.orchestration.timesheet import Shift, Worked
 from swamp_ray.rounds import Work
 from swamp_ray.sparsity.packing import spans
 from swamp_ray.storage.artifacts import without_advice
@@ -51,8 +52,9 @@ class RayExecutor:
         self._held: dict[Work, list[ObjectRef[Any]]] = {}
         self._additions: dict[ObjectRef[Any], Work] = {}
         self._complete: tuple[AverageSpec, Handle, Handle] | None = None
-        self._averaging: dict[ObjectRef[Any], AverageSpec] = {}
+        self._averaging: dict[ObjectRef[Any], tuple[AverageSpec, Shift]] = {}
         self._reports: list[Report] = []
+        self._worked: list[Worked] = []
         self._told_shortage = False
 
     @property
@@ -112,6 +114,15 @@ class RayExecutor:
         reports, self._reports = self._reports, []
         return reports
 
+    def worked(self) -> list[Worked]:
+        """Who did what since the last call."""
+        worked, self._worked = self._worked, []
+        return worked
+
+    def note(self, worked: Worked) -> None:
+        """Keep what a worker has done for the next call of `worked`."""
+        self._worked.append(worked)
+
     def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
         """Cancel the running jobs, which then write a checkpoint, and wait until their actors are idle."""
         self._pool.stop(grace_s, hurry, self)
@@ -134,7 +145,7 @@ class RayExecutor:
 
     def read_average(self, found: ObjectRef[Any]) -> None:
         """Take in an answer of an averaging actor."""
-        spec, work = self._averaging.pop(found, None), self._additions.pop(found, None)
+        begun, work = self._averaging.pop(found, None), self._additions.pop(found, None)
         try:
             result = ray.get(found)
         except RayTaskError as error:
@@ -151,7 +162,9 @@ class RayExecutor:
         except RayError as error:
             self._lose_average(error)
         else:
-            if spec is not None:
+            if begun is not None:
+                spec, shift = begun
+                self.note(shift.over(Work("average", spec.round), "done"))
                 self.tell(AverageDone(spec.round, result))
             self._close_complete()
 
@@ -161,11 +174,14 @@ class RayExecutor:
             return
         (spec, start, mask_bits), self._complete = self._complete, None
         first, *others = self._pool.averagers()
-        self._averaging[first.finish.remote(self.member, spec, start, mask_bits, others)] = spec
+        call = first.finish.remote(self.member, spec, start, mask_bits, others)
+        self._averaging[call] = spec, Shift(None)
 
     def _lose_average(self, error: BaseException) -> None:
         """Everything enters it again, from storage: what waits in memory may have been lost with its node as well."""
         died = self._pool.averager_died(error)
+        for spec, shift in self._averaging.values():
+            self.note(shift.over(Work("average", spec.round), "machine"))
         self._held = {work: [] for work in self._held}
         self._forget_average()
         self.tell(AverageLost(first_line(error), died=died))

@@ -6,9 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from swamp_ray.report.accuracy import accuracy_charts
+from swamp_ray.report.calibration import calibration_charts
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.comparison import difference_charts
+from swamp_ray.report.curvature import curvature_charts
+from swamp_ray.report.growth import growth_charts
+from swamp_ray.report.layers import layer_densities
+from swamp_ray.report.learning import learning_curves
+from swamp_ray.report.masks import mask_overlaps
+from swamp_ray.report.paths import connectivity_charts, landscape_charts
 from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.spread import distances_to_average
+from swamp_ray.report.timeline import timelines
 
 Draw = Callable[[Sequence[ReportRun]], list[Chart]]
 """Draws what the runs have stored; an empty list where they have nothing of it."""
@@ -35,4 +44,10 @@ ACCURACY = Section("accuracy", "Accuracy", (accuracy_charts,))
 DIFFERENCES = Section("differences", "Comparison", (difference_charts,))
 
 # After the table of rounds.
-SECTIONS: tuple[Section, ...] = ()
+SECTIONS: tuple[Section, ...] = (
+    Section("particles", "Particles and their average", (distances_to_average, growth_charts)),
+    Section("masks", "Masks", (layer_densities, mask_overlaps)),
+    Section("landscape", "Loss landscape", (connectivity_charts, landscape_charts, curvature_charts)),
+    Section("calibration", "Calibration", (calibration_charts,)),
+    Section("training", "Training", (learning_curves, timelines)),
+)

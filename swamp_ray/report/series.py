@@ -71,9 +71,12 @@ def _of_run(run: ReportRun, split: str) -> Iterator[Point]:
 def ensembles_of(run: ReportRun, split: str) -> dict[int, float]:
     """By round: the ensemble of all its particles, where an analysis has measured it."""
     sizes = {record["round"]: len(record["combined"]) for record in run.records}
-    return {row["round"]: float(row["ensemble"][split][run.primary])
-            for row in run.analyses.get("particles", {}).get("rows", [])
-            if row["count"] == sizes.get(row["round"]) and split in row["ensemble"]}
+    measured = [(row["round"], row["count"], row["ensemble"])
+                for row in run.analyses.get("particles", {}).get("rows", [])]
+    measured += [(row["round"], row["count"], row) for row in run.analyses.get("calibration", {}).get("rows", [])
+                 if row["network"] == "ensemble"]
+    return {index: float(metrics[split][run.primary]) for index, count, metrics in measured
+            if count == sizes.get(index) and run.primary in metrics.get(split, {})}
 
 
 def means(found: Sequence[Point]) -> list[Mean]:

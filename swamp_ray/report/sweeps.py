@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from swamp_ray.errors import UserError, nearest
+from swamp_ray.report.cells import ink
 from swamp_ray.report.style import (
     COLOUR_MAP,
     COLOURS,
@@ -223,7 +224,7 @@ def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, imag
             axes.text(column, row, setting["status"], ha="center", va="center", fontsize=size, color=MUTED,
                       bbox={"facecolor": MISSING, "edgecolor": "none", "pad": 1.5})
         return
-    colour = _ink(image.cmap(image.norm(mean)))
+    colour = ink(image.cmap(image.norm(mean)))
     error = float(setting["standard_error"]) * scale_of(metric)
     digits = 2 if metric == "accuracy" else 4
     text = f"{mean:.{digits}f}" if metric == "accuracy" else f"{mean:.{digits}g}"
@@ -231,13 +232,6 @@ def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, imag
     axes.text(column, row + (0.12 if spread else 0), text, ha="center", va="center", fontsize=size, color=colour)
     if spread:
         axes.text(column, row - 0.2, spread, ha="center", va="center", fontsize=0.8 * size, color=colour)
-
-
-def _ink(background: Sequence[float]) -> str:
-    """Black or white, whichever has the larger contrast by the definition of WCAG 2."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in background[:3]]
-    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
 
 
 def _cell_axes(axes: Any, x_entry: str, columns: Sequence[Any], y_entry: str, rows: Sequence[Any]) -> None:

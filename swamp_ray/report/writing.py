@@ -16,6 +16,7 @@ from swamp_ray.errors import CorruptArtifactError, RunError, SwampError, UserErr
 from swamp_ray.locating import DEFAULT_STORAGE, find_either, find_run
 from swamp_ray.report.building import DAMAGED, build
 from swamp_ray.report.drawing import png_of
+from swamp_ray.report.measuring import measured, without_calibration
 from swamp_ray.report.page import Drawn, Page, csv_of, render
 from swamp_ray.report.reading import read_runs
 from swamp_ray.storage.files import write_atomic
@@ -96,8 +97,8 @@ class Target:
 
 
 def write_report(names: Sequence[str], storage: str | None = None, output: str | Path | None = None, *,
-                 say: Callable[[str], None] = lambda _: None) -> Written:
-    """Write the report of one or several runs. Nothing is trained.
+                 measure: bool = True, say: Callable[[str], None] = lambda _: None) -> Written:
+    """Write the report of one or several runs. Nothing is trained; what is measured is kept beside the runs.
 
     Args:
         names: Names of runs in the storage, patterns of names such as ``imp-*``, or paths or URLs of their folders. The
@@ -105,6 +106,7 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
         storage: Storage root; default ``./results``.
         output: The HTML file. Default: of one run ``report.html`` in its folder, of several ``./report.html``. Figures
             and their data go into a folder of the same name beside it.
+        measure: Measure the calibration of runs that lack it.
         say: Told what is being done.
 
     Raises:
@@ -117,9 +119,10 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
     target = _target(found, output)
     runs = read_runs(names, storage)
     target.check_writable()
+    runs, notes = measured(runs, say) if measure else (runs, without_calibration(runs))
     say(f"drawing the figures of {len(runs)} run{'s' if len(runs) > 1 else ''} ...")
     try:
-        page = build(runs, _command(names, storage, output), target.folder)
+        page = build(runs, _command(names, storage, output, measure), target.folder, notes)
     except SwampError:
         raise
     except DAMAGED as error:
@@ -129,10 +132,11 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
     return _write(page, target)
 
 
-def report(names: Sequence[str], storage: str | None, output: str | None) -> None:
+def report(names: Sequence[str], storage: str | None, output: str | None, measure: bool) -> None:
     """Write a report, and print where it is."""
     console = Console(highlight=False)
-    written = write_report(names, storage, output, say=lambda text: console.print(text, style="dim", soft_wrap=True))
+    written = write_report(names, storage, output, measure=measure,
+                           say=lambda text: console.print(text, style="dim", soft_wrap=True))
     console.print(f"report: {display_path(written.page)}", style="bold", soft_wrap=True)
     figures = len(written.files) // 3
     folder = str(display_path(written.files[0])).rpartition("/")[0]
@@ -195,7 +199,8 @@ def _payloads(drawn: Drawn) -> dict[str, bytes]:
     return {"CSV": csv_of(drawn.chart), "SVG": drawn.svg.encode(), "PNG": png_of(drawn.chart.figure)}
 
 
-def _command(names: Sequence[str], storage: str | None, output: str | Path | None) -> str:
+def _command(names: Sequence[str], storage: str | None, output: str | Path | None, measure: bool) -> str:
     words = ["swamp", "report", *names]
     words += ["--storage", storage] if storage is not None else []
-    return shlex.join([*words, *(["--output", str(output)] if output is not None else [])])
+    words += ["--output", str(output)] if output is not None else []
+    return shlex.join([*words, *([] if measure else ["--no-measure"])])

@@ -73,6 +73,11 @@ class RunDir:
         return self.spot("metrics.jsonl")
 
     @property
+    def jobs(self) -> Spot:
+        """One line a job that a worker did: which worker, from when to when, and how it ended."""
+        return self.spot("jobs.jsonl")
+
+    @property
     def metrics_parquet(self) -> Spot:
         """Every scalar as a table, written at the end."""
         return self.spot("metrics.parquet")
@@ -158,6 +163,11 @@ class RunDir:
     def metrics_path(self) -> Path:
         """See `metrics`."""
         return local_path(self.metrics)
+
+    @property
+    def jobs_path(self) -> Path:
+        """See `jobs`."""
+        return local_path(self.jobs)
 
     @property
     def metrics_parquet_path(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,8 +25,10 @@ from swamp_ray.orchestration.running import run
 from swamp_ray.orchestration.team import Team
 from swamp_ray.rounds import Work
 from swamp_ray.storage.holders import this_process
+from swamp_ray.storage.jsonlines import read_lines
 from swamp_ray.storage.leases import Lease, Leases, artifact_lease
 from swamp_ray.storage.places import open_place
+from swamp_ray.storage.rundir import RunDir
 from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny
 
 
@@ -49,6 +52,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     storage = tmp_path_factory.mktemp("inline")
     run(tiny(storage))
     return ticket_digests(storage)
+
+
+def _broken_and_others(rundir: RunDir) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Jobs that a machine's failure ended, and all others, as recorded."""
+    lines = read_lines(rundir.jobs)
+    assert {line["how"] for line in lines} == {"done", "machine"}
+    return ([line for line in lines if line["how"] == "machine"], [line for line in lines if line["how"] == "done"])
 
 
 def on_ray(storage: Path | str, reporter: Reporter | None = None, **values: Any) -> Any:
@@ -108,6 +118,12 @@ def test_a_worker_that_is_killed_is_replaced_and_its_particle_goes_on(tmp_path: 
     incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
     assert len(incidents) == len(reporter.failures) == 1
     assert "round" in incidents[0]["who"]
+    [broken], others = _broken_and_others(done.rundir)
+    assert f"round {broken['round']}, particle {broken['particle']}" == incidents[0]["who"]
+    again = [line for line in others if (line["round"], line["particle"]) == (broken["round"], broken["particle"])]
+    assert [(line["retry"], line["how"], line["began"] >= broken["ended"]) for line in again] == [(1, "done", True)]
+    assert {line["worker"] for line in others} == {0, 1, None}, "who stands in for the lost one takes its number"
+    assert {line["host"] for line in others if line["kind"] == "particle"} == {socket.gethostname()}
 
 
 @pytest.mark.usefixtures("cluster")
@@ -134,6 +150,8 @@ def test_packed_on_ray_it_is_the_same_even_if_a_worker_with_a_pack_is_killed(tmp
     assert ticket_digests(tmp_path / "ray") == ticket_digests(tmp_path / "inline")
     incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
     assert {one["who"] for one in incidents} == {"round 0, particle 0", "round 0, particle 1"}
+    [one, two], _ = _broken_and_others(done.rundir)
+    assert one | {"particle": two["particle"], "ended": two["ended"]} == two, "they shared a worker, and its end"
 
 
 @pytest.mark.usefixtures("cluster")

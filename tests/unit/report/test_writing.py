@@ -32,7 +32,7 @@ def copy(study: Path, tmp_path: Path) -> Path:
 
 
 def test_one_run_has_its_report_in_its_folder(copy: Path) -> None:
-    done = swamp("report", "swamp-seed0", "--storage", copy)
+    done = swamp("report", "swamp-seed0", "--storage", copy, "--no-measure")
     assert done.exit_code == 0, done.output
     folder = copy / "runs" / "swamp-seed0"
     page = (folder / "report.html").read_text()
@@ -45,7 +45,7 @@ def test_one_run_has_its_report_in_its_folder(copy: Path) -> None:
 
 def test_several_runs_have_it_where_one_works(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = swamp("report", "imp-seed1", "imp-*", "swamp*", "--storage", copy)
+    done = swamp("report", "imp-seed1", "imp-*", "swamp*", "--storage", copy, "--no-measure")
     assert done.exit_code == 0, done.output
     page = (tmp_path / "report.html").read_text()
     assert "swamp report imp-seed1 imp-seed0 imp-seed2 swamp-seed0 swamp-seed1" in page
@@ -55,7 +55,7 @@ def test_several_runs_have_it_where_one_works(copy: Path, tmp_path: Path, monkey
 
 def test_it_is_written_where_one_wants_it(study: Path, tmp_path: Path) -> None:
     output = tmp_path / "my pages" / "the one.html"
-    written = write_report(["imp-seed0"], str(study), output)
+    written = write_report(["imp-seed0"], str(study), output, measure=False)
     assert written.page == output
     assert (tmp_path / "my pages" / "the one" / "accuracy_against_sparsity.png").is_file()
     assert all(Path(file).parent == tmp_path / "my pages" / "the one" for file in written.files)
@@ -85,7 +85,7 @@ def test_wrong_use_is_told(study: Path, tmp_path: Path, monkeypatch: pytest.Monk
                            words: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("")
-    done = swamp("report", *arguments, "--storage", study)
+    done = swamp("report", *arguments, "--storage", study, "--no-measure")
     assert done.exit_code == 2, done.output
     assert words in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt"]
@@ -114,7 +114,7 @@ def test_a_run_without_a_finished_round_is_told(copy: Path) -> None:
 def test_a_pattern_leaves_out_what_has_hardly_begun(copy: Path) -> None:
     (copy / "runs" / "imp-seed0" / "rounds.jsonl").unlink()
     said: list[str] = []
-    page = Path(write_report(["imp-*"], str(copy), copy / "page.html", say=said.append).page)
+    page = Path(write_report(["imp-*"], str(copy), copy / "page.html", measure=False, say=said.append).page)
     assert "imp-seed0: left out, it has no finished round yet" in said
     assert "swamp report imp-seed1 imp-seed2 " in page.read_text()
 
@@ -133,6 +133,6 @@ def test_hostile_records_are_told_or_shown_never_a_traceback(copy: Path, seed: i
     folder = copy / "runs" / "imp-seed0"
     for name in ("run.json", dice.choice(["metrics.jsonl", "rounds.jsonl", "results.jsonl", "config.yaml"])):
         (folder / name).write_bytes(hostile_json((folder / name).read_bytes(), dice))
-    done = swamp("report", "imp-seed0", "--storage", copy)
+    done = swamp("report", "imp-seed0", "--storage", copy, "--no-measure")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code in (0, 1, 2), done.output

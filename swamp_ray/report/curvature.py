@@ -1,0 +1,74 @@
+"""How sharply the loss bends at a run's networks, as ``swamp analyze curvature`` has measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from swamp_ray.report.arms import by_arm, line_of, rows_of
+from swamp_ray.report.cells import shortened
+from swamp_ray.report.chart import Chart
+from swamp_ray.report.panels import (
+    DASHED,
+    FONT,
+    kinds_of_lines,
+    label_panels,
+    legend_below,
+    legend_line,
+    light_axes,
+    panels_for,
+)
+from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.style import arm_styles, density_axis
+
+CURVATURES = {"trace": "trace", "scaled": "sum w² H", "largest": "largest eigenvalue"}
+
+
+def curvature_charts(runs: Sequence[ReportRun]) -> list[Chart]:
+    """Trace, its scale-invariant twin and largest eigenvalue against the weights left, by arm."""
+    rows = [{"arm": run.arm, "run": run.name, "density": 1 - row["sparsity"], "round": row["round"],
+             "network": row["network"], "measure": measure, **_with_error(row[measure])}
+            for run in runs for row in rows_of(run, "curvature") for measure in CURVATURES]
+    if not rows:
+        return []
+    data = pd.DataFrame(rows)
+    num = data["run"].nunique()
+    caption = ("Curvature of the mean loss of a sample of the training split: the Hessian's trace (Hutchinson), "
+               "the sum of w² H over the weights, which does not change when a layer is scaled up and the next one "
+               "down, and the largest eigenvalue (Lanczos). Solid at a round's average, dashed at its particle 0; bars "
+               "are the standard error of the estimate, for the eigenvalue the bound on its distance from a true one. "
+               f"{num} run{'s' * (num > 1)}, the mean over an arm's runs is the line.")
+    return [Chart("curvature", "Curvature against the weights left", caption, _curvature(runs, data), data)]
+
+
+def _with_error(found: Mapping[str, Any]) -> dict[str, float]:
+    if "mean" in found:
+        return {"value": float(found["mean"]), "error": float(found["standard_error"])}
+    return {"value": float(found["value"]), "error": float(found["residual"])}
+
+
+def _curvature(runs: Sequence[ReportRun], data: Any) -> Figure:
+    figure, panels = panels_for(len(CURVATURES), share_y=False)
+    styles = arm_styles(run.arm for run in runs)
+    for axes, (measure, label) in zip(panels.flat, CURVATURES.items(), strict=True):
+        shown = data[data["measure"] == measure]
+        for (arm, network), one in shown.groupby(["arm", "network"], sort=False):
+            line = {"linestyle": "-" if network == "average" else DASHED}
+            mean = one.groupby("density")["value"].mean().sort_index(ascending=False)
+            axes.plot(mean.index, mean, linewidth=1.6, markersize=3.5, **line_of(styles[arm]) | line)
+            axes.errorbar(one["density"], one["value"], one["error"], linestyle="none", ecolor=styles[arm].colour,
+                          elinewidth=0.9, capsize=2)
+        density_axis(axes, float(shown["density"].min()))
+        axes.set_xticks([tick for tick in (1.0, 0.1, 0.01, 0.001) if tick >= float(shown["density"].min())])
+        if (shown["value"] > 0).all():
+            axes.set_yscale("log")
+        light_axes(axes)
+        axes.set_title(label, fontsize=FONT, loc="left")
+    label_panels(figure, panels, "weights left", "")
+    arms = [legend_line(shortened(arm, 26), line_of(styles[arm]) | {"linestyle": "-"})
+            for arm in by_arm(runs) if arm in set(data["arm"])]
+    legend_below(figure, [*arms, *kinds_of_lines("average", "particle 0")])
+    return figure

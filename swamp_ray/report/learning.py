@@ -1,0 +1,123 @@
+"""Loss and accuracy epoch by epoch, as the particles of a round trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from swamp_ray.report.cells import shortened
+from swamp_ray.report.chart import Chart
+from swamp_ray.report.panels import FONT, label_panels, light_axes, panels_for, sparsity_bar, sparsity_colours
+from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.style import MUTED, axis_label, scale_of
+
+MOST_ROUNDS = 6
+MOST_THIN_LINES = 80
+"""So many particles are drawn one by one in a panel; of more the range between the lowest and the highest is shown."""
+WIDE = 1.5
+"""A loss that falls by more powers of ten is drawn on a logarithmic axis."""
+
+
+def learning_curves(runs: Sequence[ReportRun]) -> list[Chart]:
+    """One figure a metric, with a panel for each arm."""
+    found = [one for run in runs if not (one := _epochs(run)).empty]
+    if not found:
+        return []
+    every: Any = pd.concat(found, ignore_index=True)
+    epochs = pd.concat([one[one["survivors"].isin(chosen_rounds(sorted(one["survivors"].unique(), reverse=True)))]
+                        for _, one in every.groupby("arm", sort=False)], ignore_index=True)
+    left_out = every["survivors"].nunique() - epochs["survivors"].nunique()
+    names = [name for name in ("loss", runs[0].primary) if name in epochs.columns[epochs.notna().any()]]
+    return [_chart(epochs, name, left_out > 0) for name in dict.fromkeys(names)]
+
+
+def chosen_rounds(survivors: Sequence[int]) -> list[int]:
+    """At most six of a list, evenly spaced, its ends among them."""
+    places = np.unique(np.linspace(0, len(survivors) - 1, min(len(survivors), MOST_ROUNDS)).round().astype(int))
+    return [survivors[place] for place in places]
+
+
+def _epochs(run: ReportRun) -> Any:
+    """Epochs of the particles of finished rounds, and as ``epoch`` NaN what they measure at their end on test."""
+    metrics: Any = run.metrics
+    if metrics.empty or "particle" not in metrics:
+        return pd.DataFrame()
+    rounds = {record["round"]: record for record in run.records}
+    lines = metrics[metrics["kind"].isin(["particle_epoch", "particle_end"]) & metrics["round"].isin(rounds)].copy()
+    at_end = lines["kind"] == "particle_end"
+    for name in {"loss", run.primary} & {column.partition("/")[2] for column in lines.columns}:
+        lines.loc[at_end, name] = lines.loc[at_end, f"test/{name}"]
+    lines.loc[at_end, "epoch"] = np.nan
+    lines["run"], lines["arm"] = run.name, run.arm
+    lines["survivors"] = lines["round"].map({index: record["survivors"] for index, record in rounds.items()})
+    lines["density"] = lines["round"].map({index: 1 - record["sparsity"] for index, record in rounds.items()})
+    columns = ["run", "arm", "round", "survivors", "density", "particle", "epoch", "loss", run.primary]
+    return lines[[name for name in dict.fromkeys(columns) if name in lines]]
+
+
+def _chart(epochs: Any, metric: str, some: bool) -> Chart:
+    keys = ["run", "arm", "round", "survivors", "density", "particle", "epoch"]
+    data = epochs[[*keys, metric]].dropna(subset=[metric]).reset_index(drop=True)
+    data["split"] = np.where(data["epoch"].isna(), "test, at the end", "training")
+    which = f"{MOST_ROUNDS} rounds of each arm, evenly spaced" if some else "every round"
+    single = _is_drawn_singly(data)
+    caption = (f"{metric.capitalize()} on the training batches of each epoch, averaged while the network changes, "
+               f"for {which}: thick the mean over a round's particles, {len(set(data['run']))} runs in all, "
+               f"{'thin each particle' if single else 'shaded their range'}. "
+               "Diamonds: the trained particles on the test split, mean over them.")
+    return Chart(f"learning_{metric}", f"Training {metric} by epoch", caption,
+                 _figure(data, metric, single), data)
+
+
+def _is_drawn_singly(data: Any) -> bool:
+    curves = data.groupby("arm").apply(lambda one: len(one[["run", "round", "particle"]].drop_duplicates()))
+    return int(curves.max()) <= MOST_THIN_LINES
+
+
+def _figure(data: Any, metric: str, single: bool) -> Figure:
+    arms = list(dict.fromkeys(data["arm"]))
+    figure, panels = panels_for(len(arms))
+    lowest = float(data["density"].min())
+    shade = sparsity_colours(lowest)
+    for axes, arm in zip(panels.flat, arms, strict=False):
+        _panel(axes, data[data["arm"] == arm], metric, shade, single)
+        if len(arms) > 1:
+            axes.set_title(shortened(str(arm), 26), fontsize=FONT, loc="left")
+    if metric == "loss" and _orders(data[metric]) > WIDE:
+        panels.flat[0].set_yscale("log")
+    label_panels(figure, panels, "epoch of the round", axis_label(metric, "training"))
+    sparsity_bar(figure, list(panels.flat), shade, lowest)
+    return figure
+
+
+def _orders(values: Any) -> float:
+    positive = values[values > 0]
+    return float(np.log10(positive.max() / positive.min())) if len(positive) else 0.0
+
+
+def _panel(axes: Any, data: Any, metric: str, shade: ScalarMappable, single: bool) -> None:
+    scale = scale_of(metric)
+    for density, one in sorted(data.groupby("density"), reverse=True):
+        epochs = one[one["epoch"].notna()]
+        curves = epochs.pivot_table(index="epoch", columns=["run", "particle"], values=metric) * scale
+        if curves.empty:
+            continue
+        colour = shade.to_rgba(density)
+        if single and curves.shape[1] > 1:
+            axes.plot(curves.index, curves, color=colour, linewidth=0.5, alpha=0.45)
+        elif curves.shape[1] > 1:
+            axes.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=colour, alpha=0.18,
+                              linewidth=0)
+        mean = curves.mean(axis=1)
+        axes.plot(mean.index, mean, color=colour, linewidth=1.9, marker="." if len(mean) == 1 else None)
+        if len(ends := one.loc[one["epoch"].isna(), metric]):
+            axes.plot([1.03 * mean.index.max()], [scale * ends.mean()], color=colour, marker="D", markersize=4.5,
+                      markeredgecolor=MUTED, markeredgewidth=0.5, linestyle="none")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    light_axes(axes)
