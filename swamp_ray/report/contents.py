@@ -45,9 +45,10 @@ DIFFERENCES = Section("differences", "Comparison", (difference_charts,))
 
 # After the table of rounds.
 SECTIONS: tuple[Section, ...] = (
-    Section("particles", "Particles and their average", (distances_to_average, growth_charts)),
-    Section("masks", "Masks", (layer_densities, mask_overlaps)),
-    Section("landscape", "Loss landscape", (connectivity_charts, landscape_charts, curvature_charts)),
+    Section("weights", "Weights", (layer_densities, mask_overlaps, distances_to_average)),
+    Section("training", "Training", (learning_curves,)),
     Section("calibration", "Calibration", (calibration_charts,)),
-    Section("training", "Training", (learning_curves, timelines)),
+    Section("loss", "Between and around the networks",
+            (growth_charts, connectivity_charts, landscape_charts, curvature_charts)),
+    Section("workers", "Workers", (timelines,)),
 )
