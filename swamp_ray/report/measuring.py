@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from swamp_ray.analysis.commands import measure_calibration
 from swamp_ray.errors import first_line
+from swamp_ray.report.arms import rows_of
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.status import life_of
 from swamp_ray.training.data import Data, load_data
@@ -47,8 +48,11 @@ def lacks_calibration(run: ReportRun) -> bool:
     """Whether a run's networks predict classes, and a finished round of them is not measured."""
     if "accuracy" not in run.records[0]["average"]["test"]:
         return False
-    rows = run.analyses.get(CALIBRATION, {}).get("rows", [])
-    return not {record["round"] for record in run.records} <= {row.get("round") for row in rows}
+    try:
+        known = {row["round"] for row in rows_of(run, CALIBRATION)}
+    except (KeyError, TypeError, AttributeError):
+        return True  # not what was written
+    return known != {record["round"] for record in run.records}
 
 
 def without_calibration(runs: Sequence[ReportRun]) -> list[str]:

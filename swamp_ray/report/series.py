@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from swamp_ray.report.arms import rows_of
 from swamp_ray.report.costs import epochs_so_far
 from swamp_ray.report.reading import ReportRun
 
@@ -70,13 +71,19 @@ def _of_run(run: ReportRun, split: str) -> Iterator[Point]:
 
 def ensembles_of(run: ReportRun, split: str) -> dict[int, float]:
     """By round: the ensemble of all its particles, where an analysis has measured it."""
+    try:
+        return dict(_measured_ensembles(run, split))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}  # a damaged file of an analysis, which its command writes anew, must not hide the rounds
+
+
+def _measured_ensembles(run: ReportRun, split: str) -> Iterator[tuple[int, float]]:
     sizes = {record["round"]: len(record["combined"]) for record in run.records}
-    measured = [(row["round"], row["count"], row["ensemble"])
-                for row in run.analyses.get("particles", {}).get("rows", [])]
-    measured += [(row["round"], row["count"], row) for row in run.analyses.get("calibration", {}).get("rows", [])
-                 if row["network"] == "ensemble"]
-    return {index: float(metrics[split][run.primary]) for index, count, metrics in measured
-            if count == sizes.get(index) and run.primary in metrics.get(split, {})}
+    found = [(row, row["ensemble"]) for row in rows_of(run, "particles")]
+    found += [(row, row) for row in rows_of(run, "calibration") if row["network"] == "ensemble"]
+    for row, metrics in found:
+        if row["count"] == sizes[row["round"]] and run.primary in metrics.get(split, {}):
+            yield row["round"], float(metrics[split][run.primary])
 
 
 def means(found: Sequence[Point]) -> list[Mean]:

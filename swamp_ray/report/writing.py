@@ -119,9 +119,9 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
     target = _target(found, output)
     runs = read_runs(names, storage)
     target.check_writable()
-    runs, notes = measured(runs, say) if measure else (runs, without_calibration(runs))
-    say(f"drawing the figures of {len(runs)} run{'s' if len(runs) > 1 else ''} ...")
     try:
+        runs, notes = measured(runs, say) if measure else (runs, without_calibration(runs))
+        say(f"drawing the figures of {len(runs)} run{'s' if len(runs) > 1 else ''} ...")
         page = build(runs, _command(names, storage, output, measure), target.folder, notes)
     except SwampError:
         raise

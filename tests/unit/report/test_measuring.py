@@ -15,6 +15,8 @@ from swamp_ray.report.reading import ReportRun, read_runs
 from swamp_ray.report.series import ENSEMBLE, points
 from swamp_ray.report.writing import write_report
 
+pytestmark = pytest.mark.usefixtures("own_figures")
+
 
 @pytest.fixture
 def storage(study: Path, tmp_path: Path) -> Path:

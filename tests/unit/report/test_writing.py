@@ -20,6 +20,8 @@ from swamp_ray.storage.places import as_spot
 from tests.helpers import tiny
 from tests.hostile import hostile_json
 
+pytestmark = pytest.mark.usefixtures("own_figures")
+
 
 def swamp(*arguments: object) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
