@@ -7,11 +7,18 @@ from pathlib import Path
 import pytest
 
 from swamp_ray.orchestration.running import run
+from swamp_ray.report import building
 from swamp_ray.report.reading import ReportRun, read_runs
 from tests.helpers import tiny
 
 IMP = [f"imp-seed{seed}" for seed in range(3)]
 SWAMP = [f"swamp-seed{seed}" for seed in range(2)]
+
+
+@pytest.fixture
+def own_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page with the figures of accuracy alone: all of them take seconds to draw."""
+    monkeypatch.setattr(building, "SECTIONS", ())
 
 
 @pytest.fixture(scope="session")
