@@ -10,12 +10,14 @@ from _study_frames import (
     AGAINST,
     LABELS,
     MARGIN,
+    MASKS,
     Frame,
     by_round,
     compared,
     endpoint,
     lines,
     log_ratio,
+    masked,
     pairs,
     sparsities,
 )
@@ -171,6 +173,21 @@ def both_help(frame: Frame) -> Finding:
                    "; ".join(f"{name}: {one.verdict} ({one.why})" for name, one in found.items()))
 
 
+def better_mask(frame: Frame) -> Finding:
+    """C7: in both ways of training, SWAMP's mask is better than IMP's; and each is better than a shuffled one."""
+    texts, verdicts = [], []
+    for arm in ("imp", "swamp"):
+        found = {what: masked(frame, arm, what) for what in MASKS}
+        one = compared(found["mask of swamp"], found["mask of imp"])
+        if one is None:
+            return _too_few()
+        verdicts.append("holds" if one.low > 0 else "does not hold" if one.high < 0 else UNKNOWN)
+        control = compared(found["mask of swamp"], found["shuffled mask of swamp"])
+        texts.append(f"with the training of {LABELS[arm]}: {interval(one)} points, detectable {one.detectable:.2f}"
+                     + (f" (against SWAMP's mask shuffled within layers: {interval(control)})" if control else ""))
+    return Finding(_together(verdicts), f"mask of SWAMP - mask of IMP at the sparsest round, {'; '.join(texts)}")
+
+
 CLAIMS: dict[str, tuple[str, Callable[[Frame], Finding]]] = {
     "C1": ("averaging loses nothing from some sparsity on", averaging),
     "C2": ("SWAMP beats IMP at equal epochs a particle", more_accurate),
@@ -179,6 +196,7 @@ CLAIMS: dict[str, tuple[str, Callable[[Frame], Finding]]] = {
     "C4": ("flatter minima", flatter),
     "C5": ("successive rounds are linearly connected", connected),
     "C6": ("SWA and several particles each help", both_help),
+    "C7": ("SWAMP's mask is better than IMP's", better_mask),
 }
 
 

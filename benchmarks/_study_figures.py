@@ -11,12 +11,14 @@ from _study_claims import comparisons
 from _study_frames import (
     LABELS,
     MARGIN,
+    MASKS,
     Frame,
     accuracy,
     by_round,
     compared,
     endpoint,
     lines,
+    masked,
     sparsities,
     values,
 )
@@ -164,9 +166,26 @@ def differences(frame: Frame) -> Figure | None:
     return figure
 
 
+def swapped(frame: Frame) -> Figure | None:
+    """C7: test accuracy of each mask under each training, a point a seed."""
+    found = {arm: [masked(frame, arm, what) for what in MASKS] for arm in ("imp", "swamp")}
+    if found["imp"][0].empty:
+        return None
+    figure, panels = _axes(2)
+    for axes, (arm, cells) in zip(panels, found.items(), strict=True):
+        for x, series in enumerate(cells):
+            axes.scatter([x] * len(series), series, color=COLOURS[x], alpha=0.5, s=18, linewidth=0)
+            axes.plot([x - 0.3, x + 0.3], [series.mean()] * 2, color=COLOURS[x], linewidth=2.5)
+        names = [what.replace(" of swamp", "\nof SWAMP").replace(" of imp", "\nof IMP") for what in MASKS]
+        axes.set_xticks(range(len(MASKS)), names, fontsize=8)
+        axes.set_title(f"training of {LABELS[arm]}", loc="left", fontsize=10)
+    panels[0].set_ylabel("test accuracy (%)")
+    return figure
+
+
 FIGURES: Mapping[str, Callable[[Frame], Figure | None]] = {
     "averaging": averaging, "accuracy": accuracies, "ensemble": ensembles, "curvature": curvature,
-    "connectivity": connectivity, "differences": differences,
+    "connectivity": connectivity, "differences": differences, "swap": swapped,
 }
 
 

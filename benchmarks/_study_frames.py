@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from swamp_ray.analysis.statistics import Paired, paired
 
 Frame = Any
@@ -23,6 +25,10 @@ LABELS = {
     "imp_rate_20": "IMP, rate 0.2", "swamp_rate_20": "SWAMP, rate 0.2", "imp_wrn": "IMP, WRN-28-2",
     "imp_swa_wrn": "IMP + SWA, WRN-28-2", "swamp_wrn": "SWAMP, WRN-28-2", "dense_2t": "dense, 2 T",
 }
+
+
+MASKS = ("mask of swamp", "mask of imp", "shuffled mask of swamp", "shuffled mask of imp")
+"""What is swapped for C7."""
 
 
 def values(frame: Frame, arm: str, what: str, metric: str = "accuracy", split: str = "test") -> Frame:
@@ -93,6 +99,12 @@ def lines(frame: Frame, what: str, arm: str = "swamp") -> dict[int, Paired]:
     """Error barriers or dips on lines, in points, of each round with at least two seeds."""
     found = 100 * values(frame, arm, what, "error")
     return {int(index): one for index in sorted(found.columns) if (one := against_zero(found[index])) is not None}
+
+
+def masked(frame: Frame, arm: str, what: str) -> Frame:
+    """Test accuracy in percent of an arm's training under a swapped mask, by seed."""
+    found = accuracy(frame, arm, what)
+    return found.iloc[:, -1] if len(found.columns) else pd.Series(dtype=float)
 
 
 def log_ratio(frame: Frame, first: tuple[str, str], second: tuple[str, str], metric: str) -> Paired | None:

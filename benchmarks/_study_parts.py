@@ -11,6 +11,7 @@ import pandas as pd
 from swamp_ray.analysis.bench import Bench, Point
 from swamp_ray.analysis.paths import line
 from swamp_ray.analysis.sharpness import sharpness
+from swamp_ray.analysis.swap import swap
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import with_values
 from swamp_ray.evaluation import evaluate_runs
@@ -231,3 +232,29 @@ def _lines(bench: Bench) -> Iterator[tuple[int, str, Point, Point]]:
         yield index, "particles", first, second
         if index + 1 in bench.rounds:
             yield index, "rounds", bench.average(index), bench.average(index + 1)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """C7: the masks of two arms, each trained in both ways, at the sparsest round; and the masks shuffled in layers.
+
+    Attributes:
+        first, second: The arms.
+        name, stage, seeds: See :class:`Part`.
+    """
+
+    first: str
+    second: str
+    stage: int
+    name: str = "swap"
+    seeds: tuple[int, ...] | None = None
+
+    def rows(self, context: Context, seed: int) -> list[Row]:
+        """Metrics of every cell; the arm is that whose training it is."""
+        arms = {"first": self.first, "second": self.second}
+        done = [context.run_of(arm, seed) for arm in arms.values()]
+        found = swap(done[0].rundir, done[1].rundir)
+        return [{"arm": arms[cell["training"]],
+                 **_row(cell["round"], cell["sparsity"],
+                        f"{'shuffled ' if cell['shuffled'] else ''}mask of {arms[cell['mask']]}", split, metric, value)}
+                for cell in found.rows for split, values in cell["average"].items() for metric, value in values.items()]

@@ -11,6 +11,7 @@ from _study_claims import CLAIMS, comparisons, findings, interval
 from _study_frames import (
     LABELS,
     MARGIN,
+    MASKS,
     Frame,
     accuracy,
     arms_of,
@@ -18,6 +19,7 @@ from _study_frames import (
     compared,
     endpoint,
     lines,
+    masked,
     pairs,
     sparsities,
     values,
@@ -72,6 +74,7 @@ def tables(frame: Frame) -> list[tuple[str, str]]:
         ("The average minus the mean of its particles:", averaging_table(frame)),
         ("Error barriers of SWAMP on the test split, in points:", barrier_table(frame)),
         ("Curvature at the sparsest round:", curvature_table(frame)),
+        ("Test accuracy (%) with swapped masks at the sparsest round:", swap_table(frame)),
         ("IMP with the normalisation statistics that training left, minus IMP with re-estimated ones:",
          as_trained_table(frame)),
         ("Whether T is long enough:", length_table(frame)),
@@ -140,6 +143,16 @@ def curvature_table(frame: Frame) -> str:
             label = LABELS[arm] + (", one particle" if network == "particle" else "")
             rows.append([label, str(num), *cells])
     return _markdown(["network", "n", "trace", "sum w² H", "largest eigenvalue"], rows)
+
+
+def swap_table(frame: Frame) -> str:
+    """Every mask under every training, test accuracy at the sparsest round: C7."""
+    rows = []
+    for arm in ("imp", "swamp"):
+        cells = [masked(frame, arm, what) for what in MASKS]
+        if not cells[0].empty:
+            rows.append([f"training of {LABELS[arm]}", str(len(cells[0])), *(_mean(one.tolist()) for one in cells)])
+    return _markdown(["", "n", *(what.replace("swamp", "SWAMP").replace("imp", "IMP") for what in MASKS)], rows)
 
 
 def as_trained_table(frame: Frame) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from _study_parts import IMP, NO_SWA, SINGLE, Arm, AsTrained, Choice, Curvature, Frame, Part
+from _study_parts import IMP, NO_SWA, SINGLE, Arm, AsTrained, Choice, Curvature, Frame, Part, Swap
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ TIERS = {
         Arm("dense_2t", {**IMP, "pruning.target": 0.0, "round.length": "24 epochs"}, stage=2),
         Arm("swamp_without_swa", NO_SWA, stage=3),
         Arm("imp_4t", {**IMP, "round.length": "48 epochs"}, stage=4),
+        Swap("imp", "swamp", stage=5),
     )),
     "gpu": Tier("configs/study/gpu.yaml", (0, 1, 2, 3, 4, 5), (
         *_base_rates(),
@@ -119,6 +120,7 @@ TIERS = {
         Arm("imp_4t", {**IMP, "round.length": "96 epochs"}, stage=4),
         Arm("swamp_without_swa", NO_SWA, stage=4),
         Arm("imp_best_of_4", {**NO_SWA, "particles.combine": "best"}, stage=4),
+        Swap("imp", "swamp", stage=4),
         # Tier C
         Arm("swamp_plus", {"particles.count": 1, "particles.schedule": [{"sparsity": 0.875, "count": 4}]}, stage=5),
         Arm("sms", SMS, stage=5),

@@ -17,7 +17,8 @@ window.addEventListener("load", () => {
   const box = (it) => { const found = it.getBoundingClientRect(); return [found.width, found.height]; };
   const all = (what) => [...document.querySelectorAll(what)];
   document.querySelectorAll("details").forEach((it) => { it.open = true; });
-  const texts = all("figure text").map((it) => [getComputedStyle(it).fill, it.getBoundingClientRect().height]);
+  const texts = all("figure text").map((it) =>
+    [it.closest("figure").id, getComputedStyle(it).fill, it.getBoundingClientRect().height]);
   parent.postMessage(JSON.stringify({
     width: innerWidth, scroll: document.documentElement.scrollWidth,
     wide: all("body *").filter((it) => it.getBoundingClientRect().right > innerWidth + 0.5

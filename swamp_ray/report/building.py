@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -72,6 +73,8 @@ def _charts(draw: Draw, runs: Sequence[ReportRun]) -> list[Chart]:
 
 
 def _drawn(chart: Chart, folder: str) -> Drawn:
+    """The chart under a name that can stand in a tag and as a file."""
+    chart = replace(chart, name=re.sub(r"[^A-Za-z0-9._-]", "_", chart.name))
     return Drawn(chart, svg_of(chart.figure, chart.name),
                  {kind.upper(): f"{folder}/{chart.name}.{kind}" for kind in KINDS})
 

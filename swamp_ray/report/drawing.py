@@ -22,10 +22,11 @@ _COLOUR = re.compile("|".join(map(re.escape, THEME)), re.I)
 
 
 def svg_of(figure: Figure, name: str) -> str:
-    """A figure as SVG; the same figure gives the same text."""
+    """A figure as SVG; the same figure gives the same text. Its layout is settled then, for a PNG of it too."""
     buffer = io.StringIO()
     with themed(), matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")
     return buffer.getvalue()
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from swamp_ray.report.arms import rows_of
 from swamp_ray.report.costs import epochs_so_far
 from swamp_ray.report.reading import ReportRun
 
@@ -70,10 +71,19 @@ def _of_run(run: ReportRun, split: str) -> Iterator[Point]:
 
 def ensembles_of(run: ReportRun, split: str) -> dict[int, float]:
     """By round: the ensemble of all its particles, where an analysis has measured it."""
+    try:
+        return dict(_measured_ensembles(run, split))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}  # a damaged file of an analysis, which its command writes anew, must not hide the rounds
+
+
+def _measured_ensembles(run: ReportRun, split: str) -> Iterator[tuple[int, float]]:
     sizes = {record["round"]: len(record["combined"]) for record in run.records}
-    return {row["round"]: float(row["ensemble"][split][run.primary])
-            for row in run.analyses.get("particles", {}).get("rows", [])
-            if row["count"] == sizes.get(row["round"]) and split in row["ensemble"]}
+    found = [(row, row["ensemble"]) for row in rows_of(run, "particles")]
+    found += [(row, row) for row in rows_of(run, "calibration") if row["network"] == "ensemble"]
+    for row, metrics in found:
+        if row["count"] == sizes[row["round"]] and run.primary in metrics.get(split, {}):
+            yield row["round"], float(metrics[split][run.primary])
 
 
 def means(found: Sequence[Point]) -> list[Mean]:

@@ -16,6 +16,7 @@ from swamp_ray.errors import CorruptArtifactError, RunError, SwampError, UserErr
 from swamp_ray.locating import DEFAULT_STORAGE, find_either, find_run
 from swamp_ray.report.building import DAMAGED, build
 from swamp_ray.report.drawing import png_of
+from swamp_ray.report.measuring import measured, without_calibration
 from swamp_ray.report.page import Drawn, Page, csv_of, render
 from swamp_ray.report.reading import read_runs
 from swamp_ray.storage.files import write_atomic
@@ -96,8 +97,8 @@ class Target:
 
 
 def write_report(names: Sequence[str], storage: str | None = None, output: str | Path | None = None, *,
-                 say: Callable[[str], None] = lambda _: None) -> Written:
-    """Write the report of one or several runs. Nothing is trained.
+                 measure: bool = True, say: Callable[[str], None] = lambda _: None) -> Written:
+    """Write the report of one or several runs. Nothing is trained; what is measured is kept beside the runs.
 
     Args:
         names: Names of runs in the storage, patterns of names such as ``imp-*``, or paths or URLs of their folders. The
@@ -105,6 +106,7 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
         storage: Storage root; default ``./results``.
         output: The HTML file. Default: of one run ``report.html`` in its folder, of several ``./report.html``. Figures
             and their data go into a folder of the same name beside it.
+        measure: Measure the calibration of runs that lack it.
         say: Told what is being done.
 
     Raises:
@@ -112,14 +114,15 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
             cannot be written.
         CorruptArtifactError: A file of a run is not what was written.
     """
-    names = list(_expanded(names, storage))
+    names = list(_expanded(names, storage, say))
     found = [_find(name, storage) for name in names]
     target = _target(found, output)
     runs = read_runs(names, storage)
     target.check_writable()
-    say(f"drawing the figures of {len(runs)} run{'s' if len(runs) > 1 else ''} ...")
     try:
-        page = build(runs, _command(names, storage, output), target.folder)
+        runs, notes = measured(runs, say) if measure else (runs, without_calibration(runs))
+        say(f"drawing the figures of {len(runs)} run{'s' if len(runs) > 1 else ''} ...")
+        page = build(runs, _command(names, storage, output, measure), target.folder, notes)
     except SwampError:
         raise
     except DAMAGED as error:
@@ -129,28 +132,35 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
     return _write(page, target)
 
 
-def report(names: Sequence[str], storage: str | None, output: str | None) -> None:
+def report(names: Sequence[str], storage: str | None, output: str | None, measure: bool) -> None:
     """Write a report, and print where it is."""
     console = Console(highlight=False)
-    written = write_report(names, storage, output, say=lambda text: console.print(text, style="dim", soft_wrap=True))
+    written = write_report(names, storage, output, measure=measure,
+                           say=lambda text: console.print(text, style="dim", soft_wrap=True))
     console.print(f"report: {display_path(written.page)}", style="bold", soft_wrap=True)
     figures = len(written.files) // 3
     folder = str(display_path(written.files[0])).rpartition("/")[0]
     console.print(f"{figures} figures as SVG and PNG, with their data as CSV: {folder}/", soft_wrap=True)
 
 
-def _expanded(names: Sequence[str], storage: str | None) -> Iterator[str]:
-    """Names as they are, and in place of a pattern the runs in the storage that it fits, in order."""
+def _expanded(names: Sequence[str], storage: str | None, say: Callable[[str], None]) -> Iterator[str]:
+    """Names as they are, and in place of a pattern the runs in the storage that it fits, in order.
+
+    Of these, runs without a finished round are left out: a study that is going on can be looked at.
+    """
     for name in names:
         if is_url(name) or os.sep in name or not set("*?[") & set(name):
             yield name
             continue
         place = open_place(storage or DEFAULT_STORAGE)
-        fitting = [run for run in place.folders("runs") if fnmatchcase(run, name)]
-        if not fitting:
-            raise UserError("no run fits this pattern", got=name, where="RUN...",
+        fitting = [run for run in place.folders("runs") if fnmatchcase(run, name) and run not in names]
+        begun = [run for run in fitting if RunDir(place, run).read_rounds()]
+        for run in sorted(set(fitting) - set(begun)):
+            say(f"{run}: left out, it has no finished round yet")
+        if not begun and not any(fnmatchcase(other, name) for other in names if other != name):
+            raise UserError("no run with a finished round fits this pattern", got=name, where="RUN...",
                             do=f"See which there are in {place.locate('runs')}.")
-        yield from (run for run in fitting if run not in names)
+        yield from begun
 
 
 def _find(name: str, storage: str | None) -> RunDir:
@@ -189,7 +199,8 @@ def _payloads(drawn: Drawn) -> dict[str, bytes]:
     return {"CSV": csv_of(drawn.chart), "SVG": drawn.svg.encode(), "PNG": png_of(drawn.chart.figure)}
 
 
-def _command(names: Sequence[str], storage: str | None, output: str | Path | None) -> str:
+def _command(names: Sequence[str], storage: str | None, output: str | Path | None, measure: bool) -> str:
     words = ["swamp", "report", *names]
     words += ["--storage", storage] if storage is not None else []
-    return shlex.join([*words, *(["--output", str(output)] if output is not None else [])])
+    words += ["--output", str(output)] if output is not None else []
+    return shlex.join([*words, *([] if measure else ["--no-measure"])])

@@ -34,8 +34,9 @@ def test_no_spread_is_no_reason_to_fail() -> None:
         paired([1.0], [2.0])
 
 
-def test_what_could_have_been_seen_is_seen_in_four_of_five_studies() -> None:
-    num, error = 6, 0.4 / np.sqrt(6)
+@pytest.mark.parametrize("num", [2, 3, 4, 6, 20])
+def test_what_could_have_been_seen_is_seen_in_four_of_five_studies(num: int) -> None:
+    error = 0.4 / np.sqrt(num)
     shift = detectable_difference(error, num)
     draw = np.random.default_rng(0).normal(shift, 0.4, (20_000, num))
     assert (stats.ttest_1samp(draw, 0, axis=1)[1] < 0.05).mean() == pytest.approx(0.8, abs=0.01)

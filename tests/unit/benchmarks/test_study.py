@@ -127,7 +127,19 @@ def full_frame() -> pd.DataFrame:
         rows_of("swamp", "barrier between particles", low, "error"),
         rows_of("swamp", "barrier between rounds", low, "error"), rows_of("swamp", "dip between rounds", high, "error"),
         curved("imp", "average", [100, 120, 110]), curved("imp_swa", "average", [50, 61, 56]),
-        curved("swamp", "particle", [48, 55, 50]), curved("swamp", "average", [20, 26, 22]))
+        curved("swamp", "particle", [48, 55, 50]), curved("swamp", "average", [20, 26, 22]),
+        *(rows_of(arm, what, [[value + better], [value + better], [value + 1.1 * better]])
+          for arm, value in (("imp", 0.5), ("swamp", 0.6))
+          for what, better in zip(frames.MASKS, (0.02, 0.01, 0.0, 0.0), strict=True)))
+
+
+def test_the_better_mask_is_better_in_both_ways_of_training() -> None:
+    frame = full_frame()
+    assert claims.findings(frame)["C7"].verdict == "holds"
+    worse = frame.copy()
+    worse.loc[(worse["arm"] == "imp") & (worse["what"] == "mask of swamp"), "value"] -= 0.05
+    assert claims.findings(worse)["C7"].verdict == "in part"
+    assert "| training of SWAMP | 3 | 62.07 ± 0.07 |" in tables.swap_table(frame)
 
 
 def test_flatter_means_that_both_steps_are_in_both_measures() -> None:
@@ -259,8 +271,9 @@ def test_runs_are_measured_again_from_the_storage(tmp_path: Path) -> None:
     arms = parts.Arm("imp", parts.IMP), parts.Arm("swamp")
     slice_of(tmp_path, *arms)
     trained = len(list((tmp_path / "storage" / "artifacts").glob("*/*")))
-    frame = slice_of(tmp_path, *arms, parts.AsTrained(("imp",), stage=2),
-                     parts.Curvature(("imp", "swamp"), num_images=32, num_directions=2, stage=2))
+    measured = (parts.AsTrained(("imp",), stage=2),
+                parts.Curvature(("imp", "swamp"), num_images=32, num_directions=2, stage=2))
+    frame = slice_of(tmp_path, *arms, *measured)
     assert len(list((tmp_path / "storage" / "artifacts").glob("*/*"))) == trained
     as_trained = frame[frame["what"] == "as trained"]
     assert set(as_trained["arm"]) == {"imp"}
@@ -273,6 +286,15 @@ def test_runs_are_measured_again_from_the_storage(tmp_path: Path) -> None:
     assert set(zip(curved["arm"], curved["what"], strict=True)) == {
         ("imp", "curvature of average"), ("swamp", "curvature of average"), ("swamp", "curvature of particle")}
     assert np.isfinite(curved["value"]).all()
+
+
+def test_swapped_masks_repeat_what_the_arms_have(tmp_path: Path) -> None:
+    frame = slice_of(tmp_path, parts.Arm("imp", parts.IMP), parts.Arm("swamp"), parts.Swap("imp", "swamp", stage=2))
+    for arm in ("imp", "swamp"):
+        own = frames.values(frame, arm, "average", "loss")
+        swapped = frames.values(frame, arm, f"mask of {arm}", "loss")
+        assert swapped[1].tolist() == own[1].tolist()
+        assert not frames.masked(frame, arm, "shuffled mask of imp").empty
 
 
 @pytest.mark.parametrize("tier", tiers.TIERS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from swamp_ray.orchestration.running import run
+from swamp_ray.report import building
 from swamp_ray.report.reading import ReportRun, read_runs
 from swamp_ray.report.style import themed
 from tests.helpers import tiny
@@ -21,6 +22,12 @@ def page_style() -> Iterator[None]:
     """Fonts and colours of a page, in which figures have to be legible."""
     with themed():
         yield
+
+
+@pytest.fixture
+def own_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page with the figures of accuracy alone: all of them take seconds to draw."""
+    monkeypatch.setattr(building, "SECTIONS", ())
 
 
 @pytest.fixture(scope="session")

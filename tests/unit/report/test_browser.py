@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Browser:
 
 @pytest.fixture(scope="module")
 def page(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(write_report([*IMP, *SWAMP], str(study), tmp_path_factory.mktemp("page") / "page.html").page)
+    copy = shutil.copytree(study, tmp_path_factory.mktemp("measured") / "study")
+    return Path(write_report([*IMP, *SWAMP], str(copy), tmp_path_factory.mktemp("page") / "page.html").page)
 
 
 def brightness(colour: str) -> float:
@@ -35,19 +37,29 @@ def brightness(colour: str) -> float:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_every_figure_is_seen_and_nothing_sticks_out(browser: Browser, page: Path, dark: bool) -> None:
     for look in browser.look(page, [PHONE, DESKTOP], dark=dark):
-        assert set(look["figures"]) == {
-            "figure-accuracy_against_sparsity", "figure-accuracy_against_epochs", "figure-differences"}
-        assert all(width > 250 and height > 150 for width, height in look["figures"].values())
+        assert set(look["figures"]) == {f"figure-{path.stem}" for path in page.with_suffix("").glob("*.png")}
+        assert {"figure-accuracy_against_sparsity", "figure-differences", "figure-reliability"} <= set(look["figures"])
+        assert all(width > 250 and height > 100 for width, height in look["figures"].values())
         assert look["wide"] == []
         assert look["scroll"] <= look["width"]
         assert look["tables"] >= 9
         assert look["fetched"] == []
-        assert min(height for _, height in look["texts"]) >= READABLE_PX
+        assert min(height for _, _, height in look["texts"]) >= READABLE_PX
         # Text of the page and of its figures stands out from the ground, in both schemes.
         ground = brightness(look["ground"])
         assert (ground < 60) is dark
         assert abs(brightness(look["ink"]) - ground) > 150
-        assert min(abs(brightness(fill) - ground) for fill, _ in look["texts"]) > 70
+        # Text in coloured cells stands on those.
+        fills = {fill for figure, fill, _ in look["texts"] if figure.startswith(("figure-accuracy", "figure-diff"))}
+        assert min(abs(brightness(fill) - ground) for fill in fills) > 70
+
+
+def test_all_figures_were_drawn_under_names_of_their_own(page: Path) -> None:
+    text = page.read_text()
+    assert 'class="note"' not in text
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert len(re.findall('<figure id="', text)) >= 12
 
 
 def test_the_browser_has_nothing_to_complain_about(browser: Browser, page: Path) -> None:

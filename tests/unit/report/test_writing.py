@@ -20,6 +20,8 @@ from swamp_ray.storage.places import as_spot
 from tests.helpers import tiny
 from tests.hostile import hostile_json
 
+pytestmark = pytest.mark.usefixtures("own_figures")
+
 
 def swamp(*arguments: object) -> Any:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -32,7 +34,7 @@ def copy(study: Path, tmp_path: Path) -> Path:
 
 
 def test_one_run_has_its_report_in_its_folder(copy: Path) -> None:
-    done = swamp("report", "swamp-seed0", "--storage", copy)
+    done = swamp("report", "swamp-seed0", "--storage", copy, "--no-measure")
     assert done.exit_code == 0, done.output
     folder = copy / "runs" / "swamp-seed0"
     page = (folder / "report.html").read_text()
@@ -45,7 +47,7 @@ def test_one_run_has_its_report_in_its_folder(copy: Path) -> None:
 
 def test_several_runs_have_it_where_one_works(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    done = swamp("report", "imp-seed1", "imp-*", "swamp*", "--storage", copy)
+    done = swamp("report", "imp-seed1", "imp-*", "swamp*", "--storage", copy, "--no-measure")
     assert done.exit_code == 0, done.output
     page = (tmp_path / "report.html").read_text()
     assert "swamp report imp-seed1 imp-seed0 imp-seed2 swamp-seed0 swamp-seed1" in page
@@ -55,7 +57,7 @@ def test_several_runs_have_it_where_one_works(copy: Path, tmp_path: Path, monkey
 
 def test_it_is_written_where_one_wants_it(study: Path, tmp_path: Path) -> None:
     output = tmp_path / "my pages" / "the one.html"
-    written = write_report(["imp-seed0"], str(study), output)
+    written = write_report(["imp-seed0"], str(study), output, measure=False)
     assert written.page == output
     assert (tmp_path / "my pages" / "the one" / "accuracy_against_sparsity.png").is_file()
     assert all(Path(file).parent == tmp_path / "my pages" / "the one" for file in written.files)
@@ -75,7 +77,7 @@ def test_it_goes_into_an_object_store_too(remote: str) -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (("imp-seed7",), "Did you mean 'imp-seed"),
-    (("nothing-*",), "no run fits this pattern"),
+    (("nothing-*",), "no run with a finished round fits this pattern"),
     (("imp-seed0", "imp-seed0"), "a run must be named once"),
     (("imp-seed0", "--output", "page.pdf"), "Let its name end in .html"),
     (("imp-seed0", "--output", "/proc/page.html"), "cannot be written"),
@@ -85,7 +87,7 @@ def test_wrong_use_is_told(study: Path, tmp_path: Path, monkeypatch: pytest.Monk
                            words: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("")
-    done = swamp("report", *arguments, "--storage", study)
+    done = swamp("report", *arguments, "--storage", study, "--no-measure")
     assert done.exit_code == 2, done.output
     assert words in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt"]
@@ -111,6 +113,14 @@ def test_a_run_without_a_finished_round_is_told(copy: Path) -> None:
         write_report(["imp-seed0"], str(copy))
 
 
+def test_a_pattern_leaves_out_what_has_hardly_begun(copy: Path) -> None:
+    (copy / "runs" / "imp-seed0" / "rounds.jsonl").unlink()
+    said: list[str] = []
+    page = Path(write_report(["imp-*"], str(copy), copy / "page.html", measure=False, say=said.append).page)
+    assert "imp-seed0: left out, it has no finished round yet" in said
+    assert "swamp report imp-seed1 imp-seed2 " in page.read_text()
+
+
 def test_damaged_records_are_named(copy: Path) -> None:
     spot = as_spot(copy / "runs" / "imp-seed0" / "rounds.jsonl")
     lines = [{key: line[key] for key in line if key not in ("check", "average")} for line in read_lines(spot)]
@@ -125,6 +135,6 @@ def test_hostile_records_are_told_or_shown_never_a_traceback(copy: Path, seed: i
     folder = copy / "runs" / "imp-seed0"
     for name in ("run.json", dice.choice(["metrics.jsonl", "rounds.jsonl", "results.jsonl", "config.yaml"])):
         (folder / name).write_bytes(hostile_json((folder / name).read_bytes(), dice))
-    done = swamp("report", "imp-seed0", "--storage", copy)
+    done = swamp("report", "imp-seed0", "--storage", copy, "--no-measure")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code in (0, 1, 2), done.output
