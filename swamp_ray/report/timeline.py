@@ -28,7 +28,7 @@ DENSE_COLOUR = "#9e9e9e"
 TRAINED = ("dense", "particle")
 FAILED = ("machine", "diverged", "error")
 AVERAGING = "averaging"
-FIXED_IN = 1.4
+FIXED_IN = 1.45
 """Of its height what is not rows: colours, axis, legend."""
 FONT = 8.0
 
@@ -130,8 +130,7 @@ def _caption(jobs: Any) -> str:
 def _figure(jobs: Any) -> Figure:
     rows = sorted(jobs["row"].unique(), key=_order)
     height = min(TALLEST_IN, FIXED_IN + 0.32 * len(rows))
-    figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
-    bar, axes = figure.subplots(2, height_ratios=[0.1, height - FIXED_IN])
+    figure, bar, axes = _areas(height, max(len(_label(row)) for row in rows))
     scale, unit = _unit(float(jobs["ended_s"].max()))
     gaps = _gaps(jobs)
     shift = jobs["attempt"].map(gaps)
@@ -152,6 +151,19 @@ def _figure(jobs: Any) -> Figure:
     _round_bar(bar, colours)
     _legend(figure, jobs, colours)
     return figure
+
+
+def _areas(height: float, longest: int) -> tuple[Figure, Any, Any]:
+    """The figure, the strip of colours and the area of bars; their places are known, whatever the number of rows."""
+    figure = Figure(figsize=(WIDTH_IN, height))
+    left, width = (0.2 + 0.078 * longest) / WIDTH_IN, (WIDTH_IN - 0.32 - 0.078 * longest) / WIDTH_IN
+    bar = figure.add_axes((left, 1 - 0.32 / height, width, 0.1 / height))
+    axes = figure.add_axes((left, 0.82 / height, width, (height - FIXED_IN) / height))
+    return figure, bar, axes
+
+
+def _label(row: str) -> str:
+    return shortened(row, 24)
 
 
 def _order(row: str) -> tuple[bool, str, int]:
@@ -203,7 +215,7 @@ def _row_axis(axes: Any, rows: Sequence[str], height_in: float) -> None:
     room = max(1, int((height_in - FIXED_IN) / 0.17))
     every = next((step for step in (1, 2, 5, 10, 20, 50) if len(rows) / step <= room), 100)
     shown = [index for index, row in enumerate(rows) if index % every == 0 or row == AVERAGING]
-    axes.set_yticks(shown, [shortened(rows[index], 24) for index in shown],
+    axes.set_yticks(shown, [_label(rows[index]) for index in shown],
                     fontsize=FONT)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -260,7 +272,7 @@ def _legend(figure: Figure, jobs: Any, colours: ListedColormap) -> None:
     if ((jobs["retry"] > 0) | (jobs["reseed"] > 0)).any():
         handles.append(Line2D([], [], linestyle="none", marker=">", markersize=6, markerfacecolor=PAPER,
                               markeredgecolor=INK, label="tried again"))
-    figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 6), frameon=False, fontsize=FONT,
+    figure.legend(handles=handles, loc="lower left", ncols=min(len(handles), 6), frameon=False, fontsize=FONT,
                   handlelength=1.4, columnspacing=1.2)
 
 
