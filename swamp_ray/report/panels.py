@@ -16,16 +16,17 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from swamp_ray.report.style import COLOUR_MAP, GRID, MUTED, density_ticks
 
 FONT = 8.5
-COLUMNS = 3
+COLUMNS = 2
+WIDTH_IN = 5.4
 LEGEND_ROW_IN = 0.18
 DASHED: Any = (0, (4, 1.5))
 
 
 def panels_for(num: int, columns: int = COLUMNS, share_y: bool = True) -> tuple[Figure, Any]:
-    """A figure with so many panels side by side, in rows of three."""
+    """A figure with so many panels, two in a row, so that a phone shows it whole."""
     columns = min(columns, num)
     rows = -(-num // columns)
-    size = (5.4, 3.9) if num == 1 else (7.0, 1.2 + 2.2 * rows)
+    size = (WIDTH_IN, 3.9 if num == 1 else 1.2 + 2.1 * rows)
     figure = Figure(figsize=size, layout="constrained")
     panels: Any = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     for axes in panels.flat[num:]:
