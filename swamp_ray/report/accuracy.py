@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -26,6 +27,7 @@ from swamp_ray.report.style import (
     FONT_PT,
     MUTED,
     ArmStyle,
+    add_legend,
     arm_styles,
     axis_label,
     density_axis,
@@ -54,7 +56,7 @@ def accuracy_against_sparsity(runs: Sequence[ReportRun], split: str = "test") ->
     _draw(axes, runs, found, lambda one: 1 - one.sparsity)
     density_axis(axes, min(1 - point.sparsity for point in found))
     networks = [network for network in (PARTICLES, ENSEMBLE) if any(point.network == network for point in found)]
-    _finish(axes, runs, split, [*networks, *([DENSE] if dense is not None else [])])
+    _finish(figure, axes, runs, split, [*networks, *([DENSE] if dense is not None else [])])
     text = _words(metric, split, networks, dense is not None)
     return Chart("accuracy_against_sparsity", f"{capital(metric)} against sparsity", f"{text} {_spread(runs)}", figure,
                  _data(found, metric, dense))
@@ -83,7 +85,7 @@ def accuracy_against_epochs(runs: Sequence[ReportRun], split: str = "test") -> l
         axes.annotate(f"{100 * (1 - last.sparsity):.2g} % left", (last.epochs, scale_of(metric) * last.value),
                       xytext=(6, -3), textcoords="offset points", fontsize=FONT_PT - 1, color=style.colour)
     _epochs_axis(axes, min(epochs), max(epochs))
-    _finish(axes, runs, split, [])
+    _finish(figure, axes, runs, split, [])
     caption = ("The network of each round against what it took to get there: the epochs of the dense phase and of all "
                "particles of all rounds up to it, whether this run trained them or found them in the storage (log "
                "axis). Each arm's last point says how many weights are left there. ")
@@ -128,7 +130,7 @@ def _draw_main(axes: Any, main: Sequence[Mean], style: ArmStyle, where: Where, s
         axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
 
 
-def _finish(axes: Any, runs: Sequence[ReportRun], split: str, networks: Sequence[str]) -> None:
+def _finish(figure: Figure, axes: Any, runs: Sequence[ReportRun], split: str, networks: Sequence[str]) -> None:
     """Label, grid, and a legend of the arms and of the lines that are not a round's network."""
     styles = arm_styles(run.arm for run in runs)
     handles = [Line2D([], [], color=style.colour, linestyle=_literal(style.line), marker=style.marker, markersize=4.5,
@@ -138,7 +140,7 @@ def _finish(axes: Any, runs: Sequence[ReportRun], split: str, networks: Sequence
                        label=network) for network in networks]
     axes.set_ylabel(axis_label(runs[0].primary, split))
     plain_axes(axes)
-    axes.legend(handles=handles)
+    add_legend(figure, axes, handles)
 
 
 def _literal(line: str) -> Any:

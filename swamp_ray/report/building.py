@@ -9,7 +9,7 @@ from dataclasses import replace
 from swamp_ray.errors import SwampError
 from swamp_ray.report.card import card, shared_facts
 from swamp_ray.report.chart import Chart
-from swamp_ray.report.comparison import comparisons
+from swamp_ray.report.comparison import ALL_PAIRS_OF, comparisons
 from swamp_ray.report.contents import ACCURACY, DIFFERENCES, SECTIONS, Draw, Section
 from swamp_ray.report.drawing import svg_of
 from swamp_ray.report.headline import findings, title, warnings
@@ -89,7 +89,7 @@ def _differences(runs: Sequence[ReportRun], folder: str) -> Part:
         notes.append("The arms have no sparsity in common, so that nothing can be compared.")
     elif len(arms) > 1 and not any(one.is_paired for one in found):
         notes.append("No two arms have a seed in common: nothing is paired, and the arms stand side by side.")
-    tables = tuple(comparison_table(one, runs[0].primary) for one in found)
+    tables = tuple(comparison_table(one, runs[0].primary, len(found) > ALL_PAIRS_OF) for one in found)
     return Part(part.anchor, part.title, part.about, tuple(notes), part.charts, tables)
 
 

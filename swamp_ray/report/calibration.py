@@ -71,7 +71,8 @@ def _curves(runs: Sequence[ReportRun], data: Any, metric: str, label: str) -> Fi
             axes.fill_between(one["density"], scale * one["lowest"], scale * one["highest"], color=styles[arm].colour,
                               alpha=0.13, linewidth=0)
     density_axis(axes, float(data["density"].min()))
-    axes.set_ylim(bottom=0)
+    if metric == "ece":
+        axes.set_ylim(bottom=0)
     axes.set_ylabel(label)
     plain_axes(axes)
     arms = [legend_line(shortened(arm, 30), line_of(styles[arm]) | {"linestyle": "-"})
@@ -123,7 +124,7 @@ def _bins(arm: str, members: Sequence[ReportRun], record: Mapping[str, Any]) -> 
 def _diagrams(runs: Sequence[ReportRun], data: Any) -> Figure:
     arms = list(dict.fromkeys(data["arm"]))
     most = max(one["round"].nunique() for _, one in data.groupby("arm"))
-    figure = Figure(figsize=(0.5 + 2.15 * max(most, 2), 0.5 + 2.3 * len(arms)), layout="compressed")
+    figure = Figure(figsize=(0.5 + 1.7 * max(most, 2), 0.6 + 1.8 * len(arms)), layout="compressed")
     figure.get_layout_engine().set(wspace=0.06)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     panels: Any = figure.subplots(len(arms), most, squeeze=False, sharex=True, sharey=True)
     styles = arm_styles(run.arm for run in runs)

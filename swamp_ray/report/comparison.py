@@ -10,10 +10,20 @@ from itertools import combinations
 import pandas as pd
 
 from swamp_ray.analysis.statistics import Paired, paired
+from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.series import SAME
-from swamp_ray.report.style import MUTED, arm_styles, density_axis, new_figure, plain_axes, scale_of
+from swamp_ray.report.style import (
+    MOST_INSIDE,
+    MUTED,
+    add_legend,
+    arm_styles,
+    density_axis,
+    new_figure,
+    plain_axes,
+    scale_of,
+)
 
 BySparsity = Mapping[float, Mapping[int, float]]
 """Values by sparsity and seed."""
@@ -95,33 +105,38 @@ def difference_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Ch
     scale, unit = scale_of(metric), " (points)" if metric == "accuracy" else ""
     figure, axes = new_figure()
     axes.axhline(0, color=MUTED, linewidth=1)
-    lowest = 1.0
+    baseline = found[0].first if len({one.first for one in found}) == 1 else ""
+    lowest, handles = 1.0, []
     for number, one in enumerate(found):
         levels = [level for level in one.levels if level.difference is not None]
-        shift = 1.0 + 0.035 * (number - (len(found) - 1) / 2)
+        shift = 1.0 + min(0.035, 0.12 / len(found)) * (number - (len(found) - 1) / 2)
         density = [(1 - level.sparsity) * shift for level in levels]
         lowest = min(lowest, *density)
         style = styles[one.second]
-        label = f"{one.second} − {one.first}"  # noqa: RUF001 - a minus sign
+        label = one.second if baseline else f"{one.second} − {one.first}"  # noqa: RUF001 - a minus sign
         filled = {} if number < len(styles) - 1 else {"markerfacecolor": "none"}
-        axes.plot(density, [scale * (level.difference or 0.0) for level in levels], color=style.colour, linewidth=1.1,
-                  marker=style.marker, markersize=4.5, label=label, linestyle="-" if not filled else "--", **filled)
+        handles += axes.plot(density, [scale * (level.difference or 0.0) for level in levels], color=style.colour,
+                             linewidth=1.1, marker=style.marker, markersize=4.5, label=label,
+                             linestyle=style.line if not filled else "--", **filled)
         for x, level in zip(density, levels, strict=True):
             if level.paired is not None:
                 axes.vlines(x, scale * level.paired.low, scale * level.paired.high, color=style.colour, linewidth=1.1)
     density_axis(axes, lowest)
-    axes.set_ylabel(f"difference of {split} {metric}{unit}")
+    axes.set_ylabel(f"difference to {shortened(baseline, 14)}{unit}" if baseline else f"difference of {metric}{unit}")
     plain_axes(axes)
-    # Above, since bars can be anywhere.
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2)
-    return [Chart("differences", "Differences, paired by seed", _caption(found, metric), figure, table_of(found))]
+    if len(handles) > MOST_INSIDE:
+        add_legend(figure, axes, handles)
+    else:  # above, since bars can be anywhere
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, ncols=2)
+    caption = _caption(found, metric, split)
+    return [Chart("differences", "Differences, paired by seed", caption, figure, table_of(found))]
 
 
-def _caption(found: Sequence[Comparison], metric: str) -> str:
+def _caption(found: Sequence[Comparison], metric: str, split: str) -> str:
     pairs = sorted({len(level.seeds) for one in found for level in one.levels if level.seeds})
     n = f"{pairs[0]}" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
     intervals = any(level.paired for one in found for level in one.levels)
-    text = f"Mean over seeds of the difference of two runs with the same seed, at equal sparsity; n = {n}."
+    text = f"Mean over seeds of the difference of two runs with the same seed, on {split}, at equal sparsity; n = {n}."
     if metric == "accuracy":
         text += " In percentage points."
     return text + (" Bars: 95 % intervals of the t distribution, each for itself, not adjusted for the number of "

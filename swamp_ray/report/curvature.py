@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from swamp_ray.report.arms import by_arm, line_of, rows_of
 from swamp_ray.report.cells import shortened
@@ -53,7 +54,7 @@ def _with_error(found: Mapping[str, Any]) -> dict[str, float]:
 def _curvature(runs: Sequence[ReportRun], data: Any) -> Figure:
     figure, panels = panels_for(len(CURVATURES), share_y=False)
     styles = arm_styles(run.arm for run in runs)
-    for axes, (measure, label) in zip(panels.flat, CURVATURES.items(), strict=True):
+    for axes, (measure, label) in zip(panels.flat, CURVATURES.items(), strict=False):
         shown = data[data["measure"] == measure]
         for (arm, network), one in shown.groupby(["arm", "network"], sort=False):
             line = {"linestyle": "-" if network == "average" else DASHED}
@@ -65,6 +66,9 @@ def _curvature(runs: Sequence[ReportRun], data: Any) -> Figure:
         axes.set_xticks([tick for tick in (1.0, 0.1, 0.01, 0.001) if tick >= float(shown["density"].min())])
         if (shown["value"] > 0).all():
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         light_axes(axes)
         axes.set_title(label, fontsize=FONT, loc="left")
     label_panels(figure, panels, "weights left", "")

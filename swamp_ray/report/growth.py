@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from swamp_ray.report.arms import rows_of
 from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
+from swamp_ray.report.learning import MOST_ROUNDS, chosen_rounds
 from swamp_ray.report.panels import (
     DASHED,
     FONT,
@@ -35,11 +36,13 @@ def growth_charts(runs: Sequence[ReportRun]) -> list[Chart]:
             for run in runs for row in rows_of(run, "particles") for network in ("average", "ensemble")]
     if not rows:
         return []
-    data = pd.DataFrame(rows)
+    every: Any = pd.DataFrame(rows)
+    data = pd.concat([one[one["density"].isin(chosen_rounds(sorted(one["density"].unique(), reverse=True)))]
+                      for _, one in every.groupby("arm", sort=False)], ignore_index=True)
     num = data["run"].nunique()
     caption = (f"Test {metric} of the average of some of a round's particles (solid) and of their ensemble, the mean "
                "of their predictions (dashed), against how many of them enter: the mean over all choices of so many, "
-               f"and over the runs of an arm; {num} run{'s' * (num > 1)}.")
+               f"and over the runs of an arm; {num} run{'s' * (num > 1)}, at most {MOST_ROUNDS} rounds of an arm.")
     return [Chart("growth_with_particles", "How many particles it takes", caption, _growth(data, metric), data)]
 
 

@@ -23,7 +23,7 @@ def title(runs: Sequence[ReportRun]) -> str:
 
 
 def findings(runs: Sequence[ReportRun]) -> Iterator[str]:
-    """All arms at the sparsest round that they have in common; then what each has beyond it, and differences."""
+    """All arms at the sparsest round that they have in common; what each has beyond it; differences of a few arms."""
     found = [one for one in means(points(runs)) if one.network == AVERAGE]
     arms = arms_of_runs(runs)
     levels = {arm: {one.sparsity: one for one in found if one.arm == arm} for arm in arms}
@@ -36,7 +36,8 @@ def findings(runs: Sequence[ReportRun]) -> Iterator[str]:
     for arm, level in levels.items():
         if level and (not common or max(level) > max(common)):
             yield _alone([run for run in runs if run.arm == arm], level[max(level)])
-    yield from (text for one in comparisons(runs) if (text := _difference(one, runs[0].primary)))
+    if len(arms) <= NAMED_ARMS:
+        yield from (text for one in comparisons(runs) if (text := _difference(one, runs[0].primary)))
 
 
 def _together(runs: Sequence[ReportRun], found: Sequence[Mean]) -> str:
@@ -44,8 +45,12 @@ def _together(runs: Sequence[ReportRun], found: Sequence[Mean]) -> str:
     metric = runs[0].primary
     if len(found) == 1:
         return _alone(runs, found[0])
-    arms = ", ".join(f"{_label(runs, one.arm)} {_value(one, metric)}" for one in found)
-    text = f"Test {metric} at {percent(found[0].sparsity)} sparsity: {arms}"
+    text = f"Test {metric} at {percent(found[0].sparsity)} sparsity: "
+    if len(found) <= NAMED_ARMS:
+        text += ", ".join(f"{_label(runs, one.arm)} {_value(one, metric)}" for one in found)
+    else:
+        low, high = (pick(found, key=lambda one: one.value) for pick in (min, max))
+        text += f"{len(found)} arms from {_value(low, metric)} ({low.arm}) to {_value(high, metric)} ({high.arm})"
     dense = dense_value(runs)
     return f"{text}{f'; dense {number(dense, metric)}' if dense is not None else ''}."
 

@@ -24,7 +24,7 @@ from swamp_ray.report.style import COLOUR_MAP, PAPER, density_ticks
 
 WIDTH_IN, TALLEST_IN = 6.6, 9.0
 LONGEST_NAME = 28
-FONT = 8.0
+FONT = 8.5
 EMPTY_EDGE = "#D55E00"
 
 
@@ -115,14 +115,14 @@ def _figure(values: np.ndarray, layers: Sequence[str], shared: Sequence[Mapping[
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
     bar.ax.tick_params(labelsize=FONT)
-    bar.set_label("of the layer's weights left", fontsize=FONT)
+    bar.set_label("weights left", fontsize=FONT)
     return figure
 
 
 def _write_cells(axes: Any, values: np.ndarray, image: Any, cell_in: tuple[float, float]) -> None:
     """Percent in each cell where they fit; crosses where nothing is left."""
     texts = [[_percent(value) for value in row] for row in values]
-    fits = cell_in[0] > 0.075 * max(len(text) for row in texts for text in row) and cell_in[1] > 0.15
+    fits = cell_in[0] > 0.084 * max(len(text) for row in texts for text in row) and cell_in[1] > 0.15
     for (row, column), value in np.ndenumerate(values):
         if value == 0:
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=PAPER, edgecolor=EMPTY_EDGE,
@@ -140,11 +140,11 @@ def _percent(value: float) -> str:
 
 def _axes(axes: Any, layers: Sequence[str], shared: Sequence[Mapping[str, Any]], cell_in: tuple[float, float]) -> None:
     short = [shortened(layer.removesuffix(".weight"), LONGEST_NAME) for layer in layers]
-    every = max(1, int(np.ceil(0.145 / cell_in[1])))
+    every = max(1, int(np.ceil(0.16 / cell_in[1])))
     axes.set_yticks(range(0, len(layers), every), short[::every], fontsize=FONT)
     texts = [f"{100 * record['sparsity']:.3g} %" for record in shared]
-    upright = cell_in[0] < 0.075 * max(map(len, texts))
-    step = max(1, int(np.ceil(0.15 / cell_in[0])))
+    upright = cell_in[0] < 0.073 * max(map(len, texts))
+    step = max(1, int(np.ceil(0.165 / cell_in[0])))
     axes.set_xticks(range(0, len(shared), step), texts[::step], fontsize=FONT, rotation=90 if upright else 0)
     axes.set_xlabel("sparsity of the network, round by round", fontsize=FONT + 1)
     axes.tick_params(length=0)

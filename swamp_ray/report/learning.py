@@ -37,7 +37,7 @@ def learning_curves(runs: Sequence[ReportRun]) -> list[Chart]:
     return [_chart(epochs, name, left_out > 0) for name in dict.fromkeys(names)]
 
 
-def chosen_rounds(survivors: Sequence[int]) -> list[int]:
+def chosen_rounds(survivors: Sequence[Any]) -> list[Any]:
     """At most six of a list, evenly spaced, its ends among them."""
     places = np.unique(np.linspace(0, len(survivors) - 1, min(len(survivors), MOST_ROUNDS)).round().astype(int))
     return [survivors[place] for place in places]

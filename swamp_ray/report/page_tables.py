@@ -129,14 +129,15 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", str(value)
 
 
-def comparison_table(one: Comparison, metric: str) -> PageTable:
+def comparison_table(one: Comparison, metric: str, folded: bool = False) -> PageTable:
     """Both arms and their difference at each sparsity that both have."""
     unit = " (points)" if metric == "accuracy" else ""
     headings = ["sparsity", f"{one.first}, test", f"{one.second}, test"]
     if one.is_paired:
         headings += ["pairs", f"difference{unit}", "95 % interval", "detectable"]
     rows = tuple(_level_cells(level, metric, one.is_paired) for level in one.levels)
-    return PageTable(f"{one.second} compared with {one.first}", tuple(headings), rows, _comparison_caption(one))
+    return PageTable(f"{one.second} compared with {one.first}", tuple(headings), rows, _comparison_caption(one),
+                     folded=folded)
 
 
 def _level_cells(level: Level, metric: str, is_paired: bool) -> tuple[Cell, ...]:

@@ -16,16 +16,19 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from swamp_ray.report.style import COLOUR_MAP, GRID, MUTED, density_ticks
 
 FONT = 8.5
-COLUMNS = 3
+COLUMNS = 2
+WIDTH_IN = 5.4
 LEGEND_ROW_IN = 0.18
+VISIBLE = (0.2, 0.9)
+"""The part of the colour map that can be seen on any ground."""
 DASHED: Any = (0, (4, 1.5))
 
 
 def panels_for(num: int, columns: int = COLUMNS, share_y: bool = True) -> tuple[Figure, Any]:
-    """A figure with so many panels side by side, in rows of three."""
+    """A figure with so many panels, two in a row, so that a phone shows it whole."""
     columns = min(columns, num)
     rows = -(-num // columns)
-    size = (5.4, 3.9) if num == 1 else (7.0, 1.2 + 2.2 * rows)
+    size = (WIDTH_IN, 3.9 if num == 1 else 1.2 + 2.1 * rows)
     figure = Figure(figsize=size, layout="constrained")
     panels: Any = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     for axes in panels.flat[num:]:
@@ -34,8 +37,11 @@ def panels_for(num: int, columns: int = COLUMNS, share_y: bool = True) -> tuple[
 
 
 def sparsity_colours(lowest: float) -> ScalarMappable:
-    """A colour for each density down to a lowest one: dense is dark; the palest yellow cannot be seen on white."""
-    colours = ListedColormap(matplotlib.colormaps[COLOUR_MAP](np.linspace(0.92, 0.0, 256)))
+    """A colour for each density down to a lowest one: dense is dark.
+
+    The palest yellow cannot be seen on a light page, the darkest purple not on a dark one.
+    """
+    colours = ListedColormap(matplotlib.colormaps[COLOUR_MAP](np.linspace(VISIBLE[1], VISIBLE[0], 256)))
     return ScalarMappable(LogNorm(min(lowest, 0.5), 1.0), colours)
 
 

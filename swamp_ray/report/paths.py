@@ -28,7 +28,7 @@ from swamp_ray.report.panels import (
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, INK, MUTED, PAPER, arm_styles, density_axis, new_figure, plain_axes
 
-KINDS = {"particles": "between particles of a round", "rounds": "between averages of successive rounds"}
+KINDS = {"particles": "particles of a round", "rounds": "successive averages"}
 MOST_PLANES = 6
 LEVELS = 10
 
@@ -45,7 +45,9 @@ def _names(row: Any) -> tuple[str, float, str]:
 
 
 def _line_charts(run: ReportRun) -> list[Chart]:
-    rows = rows_of(run, "connectivity")
+    every = rows_of(run, "connectivity")
+    kept = set(chosen_rounds(sorted({row["round"] for row in every})))
+    rows = [row for row in every if row["round"] in kept]
     name, _, label = _names(rows[0])
     data = pd.DataFrame([
         {"run": run.name, "kind": row["kind"], "round": row["round"], "density": 1 - row["sparsity"],
@@ -53,8 +55,8 @@ def _line_charts(run: ReportRun) -> list[Chart]:
         for row in rows for position, value in zip(row["positions"], row["values"]["test"][name], strict=True)])
     pairs = len(rows)
     caption = (f"Test {name} at equally spaced points of the straight line between two networks, {pairs} pair"
-               f"{'s' * (pairs > 1)} of one run; normalisation statistics are estimated anew at each point. Thick the "
-               "mean over the pairs of a round.")
+               f"{'s' * (pairs > 1)} of {len(kept)} rounds of one run; normalisation statistics are estimated anew at "
+               "each point. Thick the mean over the pairs of a round.")
     return [Chart(f"lines_{run.name}", f"Between the networks of {run.name}", caption, _lines(data, name, label), data)]
 
 

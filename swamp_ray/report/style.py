@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+
+from swamp_ray.report.cells import shortened
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -21,6 +23,8 @@ the colours of arms, by its own, so that figures can be read on a dark ground to
 FONT_PT = 9.0
 FIGURE_INCHES = (4.8, 3.3)
 """So wide that its text can be read on a phone, where it is shrunk to the width of the screen."""
+MOST_INSIDE, LONGEST_LABEL, LEGEND_ROW_IN = 5, 27, 0.18
+"""Of legends: entries that find room in the axes, letters of one, inches of a row below them."""
 COLOUR_MAP = "viridis"
 """Perceptually uniform: equal steps of the value look equally large."""
 MAX_TICKS = 10
@@ -59,6 +63,17 @@ def new_figure(inches: tuple[float, float] = FIGURE_INCHES) -> tuple[Figure, Any
     """A figure with one pair of axes."""
     figure = Figure(figsize=inches, layout="constrained")
     return figure, figure.add_subplot()
+
+
+def add_legend(figure: Figure, axes: Any, handles: Sequence[Any]) -> None:
+    """A legend in the axes where there are few entries, else below them, for which the figure grows."""
+    for handle in handles:
+        handle.set_label(shortened(str(handle.get_label()), LONGEST_LABEL))
+    if len(handles) <= MOST_INSIDE:
+        axes.legend(handles=handles)
+        return
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_IN * math.ceil(len(handles) / 2))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
 
 
 def scale_of(metric: str) -> float:

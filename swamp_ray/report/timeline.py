@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from swamp_ray.report.cells import ink, shortened
 from swamp_ray.report.chart import Chart
+from swamp_ray.report.panels import VISIBLE
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, INK, PAPER
 from swamp_ray.storage.metrics import read_jsonl
@@ -29,6 +29,8 @@ DENSE_COLOUR = "#9e9e9e"
 TRAINED = ("dense", "particle")
 FAILED = ("machine", "diverged", "error")
 AVERAGING = "averaging"
+FIXED_IN = 1.45
+"""Of its height what is not rows: colours, axis, legend."""
 FONT = 8.0
 
 
@@ -128,9 +130,8 @@ def _caption(jobs: Any) -> str:
 
 def _figure(jobs: Any) -> Figure:
     rows = sorted(jobs["row"].unique(), key=_order)
-    height = min(TALLEST_IN, 1.7 + 0.32 * len(rows))
-    figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
-    axes = figure.add_subplot()
+    height = min(TALLEST_IN, FIXED_IN + 0.32 * len(rows))
+    figure, bar, axes = _areas(height, max(len(_label(row)) for row in rows))
     scale, unit = _unit(float(jobs["ended_s"].max()))
     gaps = _gaps(jobs)
     shift = jobs["attempt"].map(gaps)
@@ -147,9 +148,23 @@ def _figure(jobs: Any) -> Figure:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     _mark(axes, drawn, places)
-    _number(axes, drawn, places, (height - 1.7) / len(rows), colours, norm)
-    _legend(figure, axes, jobs, colours, norm)
+    _number(axes, drawn, places, (height - FIXED_IN) / len(rows), colours, norm)
+    _round_bar(bar, colours)
+    _legend(figure, jobs, colours)
     return figure
+
+
+def _areas(height: float, longest: int) -> tuple[Figure, Any, Any]:
+    """The figure, the strip of colours and the area of bars; their places are known, whatever the number of rows."""
+    figure = Figure(figsize=(WIDTH_IN, height))
+    left, width = (0.2 + 0.078 * longest) / WIDTH_IN, (WIDTH_IN - 0.32 - 0.078 * longest) / WIDTH_IN
+    bar = figure.add_axes((left, 1 - 0.32 / height, width, 0.1 / height))
+    axes = figure.add_axes((left, 0.82 / height, width, (height - FIXED_IN) / height))
+    return figure, bar, axes
+
+
+def _label(row: str) -> str:
+    return shortened(row, 24)
 
 
 def _order(row: str) -> tuple[bool, str, int]:
@@ -172,9 +187,9 @@ def _gaps(jobs: Any) -> dict[Any, float]:
 
 
 def _colours(jobs: Any) -> tuple[ListedColormap, BoundaryNorm]:
-    """A colour a round; the palest yellow cannot be seen on white."""
+    """A colour a round."""
     last = max(0, int(jobs["round"].max()))
-    shades = matplotlib.colormaps[COLOUR_MAP](np.linspace(0.0, 0.92, last + 1))
+    shades = matplotlib.colormaps[COLOUR_MAP](np.linspace(*VISIBLE, last + 1))
     return ListedColormap(shades), BoundaryNorm(np.arange(-0.5, last + 1.0), last + 1)
 
 
@@ -198,10 +213,10 @@ def _draw_job(axes: Any, job: Any, places: dict[str, int], colours: ListedColorm
 
 def _row_axis(axes: Any, rows: Sequence[str], height_in: float) -> None:
     """A label a worker, or every second, fifth or tenth of many."""
-    room = max(1, int((height_in - 1.7) / 0.17))
+    room = max(1, int((height_in - FIXED_IN) / 0.17))
     every = next((step for step in (1, 2, 5, 10, 20, 50) if len(rows) / step <= room), 100)
     shown = [index for index, row in enumerate(rows) if index % every == 0 or row == AVERAGING]
-    axes.set_yticks(shown, [shortened(rows[index], 24) for index in shown],
+    axes.set_yticks(shown, [_label(rows[index]) for index in shown],
                     fontsize=FONT)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -244,7 +259,7 @@ def _number(axes: Any, drawn: Any, places: dict[str, int], row_in: float, colour
                   fontsize=FONT, color=ink(colours(norm(job.round))))
 
 
-def _legend(figure: Figure, axes: Any, jobs: Any, colours: ListedColormap, norm: BoundaryNorm) -> None:
+def _legend(figure: Figure, jobs: Any, colours: ListedColormap) -> None:
     handles: list[Any] = []
     if (jobs["kind"] == "dense").any():
         handles.append(Patch(facecolor=DENSE_COLOUR, label="dense phase"))
@@ -258,12 +273,15 @@ def _legend(figure: Figure, axes: Any, jobs: Any, colours: ListedColormap, norm:
     if ((jobs["retry"] > 0) | (jobs["reseed"] > 0)).any():
         handles.append(Line2D([], [], linestyle="none", marker=">", markersize=6, markerfacecolor=PAPER,
                               markeredgecolor=INK, label="tried again"))
-    figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 6), frameon=False, fontsize=FONT,
+    figure.legend(handles=handles, loc="lower left", ncols=min(len(handles), 6), frameon=False, fontsize=FONT,
                   handlelength=1.4, columnspacing=1.2)
-    if colours.N > 1:
-        bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, location="top", shrink=0.55, aspect=40, pad=0.02)
-        step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if colours.N / step <= 16)
-        bar.set_ticks(list(range(0, colours.N, step)))
-        bar.ax.tick_params(labelsize=FONT, length=2)
-        bar.ax.minorticks_off()
-        bar.set_label("round", fontsize=FONT)
+
+
+def _round_bar(axes: Any, colours: ListedColormap) -> None:
+    """The colour of each round."""
+    axes.imshow(np.arange(colours.N)[None, :], cmap=colours, aspect="auto", vmin=-0.5, vmax=colours.N - 0.5)
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if colours.N / step <= 21)
+    axes.set_xticks(range(0, colours.N, step))
+    axes.set_yticks([0], ["round"])
+    axes.tick_params(labelsize=FONT, length=0, pad=2, top=True, bottom=False, labeltop=True, labelbottom=False)
+    axes.set_frame_on(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,18 @@ import pytest
 from swamp_ray.orchestration.running import run
 from swamp_ray.report import building
 from swamp_ray.report.reading import ReportRun, read_runs
+from swamp_ray.report.style import themed
 from tests.helpers import tiny
 
 IMP = [f"imp-seed{seed}" for seed in range(3)]
 SWAMP = [f"swamp-seed{seed}" for seed in range(2)]
+
+
+@pytest.fixture(autouse=True)
+def page_style() -> Iterator[None]:
+    """Fonts and colours of a page, in which figures have to be legible."""
+    with themed():
+        yield
 
 
 @pytest.fixture

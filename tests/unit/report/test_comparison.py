@@ -9,7 +9,9 @@ import pytest
 from scipy import stats
 
 from swamp_ray.config_reading import with_values
+from swamp_ray.report.accuracy import accuracy_charts
 from swamp_ray.report.comparison import comparisons, difference_charts
+from swamp_ray.report.drawing import svg_of
 from swamp_ray.report.headline import findings
 from swamp_ray.report.page_tables import comparison_table, differing_options, signed, summary_table
 from swamp_ray.report.reading import ReportRun
@@ -96,6 +98,17 @@ def test_the_headline_names_all_arms_at_their_common_sparsity(runs: list[ReportR
     assert texts[0].startswith("Test accuracy at 0.0 % sparsity: ")
     assert any("test accuracy 55.00 ± 2.00 % at 50.0 % sparsity" in text for text in texts)
     assert "b − a at 50.0 % sparsity: +3.00 points (95 % interval +0.52 to +5.48, 3 pairs)." in findings(runs)  # noqa: RUF001
+
+
+def test_of_many_arms_the_headline_names_the_worst_and_the_best(runs: list[ReportRun]) -> None:
+    arms = [made(runs[0], f"a_very_long_name_of_an_arm_number_{n}", 0, (0.9, 0.5 + n / 100)) for n in range(8)]
+    texts = list(findings(arms))
+    assert len(texts) == 1
+    assert ": 8 arms from 50.00 % (a_very_long_name_of_an_arm_number_0) to 57.00 % (" in texts[0]
+    # A layout that fails is a warning, and warnings fail tests.
+    figures = [chart.figure for chart in [*difference_charts(arms), *accuracy_charts(arms)]]
+    assert [svg_of(figure, "one")[:5] for figure in figures] == ["<?xml"] * 3
+    assert min(axes.get_position().height * figure.get_figheight() for figure in figures for axes in figure.axes) > 2
 
 
 @pytest.mark.parametrize(("value", "metric", "text"), [

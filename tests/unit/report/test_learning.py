@@ -72,5 +72,5 @@ def test_a_task_without_accuracy_has_its_loss_alone(tmp_path: Path) -> None:
 
 
 def test_many_arms_stay_legible(tmp_path: Path) -> None:
-    runs = [trained(tmp_path, f"an-arm-with-a-rather-long-name-{number}", rounds=9, epochs=30) for number in range(7)]
+    runs = [trained(tmp_path, f"an-arm-with-a-rather-long-name-{number}", rounds=6, epochs=12) for number in range(5)]
     assert flaws(learning_curves(runs)[0].figure) == []

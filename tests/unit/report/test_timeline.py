@@ -59,6 +59,14 @@ def test_a_run_that_recorded_no_jobs_has_no_timeline(tmp_path: Path) -> None:
     assert timelines([made_run(tmp_path, "old")]) == []
 
 
+@pytest.mark.parametrize("rounds", [1, 30])
+def test_a_single_worker_has_room(tmp_path: Path, rounds: int) -> None:
+    jobs = [job(0, 0, 1, kind="dense", round=None, particle=None)]
+    jobs += [job(0, 2 + index, 3 + index, round=index, how="done" if index else "error") for index in range(rounds)]
+    (chart,) = timelines([made_run(tmp_path, "one", jobs=jobs)])
+    assert flaws(chart.figure) == []
+
+
 def test_hundreds_of_jobs_on_many_nodes_stay_legible(tmp_path: Path) -> None:
     dice, jobs = random.Random(0), []
     for index in range(12):

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from swamp_ray.cli import main
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.orchestration.running import run
-from swamp_ray.report.writing import write_report
+from swamp_ray.report import write_report
 from swamp_ray.storage.jsonlines import dump_json, read_lines, sealed
 from swamp_ray.storage.places import as_spot
 from tests.helpers import tiny
