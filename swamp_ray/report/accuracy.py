@@ -22,6 +22,7 @@ from swamp_ray.report.series import (
     dense_value,
     means,
     points,
+    seeds_of_means,
 )
 from swamp_ray.report.style import (
     FONT_PT,
@@ -58,7 +59,7 @@ def accuracy_against_sparsity(runs: Sequence[ReportRun], split: str = "test") ->
     networks = [network for network in (PARTICLES, ENSEMBLE) if any(point.network == network for point in found)]
     _finish(figure, axes, runs, split, [*networks, *([DENSE] if dense is not None else [])])
     text = _words(metric, split, networks, dense is not None)
-    return Chart("accuracy_against_sparsity", f"{capital(metric)} against sparsity", f"{text} {_spread(runs)}", figure,
+    return Chart("accuracy_against_sparsity", f"{capital(metric)} against sparsity", f"{text} {_spread(found)}", figure,
                  _data(found, metric, dense))
 
 
@@ -89,8 +90,8 @@ def accuracy_against_epochs(runs: Sequence[ReportRun], split: str = "test") -> l
     caption = ("The network of each round against what it took to get there: the epochs of the dense phase and of all "
                "particles of all rounds up to it, whether this run trained them or found them in the storage (log "
                "axis). Each arm's last point says how many weights are left there. ")
-    return [Chart("accuracy_against_epochs", f"{capital(metric)} against epochs spent", caption + _spread(runs), figure,
-                  _data(found, metric, None))]
+    return [Chart("accuracy_against_epochs", f"{capital(metric)} against epochs spent", caption + _spread(found),
+                  figure, _data(found, metric, None))]
 
 
 def _epochs_axis(axes: Any, low: float, high: float) -> None:
@@ -148,14 +149,14 @@ def _literal(line: str) -> Any:
     return line
 
 
-def _spread(runs: Sequence[ReportRun]) -> str:
-    counts = arms_of_runs(runs)
+def _spread(found: Sequence[Point]) -> str:
+    counts = seeds_of_means(found)
     if max(counts.values()) < 2:
         return "One seed each, so that there is no spread to show." if len(counts) > 1 else \
             "One seed, so that there is no spread to show."
     each = ", ".join(f"{arm} {count}" for arm, count in counts.items())
-    return (f"Lines and bands: mean ± one standard deviation over seeds ({each}), where all runs of an arm have a "
-            "value; points: single seeds.")
+    return (f"Lines and bands: mean ± one standard deviation over seeds ({each}), of those that have "
+            "come furthest; points: single seeds.")
 
 
 def _data(found: Sequence[Point], metric: str, dense: float | None) -> pd.DataFrame:

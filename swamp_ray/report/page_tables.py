@@ -11,7 +11,7 @@ from swamp_ray.report.comparison import Comparison, Level
 from swamp_ray.report.method import method_words
 from swamp_ray.report.page import Cell, PageTable
 from swamp_ray.report.reading import ReportRun
-from swamp_ray.report.series import AVERAGE, Mean, arms_of_runs, means, points
+from swamp_ray.report.series import AVERAGE, Mean, arms_of_runs, means, points, seeds_of_means
 from swamp_ray.report.style import scale_of
 from swamp_ray.tables import percent, short
 
@@ -29,9 +29,10 @@ def summary_table(runs: Sequence[ReportRun], split: str = "test") -> PageTable |
     sparsities = sorted({sparsity for sparsity, _ in found})
     rows = tuple((Cell(percent(sparsity), sparsity), *(_arm_cell(found.get((sparsity, arm)), metric) for arm in arms))
                  for sparsity in sparsities)
-    headings = [f"{arm} (n = {num})" for arm, num in arms.items()]
+    counts = seeds_of_means(points(runs, split))
+    headings = [f"{arm} (n = {counts[arm]})" for arm in arms]
     unit = f"{metric} in percent" if scale_of(metric) == 100 else metric
-    spread = ", mean ± standard deviation over an arm's n seeds" if max(arms.values()) > 1 else ""
+    spread = ", mean ± standard deviation over the n seeds that have come furthest" if max(counts.values()) > 1 else ""
     return PageTable("By sparsity", ("sparsity", *headings), rows,
                      f"{split.capitalize()} {unit} of the network of each round{spread}.")
 

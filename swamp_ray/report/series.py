@@ -87,13 +87,25 @@ def _measured_ensembles(run: ReportRun, split: str) -> Iterator[tuple[int, float
 
 
 def means(found: Sequence[Point]) -> list[Mean]:
-    """By arm, network and sparsity, where every run of the arm that has this network has a value; in order."""
-    wanted: dict[tuple[str, str], set[str]] = {}
+    """By arm, network and sparsity, in order, over those runs of the arm that have come furthest.
+
+    A run that is still going on would bend the mean where it ends; its values are seen as points.
+    """
+    furthest: dict[tuple[str, str], float] = {}
+    for point in found:
+        furthest[point.arm, point.network] = max(point.sparsity, furthest.get((point.arm, point.network), 0.0))
+    wanted = {(point.run, point.network) for point in found if point.sparsity == furthest[point.arm, point.network]}
     groups: dict[tuple[str, str, float], list[Point]] = {}
     for point in found:
-        wanted.setdefault((point.arm, point.network), set()).add(point.run)
-        groups.setdefault((point.arm, point.network, point.sparsity), []).append(point)
-    return [_mean(part) for (arm, network, _), part in groups.items() if len(part) == len(wanted[arm, network])]
+        if (point.run, point.network) in wanted:
+            groups.setdefault((point.arm, point.network, point.sparsity), []).append(point)
+    largest = {key[:2]: max(len(part) for other, part in groups.items() if other[:2] == key[:2]) for key in groups}
+    return [_mean(part) for key, part in groups.items() if len(part) == largest[key[:2]]]
+
+
+def seeds_of_means(found: Sequence[Point]) -> dict[str, int]:
+    """Over how many runs of each arm the means of its rounds' networks are."""
+    return {one.arm: one.num for one in means(found) if one.network == AVERAGE}
 
 
 def _mean(part: Sequence[Point]) -> Mean:
