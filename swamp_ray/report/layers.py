@@ -143,7 +143,7 @@ def _axes(axes: Any, layers: Sequence[str], shared: Sequence[Mapping[str, Any]],
     every = max(1, int(np.ceil(0.16 / cell_in[1])))
     axes.set_yticks(range(0, len(layers), every), short[::every], fontsize=FONT)
     texts = [f"{100 * record['sparsity']:.3g} %" for record in shared]
-    upright = cell_in[0] < 0.084 * max(map(len, texts))
+    upright = cell_in[0] < 0.073 * max(map(len, texts))
     step = max(1, int(np.ceil(0.165 / cell_in[0])))
     axes.set_xticks(range(0, len(shared), step), texts[::step], fontsize=FONT, rotation=90 if upright else 0)
     axes.set_xlabel("sparsity of the network, round by round", fontsize=FONT + 1)

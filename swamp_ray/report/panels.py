@@ -19,6 +19,8 @@ FONT = 8.5
 COLUMNS = 2
 WIDTH_IN = 5.4
 LEGEND_ROW_IN = 0.18
+VISIBLE = (0.2, 0.9)
+"""The part of the colour map that can be seen on any ground."""
 DASHED: Any = (0, (4, 1.5))
 
 
@@ -35,8 +37,11 @@ def panels_for(num: int, columns: int = COLUMNS, share_y: bool = True) -> tuple[
 
 
 def sparsity_colours(lowest: float) -> ScalarMappable:
-    """A colour for each density down to a lowest one: dense is dark; the palest yellow cannot be seen on white."""
-    colours = ListedColormap(matplotlib.colormaps[COLOUR_MAP](np.linspace(0.92, 0.0, 256)))
+    """A colour for each density down to a lowest one: dense is dark.
+
+    The palest yellow cannot be seen on a light page, the darkest purple not on a dark one.
+    """
+    colours = ListedColormap(matplotlib.colormaps[COLOUR_MAP](np.linspace(VISIBLE[1], VISIBLE[0], 256)))
     return ScalarMappable(LogNorm(min(lowest, 0.5), 1.0), colours)
 
 

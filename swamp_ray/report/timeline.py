@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from swamp_ray.report.cells import ink, shortened
 from swamp_ray.report.chart import Chart
+from swamp_ray.report.panels import VISIBLE
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, INK, PAPER
 from swamp_ray.storage.metrics import read_jsonl
@@ -186,9 +187,9 @@ def _gaps(jobs: Any) -> dict[Any, float]:
 
 
 def _colours(jobs: Any) -> tuple[ListedColormap, BoundaryNorm]:
-    """A colour a round; the palest yellow cannot be seen on white."""
+    """A colour a round."""
     last = max(0, int(jobs["round"].max()))
-    shades = matplotlib.colormaps[COLOUR_MAP](np.linspace(0.0, 0.92, last + 1))
+    shades = matplotlib.colormaps[COLOUR_MAP](np.linspace(*VISIBLE, last + 1))
     return ListedColormap(shades), BoundaryNorm(np.arange(-0.5, last + 1.0), last + 1)
 
 
