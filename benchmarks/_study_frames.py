@@ -10,6 +10,8 @@ from swamp_ray.analysis.statistics import Paired, paired
 
 Frame = Any
 """A DataFrame or a Series."""
+MIN_SEEDS = 3
+"""Of fewer nothing is said."""
 ENDPOINT = 3
 """The primary endpoint is the mean over so many of the sparsest rounds."""
 MARGIN = 0.5
@@ -69,15 +71,15 @@ def pairs(first: Frame, second: Frame) -> tuple[list[float], list[float]]:
 
 
 def compared(first: Frame, second: Frame) -> Paired | None:
-    """Two arms paired by seed; None with fewer than two pairs."""
+    """Two arms paired by seed; None with too few pairs."""
     found = pairs(first, second)
-    return paired(*found) if len(found[0]) > 1 else None
+    return paired(*found) if len(found[0]) >= MIN_SEEDS else None
 
 
 def against_zero(series: Frame) -> Paired | None:
-    """Values of seeds as differences; None with fewer than two."""
+    """Values of seeds as differences; None with too few."""
     found = [float(value) for value in series.dropna()]
-    return paired(found, [0.0] * len(found)) if len(found) > 1 else None
+    return paired(found, [0.0] * len(found)) if len(found) >= MIN_SEEDS else None
 
 
 def by_round(frame: Frame, arm: str, what: str = "average", minus: tuple[str, str] | None = None) -> dict[int, Paired]:

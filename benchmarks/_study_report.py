@@ -43,8 +43,8 @@ def report(name: str, tier: Tier, frame: Frame) -> str:
     """Everything that a tier's results say, as Markdown."""
     if frame.empty:
         return "Nothing of this tier has been run yet."
-    return "\n\n".join([progress(name, tier, frame), "What this says of each claim:", claims_table(frame),
-                        *(f"{title}\n\n{table}" for title, table in tables(frame) if table)])
+    return "\n\n".join([progress(name, tier, frame), f"What this says of each claim{interim(tier, frame)}:",
+                        claims_table(frame), *(f"{title}\n\n{table}" for title, table in tables(frame) if table)])
 
 
 def progress(name: str, tier: Tier, frame: Frame) -> str:
@@ -56,8 +56,15 @@ def progress(name: str, tier: Tier, frame: Frame) -> str:
     versions = ", ".join(sorted(set(frame["torch"])))
     dates = " to ".join(dict.fromkeys([min(frame["date"]), max(frame["date"])]))
     return (f"{len(done)} of {len(tier.order())} parts have been run ({dates}; "
-            f"{'; '.join(machines)}; torch {versions}; {parts.sum() / 3600:.1f} hours of one process in all). "
+            f"{'; '.join(machines)}; torch {versions}; {parts.sum() / 3600:.1f} hours of one process in all; a part is "
+            "an arm, or a measurement, with a seed). "
             f"Means ± standard errors over n seeds; `benchmarks/study.py {name} --report` makes this section.")
+
+
+def interim(tier: Tier, frame: Frame) -> str:
+    """Whether parts are missing that may change what is said."""
+    done = set(zip(frame["part"], frame["seed"], strict=True))
+    return "" if {(part.name, seed) for part, seed in tier.order()} <= done else " (interim: parts are missing)"
 
 
 def claims_table(frame: Frame) -> str:

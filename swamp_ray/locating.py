@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import parse_config
-from swamp_ray.errors import UserError, nearest
+from swamp_ray.errors import CorruptArtifactError, UserError, nearest
 from swamp_ray.storage.places import is_url
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
@@ -129,4 +129,7 @@ def config_of(rundir: RunDir) -> SwampConfig:
     text = rundir.read_config()
     if text is None:
         raise UserError("the run has no config", where=str(rundir.config))
+    if not text.strip():
+        raise CorruptArtifactError(f"{rundir.config}: the file is empty. Restore it, or run the same config under this "
+                                   "name again, which writes it anew.")
     return parse_config(text, source=str(rundir.config))

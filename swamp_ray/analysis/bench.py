@@ -179,7 +179,8 @@ class Bench:
 
     def _not_kept(self, index: int) -> UserError:
         return UserError(f"the states of round {index} of {self.rundir.name!r} are no longer in the storage",
-                         do="Run it again with keep.particles: all; what is stored is not trained again.", where="RUN")
+                         do="Look at a round whose states are, with --round; or run it again in another storage root "
+                            "with keep.particles: all.", where="RUN")
 
 
 def mean_point(points: Sequence[Point]) -> Point:

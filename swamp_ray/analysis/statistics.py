@@ -23,7 +23,7 @@ class Paired:
         mean: First arm minus second.
         standard_error: Of the mean.
         low, high: The interval that a t distribution with n - 1 degrees of freedom gives.
-        p_value: Two-sided, of no difference.
+        p_value: Two-sided, of no difference; 1 where all pairs differ equally, which says nothing of their scatter.
         num: n, seeds.
         detectable: The smallest true difference that a two-sided 5 % test of n such pairs finds in 80 % of studies.
     """
@@ -49,7 +49,8 @@ def paired(first: Sequence[float], second: Sequence[float], level: float = LEVEL
     num = len(differences)
     mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(num)
     reach = float(stats.t.ppf(0.5 + level / 2, num - 1)) * error
-    p_value = 2 * float(stats.t.sf(abs(mean) / error, num - 1)) if error else float(mean == 0)
+    # Where pairs do not scatter at all, nothing is known of how far others would.
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, num - 1)) if error else 1.0
     return Paired(mean, error, mean - reach, mean + reach, p_value, num, detectable_difference(error, num))
 
 

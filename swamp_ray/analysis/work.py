@@ -62,6 +62,9 @@ def rows_of(divided: Divided, do: Do, bench: Bench, rounds: Sequence[int], place
         progress: Who is told.
     """
     items = divided.items(bench, rounds)
+    if not items:
+        raise UserError(f"there is nothing to measure in these rounds of {bench.rundir.name!r}", where="--round",
+                        got=", ".join(map(str, rounds)), do="A line needs a second particle, or the next round.")
     keys = [item.key(bench) for item in items]
     spot = bench.rundir.analysis_items(items[0].what)
     known = read_items(spot)
@@ -80,7 +83,8 @@ def rows_of(divided: Divided, do: Do, bench: Bench, rounds: Sequence[int], place
 
 def kept_rows(divided: Divided, bench: Bench) -> list[Row]:
     """The rows of all that has been measured of the networks that the run has now."""
-    items = divided.items(bench, bench.rounds)
+    if not (items := divided.items(bench, bench.rounds)):
+        return []
     known = read_items(bench.rundir.analysis_items(items[0].what))
     found = []
     for item in items:

@@ -58,18 +58,21 @@ def accuracy_against_sparsity(runs: Sequence[ReportRun], split: str = "test") ->
     density_axis(axes, min(1 - point.sparsity for point in found))
     networks = [network for network in (PARTICLES, ENSEMBLE) if any(point.network == network for point in found)]
     _finish(figure, axes, runs, split, [*networks, *([DENSE] if dense is not None else [])])
-    text = _words(metric, split, networks, dense is not None)
+    of_arm = f" of {runs[0].arm}" if len({run.arm for run in runs}) > 1 else ""
+    text = _words(metric, split, networks)
+    if dense is not None:
+        text += f" Dense: mean over runs{of_arm} of the particles of the round without a mask."
     return Chart("accuracy_against_sparsity", f"{capital(metric)} against sparsity", f"{text} {_spread(found)}", figure,
                  _data(found, metric, dense))
 
 
-def _words(metric: str, split: str, networks: Sequence[str], dense: bool) -> str:
+def _words(metric: str, split: str, networks: Sequence[str]) -> str:
     text = (f"{capital(axis_label(metric, split))} of the network that each round gives, against the share of prunable "
             "weights that are left (log axis; dense on the left).")
     if networks:
         text += (" Solid: the average of the round's particles; dotted, in the same colour: the mean of the particles' "
                  "own values" + ("; dashed: their ensemble." if ENSEMBLE in networks else "."))
-    return text + (" Dense: mean over runs of the particles of the round without a mask." if dense else "")
+    return text
 
 
 def accuracy_against_epochs(runs: Sequence[ReportRun], split: str = "test") -> list[Chart]:

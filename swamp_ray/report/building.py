@@ -86,7 +86,7 @@ def _differences(runs: Sequence[ReportRun], folder: str) -> Part:
     notes = list(part.notes)
     arms = list(dict.fromkeys(run.arm for run in runs))
     if len(arms) > 1 and not found:
-        notes.append("The arms have no sparsity in common, so that nothing can be compared.")
+        notes.append("The arms have no sparsity or other data in common, so that nothing can be compared.")
     elif len(arms) > 1 and not any(one.is_paired for one in found):
         notes.append("No two arms have a seed in common: nothing is paired, and the arms stand side by side.")
     tables = tuple(comparison_table(one, runs[0].primary, len(found) > ALL_PAIRS_OF) for one in found)

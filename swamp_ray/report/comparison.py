@@ -40,7 +40,7 @@ class Level:
         first, second: Values by seed.
         seeds: That both arms have, in order.
         difference: Mean over these of second minus first; None without such a seed.
-        paired: With its interval; None with fewer than two.
+        paired: With its interval; None with fewer than two, or where all pairs differ equally.
     """
 
     sparsity: float
@@ -66,7 +66,12 @@ class Comparison:
 
 
 def comparisons(runs: Sequence[ReportRun], split: str = "test") -> list[Comparison]:
-    """Every two arms, or with many arms each against the first; arms without a common sparsity are left out."""
+    """Every two arms, or with many arms each against the first; arms without a common sparsity are left out.
+
+    Of runs that were trained on different data nothing is compared.
+    """
+    if len({run.about.get("data", {}).get("digest") for run in runs}) > 1:
+        return []
     arms = list(dict.fromkeys(run.arm for run in runs))
     pairs = list(combinations(arms, 2)) if len(arms) <= ALL_PAIRS_OF else [(arms[0], other) for other in arms[1:]]
     values = {arm: _by_sparsity([run for run in runs if run.arm == arm], split) for arm in arms}
@@ -92,8 +97,13 @@ def _levels(first: BySparsity, second: BySparsity) -> tuple[Level, ...]:
         seeds = tuple(sorted(one.keys() & other.keys()))
         a, b = [other[seed] for seed in seeds], [one[seed] for seed in seeds]
         difference = statistics.fmean(x - y for x, y in zip(a, b, strict=True)) if seeds else None
-        levels.append(Level(sparsity, one, other, seeds, difference, paired(a, b) if len(seeds) > 1 else None))
+        levels.append(Level(sparsity, one, other, seeds, difference, paired(a, b) if _scatter(a, b) else None))
     return tuple(levels)
+
+
+def _scatter(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether pairs differ from each other; an interval of a single one, or of pairs that do not, has no width."""
+    return len({x - y for x, y in zip(first, second, strict=True)}) > 1
 
 
 def difference_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Chart]:

@@ -51,8 +51,8 @@ def _together(runs: Sequence[ReportRun], found: Sequence[Mean]) -> str:
     else:
         low, high = (pick(found, key=lambda one: one.value) for pick in (min, max))
         text += f"{len(found)} arms from {_value(low, metric)} ({low.arm}) to {_value(high, metric)} ({high.arm})"
-    dense = dense_value(runs)
-    return f"{text}{f'; dense {number(dense, metric)}' if dense is not None else ''}."
+    dense, of_arm = dense_value(runs), f" ({found[0].arm})" if len(found) > 1 else ""
+    return f"{text}{f'; dense{of_arm} {number(dense, metric)}' if dense is not None else ''}."
 
 
 def _alone(runs: Sequence[ReportRun], one: Mean) -> str:

@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from swamp_ray.console import counted
 from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import FONT, label_panels, light_axes, panels_for, sparsity_bar, sparsity_colours
@@ -68,7 +69,7 @@ def _chart(epochs: Any, metric: str, some: bool) -> Chart:
     which = f"{MOST_ROUNDS} rounds of each arm, evenly spaced" if some else "every round"
     single = _is_drawn_singly(data)
     caption = (f"{metric.capitalize()} on the training batches of each epoch, averaged while the network changes, "
-               f"for {which}: thick the mean over a round's particles, {len(set(data['run']))} runs in all, "
+               f"for {which}: thick the mean over a round's particles, {counted(len(set(data['run'])), 'run')} in all, "
                f"{'thin each particle' if single else 'shaded their range'}. "
                "Diamonds: the trained particles on the test split, mean over them.")
     return Chart(f"learning_{metric}", f"Training {metric} by epoch", caption,

@@ -81,6 +81,12 @@ def _check_together(runs: Sequence[ReportRun]) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError("runs of one report must have different names", got=twice[0], where="RUN...",
                         do="Rename the folder of one of them.")
+    first: dict[tuple[str, int, str], str] = {}
+    for run in runs:
+        same = first.setdefault((run.arm, run.seed, json.dumps(run.about.get("arithmetic"), sort_keys=True)), run.name)
+        if same != run.name:
+            raise UserError("two runs of one recipe and seed are the same run, and no spread can be seen from them",
+                            got=f"{same} and {run.name}", where="RUN...", do="Leave one of them out.")
     if len(metrics := list(dict.fromkeys(run.primary for run in runs))) > 1:
         raise UserError("runs of one report must be judged by the same metric", got=" and ".join(metrics),
                         where="RUN...", do="Write a report of each kind.")
@@ -100,9 +106,11 @@ def _read(rundir: RunDir, config: SwampConfig, arm: str) -> ReportRun:
 def arms_of(names: Sequence[str], configs: Sequence[SwampConfig]) -> list[str]:
     """The arm of each run: its name without its seed, where runs of other seeds have the same recipe.
 
-    Two arms never get one name: where names without seeds are equal and recipes are not, the names stay whole.
+    Runs that start from different files are different arms. Two arms never get one name: where names without seeds are
+    equal and recipes are not, the names stay whole.
     """
-    recipes = [json.dumps(config.recipe() | {"seed": None}, sort_keys=True) for config in configs]
+    recipes = [json.dumps([config.recipe() | {"seed": None}, config.start_from and config.start_from.path],
+                          sort_keys=True) for config in configs]
     stems = [re.sub(r"[-_.]?(seed|s)?[-_.]?\d+$", "", name) or name for name in names]
     labels: dict[str, str] = {}
     for recipe, name, stem in zip(recipes, names, stems, strict=True):

@@ -117,8 +117,12 @@ def _mean(part: Sequence[Point]) -> Mean:
 
 
 def dense_value(runs: Sequence[ReportRun], split: str = "test") -> float | None:
-    """The dense network: mean over runs of the particles that were trained without a mask."""
-    found = [float(run.records[0]["mean"][split][run.primary]) for run in runs if run.records[0]["sparsity"] == 0]
+    """The dense network: mean over runs of the particles that were trained without a mask.
+
+    Of several arms it is that of the first one, which the others are compared with: arms train it in different ways.
+    """
+    found = [float(run.records[0]["mean"][split][run.primary]) for run in runs
+             if run.arm == runs[0].arm and run.records[0]["sparsity"] == 0]
     return statistics.fmean(found) if found else None
 
 

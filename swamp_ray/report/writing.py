@@ -146,7 +146,8 @@ def report(names: Sequence[str], storage: str | None, output: str | None, measur
 def _expanded(names: Sequence[str], storage: str | None, say: Callable[[str], None]) -> Iterator[str]:
     """Names as they are, and in place of a pattern the runs in the storage that it fits, in order.
 
-    Of these, runs without a finished round are left out: a study that is going on can be looked at.
+    Of these, runs without a finished round are left out: a study that is going on can be looked at. So are those of
+    swapped masks, which have a table of their own.
     """
     for name in names:
         if is_url(name) or os.sep in name or not set("*?[") & set(name):
@@ -154,9 +155,10 @@ def _expanded(names: Sequence[str], storage: str | None, say: Callable[[str], No
             continue
         place = open_place(storage or DEFAULT_STORAGE)
         fitting = [run for run in place.folders("runs") if fnmatchcase(run, name) and run not in names]
-        begun = [run for run in fitting if RunDir(place, run).read_rounds()]
+        cells = [run for run in fitting if RunDir(place, run).start.read() is not None]
+        begun = [run for run in fitting if run not in cells and RunDir(place, run).read_rounds()]
         for run in sorted(set(fitting) - set(begun)):
-            say(f"{run}: left out, it has no finished round yet")
+            say(f"{run}: left out, it " + ("is of swapped masks" if run in cells else "has no finished round yet"))
         if not begun and not any(fnmatchcase(other, name) for other in names if other != name):
             raise UserError("no run with a finished round fits this pattern", got=name, where="RUN...",
                             do=f"See which there are in {place.locate('runs')}.")

@@ -53,6 +53,12 @@ class Counting:
         return measure(bench, item)
 
 
+def test_rounds_with_nothing_to_measure_are_told(tmp_path: Path) -> None:
+    run(tiny(tmp_path, pruning__target=0.5, particles__count=1))
+    with pytest.raises(UserError, match="nothing to measure"):
+        analysed(tmp_path, "connectivity", rounds=(1,))
+
+
 def analysed(storage: Path, what: str, do: Any = measure, rounds: Sequence[int] = (0, 1)) -> list[dict[str, Any]]:
     bench = Bench(RunDir(storage, "tiny"))
     place = Workplace(bench.config.execution, Stopping())

@@ -71,8 +71,9 @@ def test_the_primary_endpoint_is_the_mean_of_the_three_sparsest_rounds_paired_by
 
 
 def test_a_seed_that_one_arm_lacks_is_left_out_of_its_comparison() -> None:
-    frame = frame_of({"swamp": SWAMP, "imp": IMP[:2]})
-    assert "| SWAMP - IMP | 2 |" in tables.comparison_table(frame)
+    more = [*SWAMP, SWAMP[0]]
+    assert "| SWAMP - IMP | 3 |" in tables.comparison_table(frame_of({"swamp": more, "imp": IMP}))
+    assert tables.comparison_table(frame_of({"swamp": SWAMP, "imp": IMP[:2]})) == "", "two pairs say nothing"
 
 
 def shifted(seeds: list[list[float]], by: Sequence[float]) -> list[list[float]]:

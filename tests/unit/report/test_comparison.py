@@ -76,6 +76,22 @@ def test_one_pair_has_no_interval(runs: list[ReportRun]) -> None:
     assert any("its spread is not known" in text for text in findings(pair))
 
 
+def test_pairs_that_differ_equally_have_no_interval(runs: list[ReportRun]) -> None:
+    alike = []
+    for one in runs:
+        shift = 0.01 if one.arm == runs[0].arm else 0.0
+        records = [{**record, "average": {"test": {"accuracy": 0.5 + shift, "loss": 1.0}}} for record in one.records]
+        alike.append(replace(one, records=records))
+    levels = comparisons(alike)[0].levels
+    assert all(level.paired is None for level in levels if len(level.seeds) > 1)
+    assert any(abs(level.difference or 0) == pytest.approx(0.01) for level in levels)
+
+
+def test_of_other_data_nothing_is_compared(runs: list[ReportRun]) -> None:
+    other = replace(runs[-1], about={**runs[-1].about, "data": {"digest": "other"}})
+    assert comparisons([*runs[:-1], other]) == []
+
+
 def test_arms_without_common_seeds_stand_side_by_side(runs: list[ReportRun]) -> None:
     apart = [runs[0], *runs[4:]]
     (one,) = comparisons(apart)

@@ -121,6 +121,15 @@ def test_a_pattern_leaves_out_what_has_hardly_begun(copy: Path) -> None:
     assert "swamp report imp-seed1 imp-seed2 " in page.read_text()
 
 
+def test_a_pattern_leaves_out_swapped_masks(copy: Path) -> None:
+    shutil.copytree(copy / "runs" / "imp-seed0", copy / "runs" / "imp-seed0-swap")
+    (copy / "runs" / "imp-seed0-swap" / "start.safetensors").write_bytes(b"a ticket")
+    said: list[str] = []
+    page = Path(write_report(["imp-*"], str(copy), copy / "page.html", measure=False, say=said.append).page)
+    assert "imp-seed0-swap: left out, it is of swapped masks" in said
+    assert "swamp report imp-seed0 imp-seed1 imp-seed2 " in page.read_text()
+
+
 def test_damaged_records_are_named(copy: Path) -> None:
     spot = as_spot(copy / "runs" / "imp-seed0" / "rounds.jsonl")
     lines = [{key: line[key] for key in line if key not in ("check", "average")} for line in read_lines(spot)]

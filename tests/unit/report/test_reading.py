@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from swamp_ray.errors import UserError
+from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.orchestration.running import run
 from swamp_ray.report.reading import arms_of, read_runs
 from tests.helpers import tiny
@@ -32,6 +32,26 @@ def test_a_run_is_read_with_its_records_and_scalars(tmp_path: Path) -> None:
     assert rounds["test/accuracy"].tolist() == [record.average["test"]["accuracy"] for record in done.records]
     assert (found.name, found.arm, found.seed, found.primary) == ("one", "one", done.prepared.config.seed, "accuracy")
     assert found.analyses == {}
+
+
+def test_runs_that_start_from_different_files_are_different_arms(tmp_path: Path) -> None:
+    configs = [tiny(tmp_path, seed=seed, start_from={"path": f"mask-{mask}"})
+               for seed, mask in ((0, "a"), (1, "a"), (0, "b"))]
+    assert arms_of(["a-seed0", "a-seed1", "b-seed0"], configs) == ["a", "a", "b-seed0"]
+
+
+def test_one_recipe_and_seed_under_two_names_is_no_replication(tmp_path: Path) -> None:
+    for name in ("one", "again"):
+        run(tiny(tmp_path, name=name, pruning__target=0.5, particles__count=1))
+    with pytest.raises(UserError, match="same run"):
+        read_runs(["one", "again"], str(tmp_path))
+
+
+def test_a_run_whose_config_is_empty_is_not_taken_for_one_of_defaults(tmp_path: Path) -> None:
+    run(tiny(tmp_path, name="one", pruning__target=0.5, particles__count=1))
+    (tmp_path / "runs" / "one" / "config.yaml").write_text("")
+    with pytest.raises(CorruptArtifactError, match="empty"):
+        read_runs(["one"], str(tmp_path))
 
 
 def test_a_run_that_is_named_twice_is_refused(tmp_path: Path) -> None:
