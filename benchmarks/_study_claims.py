@@ -155,8 +155,8 @@ def connected(frame: Frame) -> Finding:
     first = _without_loss(barriers, -1)
     worst = max(barriers, key=lambda index: barriers[index].mean)
     lower = [index for index, one in dips.items() if one.high < 0]
-    text = (f"largest error barrier between successive rounds: {interval(barriers[worst])} points, from "
-            f"{100 * levels[worst]:.1f} % on; the error between them is below the straight line at {len(lower)} of "
+    text = (f"largest error barrier between successive rounds: {interval(barriers[worst])} points, in the "
+            f"step from {100 * levels[worst]:.1f} %; the error between them is below the straight line at {len(lower)} of "
             f"{len(dips)} steps (deepest {min(one.mean for one in dips.values()):.2f} points); "
             f"n = {barriers[worst].num}")
     if first == min(barriers):
@@ -188,18 +188,19 @@ def better_mask(frame: Frame) -> Finding:
     return Finding(_together(verdicts), f"mask of SWAMP - mask of IMP at the sparsest round, {'; '.join(texts)}")
 
 
-CLAIMS: dict[str, tuple[str, Callable[[Frame], Finding]]] = {
-    "C1": ("averaging loses nothing from some sparsity on", averaging),
-    "C2": ("SWAMP beats IMP at equal epochs a particle", more_accurate),
-    "C2, at equal cost": ("SWAMP beats IMP with 4 T epochs a round", equal_cost),
-    "C3": ("SWAMP is on par with two IMP solutions", on_par),
-    "C4": ("flatter minima", flatter),
-    "C5": ("successive rounds are linearly connected", connected),
-    "C6": ("SWA and several particles each help", both_help),
-    "C7": ("SWAMP's mask is better than IMP's", better_mask),
+CLAIMS: dict[str, tuple[str, Callable[[Frame], Finding], str]] = {
+    "C1": ("averaging loses nothing from some sparsity on", averaging, "averaging"),
+    "C2": ("SWAMP beats IMP at equal epochs a particle", more_accurate, "accuracy"),
+    "C2, at equal cost": ("SWAMP beats IMP with 4 T epochs a round", equal_cost, ""),
+    "C3": ("SWAMP is on par with two IMP solutions", on_par, "ensemble"),
+    "C4": ("minima are flatter", flatter, "curvature"),
+    "C5": ("successive rounds are linearly connected", connected, "connectivity"),
+    "C6": ("SWA and several particles each help", both_help, "differences"),
+    "C7": ("SWAMP's mask is better than IMP's", better_mask, "swap"),
 }
+"""Each in words, how it is judged, and its figure."""
 
 
 def findings(frame: Frame) -> dict[str, Finding]:
     """What the results say of each claim."""
-    return {claim: judge(frame) for claim, (_, judge) in CLAIMS.items()}
+    return {claim: judge(frame) for claim, (_, judge, _) in CLAIMS.items()}

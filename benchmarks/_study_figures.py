@@ -34,12 +34,8 @@ MAIN = ("imp", "imp_swa", "swamp", "swamp_without_swa", "imp_4t", "imp_ensemble"
 """Arms of the figure of accuracies, in the order of their colours."""
 
 
-def draw(tier: str, frame: Frame, folder: Path) -> list[Path]:
-    """Write every figure of which something is known, as SVG and PNG.
-
-    Returns:
-        The SVG files.
-    """
+def draw(tier: str, frame: Frame, folder: Path) -> list[str]:
+    """Write every figure of which something is known, as SVG and PNG; gives their names."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context({"svg.hashsalt": "study", "svg.fonttype": "none"}):
@@ -50,7 +46,7 @@ def draw(tier: str, frame: Frame, folder: Path) -> list[Path]:
             for kind in KINDS:
                 path = folder / f"study_{tier}_{name}.{kind}"
                 figure.savefig(path, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
-            written.append(folder / f"study_{tier}_{name}.svg")
+            written.append(name)
     return written
 
 

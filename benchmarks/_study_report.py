@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from _study_claims import CLAIMS, comparisons, findings, interval
@@ -39,12 +39,20 @@ def write(tier: str, text: str, page: Path) -> None:
                            flags=re.DOTALL))
 
 
-def report(name: str, tier: Tier, frame: Frame) -> str:
-    """Everything that a tier's results say, as Markdown."""
+def report(name: str, tier: Tier, frame: Frame, drawn: Collection[str]) -> str:
+    """Everything that a tier's results say, as Markdown.
+
+    Args:
+        name: Of the tier.
+        tier: Its parts.
+        frame: Its results.
+        drawn: The figures that there are.
+    """
     if frame.empty:
         return "Nothing of this tier has been run yet."
     return "\n\n".join([progress(name, tier, frame), f"What this says of each claim{interim(tier, frame)}:",
-                        claims_table(frame), *(f"{title}\n\n{table}" for title, table in tables(frame) if table)])
+                        *paragraphs(name, frame, drawn),
+                        *(f"{title}\n\n{table}" for title, table in tables(frame) if table)])
 
 
 def progress(name: str, tier: Tier, frame: Frame) -> str:
@@ -67,10 +75,18 @@ def interim(tier: Tier, frame: Frame) -> str:
     return "" if {(part.name, seed) for part, seed in tier.order()} <= done else " (interim: parts are missing)"
 
 
-def claims_table(frame: Frame) -> str:
-    """Verdict and figures of each claim."""
-    rows = [[claim, CLAIMS[claim][0], f"**{one.verdict}**", one.why] for claim, one in findings(frame).items()]
-    return _markdown(["claim", "", "verdict", "figures"], rows)
+def paragraphs(name: str, frame: Frame, drawn: Collection[str]) -> Iterator[str]:
+    """One a claim: its verdict, why, and its figure."""
+    for claim, one in findings(frame).items():
+        what, _, figure = CLAIMS[claim]
+        yield f"**{claim}: {what}: {one.verdict}.** {capital(one.why)}."
+        if figure in drawn:
+            yield f"![{claim}: {what}](figures/study_{name}_{figure}.svg)"
+
+
+def capital(text: str) -> str:
+    """With a capital letter at the beginning."""
+    return text[:1].upper() + text[1:]
 
 
 def tables(frame: Frame) -> list[tuple[str, str]]:

@@ -60,11 +60,10 @@ def tell(name: str, frame: Frame, page: Path) -> None:
     from _study_figures import draw
     from _study_report import report, write
 
-    text = report(name, TIERS[name], frame)
+    drawn = draw(name, frame, page.parent / "figures") if not frame.empty else []
+    text = report(name, TIERS[name], frame, drawn)
     write(name, text, page)
     print(text)
-    for path in draw(name, frame, page.parent / "figures") if not frame.empty else []:
-        print(path)
 
 
 def side_by_side(jobs: int) -> int:
