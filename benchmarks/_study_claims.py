@@ -156,8 +156,8 @@ def connected(frame: Frame) -> Finding:
     worst = max(barriers, key=lambda index: barriers[index].mean)
     lower = [index for index, one in dips.items() if one.high < 0]
     text = (f"largest error barrier between successive rounds: {interval(barriers[worst])} points, in the "
-            f"step from {100 * levels[worst]:.1f} %; the error between them is below the straight line at {len(lower)} of "
-            f"{len(dips)} steps (deepest {min(one.mean for one in dips.values()):.2f} points); "
+            f"step from {100 * levels[worst]:.1f} %; the error between them is below the straight line at "
+            f"{len(lower)} of {len(dips)} steps (deepest {min(one.mean for one in dips.values()):.2f} points); "
             f"n = {barriers[worst].num}")
     if first == min(barriers):
         return Finding("holds", text)
