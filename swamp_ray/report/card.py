@@ -186,5 +186,7 @@ def failures(attempts: Sequence[Mapping[str, Any]]) -> str:
     if not counts and len(attempts) < 2:
         return "None." if attempts else ""
     parts = [f"{count} {INCIDENTS.get(kind, (kind, kind))[count != 1]}" for kind, count in counts.items()]
+    if killed := sum("ended" not in attempt for attempt in attempts[:-1]):
+        parts.append(f"{killed} attempt{'s were' if killed > 1 else ' was'} ended from outside")
     again = f"it was started {len(attempts)} times" if len(attempts) > 1 else ""
     return "; ".join(filter(None, [*parts, again])).capitalize() + "."

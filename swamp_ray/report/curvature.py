@@ -57,7 +57,8 @@ def _curvature(runs: Sequence[ReportRun], data: Any) -> Figure:
     for axes, (measure, label) in zip(panels.flat, CURVATURES.items(), strict=False):
         shown = data[data["measure"] == measure]
         for (arm, network), one in shown.groupby(["arm", "network"], sort=False):
-            line = {"linestyle": "-" if network == "average" else DASHED}
+            # Of a single round no line is seen: the marker tells them apart as well.
+            line = {"linestyle": "-"} if network == "average" else {"linestyle": DASHED, "markerfacecolor": "none"}
             mean = one.groupby("density")["value"].mean().sort_index(ascending=False)
             axes.plot(mean.index, mean, linewidth=1.6, markersize=3.5, **line_of(styles[arm]) | line)
             axes.errorbar(one["density"], one["value"], one["error"], linestyle="none", ecolor=styles[arm].colour,

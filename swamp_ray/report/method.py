@@ -69,7 +69,7 @@ def _training(config: SwampConfig) -> str:
     if round_.schedule == "retrain":
         shorter = round_.retrain_length or "a quarter of it"
         length += f" in the first round and {shorter} in later ones"
-    text = f"A round trains {count}{stages}, each for {length}."
+    text = f"A round trains {count}{stages}{' for' if count == '1 particle' and not stages else ', each for'} {length}."
     vary = {"weight decay": particles.vary.weight_decay, "learning rate": particles.vary.lr,
             "length": particles.vary.length}
     if differing := [what for what, values in vary.items() if values]:

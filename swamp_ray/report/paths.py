@@ -102,7 +102,7 @@ def _barriers(runs: Sequence[ReportRun], data: Any, name: str) -> Figure:
     styles, scale = arm_styles(run.arm for run in runs), 100.0 if name == "error" else 1.0
     for (arm, kind), one in data.groupby(["arm", "kind"], sort=False):
         found = scale * one.groupby("density")["barrier"].agg(["mean", "min", "max"]).sort_index(ascending=False)
-        line = {"linestyle": "-" if kind == "particles" else DASHED}
+        line = {"linestyle": "-"} if kind == "particles" else {"linestyle": DASHED, "markerfacecolor": "none"}
         what = "particles" if kind == "particles" else "rounds"
         axes.plot(found.index, found["mean"], linewidth=1.8, markersize=4, label=f"{shortened(arm, 24)}: {what}",
                   **line_of(styles[arm]) | line)

@@ -44,7 +44,7 @@ def test_what_is_not_known_is_left_out(swamp: ReportRun) -> None:
     ([attempt("machine", "machine", "reseed")],
      "2 failures of machines; 1 training began anew with another seed."),
     ([attempt("drop"), attempt()],
-     "1 particle was left out because it diverged; it was started 2 times."),
+     "1 particle was left out because it diverged; 1 attempt was ended from outside; it was started 2 times."),
     ([attempt("something new")], "1 something new."),
     ([], ""),
 ])

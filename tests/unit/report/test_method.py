@@ -30,7 +30,7 @@ def test_an_arm_is_called_what_it_is(arm: str) -> None:
 
 @pytest.mark.parametrize(("arm", "words"), [
     ("swamp", ["SWAMP.", "4 particles", "mean of its weights along the way", "average of the particles' weights"]),
-    ("imp", ["IMP.", "1 particle,", "smallest magnitude, over all layers at once"]),
+    ("imp", ["IMP.", "1 particle for", "smallest magnitude, over all layers at once"]),
     ("imp_best_of_4", ["best particle on validation"]),
     ("swamp_plus", ["1 particle, 4 from"]),
     ("lr_rewinding", ["goes on from the average before it, pruned"]),
