@@ -91,6 +91,7 @@ def test_an_error_in_a_piece_is_the_error_of_inline(storage: Path) -> None:
     assert "measuring on 1 worker" in notes.texts, "the node has two GPUs"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(storage: Path, finished: Path) -> None:
     arguments = ["analyze", "landscape", "tiny", "--round", "1", "--storage", str(storage)]
     process = subprocess.Popen(
