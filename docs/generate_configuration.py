@@ -20,7 +20,8 @@ PAGE = REPOSITORY / "docs" / "configuration.md"
 if str(REPOSITORY) not in sys.path:  # so that it runs without the package being installed
     sys.path.insert(0, str(REPOSITORY))
 
-from swamp_ray.config import Length, SwampConfig  # noqa: E402
+from swamp_ray.config import SwampConfig  # noqa: E402
+from swamp_ray.config_fields import Length  # noqa: E402
 from swamp_ray.sweep_config import SweepConfig  # noqa: E402
 
 HEAD = """\

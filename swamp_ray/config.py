@@ -1,154 +1,17 @@
 """The configuration of a run: one typed tree. :mod:`swamp_ray.config_reading` reads it and writes it back.
 
-Sparsities, densities and rates are fractions in [0, 1].
+Sparsities, densities and rates are fractions in [0, 1]. :mod:`swamp_ray.config_rules` holds what only shows when
+several sections are read together.
 """
 
 from __future__ import annotations
 
-import math
-import re
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
-from swamp_ray.importing import is_import_path
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long something lasts: a number of epochs or of optimiser steps."""
-
-    amount: float
-    unit: Literal["epochs", "steps"] = "epochs"
-
-    def steps(self, steps_per_epoch: int) -> int:
-        """The same length in optimiser steps, rounded to the nearest step."""
-        return round(self.amount * steps_per_epoch) if self.unit == "epochs" else int(self.amount)
-
-    def __str__(self) -> str:
-        # Exact, so that a saved config reads back as the same length.
-        amount = int(self.amount) if self.amount == int(self.amount) else repr(self.amount)
-        return f"{amount} {self.unit.removesuffix('s') if self.amount == 1 else self.unit}"
-
-
-_LENGTH = re.compile(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*(k?)\s*(epochs?|steps?)?\s*")
-
-
-def parse_length(value: object) -> Length:
-    """A :class:`Length` from ``4``, ``"4 epochs"``, ``"0.5 epochs"``, ``"800 steps"`` or ``"16k steps"``."""
-    if isinstance(value, Length):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("must be a length such as '4 epochs' or '800 steps'")
-    match = _LENGTH.fullmatch(f"{value}")
-    if match is None:
-        raise ValueError("must be a length such as '4 epochs' or '800 steps', and not negative")
-    amount = float(match[1]) * (1000 if match[2] else 1)
-    if not math.isfinite(amount):
-        raise ValueError("must be finite")
-    unit: Literal["epochs", "steps"] = "steps" if (match[3] or "").startswith("step") else "epochs"
-    if unit == "steps" and amount != int(amount):
-        raise ValueError("must be a whole number of steps")
-    return Length(amount, unit)
-
-
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-
-
-def leaf_types(annotation: Any) -> set[Any]:
-    """The types that a plain value of a field, or of its list, may have, without their constraints."""
-    if get_origin(annotation) is Annotated:
-        return leaf_types(get_args(annotation)[0])
-    if get_origin(annotation) is tuple:
-        return {tuple}.union(*(leaf_types(part) for part in get_args(annotation) if part is not Ellipsis))
-    if get_origin(annotation) in (Union, types.UnionType):
-        return set().union(*(leaf_types(part) for part in get_args(annotation)))
-    return {annotation}
-
-
-LengthField = Annotated[
-    Length,
-    BeforeValidator(parse_length),
-    PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": ["string", "number"]}),
-]
-Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
-Share = Annotated[float, Field(gt=0.0, lt=1.0)]
-
-
-def _plain_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Options enter names as JSON, in which dates, bytes and infinities have no spelling."""
-    for path, value in _leaves(options):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{path} must be finite, but is {value}")
-        if not (value is None or isinstance(value, bool | int | float | str)):
-            raise ValueError(f"{path} must be text, a number, a list or a mapping, but is {type(value).__name__}")
-    return options
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValueError(f"keys must be text, but one is {key!r}")
-            yield from _leaves(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{path}[{index}]")
-    else:
-        yield path, value
-
-
-Options = Annotated[dict[str, Any], AfterValidator(_plain_options)]
-
-
-def _is_selector(labels: dict[str, str]) -> dict[str, str]:
-    for key, value in labels.items():
-        if not _LABEL_KEY.fullmatch(key):
-            raise ValueError(f"must have keys such as ray.io/node-group, but one is {key!r}")
-        if not _LABEL_VALUE.fullmatch(value):
-            raise ValueError(f"{key} must be a label such as spot, !spot or in(a, b), but is {value!r}")
-    return labels
-
-
-_NAME = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
-_LABEL_KEY = re.compile(rf"([a-zA-Z0-9.-]+/)?{_NAME}")
-_LABEL_VALUE = re.compile(rf"!?({_NAME}|in\({_NAME}(, ?{_NAME})*\))")
-Labels = Annotated[dict[str, str], AfterValidator(_is_selector)]
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys are errors, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would take true for 1 and the text '0.9' for the number, where somebody made a mistake."""
-        kinds = leaf_types(cls.model_fields[str(info.field_name)].annotation)
-        found = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(item, bool) for item in found) and bool not in kinds and kinds & {int, float}:
-            raise ValueError("must hold numbers" if found is value else "must be a number")
-        # YAML reads 1e-3, without a point, as a text.
-        if isinstance(value, str) and kinds <= {int, float, type(None)} and not _EXPONENT.fullmatch(value):
-            raise ValueError("must be a number, not a text")
-        return value
+from swamp_ray.config_fields import Labels, Length, LengthField, Options, Section, Share, Sparsity
+from swamp_ray.config_rules import contradictions
 
 
 class DataConfig(Section):
@@ -447,7 +310,6 @@ class ExecutionConfig(Section):
     )
     log_every_s: float = Field(default=60.0, gt=0.0, description="Plain progress output: seconds between lines.")
 
-
     @field_validator("particles_per_worker", mode="before")
     @classmethod
     def _auto_or_a_number(cls, value: Any) -> Any:
@@ -510,7 +372,7 @@ class SwampConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> SwampConfig:
-        for problem in _contradictions(self):
+        for problem in contradictions(self):
             raise ValueError(problem)
         return self
 
@@ -539,103 +401,3 @@ class SwampConfig(Section):
 
 
 FAILURE_KEYS = ("on_failure", "max_reseeds", "min_count", "quorum", "deadline_s")
-
-
-def _contradictions(config: SwampConfig) -> Iterator[str]:
-    """What only shows when several sections are read together."""
-    yield from _wrong_schedules(config)
-    yield from _wrong_averages(config)
-    yield from _wrong_ranks(config)
-    yield from _wrong_execution(config)
-
-
-def _wrong_schedules(config: SwampConfig) -> Iterator[str]:
-    dense, length = config.dense.length, config.round.length
-    if length.amount <= 0:
-        yield "round.length must be greater than 0"
-    if config.rewind.schedule == "continue":
-        if dense.unit == length.unit and dense.amount >= length.amount:
-            yield (
-                f"dense.length (T0) must be shorter than round.length (T) under rewind.schedule: continue, but got "
-                f"{dense} and {length}. Shorten dense.length or use rewind.schedule: restart"
-            )
-        if config.averaging.within == "swa":
-            yield (
-                "rewind.schedule: continue takes up a schedule that SWA replaces. Use averaging.within: none or ema, "
-                "or rewind.schedule: restart"
-            )
-    if config.round.schedule == "retrain" and config.averaging.within == "swa":
-        yield (
-            "round.schedule: retrain ends at rate 0, where SWA has nothing to average. "
-            "Use averaging.within: none or ema"
-        )
-    if config.round.schedule == "retrain" and config.rewind.schedule == "continue":
-        yield "round.schedule: retrain has a schedule of its own. Use rewind.schedule: restart"
-
-
-def _wrong_averages(config: SwampConfig) -> Iterator[str]:
-    every, length = config.averaging.every, config.round.length
-    if config.averaging.within == "swa":
-        if every.amount <= 0:
-            yield "averaging.every must be greater than 0"
-        if every.unit == length.unit and (1 - config.averaging.start) * length.amount < every.amount - 1e-9:
-            yield (
-                f"averaging.start ({config.averaging.start:g}) leaves {(1 - config.averaging.start) * length.amount:g} "
-                f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
-                "Start earlier, train longer or take snapshots more often"
-            )
-    if config.averaging.num_shards not in ("auto", 1) and is_import_path(config.pruning.score):
-        yield (
-            "averaging.num_shards must be auto or 1 with a pruning.score of your own, which sees whole layers, but got "
-            f"{config.averaging.num_shards}"
-        )
-
-
-def _wrong_ranks(config: SwampConfig) -> Iterator[str]:
-    ranks, execution = config.particle.num_workers, config.execution
-    if config.training.batch_size % ranks:
-        yield (
-            f"particle.num_workers must divide training.batch_size, but {config.training.batch_size} % {ranks} != 0"
-        )
-    micro = config.training.micro_batch
-    if micro is not None and config.training.batch_size // ranks % micro:
-        yield (
-            f"training.micro_batch must divide a rank's share of the batch, but {config.training.batch_size} / "
-            f"{ranks} = {config.training.batch_size // ranks} is no multiple of {micro}"
-        )
-    if ranks > 1 and (execution.particles_per_worker != 1 or execution.packing != "auto"):
-        yield (
-            f"execution.particles_per_worker must be 1 with particle.num_workers: {ranks}: a worker trains several "
-            "particles on its device, or one on several devices"
-        )
-    if ranks > 1 and execution.executor == "inline":
-        yield "particle.num_workers must be 1 with executor: inline, which trains in one process"
-    if ranks > 1 and execution.device != "cpu" and execution.num_gpus is not None and execution.num_gpus < 1:
-        yield (
-            f"execution.num_gpus must be at least 1 with particle.num_workers: {ranks}, but got "
-            f"{execution.num_gpus:g}: two ranks cannot share a GPU"
-        )
-
-
-def _wrong_execution(config: SwampConfig) -> Iterator[str]:
-    execution = config.execution
-    if execution.packing == "stacked" and execution.particles_per_worker == 1:
-        yield "execution.packing: stacked needs execution.particles_per_worker: auto, or more than 1"
-    if execution.autoscaling and execution.device == "auto":
-        yield (
-            "execution.device must be cpu or cuda with execution.autoscaling: before there are nodes it cannot be seen "
-            "whether they have GPUs"
-        )
-    if execution.checkpoint_every.unit != "epochs" or execution.checkpoint_every.amount % 1:
-        yield "execution.checkpoint_every must be a whole number of epochs (0: never)"
-
-
-def exact(value: float) -> Fraction:
-    """The rational number that was written, e.g. 1/5 for 0.2."""
-    return Fraction(repr(float(value)))
-
-
-def steps_and_epochs(length: Length, steps_per_epoch: int) -> tuple[int, int]:
-    """Steps of a length, and the number of (possibly cut) epochs they span."""
-    steps = length.steps(steps_per_epoch)
-    return steps, math.ceil(steps / steps_per_epoch)

@@ -12,7 +12,8 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from swamp_ray.config import SwampConfig, leaf_types
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_fields import leaf_types
 from swamp_ray.errors import UserError, nearest
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from swamp_ray.config import Options, Section, Sparsity, SwampConfig
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_fields import Options, Section, Sparsity
 from swamp_ray.config_reading import (
     apply_overrides,
     build_config,

@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from swamp_ray.config import Length, Section, SwampConfig
+from swamp_ray.config import SwampConfig
+from swamp_ray.config_fields import Length, Section
 from swamp_ray.errors import CorruptArtifactError, UserError, nearest
 from swamp_ray.locating import config_of
 from swamp_ray.storage.rundir import RunDir, check_run_record

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp_ray.config import Length, ParticlesConfig, SwampConfig, exact, parse_length, steps_and_epochs
+from swamp_ray.config import ParticlesConfig, SwampConfig
+from swamp_ray.config_fields import Length, exact, parse_length, steps_and_epochs
 from swamp_ray.config_reading import build_config, differences, dump_config, load_config, parse_config, with_values
 from swamp_ray.errors import UserError
 

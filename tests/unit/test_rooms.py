@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "swamp_ray"
 
 # In order: each room knows itself and the rooms before it. A trailing slash means a folder.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "words": ("config.py", "config_reading.py", "errors.py", "importing.py", "seeding.py", "sweep_config.py"),
+    "words": ("config.py", "config_fields.py", "config_reading.py", "config_rules.py", "errors.py", "importing.py",
+              "seeding.py", "sweep_config.py"),
     "sparsity": ("sparsity/",),
     "training": ("training/",),
     "storage": ("storage/",),
@@ -28,8 +29,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 ORDER = list(ROOMS)
 
 # Imported by `swamp --help`, which has to answer at once.
-LIGHT = ("__init__.py", "__main__.py", "cli.py", "config.py", "config_reading.py", "errors.py", "importing.py",
-         "seeding.py", "sweep_config.py")
+LIGHT = ("__init__.py", "__main__.py", "cli.py", *ROOMS["words"])
 HEAVY = {"torch", "torchvision", "ray", "pandas", "pyarrow", "sklearn", "matplotlib"}
 
 
