@@ -25,7 +25,8 @@ from swamp_ray.orchestration.cluster import connect
 from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import Sweep, load_sweep
+from swamp_ray.sweep_config import Sweep
+from swamp_ray.sweep_reading import load_sweep
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "sweeps" / "sparsity_x_particles.yaml"
 

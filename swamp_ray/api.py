@@ -23,8 +23,9 @@ from swamp_ray.orchestration.sweep import run_sweep
 from swamp_ray.orchestration.trial import FreeSettings, Trials, anchored
 from swamp_ray.storage.places import as_spot
 from swamp_ray.storage.tickets import Ticket, load_ticket
-from swamp_ray.sweep_config import Sweep, build_sweep, load_sweep
+from swamp_ray.sweep_config import Sweep
 from swamp_ray.sweep_console import make_sweep_reporter, write_all
+from swamp_ray.sweep_reading import build_sweep, load_sweep
 from swamp_ray.sweep_results import by_setting, collect
 
 if TYPE_CHECKING:

@@ -113,7 +113,7 @@ def sweep(config: Path, overrides: tuple[str, ...], name: str | None, storage: s
       swamp sweep configs/sweeps/method_comparison.yaml --set seeds=5 --name methods-5
     """
     from swamp_ray.orchestration.stopping import Stopping
-    from swamp_ray.sweep_config import load_sweep
+    from swamp_ray.sweep_reading import load_sweep
 
     loaded = load_sweep(config, overrides, storage, name, {} if address is None else {"execution.address": address})
     stopping = Stopping()
@@ -137,7 +137,7 @@ def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: s
       swamp check configs/cifar10_resnet20.yaml --set particles.count=8
       swamp check configs/sweeps/sparsity_x_particles.yaml
     """
-    from swamp_ray.sweep_config import is_sweep, load_sweep
+    from swamp_ray.sweep_reading import is_sweep, load_sweep
 
     if is_sweep(config):
         from swamp_ray.planning import print_sweep_plan
@@ -410,7 +410,7 @@ def prune_storage(storage: str | None, delete: bool, older_than: str) -> None:
 
 
 def _refuse_sweep(config: Path) -> None:
-    from swamp_ray.sweep_config import is_sweep
+    from swamp_ray.sweep_reading import is_sweep
 
     if is_sweep(config):
         raise UserError("this is the config of a sweep", where=str(config), do=f"Run it with: swamp sweep {config}")

@@ -13,7 +13,8 @@ from swamp_ray.orchestration.running import run
 from swamp_ray.storage.places import Place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_config import Setting, Sweep, build_sweep, label
+from swamp_ray.sweep_config import Setting, Sweep, label
+from swamp_ray.sweep_reading import build_sweep
 from tests.helpers import TINY
 
 GRID: dict[str, Any] = {"pruning.target": {"grid": [0.5, 0.75]}, "particles.count": {"grid": [1, 2]}}

@@ -26,7 +26,8 @@ from swamp_ray.sparsity.selection import make_score
 from swamp_ray.storage.places import is_url
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_config import Sweep, is_sweep, load_sweep
+from swamp_ray.sweep_config import Sweep
+from swamp_ray.sweep_reading import is_sweep, load_sweep
 from swamp_ray.training.data import DATASETS, load_data
 from swamp_ray.training.tasks import build_task
 

@@ -31,7 +31,8 @@ from swamp_ray.orchestration.team import Milestone, Team, milestone_rounds
 from swamp_ray.rounds import RoundPlan
 from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import Setting, label, refuse_ranks, reserved
+from swamp_ray.sweep_config import Setting, label, reserved
+from swamp_ray.sweep_reading import refuse_ranks
 
 COMPLETE = "complete"
 """Key of a report: whether the setting has reached its own target."""

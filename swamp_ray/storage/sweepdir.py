@@ -15,7 +15,8 @@ from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines, sealed, unsealed
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
 from swamp_ray.storage.places import Place, Spot, as_place
-from swamp_ray.sweep_config import Sweep, build_sweep
+from swamp_ray.sweep_config import Sweep
+from swamp_ray.sweep_reading import build_sweep
 
 MAX_NAME = 60
 """Member runs are named after the sweep and their settings."""

@@ -30,8 +30,9 @@ from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
 from swamp_ray.orchestration.sweep_reporting import SweepReporter
 from swamp_ray.orchestration.team import Team
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import Setting, Sweep, build_sweep
+from swamp_ray.sweep_config import Setting, Sweep
 from swamp_ray.sweep_console import write_all
+from swamp_ray.sweep_reading import build_sweep
 from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny, wait_for
 
 GRID = {"pruning.target": {"grid": [0.5, 0.75, 0.9]}, "particles.count": {"grid": [1, 3]}}

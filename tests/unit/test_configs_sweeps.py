@@ -14,7 +14,8 @@ from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
 from swamp_ray.orchestration.team import milestone_rounds
 from swamp_ray.rounds import plan_rounds
 from swamp_ray.sparsity.selection import plan_survivors
-from swamp_ray.sweep_config import Sweep, build_sweep, is_sweep, label, load_sweep
+from swamp_ray.sweep_config import Sweep, label
+from swamp_ray.sweep_reading import build_sweep, is_sweep, load_sweep
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted((CONFIGS / "sweeps").glob("*.yaml"))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from swamp_ray.orchestration import scheduling, searching, tracking
-from swamp_ray.sweep_config import build_sweep, load_sweep
+from swamp_ray.sweep_reading import build_sweep, load_sweep
 from swamp_ray.sweep_results import EPOCHS, LEADING
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -19,19 +19,8 @@ from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.errors import UserError
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import MAX_NAME
-from swamp_ray.sweep_config import (
-    MAX_SETTINGS,
-    RESERVED,
-    Domain,
-    Setting,
-    Sweep,
-    build_sweep,
-    describe,
-    is_sweep,
-    label,
-    load_sweep,
-    setting_key,
-)
+from swamp_ray.sweep_config import MAX_SETTINGS, RESERVED, Domain, Setting, Sweep, describe, label, setting_key
+from swamp_ray.sweep_reading import build_sweep, is_sweep, load_sweep
 from tests.helpers import TINY
 
 LR = {"training.lr": {"choice": [0.1, 0.2]}}

@@ -20,8 +20,9 @@ from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
 from swamp_ray.orchestration.sweep_reporting import SweepReporter
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_config import Setting, Sweep, build_sweep, label
+from swamp_ray.sweep_config import Setting, Sweep, label
 from swamp_ray.sweep_console import PlainSweepReporter, make_sweep_reporter, shared_line
+from swamp_ray.sweep_reading import build_sweep
 from tests.helpers import TINY
 from tests.sweep_storage import note, planned_sweep
 

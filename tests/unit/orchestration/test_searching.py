@@ -24,7 +24,8 @@ from swamp_ray.orchestration.searching import (
     make_search,
     search_seed,
 )
-from swamp_ray.sweep_config import Domain, Sweep, build_sweep
+from swamp_ray.sweep_config import Domain, Sweep
+from swamp_ray.sweep_reading import build_sweep
 
 METRIC = "average/validation/accuracy"
 GO, STOP = TrialScheduler.CONTINUE, TrialScheduler.STOP

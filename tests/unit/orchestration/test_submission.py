@@ -15,7 +15,7 @@ from swamp_ray.config_reading import parse_config
 from swamp_ray.errors import UserError
 from swamp_ray.orchestration.submission import Submission, check_here, check_upload, read_submission
 from swamp_ray.orchestration.upload import select_files
-from swamp_ray.sweep_config import build_sweep
+from swamp_ray.sweep_reading import build_sweep
 from tests.helpers import TINY
 
 SPACE = {"pruning.target": {"grid": [0.5, 0.75]}}

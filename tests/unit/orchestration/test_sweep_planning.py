@@ -14,7 +14,8 @@ from swamp_ray.orchestration.resources import Resources
 from swamp_ray.orchestration.running import run
 from swamp_ray.orchestration.sweep_planning import TRIED, SweepPlan, num_workers, plan_sweep
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import Sweep, build_sweep, label
+from swamp_ray.sweep_config import Sweep, label
+from swamp_ray.sweep_reading import build_sweep
 from tests.helpers import TINY
 
 BASE: dict[str, Any] = {

@@ -14,7 +14,8 @@ import pytest
 from swamp_ray.errors import UserError
 from swamp_ray.orchestration import tracking
 from swamp_ray.orchestration.tracking import absolute_uri, check_callbacks, make_callbacks, mlflow_name, tracked
-from swamp_ray.sweep_config import Sweep, build_sweep
+from swamp_ray.sweep_config import Sweep
+from swamp_ray.sweep_reading import build_sweep
 
 
 def sweep(**callbacks: dict[str, Any]) -> Sweep:

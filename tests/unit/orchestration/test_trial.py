@@ -29,7 +29,8 @@ from swamp_ray.orchestration.trial import (
 )
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import RESERVED, Setting, Sweep, build_sweep, label
+from swamp_ray.sweep_config import RESERVED, Setting, Sweep, label
+from swamp_ray.sweep_reading import build_sweep
 from tests.helpers import TINY, tiny
 
 BASE: dict[str, Any] = {
