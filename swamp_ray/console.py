@@ -18,7 +18,7 @@ from rich.text import Text
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, duration, number, percent, results_table
 from swamp_ray.training.records import Progress

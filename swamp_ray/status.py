@@ -15,7 +15,7 @@ from rich.text import Text
 
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import find_run
-from swamp_ray.rounds import DENSE, Work
+from swamp_ray.round_messages import DENSE, Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.growing import read_growing
 from swamp_ray.storage.leases import EXPIRY_S, Held, Leases, Watch, artifact_lease

@@ -24,7 +24,7 @@ from swamp_ray.orchestration.preparation import State
 from swamp_ray.orchestration.shard import Shard
 from swamp_ray.orchestration.timesheet import Whereabouts
 from swamp_ray.orchestration.worker import Worker
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.packing import Packed
 from swamp_ray.training.arithmetic import Arithmetic, applied

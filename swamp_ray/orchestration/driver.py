@@ -40,7 +40,7 @@ from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.orchestration.waiting import Waiting
 from swamp_ray.orchestration.worker import outcome_of
-from swamp_ray.rounds import (
+from swamp_ray.round_messages import (
     DENSE,
     Add,
     Average,
@@ -60,9 +60,9 @@ from swamp_ray.rounds import (
     Policy,
     Record,
     Released,
-    Rounds,
     Work,
 )
+from swamp_ray.rounds import Rounds
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest, without_advice
 from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease

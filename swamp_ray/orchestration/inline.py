@@ -36,7 +36,7 @@ from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.orchestration.timesheet import Ending, Shift, Whereabouts, Worked
 from swamp_ray.orchestration.worker import Message, Worker
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.sparsity.packing import Packed, spans
 from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.arithmetic import applied

@@ -10,7 +10,7 @@ from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.orchestration.averager import read_mask
 from swamp_ray.orchestration.messages import Executor, Handle, Outcome
 from swamp_ray.orchestration.preparation import Prepared, State
-from swamp_ray.rounds import DENSE, Work
+from swamp_ray.round_messages import DENSE, Work
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest

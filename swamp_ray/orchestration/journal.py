@@ -21,7 +21,7 @@ from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.provenance import PACKAGES, commit, now, version
 from swamp_ray.orchestration.timesheet import Worked
 from swamp_ray.orchestration.worker import BUFFERS_FILE
-from swamp_ray.rounds import DENSE, Decision, Work
+from swamp_ray.round_messages import DENSE, Decision, Work
 from swamp_ray.sparsity.masks import split
 from swamp_ray.sparsity.packing import unpack
 from swamp_ray.storage.arrays import arrays_from_bytes

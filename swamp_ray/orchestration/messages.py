@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.orchestration.timesheet import Worked
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Named
 from swamp_ray.training.arithmetic import SINGLE, form_and_width
@@ -131,7 +131,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Broken:
-    """A job's attempt failed; ``kind`` as in :class:`swamp_ray.rounds.Failed`."""
+    """A job's attempt failed; ``kind`` as in :class:`swamp_ray.round_messages.Failed`."""
 
     work: Work
     error: BaseException

@@ -44,7 +44,7 @@ from swamp_ray.orchestration.resources import Resources, capacity, describe_reso
 from swamp_ray.orchestration.shard import num_shards
 from swamp_ray.orchestration.store_memory import RoundBytes, shortage
 from swamp_ray.orchestration.timesheet import Ending, Shift
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.training.records import Progress
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from swamp_ray.config import StartFrom, SwampConfig
 from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.importing import is_import_path
-from swamp_ray.rounds import RoundPlan, plan_rounds
+from swamp_ray.round_messages import RoundPlan
+from swamp_ray.rounds import plan_rounds
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors
 from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survivors

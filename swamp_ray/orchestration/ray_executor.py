@@ -27,7 +27,7 @@ from swamp_ray.orchestration.pool import Pool
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.orchestration.timesheet import Shift, Worked
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.sparsity.packing import spans
 from swamp_ray.storage.artifacts import without_advice
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
-from swamp_ray.rounds import Decision, RoundPlan
+from swamp_ray.round_messages import Decision, RoundPlan
 from swamp_ray.storage.artifacts import Manifest
 from swamp_ray.storage.states import state_digest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swamp_ray.orchestration.messages import RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import Prepared
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.training.records import Progress
 
 

@@ -12,7 +12,7 @@ from swamp_ray.errors import SwampError
 from swamp_ray.orchestration.averager import read_mask
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.resources import pool_size, this_machine
-from swamp_ray.rounds import RoundPlan
+from swamp_ray.round_messages import RoundPlan
 from swamp_ray.sparsity.masks import from_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.places import open_place

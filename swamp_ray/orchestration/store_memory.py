@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 
 from swamp_ray.orchestration.preparation import Prepared
-from swamp_ray.rounds import RoundPlan
+from swamp_ray.round_messages import RoundPlan
 from swamp_ray.training.data import Data
 from swamp_ray.training.nests import leaves
 from swamp_ray.training.samples import ArraySamples

@@ -22,7 +22,7 @@ from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.rounds import RoundPlan, Work
+from swamp_ray.round_messages import RoundPlan, Work
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.joblog import JobLog
 from swamp_ray.storage.places import Place, open_place

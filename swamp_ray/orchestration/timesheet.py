@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 
 Ending = Literal["done", "machine", "diverged", "error", "given back", "stopped"]
 """How a job ended; ``given back``: another run is training it; ``stopped``: it was not wanted any more."""

@@ -28,7 +28,7 @@ from swamp_ray.orchestration.resources import this_machine, worker_resources
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep_planning import data_key, num_workers
 from swamp_ray.orchestration.team import Milestone, Team, milestone_rounds
-from swamp_ray.rounds import RoundPlan
+from swamp_ray.round_messages import RoundPlan
 from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.sweep_config import Setting, label, reserved

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from swamp_ray.orchestration.messages import WorkItem
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.leases import Held, Watch, artifact_lease
 
 LOOK_S = 1.0

@@ -19,7 +19,7 @@ from swamp_ray.orchestration.inline import InlineExecutor
 from swamp_ray.orchestration.messages import Handle, WorkItem
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.training.records import Progress
 from tests.helpers import tiny
 

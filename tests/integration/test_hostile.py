@@ -25,7 +25,7 @@ from swamp_ray.config_reading import build_config, dump_config, parse_config
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_ticket

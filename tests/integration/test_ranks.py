@@ -16,7 +16,7 @@ import ray
 from swamp_ray.errors import Interrupted, RunError
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.training.records import Progress
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny

@@ -23,7 +23,7 @@ from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
 from swamp_ray.orchestration.team import Team
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.jsonlines import read_lines
 from swamp_ray.storage.leases import Lease, Leases, artifact_lease

@@ -19,7 +19,7 @@ from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from tests.faults import epoch_seed, uneven
 from tests.helpers import ticket_digests, tiny
 

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from tests.faults import uneven
 from tests.helpers import ticket_digests, tiny
 

@@ -13,7 +13,7 @@ from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.sparsity.packing import CHUNK
 from swamp_ray.storage.artifacts import ArtifactStore
 from tests.helpers import ticket_digests, tiny

@@ -14,7 +14,8 @@ from swamp_ray.config_reading import dump_config, load_config, parse_config, wit
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import RoundPlan, plan_rounds
+from swamp_ray.round_messages import RoundPlan
+from swamp_ray.rounds import plan_rounds
 from swamp_ray.sparsity.masks import Layout, find_prunable
 from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.sparsity.selection import plan_survivors

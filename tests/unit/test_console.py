@@ -15,7 +15,7 @@ from rich.console import Console
 from swamp_ray.console import LiveReporter, PlainReporter, make_reporter, print_results
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.training.records import Progress
 from tests.faults import epoch_seed
 from tests.helpers import tiny

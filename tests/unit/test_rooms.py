@@ -18,7 +18,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sparsity": ("sparsity/",),
     "training": ("training/",),
     "storage": ("storage/",),
-    "method": ("rounds.py",),
+    "method": ("round_messages.py", "rounds.py"),
     "orchestration": ("orchestration/",),
     "people": (
         "analysis/", "report/", "api.py", "cli.py", "console.py", "doctor.py", "evaluation.py", "locating.py",

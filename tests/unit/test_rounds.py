@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp_ray.rounds import (
+from swamp_ray.round_messages import (
     DENSE,
     Add,
     Average,
@@ -33,10 +33,9 @@ from swamp_ray.rounds import (
     Record,
     Released,
     RoundPlan,
-    Rounds,
     Work,
-    plan_rounds,
 )
+from swamp_ray.rounds import Rounds, plan_rounds
 
 
 def plan_of(*num_particles: int) -> list[RoundPlan]:

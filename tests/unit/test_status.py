@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from swamp_ray.config_reading import dump_config
-from swamp_ray.rounds import DENSE, Work
+from swamp_ray.round_messages import DENSE, Work
 from swamp_ray.status import describe, life_of
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.holders import Holder, this_process

@@ -17,7 +17,7 @@ from swamp_ray.errors import Interrupted, UserError
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.sparsity.masks import layer_densities, overlap
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir

@@ -9,7 +9,7 @@ import pytest
 from swamp_ray.orchestration import backlog
 from swamp_ray.orchestration.backlog import Backlog, Entry
 from swamp_ray.orchestration.messages import WorkItem
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.recipes import Named
 from swamp_ray.training.program import Program, Rate
 

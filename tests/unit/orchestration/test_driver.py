@@ -26,7 +26,7 @@ from swamp_ray.orchestration.messages import Report, RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.seeding import derive_seed
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.holders import this_process

@@ -19,7 +19,7 @@ from swamp_ray.orchestration.failures import divergence_advice, kind_of, memory_
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
-from swamp_ray.rounds import DENSE, Work
+from swamp_ray.round_messages import DENSE, Work
 from swamp_ray.status import describe
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir

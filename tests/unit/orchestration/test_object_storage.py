@@ -25,7 +25,7 @@ from swamp_ray.locating import find_run
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.training.records import Progress
@@ -205,7 +205,7 @@ OUTAGE = """
 import sys
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from tests.helpers import tiny
 from tests.s3_server import fail
 

@@ -16,7 +16,7 @@ from swamp_ray.orchestration.packs import Broke, train_together
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
 from swamp_ray.orchestration.worker import Worker
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Lease, Leases, artifact_lease

@@ -16,7 +16,8 @@ from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.running import run
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.team import Milestone, Team, milestone_rounds
-from swamp_ray.rounds import RoundPlan, plan_rounds
+from swamp_ray.round_messages import RoundPlan
+from swamp_ray.rounds import plan_rounds
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
 from tests.faults import epoch_seed

@@ -15,7 +15,7 @@ from swamp_ray.orchestration.inline import InlineExecutor
 from swamp_ray.orchestration.messages import Report
 from swamp_ray.orchestration.running import Run, run
 from swamp_ray.orchestration.timesheet import Shift, Whereabouts
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.jsonlines import read_lines
 from swamp_ray.storage.rundir import RunDir
 from tests.faults import epoch_seed

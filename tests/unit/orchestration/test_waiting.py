@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.waiting import Waiting
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Named

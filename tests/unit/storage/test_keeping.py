@@ -9,7 +9,8 @@ import pytest
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import Run, run
-from swamp_ray.rounds import Add, Average, Averaged, Do, Finished, Lost, RoundPlan, Rounds, Work
+from swamp_ray.round_messages import Add, Average, Averaged, Do, Finished, Lost, RoundPlan, Work
+from swamp_ray.rounds import Rounds
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.states import lacks_state

@@ -17,7 +17,7 @@ from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
 from swamp_ray.pruning_storage import parse_age
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.places import LocalPlace
 from swamp_ray.storage.pruning import CHECKPOINTS, LEFTOVERS, UNUSED, remove, survey

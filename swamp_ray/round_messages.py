@@ -1,0 +1,234 @@
+"""What the machine of the rounds is told, and what it asks for: plans, jobs, decisions, instructions and events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """One round before it runs.
+
+    Attributes:
+        index: r, counted from 0.
+        survivors: k_r, the weights that the round's mask keeps.
+        sparsity: 1 - k_r / P.
+        num_particles: N.
+        next_survivors: k_(r+1); None in the last round, which prunes nothing.
+    """
+
+    index: int
+    survivors: int
+    sparsity: float
+    num_particles: int
+    next_survivors: int | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job for a worker: the dense phase, a particle, or the evaluation of a round's average."""
+
+    kind: str
+    round: int = -1
+    particle: int = -1
+
+    def __str__(self) -> str:
+        if self.kind == "dense":
+            return "dense phase"
+        part = f"particle {self.particle}" if self.kind == "particle" else "evaluation"
+        return f"round {self.round}, {part}"
+
+
+DENSE = Work("dense")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of a particle that diverges, and of one that lags behind.
+
+    Attributes:
+        on_failure: ``"stop"`` the run, ``"retry"`` with another seed, or ``"drop"`` the particle.
+        max_reseeds: retry: how many further seeds a job gets.
+        min_count: The fewest particles that a round may be left with.
+        quorum: So many finished particles are enough once the round's deadline has passed; None: all of them.
+    """
+
+    on_failure: Literal["stop", "retry", "drop"] = "stop"
+    max_reseeds: int = 2
+    min_count: int = 1
+    quorum: int | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Something that a run's results depend on besides its recipe. Once recorded it holds, whatever happens later.
+
+    Attributes:
+        round: r; -1 for the dense phase.
+        particle: Its index; -1 for the dense phase.
+        what: ``"reseed"``: it trains with another seed; ``"drop"``: the round goes on without it, because it
+            diverged; ``"quorum"``: without it, because enough others were finished.
+        reason: In words.
+        attempt: Which of its seeds this is about, counted from 0; for a reseed the new one.
+    """
+
+    round: int
+    particle: int
+    what: Literal["reseed", "drop", "quorum"]
+    reason: str
+    attempt: int = 0
+
+    @property
+    def work(self) -> Work:
+        """The job that it is about."""
+        return DENSE if self.round < 0 else Work("particle", self.round, self.particle)
+
+    @property
+    def drops(self) -> bool:
+        """Whether the particle does not enter its round's average."""
+        return self.what != "reseed"
+
+
+# Instructions
+
+
+@dataclass(frozen=True)
+class Do:
+    """Give a job to the queue of workers; ``urgent`` jobs go to its front.
+
+    ``attempt`` counts the machine's failures with the present seed, ``reseed`` the seeds before it.
+    """
+
+    work: Work
+    attempt: int = 0
+    urgent: bool = False
+    reseed: int = 0
+
+
+@dataclass(frozen=True)
+class Decide:
+    """Record a decision durably, before anything that follows from it is done."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """A job's result is not wanted any more: take it out of the queue, or stop it."""
+
+    work: Work
+
+
+@dataclass(frozen=True)
+class Add:
+    """Let the next particle's state enter the average; from storage if it is not held in memory any more."""
+
+    round: int
+    particle: int
+    from_storage: bool = False
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Release the state of a particle that waits for its turn: it is read from storage then."""
+
+    round: int
+    particle: int
+
+
+@dataclass(frozen=True)
+class Average:
+    """Close the average of these particles, which have been added, and choose the next mask."""
+
+    round: int
+    particles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The round is averaged and evaluated: write its record and its ticket."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Stop the run."""
+
+    reason: str
+
+
+Instruction = Do | Decide | Cancel | Add | Drop | Average | Record | Fail
+
+
+# Events
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job is done and its result is stored. ``score``: a particle's validation metric, higher is better."""
+
+    work: Work
+    score: float = 0.0
+    held: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An attempt at a job ended without a result.
+
+    Attributes:
+        work: The job.
+        reason: In words.
+        kind: ``"machine"``: its worker failed, and the same seed may well work on another; ``"diverged"``: its loss
+            is not finite, as it would be with this seed every time; ``"error"``: anything else, such as an error in
+            the user's code or a storage that takes no files, which no other attempt would help.
+    """
+
+    work: Work
+    reason: str
+    kind: Literal["machine", "diverged", "error"] = "machine"
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A round's average and its next mask are stored."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class AveragerLost:
+    """The averaging actor died; whatever it had added is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A finished particle's state cannot be read when it is to be averaged.
+
+    ``damaged``: it should have been there; otherwise it had been let go to save space.
+    """
+
+    work: Work
+    reason: str
+    damaged: bool = True
+
+
+@dataclass(frozen=True)
+class DeadlinePassed:
+    """A round's deadline is over: from now on its quorum is enough."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Released:
+    """The rounds after this one may begin, see ``hold_after``."""
+
+    round: int
+
+
+Event = Finished | Failed | Averaged | AveragerLost | Lost | DeadlinePassed | Released
