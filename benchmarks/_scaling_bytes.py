@@ -26,7 +26,7 @@ from swamp_ray.orchestration.actors import AveragingActor, _Remote
 from swamp_ray.orchestration.averager import Averager, Local, ShardCall
 from swamp_ray.orchestration.messages import AverageSpec
 from swamp_ray.orchestration.preparation import State
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.sparsity.bits import num_kept
 from swamp_ray.sparsity.masks import Layer, Layout
 from swamp_ray.sparsity.packing import Packed, spans

@@ -25,7 +25,7 @@ from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 
 BATCH = 4
 INPUTS = 64

@@ -100,7 +100,7 @@ TIERS = {
         Arm("imp_swa", SINGLE),
         Arm("swamp", lines=True),
         AsTrained(("imp",), stage=2),
-        Curvature(("imp", "imp_swa", "swamp"), num_images=1000, num_directions=16, stage=2),
+        Curvature(("imp", "imp_swa", "swamp"), num_images=1000, num_directions=16, stage=5),
         Arm("dense_2t", {**IMP, "pruning.target": 0.0, "round.length": "24 epochs"}, stage=2),
         Arm("swamp_without_swa", NO_SWA, stage=3),
         Arm("imp_4t", {**IMP, "round.length": "48 epochs"}, stage=4),

@@ -13,7 +13,7 @@ from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.training.records import Progress
 
 

@@ -26,7 +26,7 @@ from swamp_ray.orchestration.messages import RoundRecord, WorkItem
 from swamp_ray.orchestration.preparation import State, prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 from swamp_ray.sparsity.masks import to_bits
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.tickets import load_ticket

@@ -22,7 +22,7 @@ from swamp_ray.orchestration import ray_executor, running
 from swamp_ray.orchestration.messages import Done, Outcome, Report, WorkItem
 from swamp_ray.orchestration.preparation import Prepared, State
 from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.rounds import Work
+from swamp_ray.round_messages import Work
 
 CONFIG: dict[str, Any] = {
     "name": "transport",
