@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pandas as pd
+from _study_runs import DIVERGED, Attempt, Row, attempt, ensemble_rows, missing_rows, round_rows, row
 
 from swamp_ray.analysis.bench import Bench, Point
 from swamp_ray.analysis.paths import line
@@ -14,11 +15,8 @@ from swamp_ray.analysis.sharpness import sharpness
 from swamp_ray.analysis.swap import swap
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import with_values
-from swamp_ray.evaluation import evaluate_runs
-from swamp_ray.orchestration.running import Run, run
 from swamp_ray.storage.metrics import read_jsonl
 
-Row = dict[str, Any]
 Frame = Any
 """A DataFrame or a Series."""
 SECOND_SEED = 1000
@@ -35,9 +33,9 @@ class Context:
     base: SwampConfig
     arms: Mapping[str, Arm]
 
-    def run_of(self, arm: str, seed: int) -> Run:
-        """The finished run of an arm; what the storage has of it is not trained again."""
-        return run(self.arms[arm].config(self.base, seed))
+    def run_of(self, arm: str, seed: int) -> Attempt:
+        """The run of an arm; what the storage has of it is not trained again."""
+        return attempt(self.arms[arm].config(self.base, seed))
 
 
 class Part(Protocol):
@@ -88,12 +86,12 @@ class Arm:
 
     def rows(self, context: Context, seed: int) -> list[Row]:
         """Its rounds, its lines, and the ensemble with its second solution."""
-        done = run(self.config(context.base, seed))
+        done = attempt(self.config(context.base, seed))
         rows = _named(self.name, round_rows(done))
         if self.lines:
             rows += _named(self.name, line_rows(done))
         if self.second:
-            other = run(self.config(context.base, seed + SECOND_SEED, f"{self.name}_second"))
+            other = attempt(self.config(context.base, seed + SECOND_SEED, f"{self.name}_second"))
             rows += _named(f"{self.name}_second", round_rows(other))
             rows += _named(f"{self.name}_ensemble", ensemble_rows(done, other))
         return rows
@@ -121,7 +119,7 @@ class Choice:
     def rows(self, context: Context, seed: int) -> list[Row]:
         """The rounds of its run."""
         arm = Arm(self.name.replace(" ", "-"), {**self.setting, **self.values})
-        return _named(self.name, round_rows(run(arm.config(context.base, seed))))
+        return _named(self.name, round_rows(attempt(arm.config(context.base, seed))))
 
 
 @dataclass(frozen=True)
@@ -138,12 +136,15 @@ class AsTrained:
         rows = []
         for arm in self.arms:
             done = context.run_of(arm, seed)
+            rows += _named(arm, missing_rows(done, ("as trained",)))
+            if not done.records:
+                continue
             frame: Frame = pd.DataFrame(read_jsonl(done.rundir.metrics))
             means = frame[frame["kind"] == "particle_as_trained"].groupby("round").mean(numeric_only=True)
             for name in [name for name in means if "/" in name and means[name].notna().all()]:
                 split, metric = name.split("/")
-                rows += _named(arm, [_row(record.round, record.sparsity, "as trained", split, metric,
-                                          float(means[name][record.round])) for record in done.records])
+                rows += _named(arm, [row(record["round"], record["sparsity"], "as trained", split, metric,
+                                         float(means[name][record["round"]])) for record in done.records])
         return rows
 
 
@@ -169,6 +170,9 @@ class Curvature:
         rows = []
         for arm in self.arms:
             done = context.run_of(arm, seed)
+            if not done.is_complete:
+                rows += _named(arm, _diverged(done))
+                continue
             bench = Bench(done.rundir, done.prepared.data)
             index = bench.rounds[-1]
             for network, point in _networks(bench, index).items():
@@ -176,8 +180,8 @@ class Curvature:
                 values = {"loss": found.loss, "trace": found.trace.mean, "trace error": found.trace.standard_error,
                           "scaled trace": found.scaled.mean, "scaled trace error": found.scaled.standard_error,
                           "largest": found.largest.value, "largest residual": found.largest.residual}
-                rows += _named(arm, [_row(index, bench.sparsity(index), f"curvature of {network}", "train", name,
-                                          value) for name, value in values.items()])
+                rows += _named(arm, [row(index, bench.sparsity(index), f"curvature of {network}", "train", name,
+                                         value) for name, value in values.items()])
         return rows
 
 
@@ -190,27 +194,16 @@ def _named(arm: str, rows: Sequence[Row]) -> list[Row]:
     return [{"arm": arm, **row} for row in rows]
 
 
-def _row(index: int, sparsity: float, what: str, split: str, metric: str, value: float) -> Row:
-    return {"round": index, "sparsity": sparsity, "what": what, "split": split, "metric": metric, "value": value}
+def _diverged(done: Attempt) -> list[Row]:
+    """Says that there is no sparsest network to measure."""
+    last = done.prepared.plan[-1]
+    return [row(last.index, last.sparsity, DIVERGED, "train", DIVERGED, 1.0)]
 
 
-def round_rows(done: Run) -> list[Row]:
-    """Metrics of the average and of the particles' mean, by round, split and metric."""
-    return [_row(record.round, record.sparsity, network, split, metric, value)
-            for record in done.records for network, metrics in (("average", record.average), ("particles", record.mean))
-            for split, found in metrics.items() for metric, value in found.items()]
-
-
-def ensemble_rows(one: Run, other: Run) -> list[Row]:
-    """Two runs' averaged predictions, by round."""
-    levels, _ = evaluate_runs([one.rundir, other.rundir])
-    return [_row(index, level.sparsity, "ensemble", split, metric, value)
-            for index, level in enumerate(levels) for split, found in (level.ensemble or {}).items()
-            for metric, value in found.items()]
-
-
-def line_rows(done: Run) -> list[Row]:
+def line_rows(done: Attempt) -> list[Row]:
     """Barriers, and the deepest dips, between two particles of each round and between successive averages."""
+    if not done.records:
+        return []
     bench = Bench(done.rundir, done.prepared.data)
 
     def measure(point: Any) -> dict[str, dict[str, float]]:
@@ -221,7 +214,7 @@ def line_rows(done: Run) -> list[Row]:
         found = line(measure, first, second)
         for metric in ("loss", "error"):
             excess = found.excess("test", metric)
-            rows += [_row(index, bench.sparsity(index), f"{what} between {kind}", "test", metric, float(value))
+            rows += [row(index, bench.sparsity(index), f"{what} between {kind}", "test", metric, float(value))
                      for what, value in (("barrier", excess.max()), ("dip", excess.min()))]
     return rows
 
@@ -253,8 +246,11 @@ class Swap:
         """Metrics of every cell; the arm is that whose training it is."""
         arms = {"first": self.first, "second": self.second}
         done = [context.run_of(arm, seed) for arm in arms.values()]
+        if not all(one.is_complete for one in done):
+            return [{"arm": arm, **one} for arm, run in zip(arms.values(), done, strict=True) if not run.is_complete
+                    for one in _diverged(run)]
         found = swap(done[0].rundir, done[1].rundir)
         return [{"arm": arms[cell["training"]],
-                 **_row(cell["round"], cell["sparsity"],
+                 **row(cell["round"], cell["sparsity"],
                         f"{'shuffled ' if cell['shuffled'] else ''}mask of {arms[cell['mask']]}", split, metric, value)}
                 for cell in found.rows for split, values in cell["average"].items() for metric, value in values.items()]

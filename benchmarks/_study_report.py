@@ -9,6 +9,7 @@ from pathlib import Path
 
 from _study_claims import CLAIMS, comparisons, findings, interval
 from _study_frames import (
+    COLLAPSED,
     LABELS,
     MARGIN,
     MASKS,
@@ -24,6 +25,7 @@ from _study_frames import (
     sparsities,
     values,
 )
+from _study_runs import DIVERGED
 from _study_tiers import Tier
 
 from swamp_ray.analysis.statistics import equivalence
@@ -51,7 +53,7 @@ def report(name: str, tier: Tier, frame: Frame, drawn: Collection[str]) -> str:
     if frame.empty:
         return "Nothing of this tier has been run yet."
     return "\n\n".join([progress(name, tier, frame), f"What this says of each claim{interim(tier, frame)}:",
-                        *paragraphs(name, frame, drawn),
+                        *paragraphs(name, frame, drawn), failures(frame),
                         *(f"{title}\n\n{table}" for title, table in tables(frame) if table)])
 
 
@@ -67,6 +69,24 @@ def progress(name: str, tier: Tier, frame: Frame) -> str:
             f"{'; '.join(machines)}; torch {versions}; {parts.sum() / 3600:.1f} hours of one process in all; a part is "
             "an arm, or a measurement, with a seed). "
             f"Means ± standard errors over n seeds; `benchmarks/study.py {name} --report` makes this section.")
+
+
+def failures(frame: Frame) -> str:
+    """How many runs diverged, and how many networks collapsed."""
+    trained = frame[frame["what"] == "average"].groupby("arm")["seed"].nunique()
+    broken = frame[(frame["what"] == DIVERGED) & frame["arm"].isin(trained.index)][["arm", "seed"]].drop_duplicates()
+    which = ", ".join(f"{LABELS.get(arm, arm)}, seed {seed}" for arm, seed in broken.itertuples(index=False))
+    collapsed = []
+    for arm in trained.index:
+        found = accuracy(frame, str(arm)).stack()
+        if fallen := int((found <= 100 * COLLAPSED).sum()):
+            collapsed.append(f"{LABELS.get(str(arm), arm)} {fallen} of {len(found)}")
+    if not len(broken) and not collapsed:
+        return "No run diverged, and no network collapsed."
+    diverged = (f"{len(broken)} of {trained.sum()} runs diverged ({which}), and count as guessing from there on."
+                if len(broken) else "No run diverged.")
+    return diverged + (f" Networks that collapsed (test accuracy of {100 * COLLAPSED:.0f} % or less; they stay in all "
+                       f"means): {', '.join(collapsed)}." if collapsed else "")
 
 
 def interim(tier: Tier, frame: Frame) -> str:

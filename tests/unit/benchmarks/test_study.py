@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 from swamp_ray.config_reading import load_config
+from swamp_ray.errors import SwampError
 from tests.helpers import tiny
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
@@ -25,6 +26,7 @@ tiers: Any = importlib.import_module("_study_tiers")
 claims: Any = importlib.import_module("_study_claims")
 frames: Any = importlib.import_module("_study_frames")
 figures: Any = importlib.import_module("_study_figures")
+runs: Any = importlib.import_module("_study_runs")
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -317,3 +319,44 @@ def test_every_arm_of_a_tier_is_a_config_that_can_run(tier: str) -> None:
         assert single == (config.particles.count == 1 and not config.particles.schedule), name
         assert (config.averaging.within == "swa") == name.startswith(("swamp", "imp_swa")) - (
             name == "swamp_without_swa"), name
+
+
+def test_a_run_that_diverges_counts_as_guessing_from_there_on_and_the_study_goes_on(tmp_path: Path) -> None:
+    broken = parts.Arm("swamp", {"training.lr": 1e30, "particles.count": 2})
+    frame = slice_of(tmp_path, parts.Arm("imp", parts.IMP), broken, parts.AsTrained(("swamp",), stage=2),
+                     parts.Curvature(("imp", "swamp"), num_images=32, num_directions=2, stage=2),
+                     parts.Swap("imp", "swamp", stage=2))
+    assert {"imp", "swamp", "as_trained", "curvature", "swap"} == set(frame["part"]), "nothing is tried for ever"
+    assert frames.accuracy(frame, "swamp").loc[0].tolist() == [10.0, 10.0]
+    assert frames.endpoint(frame, "swamp").tolist() == [10.0]
+    assert "curvature of average" in set(frame[frame["arm"] == "imp"]["what"])
+    assert not set(frame[frame["arm"] == "swamp"]["what"]) - {"average", "particles", "as trained", "diverged"}
+    assert tables.failures(frame).startswith("1 of 2 runs diverged (SWAMP, seed 0)")
+
+
+def test_an_ensemble_of_a_run_that_diverged_guesses_where_that_one_has_no_network(tmp_path: Path) -> None:
+    base = tiny(tmp_path / "storage", pruning__target=0.5, particles__count=2)
+    whole = runs.attempt(parts.Arm("whole", parts.IMP).config(base, 0))
+    dead = runs.attempt(parts.Arm("dead", {**parts.IMP, "training.lr": 1e30}).config(base, 0))
+    half = dataclasses.replace(whole, records=whole.records[:1])
+    assert whole.is_complete
+    assert not dead.is_complete
+    assert not dead.records
+    found = {(row["round"], row["value"]) for row in runs.ensemble_rows(whole, dead) if row["metric"] == "accuracy"}
+    assert found == {(0, 0.1), (1, 0.1)}
+    later = [row for row in runs.missing_rows(half, ("ensemble",)) if row["metric"] == "accuracy"]
+    assert {row["round"] for row in later} == {1}
+
+
+def test_other_failures_of_a_run_end_the_slice(tmp_path: Path) -> None:
+    base = tiny(tmp_path / "storage", execution__executor="inline", model__options={"width": "no number"})
+    with pytest.raises(SwampError):
+        runs.attempt(parts.Arm("imp", parts.IMP).config(base, 0))
+
+
+def test_networks_that_collapsed_are_counted_and_stay_in_the_means() -> None:
+    frame = frame_of({"swamp": [*SWAMP[:2], [0.9, 0.8, 0.12, 0.1]]})
+    assert tables.failures(frame) == ("No run diverged. Networks that collapsed (test accuracy of 15 % or less; they "
+                                      "stay in all means): SWAMP 2 of 12.")
+    assert len(frames.endpoint(frame, "swamp")) == 3
+    assert tables.failures(frame_of({"swamp": SWAMP})) == "No run diverged, and no network collapsed."
