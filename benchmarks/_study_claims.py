@@ -98,12 +98,25 @@ def averaging(frame: Frame) -> Finding:
 
 def more_accurate(frame: Frame) -> Finding:
     """C2: SWAMP is more accurate than IMP at equal sparsity."""
-    return _superior(frame, "imp")
+    return _at_each_sparsity(frame, "imp")
 
 
 def equal_cost(frame: Frame) -> Finding:
     """C2 at equal total epochs."""
-    return _superior(frame, "imp_4t")
+    return _at_each_sparsity(frame, "imp_4t")
+
+
+def _at_each_sparsity(frame: Frame, arm: str) -> Finding:
+    """The verdict at the primary endpoint, and where SWAMP is ahead of an arm and where behind it."""
+    found = _superior(frame, arm)
+    rounds = by_round(frame, "swamp", minus=(arm, "average")) if arm in set(frame["arm"]) else {}
+    if not rounds:
+        return found
+    levels = sparsities(frame, "swamp")
+    worst, best = (choose(rounds, key=lambda index: rounds[index].mean) for choose in (min, max))
+    places = ", ".join(f"{interval(rounds[index])} at {100 * levels[index]:.1f} %"
+                       for index in sorted({worst, best}))
+    return Finding(found.verdict, f"{found.why}. Of all sparsities, the lowest and the highest difference: {places}")
 
 
 def on_par(frame: Frame) -> Finding:
@@ -191,7 +204,7 @@ def better_mask(frame: Frame) -> Finding:
 CLAIMS: dict[str, tuple[str, Callable[[Frame], Finding], str]] = {
     "C1": ("averaging loses nothing from some sparsity on", averaging, "averaging"),
     "C2": ("SWAMP beats IMP at equal epochs a particle", more_accurate, "accuracy"),
-    "C2, at equal cost": ("SWAMP beats IMP with 4 T epochs a round", equal_cost, ""),
+    "C2, at equal cost": ("SWAMP beats IMP with 4 T epochs a round", equal_cost, "cost"),
     "C3": ("SWAMP is on par with two IMP solutions", on_par, "ensemble"),
     "C4": ("minima are flatter", flatter, "curvature"),
     "C5": ("successive rounds are linearly connected", connected, "connectivity"),

@@ -90,6 +90,22 @@ def accuracies(frame: Frame) -> Figure | None:
     return figure
 
 
+def costs(frame: Frame) -> Figure | None:
+    """C2 at equal cost: SWAMP minus IMP of as many epochs a particle, and of as many in all."""
+    found = {arm: one for arm in ("imp", "imp_4t") if {arm, "swamp"} <= set(frame["arm"])
+             and (one := by_round(frame, "swamp", minus=(arm, "average")))}
+    if "imp_4t" not in found:
+        return None
+    figure, (axes,) = _axes(1)
+    labels = {"imp": "SWAMP - IMP, equal epochs a particle", "imp_4t": "SWAMP - IMP with 4 T, equal cost"}
+    for arm, one in found.items():
+        _interval_curve(axes, _density(frame, "swamp"), one, MAIN.index(arm), labels[arm])
+    _zero(axes, frame, "swamp")
+    axes.set_ylabel("points of test accuracy")
+    axes.legend(frameon=False)
+    return figure
+
+
 def ensembles(frame: Frame) -> Figure | None:
     """C3: SWAMP minus the ensemble of two IMP solutions."""
     found = by_round(frame, "swamp", minus=("imp_ensemble", "ensemble")) if "swamp" in set(frame["arm"]) else {}
@@ -168,6 +184,7 @@ def swapped(frame: Frame) -> Figure | None:
     if found["imp"][0].empty:
         return None
     figure, panels = _axes(2)
+    panels[1].sharey(panels[0])
     for axes, (arm, cells) in zip(panels, found.items(), strict=True):
         for x, series in enumerate(cells):
             axes.scatter([x] * len(series), series, color=COLOURS[x], alpha=0.5, s=18, linewidth=0)
@@ -180,7 +197,7 @@ def swapped(frame: Frame) -> Figure | None:
 
 
 FIGURES: Mapping[str, Callable[[Frame], Figure | None]] = {
-    "averaging": averaging, "accuracy": accuracies, "ensemble": ensembles, "curvature": curvature,
+    "averaging": averaging, "accuracy": accuracies, "cost": costs, "ensemble": ensembles, "curvature": curvature,
     "connectivity": connectivity, "differences": differences, "swap": swapped,
 }
 

@@ -33,6 +33,8 @@ LABELS = {
 }
 
 
+WITH_AUGMENTATION = "with augmented statistics"
+"""Networks whose normalisation statistics are those of augmented images."""
 MASKS = ("mask of swamp", "mask of imp", "shuffled mask of swamp", "shuffled mask of imp")
 """What is swapped for C7."""
 
@@ -61,9 +63,9 @@ def sparsities(frame: Frame, arm: str) -> dict[int, float]:
     return {int(index): float(value) for index, value in found.items()}
 
 
-def endpoint(frame: Frame, arm: str) -> Frame:
+def endpoint(frame: Frame, arm: str, what: str | None = None) -> Frame:
     """The primary endpoint of each seed: mean test accuracy over the sparsest rounds, in percent."""
-    found = accuracy(frame, arm)
+    found = accuracy(frame, arm, what)
     return found[sorted(found.columns)[-ENDPOINT:]].mean(axis=1)
 
 

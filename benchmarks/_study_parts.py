@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pandas as pd
+from _study_frames import WITH_AUGMENTATION
 from _study_runs import DIVERGED, Attempt, Row, attempt, ensemble_rows, missing_rows, round_rows, row
 
 from swamp_ray.analysis.bench import Bench, Point
@@ -145,6 +146,36 @@ class AsTrained:
                 split, metric = name.split("/")
                 rows += _named(arm, [row(record["round"], record["sparsity"], "as trained", split, metric,
                                          float(means[name][record["round"]])) for record in done.records])
+        return rows
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """What the networks of arms measure with normalisation statistics of augmented training images, as in training.
+
+    Attributes:
+        arms: Whose networks.
+        name, stage, seeds: See :class:`Part`.
+    """
+
+    arms: tuple[str, ...]
+    stage: int
+    name: str = "augmented"
+    seeds: tuple[int, ...] | None = None
+
+    def rows(self, context: Context, seed: int) -> list[Row]:
+        """Accuracy of every round's network on validation and test."""
+        rows = []
+        for arm in self.arms:
+            done = context.run_of(arm, seed)
+            rows += _named(arm, missing_rows(done, (WITH_AUGMENTATION,)))
+            if not done.records:
+                continue
+            bench = Bench(done.rundir, done.prepared.data)
+            for index in bench.rounds:
+                metrics = bench.measure(bench.average(index), ("validation", "test"), augmentation=0)
+                rows += _named(arm, [row(index, bench.sparsity(index), WITH_AUGMENTATION, split, metric, value)
+                                     for split, found in metrics.items() for metric, value in found.items()])
         return rows
 
 

@@ -13,6 +13,7 @@ from _study_frames import (
     LABELS,
     MARGIN,
     MASKS,
+    WITH_AUGMENTATION,
     Frame,
     accuracy,
     arms_of,
@@ -120,6 +121,8 @@ def tables(frame: Frame) -> list[tuple[str, str]]:
         ("Test accuracy (%) with swapped masks at the sparsest round:", swap_table(frame)),
         ("IMP with the normalisation statistics that training left, minus IMP with re-estimated ones:",
          as_trained_table(frame)),
+        ("With normalisation statistics of augmented training images (added when all arms had been run), mean test "
+         "accuracy over the three sparsest rounds:", augmented_table(frame)),
         ("Whether T is long enough:", length_table(frame)),
     ]
 
@@ -205,6 +208,19 @@ def as_trained_table(frame: Frame) -> str:
     rows += [[f"SWAMP - IMP as trained, {100 * sparsities(frame, 'imp')[index]:.1f} %", str(one.num), interval(one)]
              for index, one in by_round(frame, "swamp", minus=("imp", "as trained")).items()]
     return _markdown(["sparsity", "n", "points (95 % interval)"], rows)
+
+
+def augmented_table(frame: Frame) -> str:
+    """What statistics of augmented images add to each arm, and SWAMP against the others with them."""
+    arms = [arm for arm in arms_of(frame) if not values(frame, arm, WITH_AUGMENTATION).empty]
+    rows = []
+    for arm in arms:
+        own = endpoint(frame, arm, WITH_AUGMENTATION)
+        gain = compared(own, endpoint(frame, arm))
+        less = None if arm == "swamp" else compared(endpoint(frame, "swamp", WITH_AUGMENTATION), own)
+        rows.append([LABELS[arm], str(len(own)), _mean(own.tolist()), "" if gain is None else interval(gain),
+                     "" if less is None else interval(less)])
+    return _markdown(["arm", "n", "accuracy", "gain over unaugmented", "SWAMP minus it"], rows)
 
 
 def length_table(frame: Frame) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from _study_parts import IMP, NO_SWA, SINGLE, Arm, AsTrained, Choice, Curvature, Frame, Part, Swap
+from _study_parts import IMP, NO_SWA, SINGLE, Arm, AsTrained, Augmented, Choice, Curvature, Frame, Part, Swap
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ TIERS = {
         Arm("swamp_without_swa", NO_SWA, stage=3),
         Arm("imp_4t", {**IMP, "round.length": "48 epochs"}, stage=4),
         Swap("imp", "swamp", stage=5),
+        Augmented(("imp", "imp_swa", "swamp", "swamp_without_swa", "imp_4t"), stage=6),
     )),
     "gpu": Tier("configs/study/gpu.yaml", (0, 1, 2, 3, 4, 5), (
         *_base_rates(),
@@ -132,5 +133,6 @@ TIERS = {
           for arm, values in (("imp", IMP), ("swamp", {}))),
         *(Arm(f"{arm}_wrn", {**values, **WRN}, stage=5, seeds=(0, 1, 2))
           for arm, values in (("imp", IMP), ("imp_swa", SINGLE), ("swamp", {}))),
+        Augmented(("imp", "imp_swa", "swamp", "swamp_without_swa", "imp_4t"), stage=6),
     ), choose_at=AT),
 }

@@ -124,10 +124,18 @@ class Bench:
         digest = state_digest(self._manifest(name, index).files)
         return self._recipes.evaluation(digest, self._recipes.mask_digest(self.mask(index)), self._start).name
 
-    def measure(self, point: Point, splits: Sequence[str] = ("train", "test")) -> Metrics:
-        """Metrics of any weights on whole splits, unaugmented, with normalisation statistics re-estimated for them."""
+    def measure(
+        self, point: Point, splits: Sequence[str] = ("train", "test"), augmentation: int | None = None
+    ) -> Metrics:
+        """Metrics of any weights on whole splits, unaugmented, with normalisation statistics re-estimated for them.
+
+        Args:
+            point: The weights.
+            splits: Of the data.
+            augmentation: Where given, the statistics are those of images augmented with this seed.
+        """
         with applied(self.arithmetic):
-            self.put(point)
+            self.put(point, augmentation)
             return self.trainer.metrics(tuple(splits))
 
     @torch.no_grad()
@@ -142,11 +150,11 @@ class Bench:
         """The batches of a split in fixed order, on the device."""
         return self.trainer.feed(split).batches(PREDICTION_BATCH, seed=None, drop_last=False)
 
-    def put(self, point: Point) -> None:
+    def put(self, point: Point, augmentation: int | None = None) -> None:
         """Load weights into the network, and re-estimate its statistics. The caller applies the arithmetic."""
         num = self.trainer.layout.num_prunable
         self.trainer.load(Packed(point[:num], point[num:]), np.ones(num, dtype=bool), self._buffers)
-        self.trainer.reestimate()
+        self.trainer.reestimate(augmentation)
 
     def _average_name(self, index: int) -> str:
         return self._record(index)["artifacts"]["average"]["name"]

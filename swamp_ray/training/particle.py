@@ -165,16 +165,20 @@ class ParticleTrainer:
         metrics = self.metrics(("validation", "test"))
         return Evaluation(metrics, {name: b.detach().cpu().numpy().copy() for name, b in named_buffers(self.model)})
 
-    def reestimate(self) -> None:
+    def reestimate(self, augmentation: int | None = None) -> None:
         """Normalisation statistics of the weights in place.
 
         One pass over the training split, unaugmented, in fixed order, with the training batch size, the last
         partial batch dropped, as a cumulative mean. Where several ranks train, the batches are of a rank's size.
+
+        Args:
+            augmentation: Seed of the order and of the augmentation, to see what they change; no result of a run is
+                measured so.
         """
         if not has_batchnorm(self.model):
             return
         with batchnorm_reestimation(self.model), self.autocast(), self.randomness(self._evaluation_seed):
-            for batch in self.feed("train").batches(self.config.training.batch_size, seed=None, drop_last=True):
+            for batch in self.feed("train").batches(self.config.training.batch_size, seed=augmentation, drop_last=True):
                 for part in split_batch(batch, self._forward_batch):
                     self.task.predict(self.model, part)
 

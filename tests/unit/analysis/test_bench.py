@@ -41,6 +41,16 @@ def test_what_is_measured_is_what_the_run_recorded(bench: Bench, storage: Path, 
     assert not bench.average(index)[:bench.mask(index).size][~bench.mask(index)].any()
 
 
+def test_statistics_of_augmented_images_depend_on_their_seed_alone(tmp_path: Path) -> None:
+    run(tiny(tmp_path, data__augment="crop", data__crop_padding=2, pruning__target=0.0))
+    bench = Bench(RunDir(tmp_path, "tiny"))
+    point = bench.average(0)
+    plain, one, again, other = (bench.measure(point, ("test",), augmentation=seed) for seed in (None, 0, 0, 1))
+    assert one == again
+    assert plain != one != other
+    assert bench.measure(point, ("test",)) == plain, "nothing of it stays"
+
+
 def test_the_line_between_particles_ends_at_the_particles(bench: Bench) -> None:
     first, second, _ = bench.particles(1)
     found = line(bench.measure, first, second, num_points=3)

@@ -278,7 +278,8 @@ def test_runs_are_measured_again_from_the_storage(tmp_path: Path) -> None:
     slice_of(tmp_path, *arms)
     trained = len(list((tmp_path / "storage" / "artifacts").glob("*/*")))
     measured = (parts.AsTrained(("imp",), stage=2),
-                parts.Curvature(("imp", "swamp"), num_images=32, num_directions=2, stage=2))
+                parts.Curvature(("imp", "swamp"), num_images=32, num_directions=2, stage=2),
+                parts.Augmented(("swamp",), stage=2))
     frame = slice_of(tmp_path, *arms, *measured)
     assert len(list((tmp_path / "storage" / "artifacts").glob("*/*"))) == trained
     as_trained = frame[frame["what"] == "as trained"]
@@ -288,6 +289,9 @@ def test_runs_are_measured_again_from_the_storage(tmp_path: Path) -> None:
     expected = metrics[metrics["kind"] == "particle_as_trained"]["test/loss"].tolist()
     chosen = as_trained[(as_trained["split"] == "test") & (as_trained["metric"] == "loss")]
     assert chosen["value"].tolist() == expected
+    augmented = frame[frame["part"] == "augmented"]
+    assert set(augmented["what"]) == {frames.WITH_AUGMENTATION}
+    assert set(augmented["round"]) == {0, 1}
     curved = frame[frame["part"] == "curvature"]
     assert set(zip(curved["arm"], curved["what"], strict=True)) == {
         ("imp", "curvature of average"), ("swamp", "curvature of average"), ("swamp", "curvature of particle")}
@@ -352,6 +356,17 @@ def test_other_failures_of_a_run_end_the_slice(tmp_path: Path) -> None:
     base = tiny(tmp_path / "storage", execution__executor="inline", model__options={"width": "no number"})
     with pytest.raises(SwampError):
         runs.attempt(parts.Arm("imp", parts.IMP).config(base, 0))
+
+
+def test_augmented_statistics_are_compared_with_each_other() -> None:
+    what = frames.WITH_AUGMENTATION
+    frame = with_rows(frame_of({"swamp": SWAMP, "imp": IMP}), rows_of("swamp", what, shifted(SWAMP, (0.02,) * 3)),
+                      rows_of("imp", what, shifted(IMP, (0.03,) * 3)))
+    swamp, imp = (100 * np.array(seeds)[:, 1:].mean(axis=1) for seeds in (SWAMP, IMP))
+    table = tables.augmented_table(frame)
+    assert "| +2.00 (+2.00 to +2.00) |  |" in table
+    assert f"| +3.00 (+3.00 to +3.00) | {(swamp - imp).mean() - 1:+.2f} (" in table
+    assert tables.augmented_table(frame_of({"swamp": SWAMP, "imp": IMP})) == ""
 
 
 def test_networks_that_collapsed_are_counted_and_stay_in_the_means() -> None:
