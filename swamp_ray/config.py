@@ -143,6 +143,10 @@ class AveragingConfig(Section):
     lr: float | None = Field(default=None, gt=0.0, description="swa: constant rate of that part; default half of lr.")
     every: LengthField = Field(default=Length(1), description="swa: distance of snapshots.")
     ema_decay: float = Field(default=0.999, gt=0.0, lt=1.0, description="ema: decay per step.")
+    statistics: Literal["unaugmented", "augmented"] = Field(
+        default="unaugmented", description="Training images of which the normalisation statistics of every network are "
+        "re-estimated; augmented: as in training."
+    )
     num_shards: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         default="auto", description="Averaging actors that share the weights; auto: one for each 256 million. Any "
         "number gives the same bits."

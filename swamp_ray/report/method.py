@@ -46,7 +46,7 @@ def method_words(config: SwampConfig) -> str:
     """The method in sentences: start, particles, their training, what becomes of them, pruning."""
     name = method_name(config)
     parts = [f"{name[0].upper()}{name[1:]}." if name else "", _start(config), _training(config), _combination(config),
-             _pruning(config)]
+             _statistics(config), _pruning(config)]
     return " ".join(filter(None, parts))
 
 
@@ -95,6 +95,12 @@ def _combination(config: SwampConfig) -> str:
     if config.particles.combine == "best":
         return "The best particle on validation is the round's network."
     return "The average of the particles' weights is the round's network."
+
+
+def _statistics(config: SwampConfig) -> str:
+    if config.averaging.statistics == "unaugmented":
+        return ""
+    return "Normalisation statistics are those of augmented images."
 
 
 def _pruning(config: SwampConfig) -> str:

@@ -68,6 +68,8 @@ class Recipes:
             "micro_batch": config.training.micro_batch,
             "arithmetic": alone,
         }
+        if config.averaging.statistics != "unaugmented":  # results that are older than the option keep their names
+            self._shared["statistics"] = config.averaging.statistics
         if config.identity.strict:
             self._shared["machine"] = facts
         self._optimizer = config.training.model_dump(

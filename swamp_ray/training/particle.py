@@ -172,11 +172,13 @@ class ParticleTrainer:
         partial batch dropped, as a cumulative mean. Where several ranks train, the batches are of a rank's size.
 
         Args:
-            augmentation: Seed of the order and of the augmentation, to see what they change; no result of a run is
-                measured so.
+            augmentation: Seed of the order and of the augmentation; default: none, or under ``averaging.statistics:
+                augmented`` one that is the same for every network.
         """
         if not has_batchnorm(self.model):
             return
+        if augmentation is None and self.config.averaging.statistics == "augmented":
+            augmentation = derive_seed(0, "statistics")
         with batchnorm_reestimation(self.model), self.autocast(), self.randomness(self._evaluation_seed):
             for batch in self.feed("train").batches(self.config.training.batch_size, seed=augmentation, drop_last=True):
                 for part in split_batch(batch, self._forward_batch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from threadpoolctl import threadpool_limits
 
 from swamp_ray.analysis.bench import Bench, mean_point
@@ -15,6 +16,7 @@ from swamp_ray.analysis.sharpness import sharpness
 from swamp_ray.errors import UserError
 from swamp_ray.orchestration.running import run
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.tickets import load_ticket
 from tests.helpers import tiny
 
 
@@ -49,6 +51,24 @@ def test_statistics_of_augmented_images_depend_on_their_seed_alone(tmp_path: Pat
     assert one == again
     assert plain != one != other
     assert bench.measure(point, ("test",)) == plain, "nothing of it stays"
+
+
+def test_a_run_with_augmented_statistics_differs_in_its_metrics_alone(tmp_path: Path) -> None:
+    values = {"data__augment": "crop", "data__crop_padding": 2}
+    for statistics in ("unaugmented", "augmented"):
+        run(tiny(tmp_path, name=statistics, averaging__statistics=statistics, **values))
+    plain, augmented = (Bench(RunDir(tmp_path, name)) for name in ("unaugmented", "augmented"))
+    for index in plain.rounds:
+        assert plain.average(index).tobytes() == augmented.average(index).tobytes()
+        recorded = augmented.rundir.read_rounds()[index]["average"]
+        assert augmented.measure(augmented.average(index), ("validation", "test")) == recorded
+        assert recorded["test"]["loss"] != plain.rundir.read_rounds()[index]["average"]["test"]["loss"]
+    ticket = load_ticket(tmp_path / augmented.rundir.read_rounds()[0]["ticket"])
+    augmented.put(augmented.average(0))
+    measured = {name: tensor for name, tensor in augmented.trainer.model.state_dict().items() if "running" in name}
+    assert measured
+    for name, tensor in measured.items():
+        assert torch.equal(tensor, ticket.state[name]), "a ticket has the statistics of its metrics"
 
 
 def test_the_line_between_particles_ends_at_the_particles(bench: Bench) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from swamp_ray.config_reading import load_config
+from swamp_ray.config_reading import load_config, with_values
 from swamp_ray.report.method import method_name, method_words
 
 ARMS = Path(__file__).resolve().parents[3] / "configs" / "arms"
@@ -43,3 +43,9 @@ def test_an_arm_is_called_what_it_is(arm: str) -> None:
 def test_the_sentences_say_what_is_done(arm: str, words: list[str]) -> None:
     text = method_words(load_config(ARMS / f"{arm}.yaml"))
     assert [word for word in words if word not in text] == [], text
+
+
+def test_statistics_are_named_where_they_are_not_the_usual_ones() -> None:
+    usual = load_config(ARMS / "imp_erk.yaml")
+    assert "statistics" not in method_words(usual)
+    assert "of augmented images" in method_words(with_values(usual, {"averaging.statistics": "augmented"}))

@@ -93,6 +93,7 @@ DECIDES: dict[str, tuple[dict[str, Any], Any, set[str]]] = {
     "averaging.start": ({"round__length": 4}, 0.25, {"particle"}),
     "averaging.lr": ({}, 0.01, {"particle"}),
     "averaging.every": ({}, "3 steps", {"particle"}),
+    "averaging.statistics": ({}, "augmented", SAMPLES),
     "averaging.ema_decay": ({"averaging__within": "ema"}, 0.99, {"particle"}),
     "particles.vary.weight_decay": ({}, [0.0, 0.1, 0.2], {"particle"}),
     "particles.vary.lr": ({}, [0.1, 0.2, 0.3], {"particle"}),
