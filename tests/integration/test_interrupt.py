@@ -61,7 +61,7 @@ def starting(folder: Path) -> bool:
 @pytest.mark.parametrize(("signals", "when"), [
     pytest.param([signal.SIGINT], training, marks=pytest.mark.slow),
     pytest.param([signal.SIGTERM], training, marks=pytest.mark.slow),
-    ([signal.SIGINT, signal.SIGINT], training), ([signal.SIGINT], starting),
+    pytest.param([signal.SIGINT, signal.SIGINT], training, marks=pytest.mark.slow), ([signal.SIGINT], starting),
 ])
 def test_a_stopped_run_says_how_to_go_on_and_leaves_nothing_behind(
     tmp_path: Path, signals: list[signal.Signals], when: Callable[[Path], bool]
@@ -84,7 +84,7 @@ def test_a_stopped_run_says_how_to_go_on_and_leaves_nothing_behind(
     assert not list(tmp_path.rglob(".lease.json")), "others would have to wait for what nobody does"
 
 
-@pytest.mark.parametrize("executor", ["ray", "inline"])
+@pytest.mark.parametrize("executor", [pytest.param("ray", marks=pytest.mark.slow), "inline"])
 def test_a_stopped_run_leaves_checkpoints_and_goes_on_to_the_same_bytes(
     tmp_path: Path, undisturbed: dict[str, str], executor: str
 ) -> None:

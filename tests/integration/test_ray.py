@@ -154,6 +154,7 @@ def test_packed_on_ray_it_is_the_same_even_if_a_worker_with_a_pack_is_killed(tmp
     assert one | {"particle": two["particle"], "ended": two["ended"]} == two, "they shared a worker, and its end"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_seeds_of_a_setting_are_packed_together(tmp_path: Path) -> None:
     """One particle a round and seed: both seeds' particles are one pack, and what they would be alone."""

@@ -18,6 +18,7 @@ from tests.helpers import TINY
 from tests.integration.test_sweep import Watcher, logged, sweep_of
 
 
+@pytest.mark.slow
 def test_when_the_nodes_are_gone_for_good_the_sweep_ends_and_goes_on_once_they_are_back(
     nodes: Cluster, tmp_path: Path
 ) -> None:
