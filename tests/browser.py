@@ -26,6 +26,14 @@ window.addEventListener("load", () => {
     figures: Object.fromEntries(all("figure").map((it) => [it.id, box(it.querySelector("svg"))])),
     texts: texts, ground: getComputedStyle(document.documentElement).backgroundColor,
     ink: getComputedStyle(document.documentElement).color,
+    scrolled: all(".scroll").filter((it) => it.scrollWidth > it.clientWidth + 1).map((it) => {
+      it.scrollLeft = 60;
+      const left = it.getBoundingClientRect().left, hint = getComputedStyle(it, "::before");
+      return [[...it.querySelectorAll("th[scope=row]")].map((th) => th.getBoundingClientRect().left - left),
+              hint.position + " " + hint.right + " " + hint.display];
+    }),
+    cut: all("table, svg").filter((it) => it.getBoundingClientRect().right > innerWidth + 0.5)
+      .map((it) => it.outerHTML.slice(0, 120)),
     tables: all("table").length, fetched: performance.getEntriesByType("resource").map((it) => it.name),
   }), "*");
 });
@@ -61,14 +69,18 @@ class Browser:
         output = self._run("--enable-logging=stderr", "--screenshot=" + str(self._folder / "page.png"), page.as_uri())
         return [line for line in output.splitlines() if "CONSOLE" in line]
 
-    def look(self, page: Path, widths: Sequence[int], *, dark: bool = False) -> list[dict[str, Any]]:
+    def look(self, page: Path, widths: Sequence[int], *, dark: bool = False, printed: bool = False
+             ) -> list[dict[str, Any]]:
         """What a page looks like at some widths, in their order, unfolded: sizes, colours, what sticks out.
 
-        Its policy is taken away, so that what it would block is tried and seen under ``fetched``.
+        Its policy is taken away, so that what it would block is tried and seen under ``fetched``. With ``printed`` its
+        rules for print hold.
         """
         copy = self._folder / "probed.html"
         policy = re.compile(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>")
         copy.write_text(policy.sub("", page.read_text()).replace("</body>", f"{PROBE}</body>"))
+        if printed:
+            copy.write_text(copy.read_text().replace("@media print", "@media all"))
         frames = "".join(f'<iframe src="{copy.name}" style="border:0;width:{width}px;height:900px"></iframe>'
                          for width in widths)
         (self._folder / "frames.html").write_text(FRAMES % frames)

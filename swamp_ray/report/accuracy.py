@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from swamp_ray.report.arms import each_arm
+from swamp_ray.report.cells import capital
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.series import (
@@ -58,12 +60,11 @@ def accuracy_against_sparsity(runs: Sequence[ReportRun], split: str = "test") ->
     density_axis(axes, min(1 - point.sparsity for point in found))
     networks = [network for network in (PARTICLES, ENSEMBLE) if any(point.network == network for point in found)]
     _finish(figure, axes, runs, split, [*networks, *([DENSE] if dense is not None else [])])
-    of_arm = f" of {runs[0].arm}" if len({run.arm for run in runs}) > 1 else ""
     text = _words(metric, split, networks)
     if dense is not None:
-        text += f" Dense: mean over runs{of_arm} of the particles of the round without a mask."
-    return Chart("accuracy_against_sparsity", f"{capital(metric)} against sparsity", f"{text} {_spread(found)}", figure,
-                 _data(found, metric, dense))
+        text += f" {_dense_in_words(runs)}"
+    return Chart("accuracy_against_sparsity", f"{capital(metric)} against sparsity", f"{text} {_spread(runs, found)}",
+                 figure, _data(found, metric, dense))
 
 
 def _words(metric: str, split: str, networks: Sequence[str]) -> str:
@@ -73,6 +74,16 @@ def _words(metric: str, split: str, networks: Sequence[str]) -> str:
         text += (" Solid: the average of the round's particles; dotted, in the same colour: the mean of the particles' "
                  "own values" + ("; dashed: their ensemble." if ENSEMBLE in networks else "."))
     return text
+
+
+def _dense_in_words(runs: Sequence[ReportRun]) -> str:
+    """What the line of the dense network is the mean of."""
+    first = [run for run in runs if run.arm == runs[0].arm]
+    of_arm = f" of {runs[0].arm}" if len(first) < len(runs) else ""
+    several = len(first[0].records[0]["particles"]) > 1
+    over = [f"the {len(first)} runs{of_arm}"] * (len(first) > 1) + ["the particles"] * several
+    what = f"the round without a mask{of_arm if len(first) == 1 else ''}"
+    return f"Dense: the mean over {' and '.join(over)} in {what}." if over else f"Dense: {what}."
 
 
 def accuracy_against_epochs(runs: Sequence[ReportRun], split: str = "test") -> list[Chart]:
@@ -93,7 +104,7 @@ def accuracy_against_epochs(runs: Sequence[ReportRun], split: str = "test") -> l
     caption = ("The network of each round against what it took to get there: the epochs of the dense phase and of all "
                "particles of all rounds up to it, whether this run trained them or found them in the storage (log "
                "axis). Each arm's last point says how many weights are left there. ")
-    return [Chart("accuracy_against_epochs", f"{capital(metric)} against epochs spent", caption + _spread(found),
+    return [Chart("accuracy_against_epochs", f"{capital(metric)} against epochs spent", caption + _spread(runs, found),
                   figure, _data(found, metric, None))]
 
 
@@ -152,14 +163,13 @@ def _literal(line: str) -> Any:
     return line
 
 
-def _spread(found: Sequence[Point]) -> str:
+def _spread(runs: Sequence[ReportRun], found: Sequence[Point]) -> str:
     counts = seeds_of_means(found)
     if max(counts.values()) < 2:
-        return "One seed each, so that there is no spread to show." if len(counts) > 1 else \
-            "One seed, so that there is no spread to show."
-    each = ", ".join(f"{arm} {count}" for arm, count in counts.items())
-    return (f"Lines and bands: mean ± one standard deviation over seeds ({each}), of those that have "
-            "come furthest; points: single seeds.")
+        return f"{capital(each_arm(counts, 'seed'))}, so that there is no spread to show."
+    furthest = "" if counts == arms_of_runs(runs) else ", those that have come furthest"
+    return (f"Lines and bands: mean ± one standard deviation over {each_arm(counts, 'seed')}{furthest}; points: "
+            "single seeds.")
 
 
 def _data(found: Sequence[Point], metric: str, dense: float | None) -> pd.DataFrame:
@@ -184,8 +194,3 @@ def _over_seeds(found: Sequence[Point], metric: str) -> Iterator[dict[str, Any]]
         yield {"what": "mean over seeds", "arm": one.arm, "network": one.network, "sparsity": one.sparsity,
                "weights_left": 1 - one.sparsity, "epochs": one.epochs, metric: one.value,
                "standard_deviation": one.deviation, "num_seeds": one.num}
-
-
-def capital(text: str) -> str:
-    """With a large first letter."""
-    return text[:1].upper() + text[1:]

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from swamp_ray.report.cells import capital
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import ArmStyle
 
+NAMED_ARMS = 4
+"""Of so many the number of runs is given one by one."""
 Value = Callable[[ReportRun, Mapping[str, Any]], float | None]
 """A number of a run's round, or None where it has none."""
 
@@ -68,8 +71,26 @@ def line_of(style: ArmStyle) -> dict[str, Any]:
     return {"color": style.colour, "marker": style.marker, "linestyle": style.line}
 
 
-def runs_in_words(frame: Any) -> str:
-    """Of how many runs the means are: ``3 runs an arm``, or ``2 to 3 runs an arm``."""
-    counts = sorted(frame.groupby("arm")["runs"].max())
-    low, high = int(counts[0]), int(counts[-1])
-    return f"{low if low == high else f'{low} to {high}'} run{'s' * (high > 1)} an arm"
+def range_in_words(frame: Any) -> str:
+    """A sentence on the means and ranges of :func:`over_seeds`: over how many runs of which arm, or that it is one."""
+    counts = {str(arm): int(num) for arm, num in frame.groupby("arm", sort=False)["runs"].max().items()}
+    words = each_arm(counts)
+    return f"Mean and range over {words}." if max(counts.values()) > 1 else f"{capital(words)}."
+
+
+def runs_of_data(data: Any) -> dict[str, int]:
+    """How many runs of each arm a chart's data are of; they have columns ``arm`` and ``run``."""
+    return {str(arm): int(num) for arm, num in data.groupby("arm", sort=False)["run"].nunique().items()}
+
+
+def each_arm(counts: Mapping[str, int], noun: str = "run") -> str:
+    """``one run``, ``2 runs of each arm``, ``runs (a 5, b 4)``, or of many arms ``1 to 4 runs of each arm``."""
+    low, high = min(counts.values()), max(counts.values())
+    each = " of each arm" if len(counts) > 1 else ""
+    if high == 1:
+        return f"one {noun}{each}"
+    if low == high:
+        return f"{high} {noun}s{each}"
+    if len(counts) > NAMED_ARMS:
+        return f"{low} to {high} {noun}s{each}"
+    return f"{noun}s ({', '.join(f'{arm} {num}' for arm, num in counts.items())})"

@@ -49,8 +49,9 @@ def build(runs: Sequence[ReportRun], command: str, folder: str, notes: Sequence[
     shared = shared_facts(cards)
     said = {label for label, _ in shared} | ({"Method"} if arms else set())
     own = [replace(one, facts=tuple(fact for fact in one.facts if fact[0] not in said)) for one in cards]
-    return Page(title(runs), tuple(findings(runs)), tuple(warnings(runs)), arms, differing_options(runs), shared,
-                tuple(own), tuple(parts), command, tuple(files), tuple(_sources(runs)))
+    subject = " · ".join(text for label, text in shared or cards[0].facts if label in ("Model", "Data"))
+    return Page(title(runs), tuple(findings(runs)), subject, tuple(warnings(runs)), arms, differing_options(runs),
+                shared, tuple(own), tuple(parts), command, tuple(files), tuple(_sources(runs)))
 
 
 def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:

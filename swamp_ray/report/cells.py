@@ -16,6 +16,11 @@ def ink(background: Any) -> str:
     return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"
 
 
+def capital(text: str) -> str:
+    """With a large first letter."""
+    return text[:1].upper() + text[1:]
+
+
 def shortened(name: str, longest: int) -> str:
     """A long name with its middle left out: beginnings tell the place, ends the kind."""
     if len(name) <= longest:

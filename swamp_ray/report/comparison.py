@@ -144,14 +144,19 @@ def difference_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Ch
 
 def _caption(found: Sequence[Comparison], metric: str, split: str) -> str:
     pairs = sorted({len(level.seeds) for one in found for level in one.levels if level.seeds})
-    n = f"{pairs[0]}" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]}"
+    n = "one pair" if pairs == [1] else f"{pairs[-1]} pairs" if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]} pairs"
+    of_arms = " of each two arms" if len(found) > 1 else ""
     intervals = any(level.paired for one in found for level in one.levels)
-    text = f"Mean over seeds of the difference of two runs with the same seed, on {split}, at equal sparsity; n = {n}."
+    mean = "The difference" if pairs == [1] else "Mean over seeds of the difference"
+    text = f"{mean} of two runs with the same seed, on {split}, at equal sparsity; {n}{of_arms}."
     if metric == "accuracy":
         text += " In percentage points."
+    if not intervals:
+        why = "With one pair" if pairs == [1] else "Where all pairs differ equally"
+        return f"{text} {why} there is no interval."
     return text + (" Bars: 95 % intervals of the t distribution, each for itself, not adjusted for the number of "
-                   "sparsities. Points are moved sideways a little so that bars do not cover each other." if intervals
-                   else " One seed: there is no interval.")
+                   "sparsities." + (" Points are moved sideways a little so that bars do not cover each other."
+                                    if len(found) > 1 else ""))
 
 
 def table_of(found: Sequence[Comparison]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from swamp_ray.report.learning import learning_curves
 from swamp_ray.report.masks import mask_overlaps
 from swamp_ray.report.paths import connectivity_charts, landscape_charts
 from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.reliability import reliability_charts
 from swamp_ray.report.spread import distances_to_average
 from swamp_ray.report.timeline import timelines
 
@@ -47,7 +48,7 @@ DIFFERENCES = Section("differences", "Comparison", (difference_charts,))
 SECTIONS: tuple[Section, ...] = (
     Section("weights", "Weights", (layer_densities, mask_overlaps, distances_to_average)),
     Section("training", "Training", (learning_curves,)),
-    Section("calibration", "Calibration", (calibration_charts,)),
+    Section("calibration", "Calibration", (calibration_charts, reliability_charts)),
     Section("loss", "Between and around the networks",
             (growth_charts, connectivity_charts, landscape_charts, curvature_charts)),
     Section("workers", "Workers", (timelines,)),

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from swamp_ray.report.arms import by_arm, line_of, rows_of
+from swamp_ray.report.arms import by_arm, each_arm, line_of, rows_of, runs_of_data
 from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import (
@@ -25,6 +25,8 @@ from swamp_ray.report.panels import (
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import arm_styles, density_axis
 
+ASIDE = 1.03
+"""Both networks of a round are moved apart by this factor, so that their bars do not cover each other."""
 CURVATURES = {"trace": "trace", "scaled": "sum w² H", "largest": "largest eigenvalue"}
 
 
@@ -36,12 +38,14 @@ def curvature_charts(runs: Sequence[ReportRun]) -> list[Chart]:
     if not rows:
         return []
     data = pd.DataFrame(rows)
-    num = data["run"].nunique()
+    counts = runs_of_data(data)
+    lines = "the lines are means over the runs of an arm" if max(counts.values()) > 1 else each_arm(counts)
     caption = ("Curvature of the mean loss of a sample of the training split: the Hessian's trace (Hutchinson), "
                "the sum of w² H over the weights, which does not change when a layer is scaled up and the next one "
                "down, and the largest eigenvalue (Lanczos). Solid at a round's average, dashed at its particle 0; bars "
                "are the standard error of the estimate, for the eigenvalue the bound on its distance from a true one. "
-               f"{num} run{'s' * (num > 1)}, the mean over an arm's runs is the line.")
+               "Both are moved sideways a little; "
+               f"{lines}.")
     return [Chart("curvature", "Curvature against the weights left", caption, _curvature(runs, data), data)]
 
 
@@ -60,9 +64,10 @@ def _curvature(runs: Sequence[ReportRun], data: Any) -> Figure:
             # Of a single round no line is seen: the marker tells them apart as well.
             line = {"linestyle": "-"} if network == "average" else {"linestyle": DASHED, "markerfacecolor": "none"}
             mean = one.groupby("density")["value"].mean().sort_index(ascending=False)
-            axes.plot(mean.index, mean, linewidth=1.6, markersize=3.5, **line_of(styles[arm]) | line)
-            axes.errorbar(one["density"], one["value"], one["error"], linestyle="none", ecolor=styles[arm].colour,
-                          elinewidth=0.9, capsize=2)
+            shift = ASIDE if network == "average" else 1 / ASIDE
+            axes.plot(shift * mean.index, mean, linewidth=1.6, markersize=3.5, **line_of(styles[arm]) | line)
+            axes.errorbar(shift * one["density"], one["value"], one["error"], linestyle="none",
+                          ecolor=styles[arm].colour, elinewidth=0.9, capsize=2)
         density_axis(axes, float(shown["density"].min()))
         axes.set_xticks([tick for tick in (1.0, 0.1, 0.01, 0.001) if tick >= float(shown["density"].min())])
         if (shown["value"] > 0).all():

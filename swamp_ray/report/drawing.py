@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from swamp_ray.report.style import COLOURS, GRID, INK, MUTED, PAPER, themed
 
 DPI = 160
-PX_PER_INCH, LEAST_PX_PER_INCH = 120, 62
-"""How large an inch of a figure is at most on a page, and at least, however narrow the screen is."""
+PX_PER_INCH = 120
+"""How large an inch of a figure is at most on a page."""
 THEME = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper",
          **{colour.lower(): f"arm-{number}" for number, colour in enumerate(COLOURS)}}
 """Names of a page's colours, by the colours that figures are drawn in."""
@@ -52,7 +52,7 @@ def inline(svg: str, name: str, label: str, inches: tuple[float, float]) -> str:
     body = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', body)
     body = re.sub(r'(href="|url\()#', rf"\1#{name}-", body)
     body = re.sub(r' style="[^"]*"', lambda style: _themed_style(style[0]), body)
-    size = f"width:{inches[0] * PX_PER_INCH:.0f}px;min-width:{inches[0] * LEAST_PX_PER_INCH:.0f}px"
+    size = f"width:{inches[0] * PX_PER_INCH:.0f}px"
     head = (f'<svg role="img" aria-label="{escape(label)}" style="{size}" '
             f'viewBox="0 0 {72 * inches[0]:g} {72 * inches[1]:g}" xmlns="http://www.w3.org/2000/svg" '
             'xmlns:xlink="http://www.w3.org/1999/xlink">')

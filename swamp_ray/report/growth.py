@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from swamp_ray.report.arms import rows_of
+from swamp_ray.report.arms import each_arm, rows_of, runs_of_data
 from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.learning import MOST_ROUNDS, chosen_rounds
@@ -29,20 +29,22 @@ from swamp_ray.report.style import axis_label, scale_of
 
 
 def growth_charts(runs: Sequence[ReportRun]) -> list[Chart]:
-    """The metric of averages and ensembles against the number of particles, by round, a panel an arm."""
+    """The metric of averages and ensembles against the number of particles, a panel an arm that has several."""
     metric = runs[0].primary if runs else "loss"
     rows = [{"arm": run.arm, "run": run.name, "round": row["round"], "density": 1 - row["sparsity"],
              "particles": row["count"], "network": network, metric: row[network]["test"][metric]}
             for run in runs for row in rows_of(run, "particles") for network in ("average", "ensemble")]
-    if not rows:
-        return []
     every: Any = pd.DataFrame(rows)
+    if every.empty or (every := every.groupby("arm").filter(lambda one: one["particles"].max() > 1)).empty:
+        return []
     data = pd.concat([one[one["density"].isin(chosen_rounds(sorted(one["density"].unique(), reverse=True)))]
                       for _, one in every.groupby("arm", sort=False)], ignore_index=True)
-    num = data["run"].nunique()
+    counts = runs_of_data(data)
+    num = "" if max(counts.values()) == 1 else ", and over the runs of an arm"
+    some = f"; at most {MOST_ROUNDS} rounds of an arm" if len(data) < len(every) else ""
     caption = (f"Test {metric} of the average of some of a round's particles (solid) and of their ensemble, the mean "
-               "of their predictions (dashed), against how many of them enter: the mean over all choices of so many, "
-               f"and over the runs of an arm; {num} run{'s' * (num > 1)}, at most {MOST_ROUNDS} rounds of an arm.")
+               "of their predictions (dashed), against how many of them enter: the mean over all choices of so many"
+               f"{num}; {each_arm(counts)}{some}.")
     return [Chart("growth_with_particles", "How many particles it takes", caption, _growth(data, metric), data)]
 
 

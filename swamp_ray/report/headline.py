@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from swamp_ray.report.arms import each_arm
 from swamp_ray.report.card import status
 from swamp_ray.report.comparison import Comparison, comparisons
 from swamp_ray.report.method import method_name
@@ -32,7 +33,7 @@ def findings(runs: Sequence[ReportRun]) -> Iterator[str]:
         shown = [level[max(common)] for level in levels.values()]
         yield _together(runs, shown)
         if any(one.num > 1 for one in shown):
-            yield f"Mean ± standard deviation over {_seeds(shown)} seeds."
+            yield f"Mean ± standard deviation over {each_arm({one.arm: one.num for one in shown}, 'seed')}."
     for arm, level in levels.items():
         if level and (not common or max(level) > max(common)):
             yield _alone([run for run in runs if run.arm == arm], level[max(level)])
@@ -76,11 +77,6 @@ def _value(one: Mean, metric: str) -> str:
     return f"{short(one.value, metric)} ± {number(one.deviation, metric)}"
 
 
-def _seeds(found: Sequence[Mean]) -> str:
-    counts = sorted({one.num for one in found})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-
-
 def _difference(one: Comparison, metric: str) -> str:
     """At the sparsest round of a pair of arms; empty without a pair of runs."""
     levels = [level for level in one.levels if level.difference is not None]
@@ -90,7 +86,8 @@ def _difference(one: Comparison, metric: str) -> str:
     text = (f"{one.second} − {one.first} at {percent(level.sparsity)} sparsity: "  # noqa: RUF001 - a minus sign
             f"{signed(level.difference or 0.0, metric)}{points_}")
     if level.paired is None:
-        return f"{text} (one pair of runs, so that its spread is not known)."
+        pairs = "one pair of runs" if len(level.seeds) == 1 else f"{len(level.seeds)} pairs of runs that differ equally"
+        return f"{text} ({pairs}, so that its spread is not known)."
     interval = f"{signed(level.paired.low, metric)} to {signed(level.paired.high, metric)}"
     sees = "" if level.paired.low > 0 or level.paired.high < 0 else "; it does not exclude zero"
     return f"{text} (95 % interval {interval}, {level.paired.num} pairs{sees})."

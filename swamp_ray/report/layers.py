@@ -16,14 +16,16 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from swamp_ray.errors import SwampError
 from swamp_ray.importing import is_import_path
-from swamp_ray.report.arms import by_arm
+from swamp_ray.report.arms import by_arm, each_arm
 from swamp_ray.report.cells import ink, shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, PAPER, density_ticks
 
-WIDTH_IN, TALLEST_IN = 6.6, 9.0
+WIDTH_IN, TALLEST_IN = 5.4, 9.0
 LONGEST_NAME = 28
+BESIDE_IN = 1.2
+"""Of its width what is neither cells nor names of layers: the bar of colours, and margins."""
 FONT = 8.5
 EMPTY_EDGE = "#D55E00"
 
@@ -89,8 +91,8 @@ def _chart(arm: str, members: Sequence[ReportRun]) -> Chart:
             for row, layer in enumerate(layers) for column, record in enumerate(shared)]
     emptied = int((values == 0).any(axis=1).sum())
     caption = (f"Share of each layer's weights that the mask keeps (rows in the order of the network, colours on a "
-               f"logarithmic scale); {'mean over ' if len(members) > 1 else ''}{len(members)} "
-               f"run{'s' * (len(members) > 1)}. Numbers are percent of the layer.")
+               f"logarithmic scale); {'mean over ' if len(members) > 1 else ''}{each_arm({arm: len(members)})}. "
+               "Numbers are percent of the layer.")
     if emptied:
         caption += f" {emptied} layer{'s are' if emptied > 1 else ' is'} left without a weight: crossed out."
     return Chart(f"density_by_layer_{arm}", f"Weights left in each layer: {arm}", caption,
@@ -107,7 +109,8 @@ def _figure(values: np.ndarray, layers: Sequence[str], shared: Sequence[Mapping[
     norm = LogNorm(min(lowest, 0.5), 1.0)
     colours = matplotlib.colormaps[COLOUR_MAP].with_extremes(bad=PAPER)
     image = axes.imshow(np.ma.masked_where(~(values > 0), values), norm=norm, cmap=colours, aspect="auto")
-    cell_in = ((WIDTH_IN - 2.9) / num_columns, (height - 1.2) / num_rows)
+    longest = max(len(_label(layer)) for layer in layers)
+    cell_in = ((WIDTH_IN - BESIDE_IN - 0.08 * longest) / num_columns, (height - 1.2) / num_rows)
     _write_cells(axes, values, image, cell_in)
     _axes(axes, layers, shared, cell_in)
     bar = figure.colorbar(image, ax=axes, pad=0.015, aspect=30, fraction=0.04)
@@ -132,6 +135,10 @@ def _write_cells(axes: Any, values: np.ndarray, image: Any, cell_in: tuple[float
                       color=ink(image.cmap(image.norm(value))))
 
 
+def _label(layer: str) -> str:
+    return shortened(layer.removesuffix(".weight"), LONGEST_NAME)
+
+
 def _percent(value: float) -> str:
     """``100``, ``54``, ``9.3``, ``0.42``, ``.02``."""
     percent = 100 * value
@@ -139,7 +146,7 @@ def _percent(value: float) -> str:
 
 
 def _axes(axes: Any, layers: Sequence[str], shared: Sequence[Mapping[str, Any]], cell_in: tuple[float, float]) -> None:
-    short = [shortened(layer.removesuffix(".weight"), LONGEST_NAME) for layer in layers]
+    short = [_label(layer) for layer in layers]
     every = max(1, int(np.ceil(0.16 / cell_in[1])))
     axes.set_yticks(range(0, len(layers), every), short[::every], fontsize=FONT)
     texts = [f"{100 * record['sparsity']:.3g} %" for record in shared]

@@ -9,18 +9,32 @@ import numpy as np
 import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from swamp_ray.console import counted
-from swamp_ray.report.cells import shortened
+from swamp_ray.report.arms import each_arm, runs_of_data
+from swamp_ray.report.cells import capital, shortened
 from swamp_ray.report.chart import Chart
-from swamp_ray.report.panels import FONT, label_panels, light_axes, panels_for, sparsity_bar, sparsity_colours
+from swamp_ray.report.panels import (
+    FONT,
+    label_panels,
+    legend_below,
+    legend_line,
+    light_axes,
+    panels_for,
+    sparsity_bar,
+    sparsity_colours,
+)
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import MUTED, axis_label, scale_of
 
+TRAINING, TEST = "training", "test, at the end"
 MOST_ROUNDS = 6
 MOST_THIN_LINES = 80
 """So many particles are drawn one by one in a panel; of more the range between the lowest and the highest is shown."""
+DIAMOND: Any = {"color": MUTED, "marker": "D", "markersize": 4.5, "markeredgecolor": MUTED, "markeredgewidth": 0.5,
+                "linestyle": "none"}
+BEHIND = 0.06
+"""How far behind the last epoch test is drawn, as a share of the epochs; a line lies between them."""
 WIDE = 1.5
 """A loss that falls by more powers of ten is drawn on a logarithmic axis."""
 
@@ -35,7 +49,8 @@ def learning_curves(runs: Sequence[ReportRun]) -> list[Chart]:
                         for _, one in every.groupby("arm", sort=False)], ignore_index=True)
     left_out = every["survivors"].nunique() - epochs["survivors"].nunique()
     names = [name for name in ("loss", runs[0].primary) if name in epochs.columns[epochs.notna().any()]]
-    return [_chart(epochs, name, left_out > 0) for name in dict.fromkeys(names)]
+    smoothed = any(run.config.task.label_smoothing for run in runs)
+    return [_chart(epochs, name, left_out > 0, smoothed and name == "loss") for name in dict.fromkeys(names)]
 
 
 def chosen_rounds(survivors: Sequence[Any]) -> list[Any]:
@@ -62,18 +77,36 @@ def _epochs(run: ReportRun) -> Any:
     return lines[[name for name in dict.fromkeys(columns) if name in lines]]
 
 
-def _chart(epochs: Any, metric: str, some: bool) -> Chart:
+def _chart(epochs: Any, metric: str, some: bool, smoothed: bool) -> Chart:
     keys = ["run", "arm", "round", "survivors", "density", "particle", "epoch"]
     data = epochs[[*keys, metric]].dropna(subset=[metric]).reset_index(drop=True)
-    data["split"] = np.where(data["epoch"].isna(), "test, at the end", "training")
-    which = f"{MOST_ROUNDS} rounds of each arm, evenly spaced" if some else "every round"
-    single = _is_drawn_singly(data)
-    caption = (f"{metric.capitalize()} on the training batches of each epoch, averaged while the network changes, "
-               f"for {which}: thick the mean over a round's particles, {counted(len(set(data['run'])), 'run')} in all, "
-               f"{'thin each particle' if single else 'shaded their range'}. "
-               "Diamonds: the trained particles on the test split, mean over them.")
-    return Chart(f"learning_{metric}", f"Training {metric} by epoch", caption,
-                 _figure(data, metric, single), data)
+    data["split"] = np.where(data["epoch"].isna(), TEST, TRAINING)
+    if smoothed:  # of two quantities one axis would make one
+        data = data[data["split"] == TRAINING].reset_index(drop=True)
+    which = f"{MOST_ROUNDS} rounds of {_each(data)}, evenly spaced" if some else "every round"
+    text = f"{capital(metric)} epoch by epoch in {which}; {each_arm(runs_of_data(data))}. {_lines_in_words(data)} "
+    if smoothed:
+        text += "The loss has label smoothing in training and not on test, so that test is not in this figure."
+    elif TEST in set(data["split"]):
+        text += ("Diamonds behind the last epoch: the trained particles on the test split, mean over them; their "
+                 "colour is that of the round's line.")
+    title = f"{'Training loss' if smoothed else capital(metric)} by epoch"
+    return Chart(f"learning_{metric}", title, text.strip(), _figure(data, metric), data)
+
+
+def _each(data: Any) -> str:
+    return "each arm" if data["arm"].nunique() > 1 else "the run" if data["run"].nunique() == 1 else "the arm"
+
+
+def _lines_in_words(data: Any) -> str:
+    """What lines are of: what a training run itself measures, on its batches."""
+    batches = "on the training batches, averaged over an epoch while the network changes"
+    curves = data.groupby(["arm", "survivors"]).apply(lambda one: len(one[["run", "particle"]].drop_duplicates()))
+    if int(curves.max()) == 1:
+        return f"Lines: {batches}."
+    means = "runs and particles" if max(runs_of_data(data).values()) > 1 else "particles"
+    each = "thin each of them" if _is_drawn_singly(data) else "shaded their range"
+    return f"Lines: {batches}; thick the mean over a round's {means}, {each}."
 
 
 def _is_drawn_singly(data: Any) -> bool:
@@ -81,20 +114,30 @@ def _is_drawn_singly(data: Any) -> bool:
     return int(curves.max()) <= MOST_THIN_LINES
 
 
-def _figure(data: Any, metric: str, single: bool) -> Figure:
+def _figure(data: Any, metric: str) -> Figure:
     arms = list(dict.fromkeys(data["arm"]))
     figure, panels = panels_for(len(arms))
     lowest = float(data["density"].min())
     shade = sparsity_colours(lowest)
     for axes, arm in zip(panels.flat, arms, strict=False):
-        _panel(axes, data[data["arm"] == arm], metric, shade, single)
+        _panel(axes, data[data["arm"] == arm], metric, shade, _is_drawn_singly(data))
         if len(arms) > 1:
             axes.set_title(shortened(str(arm), 26), fontsize=FONT, loc="left")
     if metric == "loss" and _orders(data[metric]) > WIDE:
-        panels.flat[0].set_yscale("log")
-    label_panels(figure, panels, "epoch of the round", axis_label(metric, "training"))
+        _log_axis(panels.flat[0])
+    tested = TEST in set(data["split"])
+    label_panels(figure, panels, "epoch of the round", axis_label(metric, "" if tested else TRAINING))
     sparsity_bar(figure, list(panels.flat), shade, lowest)
+    if tested:
+        legend_below(figure, [legend_line("training, epoch by epoch"),
+                              legend_line("test, at the round's end", DIAMOND)])
     return figure
+
+
+def _log_axis(axes: Any) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _orders(values: Any) -> float:
@@ -103,7 +146,7 @@ def _orders(values: Any) -> float:
 
 
 def _panel(axes: Any, data: Any, metric: str, shade: ScalarMappable, single: bool) -> None:
-    scale = scale_of(metric)
+    scale, behind = scale_of(metric), 0.0
     for density, one in sorted(data.groupby("density"), reverse=True):
         epochs = one[one["epoch"].notna()]
         curves = epochs.pivot_table(index="epoch", columns=["run", "particle"], values=metric) * scale
@@ -118,7 +161,9 @@ def _panel(axes: Any, data: Any, metric: str, shade: ScalarMappable, single: boo
         mean = curves.mean(axis=1)
         axes.plot(mean.index, mean, color=colour, linewidth=1.9, marker="." if len(mean) == 1 else None)
         if len(ends := one.loc[one["epoch"].isna(), metric]):
-            axes.plot([1.03 * mean.index.max()], [scale * ends.mean()], color=colour, marker="D", markersize=4.5,
-                      markeredgecolor=MUTED, markeredgewidth=0.5, linestyle="none")
+            axes.plot([(1 + BEHIND) * mean.index.max()], [scale * ends.mean()], **{**DIAMOND, "color": colour})
+            behind = (1 + BEHIND / 2) * mean.index.max()
+    if behind:
+        axes.axvline(behind, color=MUTED, linewidth=1, linestyle=":")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     light_axes(axes)

@@ -20,7 +20,7 @@ from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, GRID, INK, MUTED, arm_styles, density_axis, new_figure, plain_axes
 from swamp_ray.storage.tickets import load_ticket
 
-WIDTH_IN = 6.6
+WIDTH_IN = 5.4
 FONT = 8.0
 OTHER_SEED, OTHER_ARM = "same arm, other seed", "other arm, same seed"
 OTHER_ARM_LINE: dict[str, Any] = {"color": INK, "marker": "x", "linestyle": (0, (5, 2))}
@@ -172,10 +172,13 @@ def _curve_chart(runs: Sequence[ReportRun], table: Any, about: str) -> list[Char
     if data.empty:
         return []
     pairs = int(data["pairs"].max())
-    caption = ("Mean overlap (Jaccard index) of the masks of two runs at equal sparsity, with the range over pairs, "
-               "for runs of one arm that differ in their seed and for runs of different arms with the same seed; up to "
-               f"{pairs} pair{'s' * (pairs > 1)} a point, {len(runs)} runs. Dotted: two random "
-               f"masks of density d, d / (2 - d). {about}")
+    mean, num = ("Mean overlap", f"up to {pairs} pairs") if pairs > 1 else ("Overlap", "one pair")
+    ranges = ", with the range over pairs" if pairs > 1 else ""
+    whose = {OTHER_SEED: "for runs of one arm that differ in their seed",
+             OTHER_ARM: "for runs of different arms with the same seed"}
+    kinds = " and ".join(text for kind, text in whose.items() if kind in set(data["pair"]))
+    caption = (f"{mean} (Jaccard index) of the masks of two runs at equal sparsity{ranges}, {kinds}; {num} a point, "
+               f"{len(runs)} runs. Dotted: two random masks of density d, d / (2 - d). {about}")
     return [Chart("mask_overlap_against_sparsity", "Overlap of masks against the weights left", caption,
                   _curves(runs, data), data)]
 

@@ -14,6 +14,7 @@ from swamp_ray.status import life_of
 from swamp_ray.training.data import Data, load_data
 
 CALIBRATION = "calibration"
+NAMED_RUNS = 4
 Say = Callable[[str], None]
 
 
@@ -57,8 +58,11 @@ def lacks_calibration(run: ReportRun) -> bool:
 
 def without_calibration(runs: Sequence[ReportRun]) -> list[str]:
     """What is not measured, where nothing was to be."""
-    names = ", ".join(run.name for run in runs if lacks_calibration(run))
-    return [f"Calibration is not measured of: {names}. Without --no-measure it is."] if names else []
+    names = [run.name for run in runs if lacks_calibration(run)]
+    if not names:
+        return []
+    of_runs = f"{len(names)} of the runs" if len(names) > NAMED_RUNS else ", ".join(names)
+    return [f"The calibration of {of_runs} is not measured, because --no-measure was given."]
 
 
 def _with_calibration(run: ReportRun, data: dict[str, Data], say: Say) -> ReportRun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ class Page:
     Attributes:
         title: Of the page.
         findings: What was found, the first in large letters.
+        subject: Network and data, where all runs share them.
         warnings: What a reader has to know before comparing anything.
         arms: Where there are several: name and method of each.
         differing: The options in which they differ, if any.
@@ -122,6 +124,7 @@ class Page:
 
     title: str
     findings: tuple[str, ...]
+    subject: str
     warnings: tuple[str, ...]
     arms: tuple[tuple[str, str], ...]
     differing: PageTable | None
@@ -148,8 +151,9 @@ def render(page: Page) -> bytes:
 
 
 def tight(text: str) -> str:
-    """No line ends between a number and its unit or its spread."""
-    return text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+    """No line ends between a number and its unit or its spread, nor between a name and its number with a spread."""
+    text = text.replace(" %", "\u00a0%").replace(" ± ", "\u00a0±\u00a0")
+    return re.sub("(?<=\\S) (?=[0-9.]+\u00a0±)", "\u00a0", text)
 
 
 def data_cell(value: Any) -> str:

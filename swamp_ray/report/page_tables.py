@@ -32,7 +32,8 @@ def summary_table(runs: Sequence[ReportRun], split: str = "test") -> PageTable |
     counts = seeds_of_means(points(runs, split))
     headings = [f"{arm} (n = {counts[arm]})" for arm in arms]
     unit = f"{metric} in percent" if scale_of(metric) == 100 else metric
-    spread = ", mean ± standard deviation over the n seeds that have come furthest" if max(counts.values()) > 1 else ""
+    furthest = "" if counts == arms else " that have come furthest"
+    spread = f", mean ± standard deviation over the n seeds{furthest}" if max(counts.values()) > 1 else ""
     return PageTable("By sparsity", ("sparsity", *headings), rows,
                      f"{split.capitalize()} {unit} of the network of each round{spread}.")
 
@@ -178,4 +179,6 @@ def _comparison_caption(one: Comparison) -> str:
         return text + (" Interval: of the t distribution over these pairs, each sparsity for itself. Detectable: the "
                        "smallest true difference that a two-sided 5 % test of so many pairs, as scattered as these, "
                        "finds in 80 % of studies.")
+    if max(len(level.seeds) for level in one.levels) > 1:
+        return text + " Where all pairs differ equally there is no interval."
     return text + " With one pair there is no interval: how far seeds differ is not known."

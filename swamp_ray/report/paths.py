@@ -11,8 +11,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from swamp_ray.report.arms import line_of, rows_of
-from swamp_ray.report.cells import ink, shortened
+from swamp_ray.report.arms import each_arm, line_of, rows_of, runs_of_data
+from swamp_ray.report.cells import capital, ink, shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.learning import chosen_rounds
 from swamp_ray.report.panels import (
@@ -53,11 +53,13 @@ def _line_charts(run: ReportRun) -> list[Chart]:
         {"run": run.name, "kind": row["kind"], "round": row["round"], "density": 1 - row["sparsity"],
          "first": row["first"], "second": row["second"], "position": position, name: value}
         for row in rows for position, value in zip(row["positions"], row["values"]["test"][name], strict=True)])
-    pairs = len(rows)
+    pairs, places = len(rows), [(row["round"], row["kind"]) for row in rows]
+    several = len(set(places)) < pairs
     caption = (f"Test {name} at equally spaced points of the straight line between two networks, {pairs} pair"
-               f"{'s' * (pairs > 1)} of {len(kept)} rounds of one run; normalisation statistics are estimated anew at "
-               "each point. Thick the mean over the pairs of a round.")
-    return [Chart(f"lines_{run.name}", f"Between the networks of {run.name}", caption, _lines(data, name, label), data)]
+               f"{'s' * (pairs > 1)} of {len(kept)} round{'s' * (len(kept) > 1)} of one run; normalisation statistics "
+               "are estimated anew at each point." + (" Thick the mean over the pairs of a round." if several else ""))
+    return [Chart(f"lines_{run.name}", f"Between the networks of {run.name}", caption, _lines(data, name, label),
+                  data)]
 
 
 def _lines(data: Any, name: str, label: str) -> Figure:
@@ -89,11 +91,12 @@ def _barrier_chart(runs: Sequence[ReportRun]) -> list[Chart]:
         return []
     data: Any = pd.DataFrame(rows)
     data = data[data["metric"] == data["metric"].iloc[0]].reset_index(drop=True)
-    name, num = str(data["metric"].iloc[0]), data["run"].nunique()
+    name, counts = str(data["metric"].iloc[0]), runs_of_data(data)
+    over = "pairs and runs of an arm" if max(counts.values()) > 1 else "pairs"
     caption = (f"Barrier: the largest excess of the test {name} over the straight line between its values at both "
-               "ends, at least 0 (Frankle et al., 2020); mean and range over the pairs and runs of an arm, between "
+               f"ends, at least 0 (Frankle et al., 2020); mean and range over the {over}, between "
                "particles of a round (solid) and between a round's average and the next one's (dashed). At 0 averaging "
-               f"loses nothing against the ends. {num} run{'s' * (num > 1)}.")
+               f"loses nothing against the ends. {capital(each_arm(counts))}.")
     return [Chart("barriers", "Barriers between networks", caption, _barriers(runs, data, name), data)]
 
 
@@ -130,7 +133,7 @@ def _landscape_chart(run: ReportRun) -> Chart:
         for row in shown for j, second in enumerate(row["second"]) for i, first in enumerate(row["first"])])
     caption = ("Contours of the test loss in the plane through three particles of a round (circles) and their average "
                "(star); coordinates are Euclidean distances of weights. Contours are equally spaced in the logarithm, "
-               f"and each panel has its own. {len(shown)} of {len(rows)} rounds of one run.")
+               f"and each panel has its own. {len(shown)} of {len(rows)} round{'s' * (len(rows) > 1)} of one run.")
     return Chart(f"landscape_{run.name}", f"The loss around the particles of {run.name}", caption,
                  _landscape(shown), data)
 

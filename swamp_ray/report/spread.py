@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swamp_ray.errors import SwampError
-from swamp_ray.report.arms import line_of, over_seeds, runs_in_words
+from swamp_ray.report.arms import line_of, over_seeds, range_in_words
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import arm_styles, density_axis, new_figure, plain_axes
@@ -25,7 +25,7 @@ def distances_to_average(runs: Sequence[ReportRun]) -> list[Chart]:
     data: Any = frame.assign(distance=absolute["mean"])
     caption = ("Root mean squared Euclidean distance of a round's particles to their average, divided by the length of "
                "the average, both over the weights that the mask keeps: without the division it falls with the number "
-               f"of weights alone. Mean and range over {runs_in_words(frame)}.")
+               f"of weights alone. {range_in_words(frame)}")
     return [Chart("distance_to_average", "Distance of the particles to their average", caption,
                   _figure(runs, data), data)]
 

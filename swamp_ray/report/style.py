@@ -81,9 +81,9 @@ def scale_of(metric: str) -> float:
     return 100.0 if metric == "accuracy" else 1.0
 
 
-def axis_label(metric: str, split: str) -> str:
-    """What an axis of a metric is called."""
-    return f"{split} {metric}" + (" (%)" if metric == "accuracy" else "")
+def axis_label(metric: str, split: str = "") -> str:
+    """What an axis of a metric is called; without a split where it is of several."""
+    return f"{split} {metric}".strip() + (" (%)" if metric == "accuracy" else "")
 
 
 def plain_axes(axes: Any) -> None:
@@ -107,6 +107,8 @@ def density_axis(axes: Any, lowest: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
     axes.set_xlabel("weights left")
+    sparse, dense = sorted(axes.get_xlim())
+    axes.set_xlim(dense, min(sparse, lowest / 1.1))  # of one round alone, ticks would leave its point at the edge
 
 
 def density_ticks(lowest: float) -> list[float]:

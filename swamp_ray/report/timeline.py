@@ -113,10 +113,11 @@ def _chart(run: ReportRun, jobs: Any) -> Chart:
 
 def _caption(jobs: Any) -> str:
     workers = jobs.loc[jobs["row"] != AVERAGING, "row"].nunique()
+    busy = "Workers were" if workers != 1 else "The worker was"
     attempts, failed = jobs["attempt"].nunique(), int(jobs["how"].isin(FAILED).sum())
-    parts = [f"Each bar is a job that a worker was given, from then until it had ended; {len(jobs):,} jobs of "
-             f"{workers} worker{'s' * (workers != 1)} in one run. Workers were busy for {100 * utilisation(jobs):.0f} "
-             "% of the time between the first and the last job."]
+    parts = [f"Each bar is a job that a worker was given, from then until it had ended; {len(jobs):,} "
+             f"job{'s' * (len(jobs) != 1)} of {workers} worker{'s' * (workers != 1)} in one run. {busy} busy for "
+             f"{100 * utilisation(jobs):.0f} % of the time between the first and the last job."]
     if attempts > 1:
         parts.append(f"The run took {attempts} attempts, one behind the other; the time between them is left out, and "
                      "so is what a killed attempt had not finished.")

@@ -12,7 +12,7 @@ from swamp_ray.report.writing import write_report
 from tests.browser import Browser, find_browser
 from tests.unit.report.conftest import IMP, SWAMP
 
-PHONE, DESKTOP = 360, 1200
+PHONE, A4, DESKTOP = 360, 680, 1200
 READABLE_PX = 7.5
 
 
@@ -52,6 +52,23 @@ def test_every_figure_is_seen_and_nothing_sticks_out(browser: Browser, page: Pat
         # Text in coloured cells stands on those.
         fills = {fill for figure, fill, _ in look["texts"] if figure.startswith(("figure-accuracy", "figure-diff"))}
         assert min(abs(brightness(fill) - ground) for fill in fills) > 70
+
+
+def test_what_is_wider_than_a_phone_shows_that_it_can_be_scrolled(browser: Browser, page: Path) -> None:
+    (phone,) = browser.look(page, [PHONE])
+    assert any(places for places, _ in phone["scrolled"]), "tables of rounds"
+    for places, hint in phone["scrolled"]:
+        assert hint.startswith("sticky 0px")
+        assert not hint.endswith("none")
+        assert all(abs(place) < 1 for place in places), "the first column stays"
+    for name, (width, _) in phone["figures"].items():
+        assert width < PHONE or name.startswith("figure-timeline"), name
+
+
+def test_print_cuts_nothing_off(browser: Browser, page: Path) -> None:
+    (paper,) = browser.look(page, [A4], printed=True)
+    assert paper["cut"] == []
+    assert paper["scrolled"] == []
 
 
 def test_all_figures_were_drawn_under_names_of_their_own(page: Path) -> None:

@@ -29,26 +29,16 @@ def measured(folder: Path, name: str, *, rounds: int = 4, ece: float = 0.02, net
 
 def test_the_error_is_the_mean_over_seeds_by_network(tmp_path: Path) -> None:
     runs = [measured(tmp_path, f"a{seed}", ece=ece, arm="a", seed=seed) for seed, ece in enumerate((0.01, 0.03))]
-    error, loss, _ = calibration_charts(runs)
+    error, loss = calibration_charts(runs)
     assert (error.name, loss.name) == ("calibration_ece", "calibration_loss")
     means = drawn(error).set_index(["network", "density"])["mean"]
     assert means["average", 0.25] == pytest.approx(0.02)
     assert means["ensemble", 0.25] == pytest.approx(0.04)
     assert drawn(loss)["mean"].unique().tolist() == [0.5]
-    assert "2 runs an arm" in error.caption
+    assert "Mean and range over 2 runs." in error.caption
+    assert "(100 samples; of so few it is above 0 by chance too)" in error.caption
     (line, *_) = error.figure.axes[0].lines
     assert [y for _, y in points(line)] == pytest.approx([2.0] * 4), "percent"
-
-
-def test_reliability_is_shown_dense_in_the_middle_and_sparse_with_seeds_together(tmp_path: Path) -> None:
-    runs = [measured(tmp_path, f"a{seed}", rounds=9, arm="a", seed=seed) for seed in range(2)]
-    reliability = calibration_charts(runs)[-1]
-    data = drawn(reliability)
-    assert sorted(data["round"].unique()) == [0, 4, 8]
-    one = data[(data["round"] == 0) & (data["network"] == "average") & (data["count"] > 0)]
-    assert one["count"].tolist() == [40, 160]
-    assert one["accuracy"].tolist() == pytest.approx([0.6, 0.6])
-    assert flaws(reliability.figure) == []
 
 
 def test_runs_that_were_not_measured_do_not_hide_the_others(tmp_path: Path) -> None:
@@ -56,8 +46,17 @@ def test_runs_that_were_not_measured_do_not_hide_the_others(tmp_path: Path) -> N
     assert calibration_charts([]) == calibration_charts([bare]) == []
     alone = measured(tmp_path, "alone", networks=("average",))
     charts = calibration_charts([bare, alone])
-    assert [set(drawn(chart)["arm"]) for chart in charts] == [{"alone"}] * 3
-    assert "1 run," in charts[-1].caption
+    assert [set(drawn(chart)["arm"]) for chart in charts] == [{"alone"}] * 2
+    assert all(chart.caption.endswith("of each round's network. One run.") for chart in charts)
+
+
+def test_of_one_arm_the_legend_has_its_networks_in_its_colour(tmp_path: Path) -> None:
+    error, _ = calibration_charts([measured(tmp_path, "a")])
+    (legend,) = error.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["average", "particles", "ensemble"]
+    several, _ = calibration_charts([measured(tmp_path, name) for name in ("a", "b")])
+    names = [text.get_text() for text in several.figure.legends[0].get_texts()]
+    assert names == ["a", "b", "average", "particles", "ensemble"]
 
 
 def test_many_arms_stay_legible(tmp_path: Path) -> None:

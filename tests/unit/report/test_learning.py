@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from swamp_ray.config_reading import with_values
 from swamp_ray.report.learning import chosen_rounds, learning_curves
 from swamp_ray.report.reading import ReportRun
-from tests.figures import drawn, flaws, made_run, record
+from tests.figures import drawn, flaws, made_run, points, record
 
 
 def trained(folder: Path, name: str, *, rounds: int = 2, particles: int = 2, epochs: int = 3, **values: Any
@@ -48,7 +50,7 @@ def test_of_many_rounds_a_few_are_drawn_the_first_and_the_last_among_them(tmp_pa
     rounds = sorted(drawn(loss)["round"].unique())
     assert len(rounds) == 6
     assert (rounds[0], rounds[-1]) == (0, 19)
-    assert "6 rounds of each arm" in loss.caption
+    assert "6 rounds of the run" in loss.caption
     assert chosen_rounds([9, 5, 1]) == [9, 5, 1]
 
 
@@ -58,6 +60,37 @@ def test_many_particles_become_a_range(tmp_path: Path) -> None:
     thin = [line for line in many.figure.axes[0].lines if line.get_linewidth() < 1]
     assert not thin
     assert flaws(many.figure) == []
+
+
+def test_axis_and_legend_name_what_is_of_training_and_what_of_test(tmp_path: Path) -> None:
+    loss, accuracy = learning_curves([trained(tmp_path, "a")])
+    assert [chart.title for chart in (loss, accuracy)] == ["Loss by epoch", "Accuracy by epoch"]
+    assert [chart.figure.get_supylabel() for chart in (loss, accuracy)] == ["loss", "accuracy (%)"]
+    (legend,) = loss.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training, epoch by epoch", "test, at the round's end"]
+    diamonds = [line for line in loss.figure.axes[0].lines if line.get_marker() == "D"]
+    assert len(diamonds) == 2
+    assert all(points(line)[0][0] > 3 for line in diamonds), "behind the last epoch"
+
+
+def test_a_smoothed_training_loss_shares_no_axis_with_the_loss_on_test(tmp_path: Path) -> None:
+    run = trained(tmp_path, "a")
+    smoothed = replace(run, config=with_values(run.config, {"task.label_smoothing": 0.1}))
+    loss, accuracy = learning_curves([smoothed])
+    assert set(drawn(loss)["split"]) == {"training"}
+    assert loss.figure.get_supylabel() == "training loss"
+    assert "test is not in this figure" in loss.caption
+    assert not loss.figure.legends
+    assert "test, at the end" in set(drawn(accuracy)["split"])
+
+
+def test_lines_are_said_to_be_means_only_where_they_are(tmp_path: Path) -> None:
+    alone = learning_curves([trained(tmp_path, "a", particles=1)])[0].caption
+    assert "one run." in alone
+    assert "thick" not in alone
+    seeds = learning_curves([trained(tmp_path, f"b{seed}", arm="b", seed=seed) for seed in range(2)])[0].caption
+    assert "2 runs. " in seeds
+    assert "thick the mean over a round's runs and particles" in seeds
 
 
 def test_nothing_is_drawn_where_nothing_was_logged(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_without_classes_there_is_nothing_to_measure(swamp: ReportRun) -> None:
 def test_what_was_not_to_be_measured_is_said(storage: Path) -> None:
     assert "imp-seed0, swamp-seed0" in without_calibration(runs_of(storage))[0]
     page = Path(write_report(["imp-seed0"], str(storage), measure=False).page).read_text()
-    assert "Calibration is not measured of: imp-seed0." in page
+    assert "The calibration of imp-seed0 is not measured, because --no-measure was given." in page
     assert "swamp report imp-seed0 --storage" in page
     assert " --no-measure</code>" in page
     assert not (storage / "runs" / "imp-seed0" / "analysis").exists()
