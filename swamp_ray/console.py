@@ -338,7 +338,7 @@ def print_results(console: Console, rundir: RunDir, records: Sequence[RoundRecor
     console.print(results_table(plain, primary))
     console.print("Tickets (safetensors, load with swamp_ray.load_ticket):")
     for record in plain:
-        ticket = rundir.place.locate(record["ticket"])
+        ticket = rundir.ticket_of(record).location
         console.print(f"  {percent(record['sparsity']):>7}  {display_path(ticket)}", soft_wrap=True, highlight=False)
     console.print(f"Metrics: {display_path(rundir.metrics_parquet.location)}", soft_wrap=True, highlight=False)
 

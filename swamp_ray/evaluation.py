@@ -17,6 +17,7 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.errors import UserError
 from swamp_ray.locating import config_of, find_run
 from swamp_ray.orchestration.preparation import device_kind
+from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.tables import number, percent
@@ -61,12 +62,12 @@ def evaluate_runs(runs: Sequence[RunDir]) -> tuple[list[SparsityLevel], Task]:
     data = load_data(configs[0].data)
     _same_data(runs, configs, data)
     common = _common_sparsities(runs)
-    members = [_Member(rundir, config, data) for rundir, config in zip(runs, configs, strict=True)]
+    members = [_Member(config, data) for config in configs]
     task = members[0].trainer.task
     return [_level(sparsity, tickets, members, task) for sparsity, tickets in common], task
 
 
-def _level(sparsity: float, tickets: list[str], members: list[_Member], task: Task) -> SparsityLevel:
+def _level(sparsity: float, tickets: list[Spot], members: list[_Member], task: Task) -> SparsityLevel:
     for member, ticket in zip(members, tickets, strict=True):
         member.take(ticket)
     found = [_Means() for _ in members]
@@ -93,15 +94,14 @@ def _same_batches(members: list[_Member], split: str) -> Iterator[list[Any]]:
 class _Member:
     """One run's network, ready to take its tickets."""
 
-    def __init__(self, rundir: RunDir, config: SwampConfig, data: Data) -> None:
-        self._rundir = rundir
+    def __init__(self, config: SwampConfig, data: Data) -> None:
         self.arithmetic = resolve_arithmetic(config.execution, device_kind(config), initial_model(config, data),
                                              config.particle.num_workers)
         self.trainer = ParticleTrainer(config, data, self.arithmetic)
 
-    def take(self, ticket: str) -> None:
+    def take(self, ticket: Spot) -> None:
         """Load a stored ticket."""
-        load_ticket(self._rundir.place.locate(ticket)).load_into(self.trainer.model)
+        load_ticket(ticket.location).load_into(self.trainer.model)
         self.trainer.model.eval()
 
     def batches(self, split: str) -> Iterator[Any]:
@@ -146,8 +146,8 @@ def _same_data(runs: Sequence[RunDir], configs: Sequence[SwampConfig], data: Dat
             raise UserError(f"the runs {runs[0].name!r} and {rundir.name!r} have different tasks", where="RUN")
 
 
-def _common_sparsities(runs: Sequence[RunDir]) -> list[tuple[float, list[str]]]:
-    """Sparsities that all runs have finished, with the path of each run's ticket."""
+def _common_sparsities(runs: Sequence[RunDir]) -> list[tuple[float, list[Spot]]]:
+    """Sparsities that all runs have finished, with each run's ticket."""
     tables = []
     for rundir in runs:
         rounds = rundir.read_rounds()
@@ -158,8 +158,9 @@ def _common_sparsities(runs: Sequence[RunDir]) -> list[tuple[float, list[str]]]:
     for first in sorted(tables[0], key=lambda record: record["sparsity"]):
         matches = [next((other for other in table if abs(other["sparsity"] - first["sparsity"]) < EQUAL), None)
                    for table in tables]
-        if all(match is not None for match in matches):
-            common.append((first["sparsity"], [match["ticket"] for match in matches if match is not None]))
+        found = [rundir.ticket_of(match) for rundir, match in zip(runs, matches, strict=True) if match is not None]
+        if len(found) == len(runs):
+            common.append((first["sparsity"], found))
     if not common:
         raise UserError("the runs share no sparsity", where="RUN",
                         do="An ensemble needs networks of equal sparsity: use the same pruning.rate and target.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,18 @@ def percent(fraction: float) -> str:
 def number(value: float, metric: str) -> str:
     """A metric as people read it: accuracies in percent, everything else with four digits."""
     return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
+
+
+def ranges(numbers: Iterable[int], most: int = 8) -> str:
+    """Whole numbers in order, those that follow each other together: ``"0 to 3, 7"``."""
+    found: list[list[int]] = []
+    for one in sorted(set(numbers)):
+        if found and one == found[-1][-1] + 1:
+            found[-1][1:] = [one]
+        else:
+            found.append([one])
+    shown = [" to ".join(map(str, ends)) if ends[-1] != ends[0] + 1 else f"{ends[0]}, {ends[-1]}" for ends in found]
+    return ", ".join(shown[:most]) + (" ..." if len(shown) > most else "")
 
 
 def duration(seconds: float) -> str:

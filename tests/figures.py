@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
-from swamp_ray.storage.jsonlines import dump_json
 from swamp_ray.storage.rundir import RunDir
 from tests.helpers import tiny
 
@@ -39,11 +38,9 @@ def made_run(folder: Path, name: str, records: Sequence[Mapping[str, Any]] = (),
              analyses: Mapping[str, Any] | None = None, primary: str = "accuracy") -> ReportRun:
     """A run that nobody trained."""
     rundir = RunDir(folder, name)
-    if jobs:
-        rundir.jobs.write(b"".join(dump_json(dict(job)) + b"\n" for job in jobs))
     about = {"primary": primary, "higher_is_better": primary == "accuracy"}
     return ReportRun(rundir, arm or name, tiny(folder, name=name, seed=seed), about, list(records),
-                     pd.DataFrame(list(metrics)), dict(analyses or {}))
+                     pd.DataFrame(list(metrics)), dict(analyses or {}), list(jobs))
 
 
 def drawn(chart: Chart) -> Any:

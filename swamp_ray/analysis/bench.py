@@ -78,7 +78,7 @@ class Bench:
     def mask(self, index: int) -> np.ndarray:
         """A round's mask, bool ``[P]``."""
         if index not in self._masks:
-            ticket = load_ticket(self.rundir.place.locate(self._record(index)["ticket"]))
+            ticket = load_ticket(self.rundir.ticket_of(self._record(index)).location)
             parts = [ticket.masks[layer.name].numpy().reshape(-1) for layer in self.layout.layers]
             self._masks[index] = np.concatenate(parts)
         return self._masks[index]

@@ -53,7 +53,7 @@ class Side:
 
     def mask(self, index: int) -> np.ndarray:
         """A round's mask, bool ``[P]``."""
-        ticket = load_ticket(self.rundir.place.locate(self.records[index]["ticket"]))
+        ticket = load_ticket(self.rundir.ticket_of(self.records[index]).location)
         return np.concatenate([ticket.masks[layer.name].numpy().reshape(-1) for layer in self.prepared.layout.layers])
 
 

@@ -10,9 +10,10 @@ from swamp_ray.errors import SwampError
 from swamp_ray.report.card import card, shared_facts
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.comparison import ALL_PAIRS_OF, comparisons
-from swamp_ray.report.contents import ACCURACY, DIFFERENCES, SECTIONS, Draw, Section
+from swamp_ray.report.contents import ACCURACY, DIFFERENCES, DRAWN_FROM, SECTIONS, Draw, Section
 from swamp_ray.report.drawing import svg_of
 from swamp_ray.report.headline import findings, title, warnings
+from swamp_ray.report.missing import missing
 from swamp_ray.report.page import Drawn, Page, Part
 from swamp_ray.report.page_tables import (
     MANY_RUNS,
@@ -23,6 +24,7 @@ from swamp_ray.report.page_tables import (
     summary_table,
 )
 from swamp_ray.report.reading import ReportRun
+from swamp_ray.report.salvage import remeasure
 from swamp_ray.report.style import themed
 
 KINDS = ("csv", "svg", "png")
@@ -43,15 +45,17 @@ def build(runs: Sequence[ReportRun], command: str, folder: str, notes: Sequence[
     parts = [replace(_part(ACCURACY, runs, folder), tables=(summary,) if summary else ()), _differences(runs, folder),
              Part("rounds", "Rounds", tables=tuple(rounds_table(run, folded) for run in runs)),
              *(_part(section, runs, folder) for section in SECTIONS),
-             Part("missing", "Not measured", notes=tuple(notes))]
+             Part("unmeasured", "Not measured", notes=tuple(notes))]
+    lacking = {run.name: missing(run) for run in runs}  # figures find out too what cannot be read
     files = [file for part in parts for drawn in part.charts for file in drawn.files.values()]
-    arms, cards = arms_in_words(runs), [card(run) for run in runs]
+    arms, cards = arms_in_words(runs), [card(run, bool(lacking[run.name])) for run in runs]
     shared = shared_facts(cards)
     said = {label for label, _ in shared} | ({"Method"} if arms else set())
     own = [replace(one, facts=tuple(fact for fact in one.facts if fact[0] not in said)) for one in cards]
     subject = " · ".join(text for label, text in shared or cards[0].facts if label in ("Model", "Data"))
     return Page(title(runs), tuple(findings(runs)), subject, tuple(warnings(runs)), arms, differing_options(runs),
-                shared, tuple(own), tuple(parts), command, tuple(files), tuple(_sources(runs)))
+                shared, tuple(own), tuple(parts), command, tuple(files), tuple(_sources(runs)),
+                tuple((name, sentences) for name, sentences in lacking.items() if sentences))
 
 
 def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:
@@ -59,7 +63,7 @@ def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:
     notes: list[str] = []
     for draw in section.draw:
         try:
-            charts += [_drawn(chart, folder) for chart in _charts(draw, runs)]
+            charts += [_drawn(chart, folder) for chart in _charts(draw, runs, notes)]
         except SwampError as error:
             notes.append(str(error))
         except DAMAGED as error:
@@ -68,9 +72,32 @@ def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:
     return Part(section.anchor, section.title, section.about if charts else "", tuple(notes), tuple(charts))
 
 
-def _charts(draw: Draw, runs: Sequence[ReportRun]) -> list[Chart]:
+def _charts(draw: Draw, runs: Sequence[ReportRun], notes: list[str]) -> list[Chart]:
+    """The charts of all runs, or of those whose stored values can be drawn; the others are noted."""
     with themed():
-        return draw(runs)
+        try:
+            return draw(runs)
+        except DAMAGED:
+            reasons = {run.name: _reason(draw, run) for run in runs}
+            drawable = [run for run in runs if not reasons[run.name]]
+            if len(drawable) == len(runs):
+                raise
+            notes += [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+            return draw(drawable) if drawable else []
+
+
+def _reason(draw: Draw, run: ReportRun) -> str:
+    """Why a run cannot be drawn; it is noted with the run, too. Empty if it can."""
+    try:
+        draw([run])
+    except DAMAGED as error:
+        what = DRAWN_FROM.get(draw)
+        of, advice = ("", "") if what is None else (f" in analysis/{what}.json", f" {remeasure(what, run.name)}")
+        reason = (f"A figure is drawn without this run, because what is stored for it{of} is not what was written "
+                  f"({type(error).__name__}: {error}).{advice}")
+        run.losses.note(what or draw.__name__, reason)
+        return reason
+    return ""
 
 
 def _drawn(chart: Chart, folder: str) -> Drawn:
@@ -99,6 +126,7 @@ def _sources(runs: Sequence[ReportRun]) -> list[str]:
     found = []
     for run in runs:
         spots = [run.rundir.config, run.rundir.run_json, run.rundir.rounds, run.rundir.metrics, run.rundir.results]
+        spots += [run.rundir.jobs] if run.jobs else []
         spots += [run.rundir.analysis(what) for what in run.analyses]
         found += [spot.key for spot in spots]
     return found

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swamp_ray.report.costs import DeviceTime, device_time, epochs_by_round
+from swamp_ray.console import counted
+from swamp_ray.report.broken_off import broken_off
+from swamp_ray.report.costs import DeviceTime, broken_off_time, device_time, epochs_by_round
 from swamp_ray.report.method import method_words
+from swamp_ray.report.missing import missing_rounds, unknown_trainings
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.status import life_of
 from swamp_ray.tables import duration
@@ -34,6 +37,7 @@ class Card:
         name: Of the run.
         arm: That it belongs to.
         status: A sentence where it is not complete, else empty.
+        badges: What that is in a word or two, and whether something of it is missing.
         facts: Label and text, in order.
         incidents: When, who, what and why.
     """
@@ -43,18 +47,25 @@ class Card:
     status: str
     facts: tuple[tuple[str, str], ...]
     incidents: tuple[tuple[str, str, str, str], ...]
+    badges: tuple[str, ...] = ()
 
 
-def card(run: ReportRun) -> Card:
-    """The card of a run."""
+def card(run: ReportRun, lacks_something: bool = False) -> Card:
+    """The card of a run.
+
+    Args:
+        run: The run.
+        lacks_something: Whether the page says of it that something is missing.
+    """
     about = run.about
     attempts: Sequence[Mapping[str, Any]] = about.get("attempts", [])
     facts = [("Method", method_words(run.config)), *_subject(run), *_machine(about, attempts), *_when(attempts),
              *_cost(run, attempts), ("Failures", failures(attempts))]
     incidents = [(one["time"], one["who"], str(one.get("kind", "")), one["reason"])
                  for attempt in attempts for one in attempt["incidents"]]
+    badges = [*["unfinished"] * bool(status(run)), *["something is missing"] * lacks_something]
     return Card(run.name, run.arm, status(run), tuple((label, text) for label, text in facts if text),
-                tuple(incidents[:SHOWN_INCIDENTS]))
+                tuple(incidents[:SHOWN_INCIDENTS]), tuple(badges))
 
 
 def shared_facts(cards: Sequence[Card]) -> tuple[tuple[str, str], ...]:
@@ -65,10 +76,10 @@ def shared_facts(cards: Sequence[Card]) -> tuple[tuple[str, str], ...]:
 
 
 def status(run: ReportRun) -> str:
-    """What is missing of a run, as a sentence; empty for one that is complete."""
-    done, planned = len(run.records), len(run.about.get("rounds", []))
+    """How far a run is, as a sentence; empty for one that is complete, whatever can still be read of it."""
+    done, planned = len(run.records) + len(missing_rounds(run)), len(run.about.get("rounds", []))
     recorded = str(run.about.get("status", ""))
-    if recorded == "complete" and done >= planned:
+    if recorded == "complete":
         return ""
     far = f"{done} of {planned} rounds are finished" if planned else f"{done} rounds are finished"
     if recorded == "running":
@@ -157,23 +168,34 @@ def _when(attempts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _cost(run: ReportRun, attempts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    named = sum(epochs_by_round(run).values())
-    trained = sum(int(attempt.get("trained_epochs", 0)) for attempt in attempts)
+    named, broken = sum(epochs_by_round(run).values()), broken_off(run)
+    trained = sum(int(attempt.get("trained_epochs", 0)) for attempt in attempts) + broken.epochs
     found = sum(attempt["found"] for attempt in attempts)
-    text = f"{named:,} particle-epochs, the dense phase included" if named else ""
-    own = f"{trained:,} were trained by this run" if named else f"{trained:,} particle-epochs were trained by this run"
+    least = "at least " if unknown_trainings(run) else ""
+    text = f"{least}{named:,} particle-epochs, the dense phase included" if named else ""
+    own = f"{'at least ' if broken.num_killed else ''}{trained:,}" + ("" if named else " particle-epochs")
+    own += " were trained by this run"
+    own += f", {broken.epochs:,} of them in trainings that were broken off" if broken.epochs else ""
     if found:
         own += f"; {found} result{'s were' if found != 1 else ' was'} found in the storage"
     yield "Epochs", "; ".join(filter(None, [text, own]))
     if (time := device_time(run)) is not None:
-        yield "GPU-hours" if time.unit == "GPU" else "Core-hours", _hours(time)
+        text = _hours(time, broken_off_time(run, broken), broken.num_killed)
+        yield "GPU-hours" if time.unit == "GPU" else "Core-hours", text
 
 
-def _hours(time: DeviceTime) -> str:
+def _hours(time: DeviceTime, broken_off_s: float, num_killed: int) -> str:
     text = f"{_number(time.seconds / 3600)} for training"
     if time.own_seconds < time.seconds:
         text += f", {_number(time.own_seconds / 3600)} of them by this run"
-    return text + (f"; not known of {time.num_unknown} results" if time.num_unknown else "")
+    text += f"; not known of {counted(time.num_unknown, 'result')}" if time.num_unknown else ""
+    if num_killed:
+        text += (f"; at least {_number(broken_off_s / 3600)} more in trainings that were broken off: of "
+                 f"{counted(num_killed, 'attempt')} that {'were' if num_killed > 1 else 'was'} killed, up to the last "
+                 "sign of life")
+    elif broken_off_s:
+        text += f"; {_number(broken_off_s / 3600)} more in trainings that were broken off"
+    return text
 
 
 def _number(hours: float) -> str:

@@ -41,6 +41,11 @@ class Section:
     about: str = ""
 
 
+DRAWN_FROM: dict[Draw, str] = {
+    calibration_charts: "calibration", growth_charts: "particles", connectivity_charts: "connectivity",
+    landscape_charts: "landscape", curvature_charts: "curvature"}
+"""The analysis whose file a figure shows, where it is one."""
+
 ACCURACY = Section("accuracy", "Accuracy", (accuracy_charts,))
 DIFFERENCES = Section("differences", "Comparison", (difference_charts,))
 

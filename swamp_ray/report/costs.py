@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from swamp_ray.errors import CorruptArtifactError
+from swamp_ray.report.broken_off import BrokenOff, work_of
+from swamp_ray.report.missing import DENSE_ROUND, TRAINED, particles_of, unknown_trainings
 from swamp_ray.report.reading import ReportRun
-from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.round_messages import DENSE, Work
+from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.training.arithmetic import form_and_width
-
-DENSE_ROUND = -1
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ def epochs_by_round(run: ReportRun) -> dict[int, int]:
 def epochs_so_far(run: ReportRun) -> dict[int, int]:
     """Of each finished round: the epochs of the dense phase and of all particles up to its end.
 
-    Empty where the epochs of a round are not recorded.
+    Empty where the epochs of a training are not all recorded.
     """
+    if unknown_trainings(run):
+        return {}
     known = epochs_by_round(run)
     total, found = known.get(DENSE_ROUND, 0), {}
     for record in run.records:
@@ -61,28 +64,59 @@ def epochs_so_far(run: ReportRun) -> dict[int, int]:
 
 
 def device_time(run: ReportRun) -> DeviceTime | None:
-    """Device seconds of the dense phase and of all particles; None where no result says how long it took.
+    """Device seconds of the dense phase and of all particles; None where nothing says how long they took.
 
-    Particles that one device trains side by side share its time. What an interrupted attempt trained before the last
-    checkpoint is not in it.
+    Particles that one device trains side by side share its time. With each result lies what its training took from the
+    checkpoint that it went on from; what was broken off before is counted apart.
     """
     shares, unit = _shares(run)
-    store, total, own, unknown = ArtifactStore(run.rundir.place), 0.0, 0.0, 0
+    store, own = ArtifactStore(run.rundir.place), _Own(run)
+    total, own_total, unknown = 0.0, 0.0, 0
     recorded = {entry["name"] for record in run.records for entry in record["artifacts"]["particles"]}
-    kinds = {str(line["name"]): str(line.get("kind")) for line in run.rundir.read_results()}
-    for name, kind in sorted(kinds.items()):
-        if kind not in shares:
-            continue
+    for name, work in sorted(_trainings(run).items()):
         manifest = None
         with contextlib.suppress(CorruptArtifactError, ValueError):
             manifest = store.find(name)
         seconds = None if manifest is None else manifest.info.get("seconds")
         if manifest is None or not isinstance(seconds, int | float):
-            unknown += name in recorded or kind == "dense"
+            unknown += name in recorded or work == DENSE
             continue
-        total += shares[kind] * seconds
-        own += shares[kind] * seconds if manifest.info.get("run") == run.name else 0.0
-    return DeviceTime(total, own, unit, unknown) if total else None
+        total += shares[work.kind] * seconds
+        own_total += shares[work.kind] * seconds if own.trained(work, manifest) else 0.0
+    return DeviceTime(total, own_total, unit, unknown) if total else None
+
+
+def broken_off_time(run: ReportRun, broken: BrokenOff) -> float:
+    """Device seconds of what was broken off."""
+    shares, _ = _shares(run)
+    return sum(shares[kind] * seconds for kind, seconds in broken.seconds.items())
+
+
+def _trainings(run: ReportRun) -> dict[str, Work]:
+    """The dense phase and the particles by the names of their results; where they were not noted, those of rounds."""
+    found = {entry["name"]: Work("particle", record["round"], particle) for record in run.records
+             for particle, entry in zip(particles_of(record), record["artifacts"]["particles"], strict=False)}
+    return found | {line["name"]: work_of(line) for line in run.results if line["kind"] in TRAINED}
+
+
+class _Own:
+    """Which results a run has trained itself.
+
+    With a result lies the name of the run that trained it, but a folder can be renamed, or copied and gone on with. So
+    it counts which jobs the run's workers did; only where these are not all recorded, the names that it has had.
+    """
+
+    def __init__(self, run: ReportRun) -> None:
+        attempts = run.about.get("attempts", [])
+        done = [job for job in run.jobs if job["kind"] in TRAINED and job["how"] == "done" and job["epochs"] > 0]
+        self._works = {work_of(job) for job in done}
+        self._all_known = len(done) >= sum(attempt["trained"] for attempt in attempts) and \
+            all("ended" in attempt for attempt in attempts)
+        self._names = {run.name, run.config.name, run.about.get("name")}
+
+    def trained(self, work: Work, manifest: Manifest) -> bool:
+        """Whether a job's result is this run's work."""
+        return work in self._works or (not self._all_known and manifest.info.get("run") in self._names)
 
 
 def _shares(run: ReportRun) -> tuple[dict[str, float], str]:

@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from swamp_ray.errors import SwampError
 from swamp_ray.report.arms import line_of
 from swamp_ray.report.cells import ink, shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, GRID, INK, MUTED, arm_styles, density_axis, new_figure, plain_axes
-from swamp_ray.storage.tickets import load_ticket
 
 WIDTH_IN = 5.4
 FONT = 8.0
@@ -61,9 +59,8 @@ def masks_of(run: ReportRun, wanted: set[int]) -> Masks:
     """A run's masks with so many survivors; a ticket that is gone is left out."""
     found, before = Masks(), None
     for record in run.records:
-        try:
-            ticket = load_ticket(run.rundir.place.locate(record["ticket"]))
-        except (SwampError, OSError):
+        ticket = run.ticket(record)
+        if ticket is None:
             before = None
             continue
         found.shapes = {name: tuple(mask.shape) for name, mask in sorted(ticket.masks.items())}

@@ -72,4 +72,5 @@ def _with_calibration(run: ReportRun, data: dict[str, Data], say: Say) -> Report
     say(f"{run.name}: measuring the calibration of {len(run.records)} rounds, once for all (not with --no-measure) ...")
     row = measure_calibration(run.rundir, data[digest])
     # As it will be read the next time, so that both pages are the same.
+    run.losses.forget(CALIBRATION)
     return replace(run, analyses={**run.analyses, CALIBRATION: json.loads(json.dumps(row))})

@@ -120,6 +120,7 @@ class Page:
         command: Makes the page again.
         files: The figures and data beside it, relative to it.
         sources: The files of runs that it was made from.
+        missing: By run what of it could not be read, or is not there.
     """
 
     title: str
@@ -134,6 +135,7 @@ class Page:
     command: str
     files: tuple[str, ...]
     sources: tuple[str, ...]
+    missing: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def csv_of(chart: Chart) -> bytes:

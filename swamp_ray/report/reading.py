@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import UserError
+from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
 from swamp_ray.locating import config_of, find_run
-from swamp_ray.storage.metrics import read_jsonl
+from swamp_ray.report.salvage import Losses, analyses_of, jobs_of_workers, metrics_of, results_of, rounds_of
 from swamp_ray.storage.rundir import RunDir, check_run_record
-
-ANALYSES = ("calibration", "connectivity", "curvature", "landscape", "masks", "particles")
+from swamp_ray.storage.tickets import Ticket, load_ticket
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,9 @@ class ReportRun:
         records: Its finished rounds in order, as in ``rounds.jsonl``.
         metrics: Every scalar, one row a line of ``metrics.jsonl``.
         analyses: What ``swamp analyze`` has written, by analysis.
+        jobs: What workers did, as in ``jobs.jsonl``.
+        results: The artifacts that it has noted, as in ``results.jsonl``.
+        losses: What of all this could not be read.
     """
 
     rundir: RunDir
@@ -40,6 +42,9 @@ class ReportRun:
     records: Sequence[Mapping[str, Any]]
     metrics: pd.DataFrame
     analyses: Mapping[str, Mapping[str, Any]]
+    jobs: Sequence[Mapping[str, Any]] = ()
+    results: Sequence[Mapping[str, Any]] = ()
+    losses: Losses = field(default_factory=Losses, compare=False)
 
     @property
     def name(self) -> str:
@@ -55,6 +60,14 @@ class ReportRun:
     def primary(self) -> str:
         """The metric that decides."""
         return str(self.about.get("primary", "loss"))
+
+    def ticket(self, record: Mapping[str, Any]) -> Ticket | None:
+        """A round's network and mask; where they cannot be read, that is noted."""
+        try:
+            return load_ticket(self.rundir.ticket_of(record).location)
+        except (SwampError, OSError):
+            self.losses.ticket(record["round"])
+            return None
 
 
 def read_runs(names: Sequence[str], storage: str | None = None) -> list[ReportRun]:
@@ -93,14 +106,26 @@ def _check_together(runs: Sequence[ReportRun]) -> None:
 
 
 def _read(rundir: RunDir, config: SwampConfig, arm: str) -> ReportRun:
-    about = rundir.read_run() or {}
-    check_run_record(about, rundir.run_json)
-    records = rundir.read_rounds()
+    losses = Losses()
+    about = rundir.read_run()
+    if about is None:
+        losses.note("run.json", "run.json is not there: by which metric the run is judged, what it was trained on and "
+                    "with, how it ended and what it cost are not known.")
+    check_run_record(about or {}, rundir.run_json)
+    records = rounds_of(rundir, losses)
     if not records:
-        raise UserError(f"the run {rundir.name!r} has no finished round yet", where="RUN",
-                        do=f"See how far it is with: swamp status {rundir.name}")
-    return ReportRun(rundir, arm, config, about, records, pd.DataFrame(read_jsonl(rundir.metrics)),
-                     _analyses(rundir))
+        raise _nothing_to_show(rundir, losses)
+    return ReportRun(rundir, arm, config, about or {}, records, pd.DataFrame(metrics_of(rundir, losses)),
+                     analyses_of(rundir, losses), jobs_of_workers(rundir, losses), results_of(rundir, losses), losses)
+
+
+def _nothing_to_show(rundir: RunDir, losses: Losses) -> SwampError:
+    if lost := losses.of(rundir.rounds.key):
+        return CorruptArtifactError(f"{rundir.rounds}: no round can be read ({lost.rstrip('.')}). Restore the file; or "
+                                    "delete it and run the same command as before, which writes it anew from the "
+                                    "stored results.")
+    return UserError(f"the run {rundir.name!r} has no finished round yet", where="RUN",
+                     do=f"See how far it is with: swamp status {rundir.name}")
 
 
 def arms_of(names: Sequence[str], configs: Sequence[SwampConfig]) -> list[str]:
@@ -119,16 +144,3 @@ def arms_of(names: Sequence[str], configs: Sequence[SwampConfig]) -> list[str]:
         labels.setdefault(recipe, stem if len(own) > 1 and not clashes else name)
     return [labels[recipe] for recipe in recipes]
 
-
-def _analyses(rundir: RunDir) -> dict[str, dict[str, Any]]:
-    """What analyses have written; a damaged file is measured anew by its command, and left out here."""
-    found = {}
-    for what in ANALYSES:
-        data = rundir.analysis(what).read()
-        try:
-            value = json.loads(data) if data is not None else None
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found[what] = value
-    return found

@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swamp_ray.errors import SwampError
 from swamp_ray.report.arms import line_of, over_seeds, range_in_words
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import arm_styles, density_axis, new_figure, plain_axes
-from swamp_ray.storage.tickets import load_ticket
 
 
 def distances_to_average(runs: Sequence[ReportRun]) -> list[Chart]:
@@ -32,9 +30,8 @@ def distances_to_average(runs: Sequence[ReportRun]) -> list[Chart]:
 
 def norm_of_average(run: ReportRun, record: Mapping[str, Any]) -> float | None:
     """Euclidean length of a round's average over the weights that its mask keeps; None where its ticket is gone."""
-    try:
-        ticket = load_ticket(run.rundir.place.locate(record["ticket"]))
-    except (SwampError, OSError):
+    ticket = run.ticket(record)
+    if ticket is None:
         return None
     return math.sqrt(sum(float(ticket.state[name].double().square().sum()) for name in ticket.masks))
 

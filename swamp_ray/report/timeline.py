@@ -19,7 +19,6 @@ from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import VISIBLE
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, INK, PAPER
-from swamp_ray.storage.metrics import read_jsonl
 
 WIDTH_IN = 7.2
 TALLEST_IN = 7.0
@@ -46,10 +45,9 @@ def jobs_of(run: ReportRun) -> pd.DataFrame:
     attempt, kind, round (-1 for the dense phase), particle, how, retry, reseed, began_s and ended_s: seconds since the
     first job began, without the time between attempts.
     """
-    lines = read_jsonl(run.rundir.jobs)
-    if not lines:
+    if not run.jobs:
         return pd.DataFrame()
-    frame: Any = pd.DataFrame(lines).sort_values(["attempt", "began", "ended"], kind="stable").reset_index(drop=True)
+    frame: Any = pd.DataFrame(run.jobs).sort_values(["attempt", "began", "ended"], kind="stable").reset_index(drop=True)
     frame["run"] = run.name
     frame["round"] = frame["round"].fillna(-1).astype(int)
     frame["particle"] = frame["particle"].fillna(-1).astype(int)

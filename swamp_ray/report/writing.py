@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import os
 import shlex
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 
-from swamp_ray.errors import CorruptArtifactError, RunError, SwampError, UserError
+from swamp_ray.console import counted
+from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
 from swamp_ray.locating import DEFAULT_STORAGE, find_either, find_run
 from swamp_ray.report.building import DAMAGED, build
 from swamp_ray.report.drawing import png_of
 from swamp_ray.report.measuring import measured, without_calibration
 from swamp_ray.report.page import Drawn, Page, csv_of, render
 from swamp_ray.report.reading import read_runs
-from swamp_ray.storage.files import write_atomic
-from swamp_ray.storage.places import Place, is_url, open_place
+from swamp_ray.report.target import Target, target_of
+from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.tables import display_path
-
-DEFAULT_OUTPUT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -35,65 +34,12 @@ class Written:
     Attributes:
         page: The HTML file: a path, or a URL in an object store.
         files: The figures and their data beside it.
+        missing: By run, what of it could not be read or is not there, and what could not be measured.
     """
 
     page: Path | str
     files: tuple[Path | str, ...]
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a report goes: a page, and a folder of files beside it.
-
-    Attributes:
-        place: A storage root, or None for plain files.
-        root: Folder of the page: a key in the place, or a path.
-        page: Name of the page.
-    """
-
-    place: Place | None
-    root: str
-    page: str
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder beside the page."""
-        return self.page.rpartition(".")[0]
-
-    def locate(self, name: str) -> Path | str:
-        """Where a file of the report lies; ``name`` is relative to the page."""
-        return Path(self.root, name) if self.place is None else self.place.locate(f"{self.root}/{name}".lstrip("/"))
-
-    def write(self, name: str, data: bytes) -> Path | str:
-        """Write a file of the report."""
-        if self.place is None:
-            write_atomic(Path(self.root, name), data)
-        else:
-            self.place.write(f"{self.root}/{name}".lstrip("/"), data)
-        return self.locate(name)
-
-    def check_writable(self) -> None:
-        """Try it, before any work is done.
-
-        Raises:
-            UserError: Nothing can be written there.
-        """
-        probe = f"{self.folder}/.probe-{uuid.uuid4().hex[:12]}"
-        try:
-            if Path(str(self.locate(self.page))).is_dir():
-                raise UserError("the report must be a file", got=str(self.locate(self.page)), where="--output",
-                                do="Name an HTML file, e.g. report.html.")
-            self.write(probe, b"")
-            self._remove(probe)
-        except (RunError, OSError) as error:
-            raise UserError(f"the report cannot be written ({error})", where="--output",
-                            do="Choose another file with --output.") from error
-
-    def _remove(self, name: str) -> None:
-        if self.place is None:
-            Path(self.root, name).unlink()
-        else:
-            self.place.remove(f"{self.root}/{name}".lstrip("/"), durable=False)
+    missing: tuple[str, ...] = ()
 
 
 def write_report(names: Sequence[str], storage: str | None = None, output: str | Path | None = None, *,
@@ -116,12 +62,13 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
     """
     names = list(_expanded(names, storage, say))
     found = [_find(name, storage) for name in names]
-    target = _target(found, output)
+    target = target_of(found, output)
     runs = read_runs(names, storage)
     target.check_writable()
     try:
-        runs, notes = measured(runs, say) if measure else (runs, without_calibration(runs))
+        runs, unmeasured = measured(runs, say) if measure else (runs, [])
         say(f"drawing the figures of {len(runs)} run{'s' if len(runs) > 1 else ''} ...")
+        notes = unmeasured if measure else without_calibration(runs)
         page = build(runs, _command(names, storage, output, measure), target.folder, notes)
     except SwampError:
         raise
@@ -129,7 +76,9 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
         where = ", ".join(str(rundir.spot()) for rundir in found)
         raise CorruptArtifactError(f"{where}: the records are not what was written ({type(error).__name__}: {error}). "
                                    "Run the run again, which writes them anew, or restore them.") from error
-    return _write(page, target)
+    written, files = _write(page, target)
+    lacking = [f"{name}: {sentence}" for name, sentences in page.missing for sentence in sentences]
+    return Written(written, tuple(files), (*lacking, *unmeasured))
 
 
 def report(names: Sequence[str], storage: str | None, output: str | None, measure: bool) -> None:
@@ -137,6 +86,8 @@ def report(names: Sequence[str], storage: str | None, output: str | None, measur
     console = Console(highlight=False)
     written = write_report(names, storage, output, measure=measure,
                            say=lambda text: console.print(text, style="dim", soft_wrap=True))
+    for text in written.missing:
+        console.print(text, style="yellow", soft_wrap=True, markup=False)
     console.print(f"report: {display_path(written.page)}", style="bold", soft_wrap=True)
     figures = len(written.files) // 3
     folder = str(display_path(written.files[0])).rpartition("/")[0]
@@ -156,9 +107,13 @@ def _expanded(names: Sequence[str], storage: str | None, say: Callable[[str], No
         place = open_place(storage or DEFAULT_STORAGE)
         fitting = [run for run in place.folders("runs") if fnmatchcase(run, name) and run not in names]
         cells = [run for run in fitting if RunDir(place, run).start.read() is not None]
-        begun = [run for run in fitting if run not in cells and RunDir(place, run).read_rounds()]
-        for run in sorted(set(fitting) - set(begun)):
-            say(f"{run}: left out, it " + ("is of swapped masks" if run in cells else "has no finished round yet"))
+        rounds = {run: RunDir(place, run).salvage_rounds() for run in fitting if run not in cells}
+        begun = [run for run, found in rounds.items() if found.records]
+        if cells:
+            say(f"{counted(len(cells), 'run')} of swapped masks {'are' if len(cells) > 1 else 'is'} left out")
+        for run in sorted(set(rounds) - set(begun)):
+            say(f"{run}: left out, it has " + ("rounds of which none can be read" if rounds[run].num_lines else
+                                               "no finished round yet"))
         if not begun and not any(fnmatchcase(other, name) for other in names if other != name):
             raise UserError("no run with a finished round fits this pattern", got=name, where="RUN...",
                             do=f"See which there are in {place.locate('runs')}.")
@@ -174,27 +129,12 @@ def _find(name: str, storage: str | None) -> RunDir:
     return find_run(name, storage)
 
 
-def _target(found: Sequence[RunDir], output: str | Path | None) -> Target:
-    if output is None and len(found) == 1:
-        folder, _, page = found[0].report.key.rpartition("/")
-        return Target(found[0].place, folder, page)
-    text = DEFAULT_OUTPUT if output is None else str(output)
-    if not text.lower().endswith((".html", ".htm")):
-        raise UserError("the report is an HTML file", got=text, where="--output", do="Let its name end in .html.")
-    if is_url(text):
-        folder, _, page = text.rpartition("/")
-        return Target(open_place(folder), "", page)
-    path = Path(text).expanduser().absolute()
-    return Target(None, str(path.parent), path.name)
-
-
-def _write(page: Page, target: Target) -> Written:
-    """Files first, so that a page never points at what is not there."""
-    files: list[Path | str] = []
-    for drawn in (drawn for part in page.parts for drawn in part.charts):
-        for kind, data in _payloads(drawn).items():
-            files.append(target.write(drawn.files[kind], data))
-    return Written(target.write(target.page, render(page)), tuple(files))
+def _write(page: Page, target: Target) -> tuple[Path | str, list[Path | str]]:
+    """The page and the figures beside it: both, or nothing of either."""
+    files = ((drawn.files[kind], data) for part in page.parts for drawn in part.charts
+             for kind, data in _payloads(drawn).items())
+    *figures, last = target.write_all(chain(files, [(target.page, render(page))]))
+    return last, figures
 
 
 def _payloads(drawn: Drawn) -> dict[str, bytes]:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,17 +45,48 @@ def read_lines(where: Path | Spot) -> list[dict[str, Any]]:
         CorruptArtifactError: If a line before the last is not a JSON object.
     """
     spot = as_spot(where)
-    data = read_growing(spot)
-    lines = data[: data.rfind(b"\n") + 1].splitlines()
-    found: list[dict[str, Any]] = []
+    found = salvage_lines(spot)
+    if wrong := [number for number in found.damaged if number < found.num_lines]:
+        raise CorruptArtifactError(f"{spot}: line {wrong[0]} is not a JSON object. The file was changed or damaged "
+                                   "after it was written; restore it, or delete that line.")
+    return list(found.records)
+
+
+@dataclass(frozen=True)
+class Salvaged:
+    """What can still be read of a file of JSON lines.
+
+    Attributes:
+        records: Of the lines that hold, in order.
+        damaged: Numbers of the lines that do not, counted from 1.
+        num_lines: How many whole lines there are.
+        is_cut_off: Whether something without an end follows them.
+    """
+
+    records: tuple[dict[str, Any], ...]
+    damaged: tuple[int, ...] = ()
+    num_lines: int = 0
+    is_cut_off: bool = False
+
+
+def salvage_lines(where: Path | Spot, fits: Callable[[dict[str, Any]], bool] = lambda _: True) -> Salvaged:
+    """All objects of a file of JSON lines that can be read, and which lines cannot; a missing file has none.
+
+    Args:
+        where: The file.
+        fits: Whether an object is what was written; one that is not counts as damaged.
+    """
+    data = read_growing(as_spot(where))
+    end = data.rfind(b"\n") + 1
+    records, damaged = [], []
+    lines = data[:end].splitlines()
     for number, line in enumerate(lines, start=1):
         record = _parse_line(line)
-        if record is not None:
-            found.append(record)
-        elif number < len(lines):
-            raise CorruptArtifactError(f"{spot}: line {number} is not a JSON object. The file was changed or damaged "
-                                       "after it was written; restore it, or delete that line.")
-    return found
+        if record is not None and fits(record):
+            records.append(record)
+        else:
+            damaged.append(number)
+    return Salvaged(tuple(records), tuple(damaged), len(lines), end < len(data))
 
 
 class Lines(Protocol):
@@ -102,10 +134,16 @@ def unsealed(record: Mapping[str, Any], source: Path | Spot) -> dict[str, Any]:
         CorruptArtifactError: If the record has changed since.
     """
     plain = {key: value for key, value in record.items() if key != CHECK_KEY}
-    if record.get(CHECK_KEY, _check(plain)) != _check(plain):
+    if not is_sealed(record):
         raise CorruptArtifactError(f"{source}: a line has changed since it was written ({dump_json(plain)[:60]!r}...). "
                                    "Restore the file, or delete that line.")
     return plain
+
+
+def is_sealed(record: Mapping[str, Any]) -> bool:
+    """Whether a record is as `sealed` left it; one without ``check`` is."""
+    plain = {key: value for key, value in record.items() if key != CHECK_KEY}
+    return record.get(CHECK_KEY, _check(plain)) == _check(plain)
 
 
 def _check(record: Mapping[str, object]) -> str:

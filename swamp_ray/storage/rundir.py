@@ -6,13 +6,24 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.growing import growing, read_growing
 from swamp_ray.storage.holders import this_process
-from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines, sealed, unsealed
+from swamp_ray.storage.jsonlines import (
+    Salvaged,
+    dump_json,
+    is_sealed,
+    load_json,
+    open_lines,
+    read_lines,
+    salvage_lines,
+    sealed,
+    unsealed,
+)
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
 from swamp_ray.storage.places import Place, Spot, as_place, local_path
 
@@ -286,8 +297,19 @@ class RunDir:
         if wrong := [record["round"] for record in records if not isinstance(record.get("round", 0), int)]:
             raise CorruptArtifactError(f"{self.rounds}: {wrong[0]!r} is no round. The file was changed after it "
                                        "was written; restore it, or delete that line.")
-        last = {record["round"]: record for record in records if "round" in record}
-        return [last[index] for index in sorted(last)]
+        return _last_of_each(records)
+
+    def salvage_rounds(self) -> Salvaged:
+        """As `read_rounds`, of the lines that hold; which do not is said."""
+        found = salvage_lines(self.rounds, lambda record: is_sealed(record) and isinstance(record.get("round", 0), int))
+        records = [unsealed(record, self.rounds) for record in found.records]
+        return replace(found, records=tuple(_last_of_each(records)))
+
+    def ticket_of(self, record: Mapping[str, Any]) -> Spot:
+        """Where the ticket of a finished round lies: in this folder, whatever it was called when that was recorded."""
+        recorded = str(record["ticket"])
+        inside = re.fullmatch(r"runs/[^/]+/(.+)", recorded)
+        return self.spot(inside[1]) if inside else Spot(self.place, recorded)
 
     def append_result(self, record: Mapping[str, object]) -> None:
         """Note an artifact before it is looked for, so that it is never without a run that names it."""
@@ -297,6 +319,12 @@ class RunDir:
     def read_results(self) -> list[dict[str, Any]]:
         """The artifacts that the run has noted, in order. Raises CorruptArtifactError if a line has changed."""
         return [unsealed(record, self.results) for record in read_lines(self.results)]
+
+    def logs(self, attempt: int) -> dict[str, Spot]:
+        """The log files of an attempt, by what `log` calls them."""
+        folder = f"{self.spot().key}/logs/attempt-{attempt}"
+        return {name.removesuffix(".log"): Spot(self.place, f"{folder}/{name}")
+                for name, _ in growing(self.place, folder) if name.endswith(".log")}
 
     def last_log_lines(self, num: int) -> list[tuple[Spot, str]]:
         """The logs that were written last, the newest at the end, each with its last line; empty ones are left out."""
@@ -343,6 +371,11 @@ def _wrong_types(record: Any, types: Mapping[str, type | tuple[type, ...]], need
         return ["no object"]
     looked_at = types if needed else types.keys() & record.keys()
     return [name for name in types if name in looked_at and not isinstance(record.get(name), types[name])]
+
+
+def _last_of_each(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    last = {record["round"]: record for record in records if "round" in record}
+    return [last[index] for index in sorted(last)]
 
 
 def _ticket_folder(sparsity: float) -> str:
