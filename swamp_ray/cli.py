@@ -355,7 +355,8 @@ def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, 
 @click.option("--output", metavar="FILE.html", help="Default: report.html in the folder of a single RUN, or in the "
               "current one. Figures go into a folder beside it.")
 @click.option("--no-measure", is_flag=True, help="Do not measure the calibration of runs that lack it.")
-def report(runs: tuple[str, ...], storage: str | None, output: str | None, no_measure: bool) -> None:
+@click.option("--page-only", is_flag=True, help="Write no files of figures beside the page.")
+def report(runs: tuple[str, ...], storage: str | None, output: str | None, no_measure: bool, page_only: bool) -> None:
     """Write one HTML page about all RUNs: accuracy, cost, comparison of arms, figures. Nothing is trained.
 
     RUN is a name, a pattern of names in quotes, or the path of a run's folder.
@@ -369,7 +370,7 @@ def report(runs: tuple[str, ...], storage: str | None, output: str | None, no_me
     """
     from swamp_ray.report.writing import report as write
 
-    write(runs, storage, output, not no_measure)
+    write(runs, storage, output, not no_measure, page_only)
 
 
 @main.command(short_help="Check this machine.")

@@ -10,10 +10,10 @@ from swamp_ray.errors import SwampError
 from swamp_ray.report.card import card, shared_facts
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.comparison import ALL_PAIRS_OF, comparisons
-from swamp_ray.report.contents import ACCURACY, DIFFERENCES, DRAWN_FROM, SECTIONS, Draw, Section
+from swamp_ray.report.contents import ACCURACY, DIFFERENCES, DRAWN_FROM, SECTIONS, WORKERS, Draw, Section
 from swamp_ray.report.drawing import svg_of
 from swamp_ray.report.headline import findings, title, warnings
-from swamp_ray.report.missing import missing
+from swamp_ray.report.missing import has_no_jobs, missing
 from swamp_ray.report.page import Drawn, Page, Part
 from swamp_ray.report.page_tables import (
     MANY_RUNS,
@@ -32,19 +32,19 @@ DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Arithmet
 """What stored values that are not those that were written lead to."""
 
 
-def build(runs: Sequence[ReportRun], command: str, folder: str, notes: Sequence[str] = ()) -> Page:
+def build(runs: Sequence[ReportRun], command: str, folder: str | None, notes: Sequence[str] = ()) -> Page:
     """The page of some runs, with every figure drawn.
 
     Args:
         runs: In the order in which they are shown; the first is the baseline of comparisons.
         command: Makes the page again.
-        folder: Where the files of figures lie, relative to the page.
+        folder: Where the files of figures lie, relative to the page; None: they are in the page alone.
         notes: What could not be measured, and why.
     """
     summary, folded = summary_table(runs), len(runs) > MANY_RUNS
     parts = [replace(_part(ACCURACY, runs, folder), tables=(summary,) if summary else ()), _differences(runs, folder),
              Part("rounds", "Rounds", tables=tuple(rounds_table(run, folded) for run in runs)),
-             *(_part(section, runs, folder) for section in SECTIONS),
+             *(_with_workers(_part(section, runs, folder), runs) for section in SECTIONS),
              Part("unmeasured", "Not measured", notes=tuple(notes))]
     lacking = {run.name: missing(run) for run in runs}  # figures find out too what cannot be read
     files = [file for part in parts for drawn in part.charts for file in drawn.files.values()]
@@ -58,7 +58,7 @@ def build(runs: Sequence[ReportRun], command: str, folder: str, notes: Sequence[
                 tuple((name, sentences) for name, sentences in lacking.items() if sentences))
 
 
-def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:
+def _part(section: Section, runs: Sequence[ReportRun], folder: str | None) -> Part:
     charts: list[Drawn] = []
     notes: list[str] = []
     for draw in section.draw:
@@ -70,6 +70,14 @@ def _part(section: Section, runs: Sequence[ReportRun], folder: str) -> Part:
             notes.append(f"A figure of this section could not be drawn: what is stored for it is not what was written "
                          f"({type(error).__name__}: {error}).")
     return Part(section.anchor, section.title, section.about if charts else "", tuple(notes), tuple(charts))
+
+
+def _with_workers(part: Part, runs: Sequence[ReportRun]) -> Part:
+    """Of the section of workers: of which runs they are not recorded."""
+    if part.anchor != WORKERS.anchor or not (without := [run.name for run in runs if has_no_jobs(run)]):
+        return part
+    return replace(part, notes=(*part.notes, f"Who trained what is not recorded of {', '.join(without)}: jobs.jsonl "
+                                             "is not there."))
 
 
 def _charts(draw: Draw, runs: Sequence[ReportRun], notes: list[str]) -> list[Chart]:
@@ -100,14 +108,14 @@ def _reason(draw: Draw, run: ReportRun) -> str:
     return ""
 
 
-def _drawn(chart: Chart, folder: str) -> Drawn:
+def _drawn(chart: Chart, folder: str | None) -> Drawn:
     """The chart under a name that can stand in a tag and as a file."""
     chart = replace(chart, name=re.sub(r"[^A-Za-z0-9._-]", "_", chart.name))
-    return Drawn(chart, svg_of(chart.figure, chart.name),
-                 {kind.upper(): f"{folder}/{chart.name}.{kind}" for kind in KINDS})
+    files = {} if folder is None else {kind.upper(): f"{folder}/{chart.name}.{kind}" for kind in KINDS}
+    return Drawn(chart, svg_of(chart.figure, chart.name), files)
 
 
-def _differences(runs: Sequence[ReportRun], folder: str) -> Part:
+def _differences(runs: Sequence[ReportRun], folder: str | None) -> Part:
     """Empty for a single arm."""
     found = comparisons(runs)
     part = _part(DIFFERENCES, runs, folder)

@@ -48,6 +48,7 @@ DRAWN_FROM: dict[Draw, str] = {
 
 ACCURACY = Section("accuracy", "Accuracy", (accuracy_charts,))
 DIFFERENCES = Section("differences", "Comparison", (difference_charts,))
+WORKERS = Section("workers", "Workers", (timelines,))
 
 # After the table of rounds.
 SECTIONS: tuple[Section, ...] = (
@@ -56,5 +57,5 @@ SECTIONS: tuple[Section, ...] = (
     Section("calibration", "Calibration", (calibration_charts, reliability_charts)),
     Section("loss", "Between and around the networks",
             (growth_charts, connectivity_charts, landscape_charts, curvature_charts)),
-    Section("workers", "Workers", (timelines,)),
+    WORKERS,
 )

@@ -9,6 +9,7 @@ from typing import Any
 from swamp_ray.console import counted
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.status import life_of
+from swamp_ray.storage.growing import read_growing
 from swamp_ray.tables import ranges
 
 DENSE_ROUND = -1
@@ -38,6 +39,11 @@ def unknown_trainings(run: ReportRun) -> list[tuple[int, int]]:
     varied = bool(run.config.particles.vary.length)
     return [key for key in trainings if key not in ended or not _is_whole(epochs.get(key, set()),
                                                                           0 if varied else most[key[0]])]
+
+
+def has_no_jobs(run: ReportRun) -> bool:
+    """Whether who trained what was never written down, or its file is gone as a whole."""
+    return not run.jobs and not read_growing(run.rundir.jobs)
 
 
 def particles_of(record: Mapping[str, Any]) -> list[int]:
@@ -80,6 +86,8 @@ def _scalars(run: ReportRun) -> Iterator[str]:
 
 def _jobs(run: ReportRun) -> Iterator[str]:
     """A killed attempt may have counted what its workers had just finished before it noted who did it."""
+    if has_no_jobs(run):
+        return
     done = Counter(job["attempt"] for job in run.jobs if job["kind"] in TRAINED and job["epochs"] > 0)
     attempts: Sequence[Mapping[str, Any]] = run.about.get("attempts", [])
     lacking = of = 0
@@ -89,7 +97,7 @@ def _jobs(run: ReportRun) -> Iterator[str]:
         lacking += max(0, attempt["trained"] - done[number]) if attempt["trained"] - done[number] > slack else 0
     if lacking:
         yield (f"jobs.jsonl has {of - lacking} of {counted(of, 'training')} that run.json counts: the figure of the "
-               f"workers {'lacks the others' if run.jobs else 'is missing'}.")
+               "workers lacks the others.")
 
 
 def _results(run: ReportRun) -> Iterator[str]:

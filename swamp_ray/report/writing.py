@@ -43,7 +43,8 @@ class Written:
 
 
 def write_report(names: Sequence[str], storage: str | None = None, output: str | Path | None = None, *,
-                 measure: bool = True, say: Callable[[str], None] = lambda _: None) -> Written:
+                 measure: bool = True, page_only: bool = False,
+                 say: Callable[[str], None] = lambda _: None) -> Written:
     """Write the report of one or several runs. Nothing is trained; what is measured is kept beside the runs.
 
     Args:
@@ -53,6 +54,7 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
         output: The HTML file. Default: of one run ``report.html`` in its folder, of several ``./report.html``. Figures
             and their data go into a folder of the same name beside it.
         measure: Measure the calibration of runs that lack it.
+        page_only: Write no files beside the page, which carries figures and data itself.
         say: Told what is being done.
 
     Raises:
@@ -69,7 +71,8 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
         runs, unmeasured = measured(runs, say) if measure else (runs, [])
         say(f"drawing the figures of {len(runs)} run{'s' if len(runs) > 1 else ''} ...")
         notes = unmeasured if measure else without_calibration(runs)
-        page = build(runs, _command(names, storage, output, measure), target.folder, notes)
+        page = build(runs, _command(names, storage, output, measure, page_only),
+                     None if page_only else target.folder, notes)
     except SwampError:
         raise
     except DAMAGED as error:
@@ -81,14 +84,16 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
     return Written(written, tuple(files), (*lacking, *unmeasured))
 
 
-def report(names: Sequence[str], storage: str | None, output: str | None, measure: bool) -> None:
+def report(names: Sequence[str], storage: str | None, output: str | None, measure: bool, page_only: bool) -> None:
     """Write a report, and print where it is."""
     console = Console(highlight=False)
-    written = write_report(names, storage, output, measure=measure,
+    written = write_report(names, storage, output, measure=measure, page_only=page_only,
                            say=lambda text: console.print(text, style="dim", soft_wrap=True))
     for text in written.missing:
         console.print(text, style="yellow", soft_wrap=True, markup=False)
     console.print(f"report: {display_path(written.page)}", style="bold", soft_wrap=True)
+    if page_only:
+        return
     figures = len(written.files) // 3
     folder = str(display_path(written.files[0])).rpartition("/")[0]
     console.print(f"{figures} figures as SVG and PNG, with their data as CSV: {folder}/", soft_wrap=True)
@@ -132,7 +137,7 @@ def _find(name: str, storage: str | None) -> RunDir:
 def _write(page: Page, target: Target) -> tuple[Path | str, list[Path | str]]:
     """The page and the figures beside it: both, or nothing of either."""
     files = ((drawn.files[kind], data) for part in page.parts for drawn in part.charts
-             for kind, data in _payloads(drawn).items())
+             if drawn.files for kind, data in _payloads(drawn).items())
     *figures, last = target.write_all(chain(files, [(target.page, render(page))]))
     return last, figures
 
@@ -141,8 +146,10 @@ def _payloads(drawn: Drawn) -> dict[str, bytes]:
     return {"CSV": csv_of(drawn.chart), "SVG": drawn.svg.encode(), "PNG": png_of(drawn.chart.figure)}
 
 
-def _command(names: Sequence[str], storage: str | None, output: str | Path | None, measure: bool) -> str:
+def _command(names: Sequence[str], storage: str | None, output: str | Path | None, measure: bool,
+             page_only: bool) -> str:
     words = ["swamp", "report", *names]
     words += ["--storage", storage] if storage is not None else []
     words += ["--output", str(output)] if output is not None else []
-    return shlex.join([*words, *([] if measure else ["--no-measure"])])
+    flags = {"--no-measure": not measure, "--page-only": page_only}
+    return shlex.join([*words, *(flag for flag, given in flags.items() if given)])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from swamp_ray.report import write_report
+from swamp_ray.report import building, write_report
 from swamp_ray.report.broken_off import broken_off
 from swamp_ray.report.card import card
+from swamp_ray.report.contents import WORKERS
 from swamp_ray.report.costs import broken_off_time, device_time
 from swamp_ray.report.missing import missing, missing_rounds, unknown_trainings
 from swamp_ray.report.reading import ReportRun, read_runs
@@ -85,6 +86,15 @@ def test_what_cannot_be_read_is_said_on_the_page_and_to_the_caller(
     assert '<section id="missing">' in page
     assert words.split(":")[0] in page
     assert "something is missing" in page
+
+
+def test_a_run_without_a_record_of_its_workers_says_so_among_the_workers(copy: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy / "runs" / NAME / "jobs.jsonl").unlink()
+    monkeypatch.setattr(building, "SECTIONS", (WORKERS,))
+    written = write_report([NAME, "imp-seed0"], str(copy), copy / "page.html", measure=False)
+    assert not any("jobs" in text for text in written.missing)
+    assert f"Who trained what is not recorded of {NAME}: jobs.jsonl is not there." in (copy / "page.html").read_text()
 
 
 def test_a_damaged_analysis_says_how_it_is_measured_anew(copy: Path) -> None:

@@ -67,6 +67,18 @@ def test_it_is_written_where_one_wants_it(study: Path, tmp_path: Path) -> None:
     assert "href=\"the one/accuracy_against_sparsity.svg\"" in text
 
 
+def test_a_page_alone_has_nothing_beside_it_and_no_dead_links(study: Path, tmp_path: Path) -> None:
+    output = tmp_path / "page.html"
+    done = swamp("report", "imp-seed0", "--storage", study, "--output", output, "--no-measure", "--page-only")
+    assert done.exit_code == 0, done.output
+    assert "figures as SVG" not in done.output
+    assert list(tmp_path.iterdir()) == [output]
+    page = output.read_text()
+    assert re.findall(r'href="(?!#|data:|https?:)([^"]+)"', page) == []
+    assert "data:text/csv" in page
+    assert " --no-measure --page-only</code>" in page
+
+
 def test_it_goes_into_an_object_store_too(remote: str) -> None:
     run(tiny(remote, name="far", pruning__target=0.5, particles__count=1))
     written = write_report(["far"], remote)
