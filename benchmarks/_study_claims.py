@@ -18,6 +18,7 @@ from _study_frames import (
     lines,
     log_ratio,
     masked,
+    over_mean,
     pairs,
     sparsities,
 )
@@ -40,13 +41,21 @@ def interval(one: Paired, digits: int = 2) -> str:
     return f"{one.mean:+.{digits}f} ({one.low:+.{digits}f} to {one.high:+.{digits}f})"
 
 
-def comparisons(frame: Frame) -> dict[str, tuple[Paired, float]]:
-    """SWAMP minus other arms at the primary endpoint, with p-values after Holm's correction."""
+def comparisons(frame: Frame, what: str | None = None) -> dict[str, tuple[Paired, float]]:
+    """SWAMP minus other arms at the primary endpoint, with p-values after Holm's correction.
+
+    Args:
+        frame: The results.
+        what: Which of an arm's networks; default: those of its rounds as the protocol measures them.
+    """
     if "swamp" not in set(frame["arm"]):
         return {}
-    swamp = endpoint(frame, "swamp")
-    found = {arm: one for arm in AGAINST if arm in set(frame["arm"])
-             and (one := compared(swamp, endpoint(frame, arm))) is not None}
+    swamp = endpoint(frame, "swamp", what)
+    found = {}
+    for arm in AGAINST:
+        one = compared(swamp, endpoint(frame, arm, what)) if arm in set(frame["arm"]) else None
+        if one is not None:
+            found[arm] = one
     adjusted = holm({arm: one.p_value for arm, one in found.items()})
     return {arm: (one, adjusted[arm]) for arm, one in found.items()}
 
@@ -168,15 +177,33 @@ def connected(frame: Frame) -> Finding:
     first = _without_loss(barriers, -1)
     worst = max(barriers, key=lambda index: barriers[index].mean)
     lower = [index for index, one in dips.items() if one.high < 0]
-    text = (f"largest error barrier between successive rounds: {interval(barriers[worst])} points, in the "
+    text = (f"largest error barrier between successive rounds (excess over the straight line, Entezari et al., 2022): "
+            f"{interval(barriers[worst])} points, in the "
             f"step from {100 * levels[worst]:.1f} %; the error between them is below the straight line at "
             f"{len(lower)} of {len(dips)} steps (deepest {min(one.mean for one in dips.values()):.2f} points); "
-            f"n = {barriers[worst].num}")
+            f"n = {barriers[worst].num}. {_over_mean(frame, levels)}")
     if first == min(barriers):
         return Finding("holds", text)
     if first is None:
         return Finding("not yet known" if barriers[max(barriers)].low < MARGIN else "does not hold", text)
     return Finding("in part", f"from {100 * levels[first]:.1f} % on: {text}")
+
+
+def _over_mean(frame: Frame, levels: Mapping[int, float]) -> str:
+    """What the other barrier, that of Frankle et al. (2020), says under the same rule; no verdict rests on it."""
+    found = over_mean(frame)
+    if not found:
+        return "The excess over the mean of the ends (Frankle et al., 2020) is not known"
+    worst = max(found, key=lambda index: found[index][0].mean)
+    one, measured = found[worst]
+    least = "" if measured else "at least "
+    above = [f"{100 * levels[index]:.1f} %" for index, (other, _) in found.items() if other.low > MARGIN]
+    broken = (f"by it the rule is broken in the steps from {', '.join(above)}" if above
+              else "by it, too, no step's interval lies above the margin" if measured
+              else "whether some step breaks the rule by it was not measured")
+    bound = "" if measured else " (half the distance between the ends: the line itself was not kept)"
+    return (f"The excess over the mean of the ends (Frankle et al., 2020) is {least}{interval(one)} points in the step "
+            f"from {100 * levels[worst]:.1f} %{bound}; {broken}")
 
 
 def both_help(frame: Frame) -> Finding:

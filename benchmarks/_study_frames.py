@@ -35,6 +35,8 @@ LABELS = {
 
 WITH_AUGMENTATION = "with augmented statistics"
 """Networks whose normalisation statistics are those of augmented images."""
+OVER_MEAN = "excess over the mean of the ends"
+"""The barrier of Frankle et al. (2020): the largest error on a line minus the mean of its ends."""
 MASKS = ("mask of swamp", "mask of imp", "shuffled mask of swamp", "shuffled mask of imp")
 """What is swapped for C7."""
 
@@ -107,6 +109,24 @@ def lines(frame: Frame, what: str, arm: str = "swamp") -> dict[int, Paired]:
     """Error barriers or dips on lines, in points, of each round with at least two seeds."""
     found = 100 * values(frame, arm, what, "error")
     return {int(index): one for index in sorted(found.columns) if (one := against_zero(found[index])) is not None}
+
+
+def over_mean(frame: Frame, arm: str = "swamp") -> dict[int, tuple[Paired, bool]]:
+    """The excess over the mean of the ends between successive rounds, in points, and whether it was measured.
+
+    Where it was not, half the distance between the ends stands for it, which it cannot be less than.
+    """
+    measured = lines(frame, f"{OVER_MEAN} between rounds", arm)
+    if measured:
+        return {index: (one, True) for index, one in measured.items()}
+    found = {}
+    ends = accuracy(frame, arm)
+    for index in lines(frame, "barrier between rounds", arm):
+        half = (ends[index] - ends[index + 1]).abs() / 2 if index + 1 in ends else pd.Series(dtype=float)
+        one = against_zero(half)
+        if one is not None:
+            found[index] = (one, False)
+    return found
 
 
 def masked(frame: Frame, arm: str, what: str) -> Frame:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pandas as pd
-from _study_frames import WITH_AUGMENTATION
+from _study_frames import OVER_MEAN, WITH_AUGMENTATION
 from _study_runs import DIVERGED, Attempt, Row, attempt, ensemble_rows, missing_rows, round_rows, row
 
 from swamp_ray.analysis.bench import Bench, Point
-from swamp_ray.analysis.paths import line
+from swamp_ray.analysis.paths import instability, line
 from swamp_ray.analysis.sharpness import sharpness
 from swamp_ray.analysis.swap import swap
 from swamp_ray.config import SwampConfig
@@ -245,8 +245,10 @@ def line_rows(done: Attempt) -> list[Row]:
         found = line(measure, first, second)
         for metric in ("loss", "error"):
             excess = found.excess("test", metric)
+            measured = {"barrier": excess.max(), "dip": excess.min(),
+                        OVER_MEAN: instability(found.values("test", metric).tolist())}
             rows += [row(index, bench.sparsity(index), f"{what} between {kind}", "test", metric, float(value))
-                     for what, value in (("barrier", excess.max()), ("dip", excess.min()))]
+                     for what, value in measured.items()]
     return rows
 
 

@@ -22,6 +22,7 @@ from _study_frames import (
     endpoint,
     lines,
     masked,
+    over_mean,
     pairs,
     sparsities,
     values,
@@ -29,7 +30,7 @@ from _study_frames import (
 from _study_runs import DIVERGED
 from _study_tiers import Tier
 
-from swamp_ray.analysis.statistics import equivalence
+from swamp_ray.analysis.statistics import Paired, equivalence
 
 NETWORKS = (("imp", "average"), ("imp_swa", "average"), ("swamp", "particle"), ("swamp", "average"))
 
@@ -166,14 +167,23 @@ def averaging_table(frame: Frame) -> str:
 
 
 def barrier_table(frame: Frame) -> str:
-    """Error barriers on the test split, and the deepest dip below the chord, with intervals over seeds: C1 and C5."""
+    """Error barriers of both definitions on the test split, and the deepest dip, with intervals over seeds: C1, C5."""
+    ends = over_mean(frame)
     columns = [lines(frame, what) for what in ("barrier between particles", "barrier between rounds",
                                                "dip between rounds")]
     rows = [[f"{100 * sparsity:.1f} %", str(columns[0][index].num),
-             *(interval(column[index]) if index in column else "" for column in columns)]
+             *(interval(column[index]) if index in column else "" for column in columns),
+             _over_mean_cell(ends.get(index))]
             for index, sparsity in sparsities(frame, "swamp").items() if index in columns[0]]
-    return _markdown(["sparsity", "n", "barrier between two particles", "to the next round", "dip to the next round"],
-                     rows)
+    return _markdown(["sparsity", "n", "barrier between two particles", "to the next round", "dip to the next round",
+                      "over the mean of the ends, to the next round"], rows)
+
+
+def _over_mean_cell(found: tuple[Paired, bool] | None) -> str:
+    if found is None:
+        return ""
+    one, measured = found
+    return interval(one) if measured else f"at least {interval(one)}"
 
 
 def curvature_table(frame: Frame) -> str:
@@ -213,14 +223,19 @@ def as_trained_table(frame: Frame) -> str:
 def augmented_table(frame: Frame) -> str:
     """What statistics of augmented images add to each arm, and SWAMP against the others with them."""
     arms = [arm for arm in arms_of(frame) if not values(frame, arm, WITH_AUGMENTATION).empty]
+    against = comparisons(frame, WITH_AUGMENTATION)
     rows = []
     for arm in arms:
         own = endpoint(frame, arm, WITH_AUGMENTATION)
         gain = compared(own, endpoint(frame, arm))
-        less = None if arm == "swamp" else compared(endpoint(frame, "swamp", WITH_AUGMENTATION), own)
-        rows.append([LABELS[arm], str(len(own)), _mean(own.tolist()), "" if gain is None else interval(gain),
-                     "" if less is None else interval(less)])
-    return _markdown(["arm", "n", "accuracy", "gain over unaugmented", "SWAMP minus it"], rows)
+        less, p_value = ("", "")
+        if arm in against:
+            one, adjusted = against[arm]
+            less = interval(one)
+            p_value = f"{adjusted:.3g}"
+        rows.append([LABELS[arm], str(len(own)), _mean(own.tolist()), "" if gain is None else interval(gain), less,
+                     p_value])
+    return _markdown(["arm", "n", "accuracy", "gain over unaugmented", "SWAMP minus it", "p (Holm)"], rows)
 
 
 def length_table(frame: Frame) -> str:

@@ -19,6 +19,7 @@ from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.calibration import NUM_BINS, calibration_rows
 from swamp_ray.analysis.growth import MAX_SUBSETS, growth
 from swamp_ray.analysis.items import Divided, Item, Row, by_round, stored_networks
+from swamp_ray.analysis.paths import instability
 from swamp_ray.analysis.progress import Progress, make_progress
 from swamp_ray.analysis.sharpness import NUM_SAMPLES
 from swamp_ray.analysis.work import Workplace, kept_rows, rows_of
@@ -205,8 +206,9 @@ def _same_data(bench: Bench, rundir: RunDir) -> bool:
 
 
 CAPTIONS = {
-    "connectivity": "test error and loss: the largest excess over the straight line\nbetween the values at the ends; "
-                    "the file has the training split as well",
+    "connectivity": "test split; barrier, of the error: the largest excess over the straight line between the values\nat the ends "
+                    "(Entezari et al., 2022); over mean: the largest value minus\nthe mean of the ends "
+                    "(Frankle et al., 2020); the file has the training split as well",
     "curvature": f"of the mean loss of up to {NUM_SAMPLES:,} training images; ± standard error",
     "landscape": "test loss in the plane through particles 0, 1 and 2; the grid is in the file",
     "particles": "mean over all choices of so many particles; ± standard deviation over them",
@@ -239,11 +241,12 @@ def _table(what: str, bench: Bench, rows: Sequence[Row]) -> Table:
 
 
 def _connectivity_cells(row: Row, bench: Bench) -> dict[str, str]:
-    cells = {"round": str(row["round"]), "sparsity": percent(row["sparsity"]),
-             "between": f"{row['first']}, {row['second'].removeprefix('average of ').removeprefix('particle ')}"}
+    second = row["second"].removeprefix("average of round ").removeprefix("particle ")
+    cells = {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "between": f"{row['first']}, {second}"}
     barrier = row["barrier"]["test"]
     if "error" in barrier:
-        cells["error barrier"] = f"{100 * barrier['error']:.2f} %"
+        cells["barrier"] = f"{100 * barrier['error']:.2f} %"
+        cells["over mean"] = f"{100 * instability(row['values']['test']['error']):.2f} %"
     return cells | {"loss barrier": f"{barrier['loss']:.4f}"}
 
 

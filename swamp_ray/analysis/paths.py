@@ -32,7 +32,7 @@ class Line:
         return np.array([one[split][name] for one in self.metrics])
 
     def barrier(self, split: str, name: str) -> float:
-        """The largest excess over the straight line between the values at the ends (Frankle et al., 2020); at least 0.
+        """The largest excess over the straight line between the values at the ends (Entezari et al., 2022); at least 0.
 
         Args:
             split: Of the data.
@@ -44,6 +44,17 @@ class Line:
         """How far a metric lies above the straight line between its values at the ends, ``[points]``."""
         values, share = self.values(split, name), np.array(self.positions)
         return values - ((1 - share) * values[0] + share * values[-1])
+
+
+def instability(values: Sequence[float]) -> float:
+    """The largest value on a line minus the mean of the values at its ends (Frankle et al., 2020).
+
+    Unlike the barrier, it is at least half the distance between the ends, also where nothing rises between them.
+
+    Args:
+        values: A metric of which less is better at points of the line, in their order, both ends included.
+    """
+    return max(values) - (values[0] + values[-1]) / 2
 
 
 def line(measure: Callable[[Point], Metrics], first: Point, second: Point, num_points: int = NUM_POINTS) -> Line:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -42,12 +43,12 @@ class Lines(Progress):
 
     def __init__(self, console: Console, every_s: float = EVERY_S) -> None:
         self._console, self._every_s = console, every_s
-        self._run, self._total, self._done, self._last = "", 0, 0, 0.0
+        self._run, self._total, self._done, self._last = "", 0, 0, -math.inf
 
     @contextlib.contextmanager
     def of(self, run: str, total: int, found: int) -> Iterator[None]:
         """A line at the beginning."""
-        self._run, self._total, self._done, self._last = run, total, found, 0.0
+        self._run, self._total, self._done, self._last = run, total, found, -math.inf
         self._say(_beginning(total, found))
         yield
 

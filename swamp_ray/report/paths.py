@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from swamp_ray.analysis.paths import instability
 from swamp_ray.report.arms import each_arm, line_of, rows_of, runs_of_data
 from swamp_ray.report.cells import capital, ink, shortened
 from swamp_ray.report.chart import Chart
@@ -85,7 +86,8 @@ def _lines(data: Any, name: str, label: str) -> Figure:
 def _barrier_chart(runs: Sequence[ReportRun]) -> list[Chart]:
     rows = [{"arm": run.arm, "run": run.name, "kind": row["kind"], "round": row["round"],
              "density": 1 - row["sparsity"], "metric": _names(row)[0],
-             "barrier": row["barrier"]["test"][_names(row)[0]]}
+             "barrier": row["barrier"]["test"][_names(row)[0]],
+             "over_mean_of_ends": instability(row["values"]["test"][_names(row)[0]])}
             for run in runs for row in rows_of(run, "connectivity")]
     if not rows:
         return []
@@ -94,9 +96,10 @@ def _barrier_chart(runs: Sequence[ReportRun]) -> list[Chart]:
     name, counts = str(data["metric"].iloc[0]), runs_of_data(data)
     over = "pairs and runs of an arm" if max(counts.values()) > 1 else "pairs"
     caption = (f"Barrier: the largest excess of the test {name} over the straight line between its values at both "
-               f"ends, at least 0 (Frankle et al., 2020); mean and range over the {over}, between "
+               f"ends, at least 0 (Entezari et al., 2022); mean and range over the {over}, between "
                "particles of a round (solid) and between a round's average and the next one's (dashed). At 0 averaging "
-               f"loses nothing against the ends. {capital(each_arm(counts))}.")
+               f"loses nothing against the ends. The data have the excess over the mean of the ends, too "
+               f"(Frankle et al., 2020). {capital(each_arm(counts))}.")
     return [Chart("barriers", "Barriers between networks", caption, _barriers(runs, data, name), data)]
 
 

@@ -44,7 +44,7 @@ def test_connectivity(storage: Path) -> None:
         chord = np.linspace(values[0], values[-1], 11)
         assert row["barrier"]["test"]["loss"] == pytest.approx(max(values - chord), abs=1e-12)
     assert "particle 0, 1 " in text
-    assert "average of round 0, round 1" in text
+    assert "average of round 0, 1 " in text
 
 
 @pytest.mark.parametrize(("what", "heading"), [

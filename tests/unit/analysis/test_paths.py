@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swamp_ray.analysis.bench import Metrics, Point, mean_point
-from swamp_ray.analysis.paths import between, line, plane
+from swamp_ray.analysis.paths import between, instability, line, plane
 
 
 def point(*values: float) -> Point:
@@ -40,6 +40,14 @@ def test_a_hill_between_two_minima_is_the_barrier() -> None:
     expected = max((x * x - 1) ** 2 - 0.5625 * share for share, x in
                    ((share, -1 + 1.5 * share) for share in np.linspace(0, 1, 11)))
     assert lower.barrier("test", "loss") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("values", "expected"), [([1.0, 3.0, 2.0], 1.5), ([2.0, 2.0], 0.0), ([1.0, 2.0, 3.0], 1.0),
+                                                  ([3.0, 0.0, 1.0], 1.0)])
+def test_the_excess_over_the_mean_of_the_ends_is_at_least_half_their_distance(
+    values: list[float], expected: float
+) -> None:
+    assert instability(values) == pytest.approx(expected)
 
 
 def test_the_ends_are_the_networks_themselves_and_the_middle_is_their_mean() -> None:

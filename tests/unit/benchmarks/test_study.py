@@ -165,6 +165,21 @@ def test_rounds_are_connected_where_no_barrier_reaches_half_a_point() -> None:
     assert claims.findings(worse)["C5"].verdict == "in part"
 
 
+def test_the_barrier_over_the_mean_of_the_ends_stands_beside_the_other() -> None:
+    frame = full_frame()
+    ends = 100 * np.array(SWAMP)
+    half = np.abs(ends[:, :-1] - ends[:, 1:]).mean(axis=0) / 2
+    found = frames.over_mean(frame)
+    assert [one.mean for one, _ in found.values()] == pytest.approx(half.tolist())
+    assert not any(measured for _, measured in found.values())
+    assert "at least" in claims.findings(frame)["C5"].why
+    measured = with_rows(frame, rows_of("swamp", f"{frames.OVER_MEAN} between rounds",
+                                        [[0.02] * 3, [0.021] * 3, [0.02] * 3], "error"))
+    assert frames.over_mean(measured)[0][0].mean == pytest.approx(6.1 / 3)
+    assert "the rule is broken in the steps from" in claims.findings(measured)["C5"].why
+    assert "at least" not in claims.findings(measured)["C5"].why
+
+
 def test_every_table_and_figure_is_made_and_put_between_the_marks_of_the_page(tmp_path: Path) -> None:
     page = tmp_path / "study.md"
     page.write_text("before\n<!-- results: cpu -->\nstale\n<!-- end of results: cpu -->\nafter\n")
@@ -229,8 +244,11 @@ def test_parts_are_done_once_and_in_order(tmp_path: Path, capsys: pytest.Capture
     assert "every part is done" in capsys.readouterr().out
     assert set(frame["arm"]) == {"imp", "imp_second", "imp_ensemble", "swamp"}
     assert set(frame[frame["arm"] == "swamp"]["what"]) == {
-        "average", "particles", "barrier between particles", "dip between particles", "barrier between rounds",
-        "dip between rounds"}
+        "average", "particles", *(f"{what} between {kind}" for what in ("barrier", "dip", frames.OVER_MEAN)
+                                  for kind in ("particles", "rounds"))}
+    columns = {what: frames.values(frame, "swamp", f"{what} between rounds", "error")[0]
+               for what in ("barrier", frames.OVER_MEAN)}
+    assert (columns[frames.OVER_MEAN] >= columns["barrier"]).all()
     assert set(frame["part"]) == {"imp", "swamp"}
     assert (frame[frame["what"].str.startswith("barrier")]["value"] >= 0).all()
     assert len(slice_of(tmp_path, *done)) == len(frame)

@@ -70,6 +70,8 @@ def test_barriers_and_lines(tmp_path: Path) -> None:
     assert middle["error"].tolist() == pytest.approx([0.13, 0.19])
     particles = drawn(barriers)[drawn(barriers)["kind"] == "particles"].groupby("round")["barrier"].mean()
     assert particles.tolist() == pytest.approx([0.0, 0.02, 0.04, 0.06])
+    ends = drawn(barriers).set_index("kind")["over_mean_of_ends"]
+    assert ends["rounds"] == pytest.approx(0.2), "both ends have the same error"
     thick = barriers.figure.axes[0].lines[0]
     assert [y for _, y in points(thick)] == pytest.approx([0.0, 2.0, 4.0, 6.0]), "percent, dense first"
 
