@@ -220,7 +220,11 @@ def space_lines(prepared: Prepared) -> list[str]:
 
 
 def warnings(prepared: Prepared) -> list[str]:
-    """Layers that the plan is sure to empty."""
+    """What the network's metrics depend on besides it, and layers that the plan is sure to empty."""
+    return [f"[yellow]warning: {prepared.caution}[/yellow]"] * bool(prepared.caution) + _emptied(prepared)
+
+
+def _emptied(prepared: Prepared) -> list[str]:
     config, layers = prepared.config.pruning, prepared.layout.layers
     if config.scope == "global":
         share = prepared.plan[-1].survivors / len(layers)

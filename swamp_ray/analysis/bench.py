@@ -22,6 +22,7 @@ from swamp_ray.storage.states import lacks_state, read_state, state_digest
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
 from swamp_ray.training.data import Data, load_data
+from swamp_ray.training.normalisation import kept_statistics, normalisation_recipe
 from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.tasks import build_task
 
@@ -56,7 +57,9 @@ class Bench:
         self.layout = find_prunable(model, self.config.pruning.include, self.config.pruning.exclude)
         self.arithmetic = resolve_arithmetic(self.config.execution, device or device_kind(self.config), model)
         self.task = build_task(self.config.task)
-        self._recipes = Recipes(self.config, self.data.digest, self.layout, self.arithmetic.as_dict(), machine_facts())
+        kept = kept_statistics(model, self.config, self.data, self.task)
+        self._recipes = Recipes(self.config, self.data.digest, self.layout, self.arithmetic.as_dict(), machine_facts(),
+                                normalisation_recipe(model, kept, self.config, self.data))
         self._start = self._recipes.state_digest({}, initial.buffers)
         self._store = ArtifactStore(rundir.place)
         self._masks: dict[int, np.ndarray] = {}
@@ -148,7 +151,7 @@ class Bench:
 
     def batches(self, split: str) -> Iterable[Any]:
         """The batches of a split in fixed order, on the device."""
-        return self.trainer.feed(split).batches(PREDICTION_BATCH, seed=None, drop_last=False)
+        return self.trainer.evaluation_batches(split, PREDICTION_BATCH)
 
     def put(self, point: Point, augmentation: int | None = None) -> None:
         """Load weights into the network, and re-estimate its statistics. The caller applies the arithmetic."""

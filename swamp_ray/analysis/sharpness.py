@@ -85,8 +85,11 @@ def sharpness(
 def _sample(bench: Bench, num_images: int) -> list[Any]:
     """The first images of the training split, unaugmented, in batches."""
     batches, left = [], num_images
-    for batch in bench.trainer.feed("train").batches(min(BATCH, num_images), seed=None, drop_last=False):
+    trainer = bench.trainer
+    for batch in trainer.evaluation_batches("train", min(BATCH, num_images)):
         taken = min(left, num_samples(batch))
+        if taken == 1 and batches and trainer.uses_batch_statistics:
+            break  # a single sample has no variance
         batches.append(tree_map(lambda tensor, taken=taken: tensor[:taken], batch))
         left -= taken
         if left == 0:

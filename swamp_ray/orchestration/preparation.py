@@ -37,8 +37,18 @@ from swamp_ray.training.arithmetic import (
     resolve_arithmetic,
 )
 from swamp_ray.training.buffers import refuse_stateful_buffers
-from swamp_ray.training.data import Data, Feed, load_data
+from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.models import check_outputs
+from swamp_ray.training.nests import num_samples, split_batch
+from swamp_ray.training.normalisation import (
+    caution,
+    check_statistics,
+    forward_batch,
+    kept_statistics,
+    normalisation_recipe,
+    small_batch,
+    uses_batch_statistics,
+)
 from swamp_ray.training.packable import why_unpackable
 from swamp_ray.training.particle import initial_model, steps_per_epoch
 from swamp_ray.training.program import Program, dense_phase, round_program
@@ -80,6 +90,7 @@ class Prepared:
         member: Which of them this is.
         open_packings: Forms and widths of packing that have to be chosen from; empty once it is decided.
         unpackable: Why some forms do not come into question for this network.
+        caution: What its user should know of the network's metrics; empty for most.
     """
 
     config: SwampConfig
@@ -100,6 +111,7 @@ class Prepared:
     member: int = 0
     open_packings: tuple[str, ...] = ()
     unpackable: str = ""
+    caution: str = ""
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does."""
@@ -185,7 +197,7 @@ def prepare(
     model = initial_model(config, data)
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
     _check_score(config, model, layout)
-    metrics = _check_training_step(config, data, model, task)
+    metrics, kept = _check_training_step(config, data, model, task)
     model = initial_model(config, data)
     initial, first_mask = _start(config, model, layout)
     start = int(first_mask.sum())
@@ -204,9 +216,11 @@ def prepare(
     prepared = Prepared(
         config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
         first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
-        recipes=Recipes(config, data.digest, layout, arithmetic.as_dict(), facts),
+        recipes=Recipes(config, data.digest, layout, arithmetic.as_dict(), facts,
+                        normalisation_recipe(model, kept, config, data)),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
-        open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable)
+        open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
+        caution=caution(model, forward_batch(config)))
     _check_programs(prepared)
     return prepared
 
@@ -244,19 +258,21 @@ def _check_score(config: SwampConfig, model: nn.Module, layout: Layout) -> None:
         score_survivors(layout, mask, weights, weights, make_score(config.pruning.score, seed=0))
 
 
-def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task: Any) -> tuple[str, ...]:
+def _check_training_step(
+    config: SwampConfig, data: Data, model: nn.Module, task: Any
+) -> tuple[tuple[str, ...], frozenset[str]]:
     """One step on two samples (one, where the batch is one): what does not fit together is refused before any work.
 
     Returns:
-        Names of the task's metrics.
+        Names of the task's metrics, and of the modules that keep their normalisation statistics.
     """
-    feed = Feed(data.train, device=torch.device("cpu"), channels_last=False, on_device=False)
-    size = min(2, config.training.micro_batch or config.training.batch_size, len(data.train))
-    batch = next(iter(feed.batches(size, seed=None, drop_last=False)))
+    batch = small_batch(config, data)
+    size = num_samples(batch)
     if isinstance(task, Classification) and data.num_classes is not None:
         check_outputs(model, batch, data.num_classes)
-    before = state_of(model).buffers
+    before, kept = state_of(model).buffers, frozenset[str]()
     try:
+        kept = kept_statistics(model, config, data, task)
         with seeded(0):
             model.train()
             loss = task.training_step(model, batch)[0]
@@ -271,7 +287,8 @@ def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task
             f"the model {config.model.name!r} and the task {config.task.name!r} fail on a training batch of {size}: "
             f"{type(error).__name__}: {error}", do="Check model.options, task and data against each other.",
             where="model.name") from error
-    refuse_stateful_buffers(model, before)
+    refuse_stateful_buffers(model, before, kept)
+    _check_normalisation(config, data, kept, model, task)
     if loss.ndim != 0:
         raise UserError("the task's loss must be a scalar", got=f"shape {tuple(loss.shape)}", where="task.name")
     if task.primary not in metrics:
@@ -281,7 +298,31 @@ def _check_training_step(config: SwampConfig, data: Data, model: nn.Module, task
         if values.ndim != 1:
             raise UserError(f"the metric {name!r} must have one value a sample", got=f"shape {tuple(values.shape)}",
                             where="task.name")
-    return tuple(metrics)
+    return tuple(metrics), kept
+
+
+def _check_normalisation(config: SwampConfig, data: Data, kept: frozenset[str], model: nn.Module, task: Any) -> None:
+    """Refuse statistics that cannot be re-estimated, and splits that a network without any cannot be evaluated on."""
+    batch = small_batch(config, data)
+    if is_import_path(config.model.name):
+        try:
+            check_statistics(model, kept, task, batch)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the normalisation statistics of {config.model.name!r} cannot be re-estimated: "
+                f"{type(error).__name__}: {error}", where="model.name") from error
+    short = [split for split in ("validation", "test") if len(getattr(data, split)) == 1]
+    if short and uses_batch_statistics(model):
+        try:
+            with torch.no_grad(), seeded(0):
+                task.predict(model.eval(), split_batch(batch, 1)[0])
+        except ValueError as error:
+            raise UserError(
+                f"the model {config.model.name!r} normalises by the batch at hand in evaluation too, and cannot be "
+                f"evaluated on a single sample: {first_line(error)}", got=f"one sample for {' and '.join(short)}",
+                where="data", do="Give the split more samples, or let normalisation keep statistics.") from error
 
 
 def _packings(
@@ -294,11 +335,9 @@ def _packings(
     """
     asked = packings(config.execution, device, num_jobs)
     data, model, task = parts
-    feed = Feed(data.train, device=torch.device("cpu"), channels_last=False, on_device=False)
-    size = min(2, config.training.micro_batch or config.training.batch_size, len(data.train))
     possible, reasons = [], {}
     for form in dict.fromkeys(form_and_width(packing)[0] for packing in asked):
-        batch = next(iter(feed.batches(size, seed=None, drop_last=False))) if form != "single" else None
+        batch = small_batch(config, data) if form != "single" else None
         if form != "single" and (reason := why_unpackable(model, task, batch, form)) is not None:
             reasons[form] = reason
             continue

@@ -42,6 +42,7 @@ class Recipes:
         layout: Prunable weights and the rest.
         arithmetic: As resolved when the run started, as plain values.
         facts: Library versions and hardware models, for ``identity.strict``.
+        normalisation: What of the network's normalisation is unusual; of most networks nothing.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Recipes:
         layout: Layout,
         arithmetic: dict[str, Any],
         facts: dict[str, str],
+        normalisation: Recipe | None = None,
     ) -> None:
         self.config = config
         self._layout_digest = digest_bytes(canonical_json({
@@ -70,6 +72,7 @@ class Recipes:
         }
         if config.averaging.statistics != "unaugmented":  # results that are older than the option keep their names
             self._shared["statistics"] = config.averaging.statistics
+        self._shared |= normalisation or {}
         if config.identity.strict:
             self._shared["machine"] = facts
         self._optimizer = config.training.model_dump(

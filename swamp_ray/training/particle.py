@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.loading import loader_of
 from swamp_ray.training.models import build_model
 from swamp_ray.training.nests import split_batch
+from swamp_ray.training.normalisation import forward_batch, kept_statistics, uses_batch_statistics, without_single
 from swamp_ray.training.ranks import Alone, Ranks
 from swamp_ray.training.records import Arrays, Evaluation, Gradients, Order, ParticleJob
 from swamp_ray.training.reproducible import seeded
@@ -44,6 +45,10 @@ class ParticleTrainer:
         feeds: The batches of another trainer of the same data and arithmetic, to be shared.
         ranks: The processes that train each particle together; by default this one does alone.
         member: Index of the run, where ranks work for several.
+
+    Attributes:
+        kept: Names of normalisation modules that keep the statistics that they are built with.
+        uses_batch_statistics: Whether a prediction depends on the samples that it is made together with.
     """
 
     def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, feeds: dict[str, Feed] | None = None,
@@ -54,6 +59,8 @@ class ParticleTrainer:
         self.task: Task = build_task(config.task)
         model = initial_model(config, data)
         self.layout: Layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
+        self.kept = kept_statistics(model, config, data, self.task)
+        self.uses_batch_statistics = uses_batch_statistics(model)
         self.model: nn.Module = model.to(self.device)
         if arithmetic.channels_last:
             _to_channels_last_(self.model)
@@ -98,12 +105,12 @@ class ParticleTrainer:
         return any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
 
     def load(self, packed: Packed, mask: np.ndarray, buffers: Arrays) -> None:
-        """Put a network's weights in place, with fresh normalisation statistics."""
+        """Put a network's weights in place, with fresh normalisation statistics; what is kept is as in the buffers."""
         with torch.no_grad():
             for name, buffer in named_buffers(self.model):
                 if name in buffers:
                     buffer.copy_(_writable(buffers[name]))
-        reset_batchnorm(self.model)
+        reset_batchnorm(self.model, self.kept)
         load_packed_(self.model, self.layout, mask, packed)
 
     def begin(
@@ -118,7 +125,7 @@ class ParticleTrainer:
             job: What to do.
             start: The ticket: surviving weights ``[k]`` and the other parameters.
             mask: Kept weights, bool ``[P]``.
-            buffers: The model's buffers at the start, by name; normalisation statistics are reset anyway.
+            buffers: The model's buffers at the start, by name; statistics that training changes are reset.
             checkpoint: What :meth:`TrainingRun.checkpoint` gave.
 
         Raises:
@@ -162,8 +169,9 @@ class ParticleTrainer:
     def evaluate_in_place(self) -> Evaluation:
         """Like :meth:`evaluate`, for the weights that are in the model now."""
         self.reestimate()
-        metrics = self.metrics(("validation", "test"))
-        return Evaluation(metrics, {name: b.detach().cpu().numpy().copy() for name, b in named_buffers(self.model)})
+        # Before the metrics: a network that normalises by batches in evaluation too moves its statistics then.
+        buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in named_buffers(self.model)}
+        return Evaluation(self.metrics(("validation", "test")), buffers)
 
     def reestimate(self, augmentation: int | None = None) -> None:
         """Normalisation statistics of the weights in place.
@@ -175,11 +183,11 @@ class ParticleTrainer:
             augmentation: Seed of the order and of the augmentation; default: none, or under ``averaging.statistics:
                 augmented`` one that is the same for every network.
         """
-        if not has_batchnorm(self.model):
+        if not has_batchnorm(self.model, self.kept):
             return
         if augmentation is None and self.config.averaging.statistics == "augmented":
             augmentation = derive_seed(0, "statistics")
-        with batchnorm_reestimation(self.model), self.autocast(), self.randomness(self._evaluation_seed):
+        with batchnorm_reestimation(self.model, self.kept), self.autocast(), self.randomness(self._evaluation_seed):
             for batch in self.feed("train").batches(self.config.training.batch_size, seed=augmentation, drop_last=True):
                 for part in split_batch(batch, self._forward_batch):
                     self.task.predict(self.model, part)
@@ -189,8 +197,22 @@ class ParticleTrainer:
         """Means of the task's metrics over whole splits, for the weights and statistics in place."""
         self.model.eval()
         with self.randomness(self._evaluation_seed):
-            return {split: evaluate(self.model, self.task, self.feed(split), self._forward_batch, self.autocast)
+            return {split: evaluate(self.model, self.task, self.evaluation_batches(split), self.autocast)
                     for split in splits}
+
+    def evaluation_batches(self, split: str, size: int | None = None) -> Iterator[Batch]:
+        """One pass over a split in fixed order, on the device.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+            size: Samples a batch, where predictions do not depend on it; default: as in the run's own evaluations.
+                Where they do, these are the only ones: batches as in training, a last one of a single sample joined to
+                the one before it.
+        """
+        if size is None or self.uses_batch_statistics:
+            size = self._forward_batch
+        batches = self.feed(split).batches(size, seed=None, drop_last=False)
+        return without_single(batches) if self.uses_batch_statistics else batches
 
     @contextlib.contextmanager
     def randomness(self, seed: int) -> Iterator[None]:
@@ -213,18 +235,18 @@ class ParticleTrainer:
 
     @property
     def _forward_batch(self) -> int:
-        return self.config.training.micro_batch or self.config.training.batch_size // self.arithmetic.ranks
+        return forward_batch(self.config)
 
 
 def evaluate(
-    model: nn.Module, task: Task, feed: Feed, batch_size: int,
+    model: nn.Module, task: Task, batches: Iterable[Batch],
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
 ) -> dict[str, float]:
     """Means of the task's metrics over a whole split, every sample weighing the same."""
     sums: dict[str, Tensor] = {}
     count = 0
     with torch.no_grad():
-        for batch in feed.batches(batch_size, seed=None, drop_last=False):
+        for batch in batches:
             with autocast():
                 prediction = task.predict(model, batch)
             size = 0

@@ -104,11 +104,11 @@ class TrainingRun:
         trainer = self.trainer
         self.compare()
         as_trained = None
-        if self.mean is None and has_batchnorm(trainer.model):
+        if self.mean is None and has_batchnorm(trainer.model, trainer.kept):
             as_trained = trainer.metrics(("validation", "test"))
         if self.mean is not None:
             self.mean.mean_into_(self.parameters)
-        refuse_stateful_buffers(trainer.model, self._buffers)
+        refuse_stateful_buffers(trainer.model, self._buffers, trainer.kept)
         if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
             raise self._diverged(self.step - 1, math.nan)
         packed = pack_model(trainer.model, trainer.layout, self._mask)
@@ -178,7 +178,7 @@ class TrainingRun:
         speed = (self.step - resumed_at) * self.config.batch_size / max(1e-9, time.perf_counter() - began)
         progress = self._record(index, values, tally.sums(), speed)
         if index == 0:
-            refuse_stateful_buffers(self.trainer.model, self._buffers)
+            refuse_stateful_buffers(self.trainer.model, self._buffers, self.trainer.kept)
         return progress
 
     def _take_up_interim(self) -> Tally:

@@ -62,7 +62,8 @@ def test_reported_loss_has_no_smoothing(batch: Any) -> None:
 def test_every_sample_weighs_the_same_in_a_split(batch_size: int, batch: Any) -> None:
     inputs, labels = batch
     feed = Feed(ArraySamples((inputs.numpy(), labels.numpy())), device=CPU, channels_last=False, on_device=False)
-    found = evaluate(nn.Identity(), Classification(), feed, batch_size, no_autocast)
+    found = evaluate(nn.Identity(), Classification(), feed.batches(batch_size, seed=None, drop_last=False),
+                     no_autocast)
     correct = [int(np.argmax(row) == label) for row, label in zip(inputs.numpy(), labels.numpy(), strict=True)]
     assert found["accuracy"] == sum(correct) / 7
     assert found["loss"] == pytest.approx(float(F.cross_entropy(inputs.double(), labels)), rel=1e-6)
