@@ -300,7 +300,8 @@ def batchnorm_reestimation(model: nn.Module, kept: Collection[str] = ()) -> Iter
     norms = norm_modules(model, kept)
     momenta = [module.momentum for module in norms]
     hooks = [module.register_forward_pre_hook(_CumulativeMomentum()) for module in norms]
-    alone = [module for module in norms if getattr(module.forward, "__func__", None) is nn.SyncBatchNorm.forward]
+    alone = [module for module in norms if isinstance(module, _BatchNorm)
+             and getattr(module.forward, "__func__", None) is nn.SyncBatchNorm.forward]
     reset_batchnorm(model, kept)
     try:
         model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,8 +59,7 @@ def _kept(model: nn.Module, step: Callable[[], object]) -> frozenset[str]:
     norms = _named_norms(model)
     kept = {name for name, module in norms.items() if not module.training}
     called: set[str] = set()
-    hooks = [module.register_forward_pre_hook(lambda _, __, name=name: called.add(name))
-             for name, module in norms.items()]
+    hooks = [module.register_forward_pre_hook(partial(_note, called, name)) for name, module in norms.items()]
     before = {name: _statistics(module) for name, module in norms.items()}
     try:
         with seeded(0):
@@ -70,6 +70,10 @@ def _kept(model: nn.Module, step: Callable[[], object]) -> frozenset[str]:
     # A module that was not called may be one that is skipped at random: it is believed what train() says of it.
     kept |= {name for name in called if _same(before[name], _statistics(norms[name]))}
     return frozenset(kept)
+
+
+def _note(called: set[str], name: str, module: nn.Module, inputs: object) -> None:
+    called.add(name)
 
 
 def check_statistics(model: nn.Module, kept: Collection[str], task: Task, batch: Batch) -> None:

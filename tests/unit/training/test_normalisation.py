@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -319,7 +320,7 @@ def test_a_network_without_statistics_is_evaluated_in_the_batches_that_the_docs_
     bounds = [0, 10, num_test] if num_test == 21 else [*range(0, num_test, 10), num_test]
     model = trainer.model.eval()
     with torch.no_grad():
-        predictions = [model(inputs[first:last]) for first, last in zip(bounds, bounds[1:], strict=False)]
+        predictions = [model(inputs[first:last]) for first, last in itertools.pairwise(bounds)]
     assert found == pytest.approx(float((torch.cat(predictions).argmax(1) == labels).double().mean()))
 
 
