@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -12,6 +14,8 @@ from swamp_ray.errors import UserError
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.pruning import KINDS, Removal, RunSpace, Survey, remove, survey
 from swamp_ray.tables import size
+
+SHOWN_STRANGE = 10
 
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -39,12 +43,27 @@ def prune_storage(storage: str, delete: bool, older_than: str) -> None:
     if found.num_young:
         console.print(f"left alone: {found.num_young} artifacts that no run names but that are younger than "
                       f"{older_than} ({size(found.young_bytes)})", soft_wrap=True)
+    _name_strange(console, place, found)
     if not found.removals:
         console.print("nothing to remove")
     elif delete:
         _delete(console, place, found)
     else:
         console.print("nothing was removed; --delete removes it")
+
+
+def _name_strange(console: Console, place: Place, found: Survey) -> None:
+    for key, kind in list(found.strange.items())[:SHOWN_STRANGE]:
+        where = Path(str(place.locate("")), key)
+        leads = f" to {os.readlink(where)}" if kind == "a link" and where.is_symlink() else ""
+        console.print(f"left alone: {_printable(str(where))} is {kind}{_printable(leads)}", soft_wrap=True,
+                      markup=False)
+    if len(found.strange) > SHOWN_STRANGE:
+        console.print(f"left alone: {len(found.strange) - SHOWN_STRANGE} more links, named pipes, sockets or devices")
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _delete(console: Console, place: Place, found: Survey) -> None:

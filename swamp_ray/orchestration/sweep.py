@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -51,7 +50,7 @@ from swamp_ray.orchestration.trial import (
 from swamp_ray.orchestration.tuning import STOP_SLACK_S, NoProgress, Silent, Stop, Watch
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.leases import Lease
-from swamp_ray.storage.places import Place, open_place
+from swamp_ray.storage.places import Place, made_folder, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Setting, Sweep, label
@@ -393,8 +392,8 @@ class _Sweep:
     @contextlib.contextmanager
     def _tune_folder(self) -> Iterator[str]:
         """Where Tune keeps its own files; beside a storage in an object store they are not kept."""
-        folder = self.dir.tune.location
-        if isinstance(folder, Path):
+        folder = made_folder(self.dir.tune)
+        if folder is not None:
             yield str(folder)
         else:
             with tempfile.TemporaryDirectory(prefix="swamp-tune-") as temporary:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.storage.files import TEMPORARY_SUFFIX, sync_folder, write_atomic
+from swamp_ray.storage.files import TEMPORARY_SUFFIX, link_error, opened_folder, sync_folder, write_atomic
 from swamp_ray.storage.places import Place, is_url, open_place
 from swamp_ray.storage.rundir import RunDir
 
@@ -54,7 +54,7 @@ class Target:
         with self._told():
             location = self.locate(self.page)
             if isinstance(location, Path):
-                return _replace_all(location.parent, files)
+                return _replace_all(location.parent, files, self._below(location))
             assert self.place is not None
             return [self._put(self.place, name, data) for name, data in files]
 
@@ -67,12 +67,17 @@ class Target:
         with self._told():
             location = self.locate(self.page)
             if isinstance(location, Path):
+                _refuse_links(location, self._below(location))
                 _try(location)
                 return
             assert self.place is not None
             probe = f"{self.folder}/.probe-{uuid.uuid4().hex[:12]}"
             self._put(self.place, probe, b"")
             self.place.remove(self._key(probe), durable=False)
+
+    def _below(self, page: Path) -> Path:
+        """The folder below which no link is followed: the storage root, or the one that the user has named."""
+        return page.parent if self.place is None else Path(self.place.locate(""))
 
     def _put(self, place: Place, name: str, data: bytes) -> Path | str:
         place.write(self._key(name), data)
@@ -151,8 +156,19 @@ def _try(page: Path) -> None:
                 folder.rmdir()
 
 
-def _replace_all(root: Path, files: Iterable[tuple[str, bytes]]) -> list[Path | str]:
-    """Write files under a folder, and give their paths once all of them are in place."""
+def _refuse_links(page: Path, below: Path) -> None:
+    """Raise RunError if a folder of the report below another is a link: files of another folder would be replaced."""
+    beside = page.with_suffix("")
+    for folder in (*reversed(beside.parents), beside):
+        if below in folder.parents and folder.is_symlink():
+            raise link_error(folder)
+
+
+def _replace_all(root: Path, files: Iterable[tuple[str, bytes]], below: Path) -> list[Path | str]:
+    """Write files under a folder, and give their paths once all of them are in place.
+
+    Between `below` and the files no link is followed.
+    """
     missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     staging = root / f".report.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}"
     names: list[str] = []
@@ -161,8 +177,9 @@ def _replace_all(root: Path, files: Iterable[tuple[str, bytes]]) -> list[Path | 
             write_atomic(staging / name, data)
             names.append(name)
         for name in names:
-            (root / name).parent.mkdir(exist_ok=True)
-            os.replace(staging / name, root / name)
+            target = root / name
+            with opened_folder(target.parent, below, make=True) as folder:
+                os.replace(staging / name, target.name, dst_dir_fd=folder)
         for folder in dict.fromkeys((root / name).parent for name in names):
             sync_folder(folder)
     finally:

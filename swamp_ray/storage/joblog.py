@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from pathlib import Path
 
 from swamp_ray.errors import RunError
 from swamp_ray.storage.growing import PartWriter
 from swamp_ray.storage.patience import impatient
-from swamp_ray.storage.places import Place, Spot
+from swamp_ray.storage.places import LocalPlace, Place, Spot, inner_place
 
 
 class JobLog:
@@ -21,13 +21,14 @@ class JobLog:
     """
 
     def __init__(self, place: Place, key: str | None) -> None:
-        self._path: Path | None = None
+        self._key = key
+        self._folder: LocalPlace | None = None
         self._parts: PartWriter | None = None
+        inner = inner_place(place)
         if key is None:
             return
-        location = place.locate(key)
-        if isinstance(location, Path):
-            self._path = location
+        if isinstance(inner, LocalPlace):
+            self._folder = inner
         else:
             # Nobody waits for a log.
             self._parts = PartWriter(Spot(impatient(place), key))
@@ -36,10 +37,9 @@ class JobLog:
         """Write one line; in an object store it may wait some seconds for others."""
         text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"
         with contextlib.suppress(OSError, RunError):
-            if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(text)
+            if self._folder is not None and self._key is not None:
+                with os.fdopen(self._folder.open_append(self._key), "ab") as file:
+                    file.write(text.encode())
             elif self._parts is not None:
                 self._parts.append(text.encode())
                 self._parts.settle()

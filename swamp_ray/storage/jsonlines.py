@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.storage.files import make_folder, write_error
+from swamp_ray.storage.files import write_error
 from swamp_ray.storage.growing import PartWriter, read_growing
-from swamp_ray.storage.patience import Patience, patience_of
-from swamp_ray.storage.places import Spot, as_spot
+from swamp_ray.storage.leases import holding
+from swamp_ray.storage.patience import patience_of
+from swamp_ray.storage.places import LocalPlace, Spot, as_spot, inner_place
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _BLOCK_BYTES = 1 << 16
@@ -118,7 +119,7 @@ def open_lines(where: Path | Spot, *, durable: bool = False) -> Lines:
     """
     spot = as_spot(where)
     if isinstance(spot.location, Path):
-        return LineWriter(spot.location, durable=durable, patience=patience_of(spot.place))
+        return LineWriter(spot, durable=durable)
     return LineParts(spot, durable=durable)
 
 
@@ -154,13 +155,13 @@ class LineWriter:
     """Appends JSON lines to one file; whatever a crash left torn at its end is removed first.
 
     Args:
-        path: The file; created with its folders if it is missing.
+        where: The file, in a folder; created with its folders if it is missing.
         durable: Wait for the disk after each line.
-        patience: For a disk that fails for a while.
     """
 
-    def __init__(self, path: Path, *, durable: bool = False, patience: Patience | None = None) -> None:
-        self._path, self._durable, self._patience = path, durable, patience or Patience(0)
+    def __init__(self, where: Path | Spot, *, durable: bool = False) -> None:
+        self._spot, self._durable = as_spot(where), durable
+        self._patience = patience_of(self._spot.place)
         self._descriptor = -1
         self._patience.call(self._open)
 
@@ -177,16 +178,22 @@ class LineWriter:
 
     def _open(self) -> None:
         self.close()
-        try:
-            make_folder(self._path.parent)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            self._drop_torn_end()
-        except OSError as error:
-            raise write_error(self._path, error) from error
+        place = inner_place(self._spot.place)
+        assert isinstance(place, LocalPlace)
+        with holding(self._spot.place):
+            self._descriptor = place.open_append(self._spot.key)
+            try:
+                self._drop_torn_end()
+            except OSError as error:
+                raise write_error(place.path(self._spot.key), error) from error
 
     def _append(self, line: bytes) -> None:
         if self._descriptor < 0:
             self._open()
+        with holding(self._spot.place):
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
         end = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, line) < len(line):
@@ -200,7 +207,7 @@ class LineWriter:
             except OSError:
                 # Opened again, for the next line, the file is freed of what is torn.
                 self.close()
-            raise write_error(self._path, error) from error
+            raise write_error(Path(self._spot.location), error) from error
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

@@ -12,13 +12,15 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import RunError
 from swamp_ray.storage.holders import Holder, Life, parse_holder
-from swamp_ray.storage.places import Place
+from swamp_ray.storage.patience import PatientPlace, impatient
+from swamp_ray.storage.places import Entry, Place
 
 LEASE_FILE = ".lease.json"
 """The name with a dot cannot be that of a slot of an artifact, whose manifest is ``<slot>.json``."""
@@ -140,14 +142,18 @@ class Leases:
 
     def remove(self, key: str, *, token: str = "", session: str = "") -> None:
         """Remove a lease that still has this token, or is of this attempt; storages that fail are left alone."""
-        with contextlib.suppress(RunError, OSError):
+        with contextlib.suppress(RunError, OSError), self.place.locked(key.rpartition("/")[0]):
             held = self.look(key)
             if held is None:
                 return
-            # Nothing can be removed on a condition: a lease taken over since the line above would be lost to its new
-            # holder, who then does its work without one.
+            # An object store removes nothing on a condition: a lease taken over since the look above would be lost to
+            # its new holder, who then finds that out before it writes a record.
             if (token and held.token == token) or (session and held.holder and held.holder.session == session):
                 self.place.remove(key)
+
+
+class LeaseLostError(RunError):
+    """What this process held is another's now, or gone: its records must not be written any more."""
 
 
 class Lease:
@@ -163,9 +169,14 @@ class Lease:
         self._leases, self._key, self._holder = leases, key, holder
         self.token, self._counter = uuid.uuid4().hex, 0
         self.content = self._dump()
-        self.lost = False
+        self.loss = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"lease {key}", daemon=True)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is known that somebody else has taken the lease over, or that it is gone."""
+        return bool(self.loss)
 
     def start(self) -> Lease:
         """Give signs of life from now on."""
@@ -189,7 +200,7 @@ class Lease:
             self._leases.remove(self._key, token=self.token)
 
     def beat(self) -> None:
-        """Give a sign of life; ``lost`` says whether somebody else has taken the lease over."""
+        """Give a sign of life; ``lost`` says whether the lease turned out to be another's, or gone."""
         self._counter += 1
         content = self._dump()
         try:
@@ -202,7 +213,49 @@ class Lease:
         if held is not None and held.token == self.token:
             self.content = held.content  # an earlier beat came through, though it seemed to fail
         else:
-            self.lost = True
+            self._lose(held)
+
+    def confirm(self) -> None:
+        """Look whether the lease is still held. A process that slept cannot know it by itself.
+
+        Raises:
+            LeaseLostError: Somebody else has taken it over, or it is gone.
+            RunError: The storage could not be read.
+        """
+        if not self.lost:
+            try:
+                held = _parse(impatient(self._leases.place).read(self._key))
+            except FileNotFoundError:
+                held = None
+            if held is not None and held.token == self.token:
+                return
+            self._lose(held)
+        raise LeaseLostError(self.loss)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """A moment in which the lease is certainly held, for one write.
+
+        Where the storage has locks nobody can take the lease over before the block ends, even if this process is
+        stopped in it. In an object store there are none; what must not be overwritten there is put on a condition.
+
+        Raises:
+            LeaseLostError: It is not held any more.
+        """
+        with impatient(self._leases.place).locked(self._key.rpartition("/")[0]):
+            self.confirm()
+            yield
+
+    def _lose(self, held: Held | None) -> None:
+        what = f"the {self._key.partition('s/')[0]} {self._holder.run!r}"
+        if held is not None:
+            self.loss = (f"another process works on {what} now ({held.holder or 'unknown'}): this one was silent for "
+                         "so long that it was taken for dead. It writes nothing more. Watch the other one with swamp "
+                         "status.")
+        else:
+            self.loss = (f"{what} is not held by this process any more: its folder was moved or deleted, or another "
+                         "process took it over and has ended. Nothing more is written. Run the same command again: it "
+                         "goes on from what is stored.")
 
     def _run(self) -> None:
         while not self.lost and not self._stop.wait(self._leases.interval_s):
@@ -211,6 +264,84 @@ class Lease:
     def _dump(self) -> bytes:
         return json.dumps({"token": self.token, "counter": self._counter, "expiry_s": self._leases.expiry_s,
                            "holder": asdict(self._holder)}, sort_keys=True).encode()
+
+
+class HeldPlace:
+    """A place that is written to only while a lease is held, which is confirmed before every write.
+
+    Args:
+        inner: The place.
+        lease: What allows the writes.
+    """
+
+    def __init__(self, inner: Place, lease: Lease) -> None:
+        self.inner, self.lease = inner, lease
+
+    @property
+    def uri(self) -> str:
+        """The inner place's."""
+        return self.inner.uri
+
+    def locate(self, key: str) -> Path | str:
+        """The inner place's."""
+        return self.inner.locate(key)
+
+    def read(self, key: str) -> bytes:
+        """All bytes of an object."""
+        return self.inner.read(key)
+
+    def write(self, key: str, data: bytes, *, keep_existing: bool = False, private: bool = False) -> bool:
+        """Write an object, if the lease is held."""
+        with self.lease.holding():
+            return self.inner.write(key, data, keep_existing=keep_existing, private=private)
+
+    def swap(self, key: str, data: bytes, expected: bytes) -> bool:
+        """Replace an object that holds what is expected, if the lease is held."""
+        # Not inside the lock, which `swap` takes itself.
+        self.lease.confirm()
+        return self.inner.swap(key, data, expected)
+
+    def remove(self, key: str, *, durable: bool = True) -> None:
+        """Remove an object, if the lease is held."""
+        with self.lease.holding():
+            self.inner.remove(key, durable=durable)
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object."""
+        return self.inner.size(key)
+
+    def entries(self, folder: str) -> list[Entry]:
+        """The objects directly under a prefix."""
+        return self.inner.entries(folder)
+
+    def folders(self, folder: str) -> list[str]:
+        """The prefixes directly under a prefix."""
+        return self.inner.folders(folder)
+
+    def others(self, folder: str) -> dict[str, str]:
+        """What is neither an object nor a prefix."""
+        return self.inner.others(folder)
+
+    def locked(self, folder: str) -> contextlib.AbstractContextManager[None]:
+        """The inner place's."""
+        return self.inner.locked(folder)
+
+    def pin(self) -> None:
+        """The inner place's."""
+        self.inner.pin()
+
+
+def held_by(place: Place, lease: Lease) -> Place:
+    """The same place, written to only while a lease is held."""
+    if isinstance(place, PatientPlace):
+        return PatientPlace(HeldPlace(place.inner, lease), place.patience)
+    return HeldPlace(place, lease)
+
+
+def holding(place: Place) -> contextlib.AbstractContextManager[None]:
+    """A moment for one write to a place: of one that a lease guards, with the lease held."""
+    found = impatient(place)
+    return found.lease.holding() if isinstance(found, HeldPlace) else contextlib.nullcontext()
 
 
 def claim(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines
-from swamp_ray.storage.places import Spot, as_spot
+from swamp_ray.storage.places import Spot, as_spot, made_folder
 
 _LEADING: dict[str, pa.DataType] = {
     "time": pa.float64(), "kind": pa.string(), "round": pa.int64(), "particle": pa.int64(), "epoch": pa.int64(),
@@ -95,8 +95,9 @@ class _EventFiles:
 
     def __init__(self, spot: Spot) -> None:
         self._spot = spot
-        self._temporary = None if isinstance(spot.location, Path) else Path(tempfile.mkdtemp(prefix="swamp-events-"))
-        self.writer: Any = _summary_writer(self._temporary or Path(spot.location))
+        folder = made_folder(spot)
+        self._temporary = Path(tempfile.mkdtemp(prefix="swamp-events-")) if folder is None else None
+        self.writer: Any = _summary_writer(folder or Path(str(self._temporary)))
 
     def close(self) -> None:
         """End the files; that one could not be uploaded is no reason for a run to fail."""

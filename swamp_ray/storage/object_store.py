@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -83,8 +84,8 @@ class ObjectPlace:
         """All bytes of one version of an object."""
         return self._read(key)[0]
 
-    def write(self, key: str, data: bytes, *, keep_existing: bool = False) -> bool:
-        """One put, conditional where an existing object is to be kept."""
+    def write(self, key: str, data: bytes, *, keep_existing: bool = False, private: bool = False) -> bool:
+        """One put, conditional where an existing object is to be kept; who may read it is the bucket's own matter."""
         try:
             self._put(key, data, "create" if keep_existing else "overwrite")
         except AlreadyExistsError:
@@ -125,6 +126,17 @@ class ObjectPlace:
     def folders(self, folder: str) -> list[str]:
         """The prefixes directly under a prefix."""
         return sorted(_last(prefix) for prefix in self._list(folder)["common_prefixes"])
+
+    def others(self, folder: str) -> dict[str, str]:
+        """Nothing: an object store has objects alone."""
+        return {}
+
+    def locked(self, folder: str) -> contextlib.AbstractContextManager[None]:
+        """Without effect: an object store has no locks. Conditional puts stand in for them."""
+        return contextlib.nullcontext()
+
+    def pin(self) -> None:
+        """Without effect: a bucket is known by its name."""
 
     def _list(self, folder: str) -> Any:
         return self._ask(folder, "listed", lambda path: obstore.list_with_delimiter(self._store, path or None))

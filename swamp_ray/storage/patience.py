@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -126,9 +127,10 @@ class PatientPlace:
         """All bytes of an object."""
         return self.patience.call(lambda: self.inner.read(key))[0]
 
-    def write(self, key: str, data: bytes, *, keep_existing: bool = False) -> bool:
+    def write(self, key: str, data: bytes, *, keep_existing: bool = False, private: bool = False) -> bool:
         """Write an object; one that is kept may be what an earlier try of this very call has written."""
-        written, again = self.patience.call(lambda: self.inner.write(key, data, keep_existing=keep_existing))
+        written, again = self.patience.call(
+            lambda: self.inner.write(key, data, keep_existing=keep_existing, private=private))
         return written or (again and self._holds(key, data))
 
     def swap(self, key: str, data: bytes, expected: bytes) -> bool:
@@ -151,6 +153,18 @@ class PatientPlace:
     def folders(self, folder: str) -> list[str]:
         """The prefixes directly under a prefix."""
         return self.patience.call(lambda: self.inner.folders(folder))[0]
+
+    def others(self, folder: str) -> dict[str, str]:
+        """What is neither an object nor a prefix."""
+        return self.patience.call(lambda: self.inner.others(folder))[0]
+
+    def locked(self, folder: str) -> AbstractContextManager[None]:
+        """The inner place's."""
+        return self.inner.locked(folder)
+
+    def pin(self) -> None:
+        """The inner place's."""
+        self.inner.pin()
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:

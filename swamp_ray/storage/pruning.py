@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.storage.artifacts import CHECKPOINT, DIVERGED, RESULT, STALE_S, Manifest, parse_manifest, payload_name
-from swamp_ray.storage.places import Entry, Place
+from swamp_ray.storage.places import Entry, Place, is_key
 from swamp_ray.storage.usage import Usage, read_usage, run_dirs
 
 UNUSED = "artifacts that no run names"
@@ -64,16 +64,20 @@ class Survey:
         runs: Its runs by name.
         num_young: Artifacts that no run names, but that are too young to be removed.
         young_bytes: Their size.
+        strange: Links, named pipes, sockets and devices, by where they lie: they and what is behind them stay.
     """
 
     removals: list[Removal] = field(default_factory=list)
     runs: list[RunSpace] = field(default_factory=list)
     num_young: int = 0
     young_bytes: int = 0
+    strange: dict[str, str] = field(default_factory=dict)
 
 
 def survey(place: Place, older_than_s: float) -> Survey:
     """Look through a storage root; nothing in it is changed but for a small file that tells the place's time.
+
+    What lies behind a link is neither looked at nor removed. The records of a run that is a link do count.
 
     Args:
         place: The storage root.
@@ -81,14 +85,15 @@ def survey(place: Place, older_than_s: float) -> Survey:
 
     Raises:
         CorruptArtifactError: The records of a run cannot be read: what it needs is not known.
-        UserError: Something that is no run lies among the runs.
+        UserError: Something that is no run lies among the runs, or one of them is a link that leads nowhere.
     """
     usages = [read_usage(rundir) for rundir in run_dirs(place.uri)]
     named = _named(usages)
-    contents = {name: place.entries(_folder(name)) for name in _artifacts(place)}
-    loose = place.entries("artifacts")
+    strange: dict[str, str] = {}
+    contents = {name: place.entries(_folder(name)) for name in _artifacts(place, strange)}
+    loose = place.entries("artifacts") if "artifacts" not in strange else []
     now_s = _now_s(place, [entry for entries in contents.values() for entry in entries])
-    found = Survey(runs=_run_spaces(place, usages, contents))
+    found = Survey(runs=_run_spaces(place, usages, contents, strange), strange=strange)
     for name, entries in contents.items():
         if name in named:
             found.removals += _inside(place, name, entries, now_s, older_than_s)
@@ -137,12 +142,28 @@ def _folder(name: str) -> str:
     return f"artifacts/{name[:2]}/{name}"
 
 
-def _artifacts(place: Place) -> Iterator[str]:
-    for prefix in place.folders("artifacts"):
-        for name in place.folders(f"artifacts/{prefix}"):
+def _artifacts(place: Place, strange: dict[str, str]) -> Iterator[str]:
+    """The names of artifacts; what is neither a file nor a folder is added to `strange` on the way."""
+    if "artifacts" not in own_folders(place, "", strange):
+        return
+    for prefix in own_folders(place, "artifacts", strange):
+        for name in own_folders(place, f"artifacts/{prefix}", strange):
             # Whatever else lies there is not this project's.
             if _NAME.fullmatch(name) and name.startswith(prefix):
+                _note_others(place, _folder(name), strange)
                 yield name
+
+
+def own_folders(place: Place, folder: str, strange: dict[str, str]) -> list[str]:
+    """The folders in a folder that are not links; links and the like are added to `strange`."""
+    others = _note_others(place, folder, strange)
+    return [name for name in place.folders(folder) if name not in others and is_key(name)]
+
+
+def _note_others(place: Place, folder: str, strange: dict[str, str]) -> dict[str, str]:
+    others = place.others(folder)
+    strange.update({f"{folder}/{name}".lstrip("/"): kind for name, kind in others.items()})
+    return others
 
 
 def _inside(place: Place, name: str, entries: Sequence[Entry], now_s: float, older_than_s: float) -> list[Removal]:
@@ -199,20 +220,24 @@ def _now_s(place: Place, entries: Sequence[Entry]) -> float:
     return now if now is not None else max((entry.modified_s for entry in entries), default=0.0)
 
 
-def _run_spaces(place: Place, usages: Sequence[Usage], contents: dict[str, list[Entry]]) -> list[RunSpace]:
+def _run_spaces(place: Place, usages: Sequence[Usage], contents: dict[str, list[Entry]],
+                strange: dict[str, str]) -> list[RunSpace]:
     users: dict[str, int] = {}
+    if "runs" not in strange:
+        _note_others(place, "runs", strange)
     for usage in usages:
         for name in usage.names:
             users[name] = users.get(name, 0) + 1
     spaces = []
     for usage in usages:
         sizes = {name: _size(contents.get(name, [])) for name in usage.names}
-        own = sum(size for name, size in sizes.items() if users[name] == 1) + _tree_bytes(place, f"runs/{usage.run}")
+        own = sum(size for name, size in sizes.items() if users[name] == 1) + (
+            _tree_bytes(place, f"runs/{usage.run}", strange) if f"runs/{usage.run}" not in strange else 0)
         shared = sum(size for name, size in sizes.items() if users[name] > 1)
         spaces.append(RunSpace(usage.run, usage.status, sum(size > 0 for size in sizes.values()), own, shared))
     return spaces
 
 
-def _tree_bytes(place: Place, folder: str) -> int:
-    inner = sum(_tree_bytes(place, f"{folder}/{name}") for name in place.folders(folder))
+def _tree_bytes(place: Place, folder: str, strange: dict[str, str]) -> int:
+    inner = sum(_tree_bytes(place, f"{folder}/{name}", strange) for name in own_folders(place, folder, strange))
     return inner + _size(place.entries(folder))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from swamp_ray.errors import RunError, SwampError, UserError
 from swamp_ray.sparsity import masks as sparsity_masks
+from swamp_ray.storage.files import check_is_file
 from swamp_ray.storage.identity import canonical_json
 from swamp_ray.storage.places import as_spot, is_url
 
@@ -172,6 +173,7 @@ class _NotATicketError(Exception):
 def _local_copy(path: str | Path) -> Iterator[Path]:
     """The file itself; of an object a temporary one, because safetensors reads metadata from files alone."""
     if not is_url(path):
+        check_is_file(Path(path))
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="swamp-ticket-") as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +43,30 @@ def run_dirs(storage: str | Place) -> list[RunDir]:
     """All runs of a storage root, by name.
 
     Raises:
-        UserError: Something else lies among them, so that nobody knows what it needs.
+        UserError: Something else lies among them, or a link that leads nowhere, so that nobody knows what it needs.
     """
     found = []
     place = as_place(storage)
-    for name in place.folders("runs"):
+    names = place.folders("runs")
+    _check_links(place, names)
+    for name in names:
         try:
             found.append(RunDir(place, name))
         except UserError as error:
             raise UserError("this folder lies among the runs, but its name is none of a run", got=name,
                             where=str(place.locate("runs")), do="Move it away or rename it.") from error
     return found
+
+
+def _check_links(place: Place, names: Sequence[str]) -> None:
+    """Refuse what may be a run that cannot be seen: a link that leads nowhere, as to a disk that is not mounted."""
+    broken = [f"runs/{name}" for name, kind in place.others("runs").items() if kind == "a link" and name not in names]
+    if place.others("").get("runs") is not None and "runs" not in place.folders(""):
+        broken.insert(0, "runs")
+    if broken:
+        raise UserError("this is a link that leads to no folder, so nobody knows which results are needed",
+                        got=broken[0], where=str(place.locate("")),
+                        do="Restore what it leads to, or remove the link.")
 
 
 def other_runs(rundir: RunDir) -> list[RunDir]:
