@@ -51,12 +51,12 @@ chaos: $(VENV)/.installed-dev ## Disturb a run with 200 faults; about half an ho
 	@$(PY) benchmarks/chaos.py
 
 .PHONY: study-cpu
-study-cpu: $(VENV)/.installed ## The next hour of the study on CIFAR-10 for processors (docs/study.md)
+study-cpu: $(VENV)/.installed ## The next hour of the study on processors (docs/study.md)
 	@$(PY) benchmarks/study.py cpu --budget-min 60 --jobs 2
 
 .PHONY: study
-study: $(VENV)/.installed ## The next half hour of the study on a GPU (docs/study.md)
-	@$(PY) benchmarks/study.py gpu --budget-min 25
+study: $(VENV)/.installed ## The next nine minutes of the study on a GPU (docs/study.md)
+	@$(PY) benchmarks/study.py gpu --budget-min 8
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff and pyright

@@ -16,8 +16,6 @@ ENDPOINT = 3
 """The primary endpoint is the mean over so many of the sparsest rounds."""
 MARGIN = 0.5
 """Points of accuracy within which C3 calls two methods equivalent, and C1 and C5 a loss nothing."""
-CHANCE = 0.1
-"""Accuracy of guessing one of CIFAR-10's classes: what a network counts for that diverged."""
 COLLAPSED = 0.15
 """A network that is no more accurate than this has collapsed; it stays in all means."""
 AGAINST = ("imp", "imp_4t", "swamp_without_swa", "imp_swa")

@@ -29,14 +29,34 @@ IMP = SINGLE | NO_SWA
 
 @dataclass(frozen=True)
 class Context:
-    """What a part works with: the tier's config with everything that was chosen, and its arms by name."""
+    """What a part works with.
+
+    Attributes:
+        base: The tier's config.
+        arms: Its arms by name.
+        chosen: Options that were chosen on validation, by the arm that takes them over.
+    """
 
     base: SwampConfig
     arms: Mapping[str, Arm]
+    chosen: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def config_of(self, arm: Arm, seed: int, name: str | None = None, more: Mapping[str, Any] | None = None
+                  ) -> SwampConfig:
+        """The config of one run of an arm, with what was chosen for it.
+
+        Args:
+            arm: Which one.
+            seed: The run's.
+            name: Of the run; default: the arm's.
+            more: Options that go before all others.
+        """
+        base = with_values(self.base, dict(self.chosen.get(arm.name, {})))
+        return arm.config(base, seed, name, more)
 
     def run_of(self, arm: str, seed: int) -> Attempt:
         """The run of an arm; what the storage has of it is not trained again."""
-        return attempt(self.arms[arm].config(self.base, seed))
+        return attempt(self.config_of(self.arms[arm], seed))
 
 
 class Part(Protocol):
@@ -81,18 +101,20 @@ class Arm:
     stage: int = 1
     seeds: tuple[int, ...] | None = None
 
-    def config(self, base: SwampConfig, seed: int, name: str | None = None) -> SwampConfig:
+    def config(self, base: SwampConfig, seed: int, name: str | None = None, more: Mapping[str, Any] | None = None
+               ) -> SwampConfig:
         """The config of one run."""
-        return with_values(base, {**self.values, "seed": seed, "name": f"{name or self.name}-seed{seed}"})
+        return with_values(base, {**self.values, **(more or {}), "seed": seed,
+                                  "name": f"{name or self.name}-seed{seed}"})
 
     def rows(self, context: Context, seed: int) -> list[Row]:
         """Its rounds, its lines, and the ensemble with its second solution."""
-        done = attempt(self.config(context.base, seed))
+        done = attempt(context.config_of(self, seed))
         rows = _named(self.name, round_rows(done))
         if self.lines:
             rows += _named(self.name, line_rows(done))
         if self.second:
-            other = attempt(self.config(context.base, seed + SECOND_SEED, f"{self.name}_second"))
+            other = attempt(context.config_of(self, seed + SECOND_SEED, f"{self.name}_second"))
             rows += _named(f"{self.name}_second", round_rows(other))
             rows += _named(f"{self.name}_ensemble", ensemble_rows(done, other))
         return rows
@@ -100,27 +122,34 @@ class Arm:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the settings between which the study chooses, by IMP's or another arm's accuracy on validation.
+    """One of the settings between which the study chooses, by an arm's accuracy on validation.
 
     Attributes:
         name: Of the part.
         question: What is chosen; settings of one question are compared with each other.
-        setting: Options that every arm takes over if this setting is chosen.
-        values: The arm that is trained with it.
+        arm: The arm that is trained with the setting, and with what earlier stages chose for it.
+        setting: Options that the takers take over if this setting is chosen.
+        takers: Arms that take it over.
+        chain: Options of these short runs, e.g. the sparsities at which settings are compared.
+        improves: An earlier question; its best setting stays if none of this one is better.
         stage, seeds: See :class:`Part`.
     """
 
     name: str
     question: str
+    arm: str
     setting: Mapping[str, Any]
-    values: Mapping[str, Any]
+    takers: tuple[str, ...]
+    chain: Mapping[str, Any]
     stage: int
     seeds: tuple[int, ...] | None = None
+    improves: str | None = None
 
     def rows(self, context: Context, seed: int) -> list[Row]:
         """The rounds of its run."""
-        arm = Arm(self.name.replace(" ", "-"), {**self.setting, **self.values})
-        return _named(self.name, round_rows(attempt(arm.config(context.base, seed))))
+        config = context.config_of(context.arms[self.arm], seed, self.name.replace(" ", "-"),
+                                   {**self.setting, **self.chain})
+        return _named(self.name, round_rows(attempt(config)))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from _study_frames import CHANCE
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import DivergedError, RunError
@@ -72,10 +71,13 @@ def round_rows(done: Attempt) -> list[Row]:
 
 
 def missing_rows(done: Attempt, networks: Sequence[str]) -> list[Row]:
-    """The rounds that a diverged run has not come to: each is marked, and its networks are as accurate as guessing."""
+    """The rounds that a diverged run has not come to: each is marked, and its networks guess among the classes."""
+    num_classes = done.prepared.data.num_classes or 1
+    guessing = {"accuracy": 1 / num_classes, "loss": math.log(num_classes)}
     missing = [plan for plan in done.prepared.plan if plan.index not in {record["round"] for record in done.records}]
-    return [*(row(plan.index, plan.sparsity, network, split, "accuracy", CHANCE)
-              for plan in missing for network in networks for split in ("validation", "test")),
+    return [*(row(plan.index, plan.sparsity, network, split, metric, value)
+              for plan in missing for network in networks for split in ("validation", "test")
+              for metric, value in guessing.items()),
             *(row(plan.index, plan.sparsity, DIVERGED, "train", DIVERGED, 1.0) for plan in missing)]
 
 

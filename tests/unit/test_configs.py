@@ -35,6 +35,8 @@ DATASETS = {
     "cifar10": (50_000, 10, (3, 32, 32)),
     "cifar100": (50_000, 100, (3, 32, 32)),
     "image_folder": (1_281_167, 1000, (3, 224, 224)),
+    "benchmarks._study_data:mnist": (60_000, 10, (1, 28, 28)),
+    "benchmarks._study_data:sentences": (5_452, 6, (32,)),
 }
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
 
