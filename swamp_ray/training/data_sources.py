@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..config import DataConfig
 from ..errors import UserError
+from .decoding import Unclear, decoded, quietly, why
 from .nests import num_samples
 from .samples import channel_statistics, class_counts, first_rows, shuffled
 
@@ -212,6 +212,8 @@ def read_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if path.exists() and not path.is_file():
+        raise UserError("this is no regular file", where=str(path), do="Put the Parquet file there.")
     if not path.is_file():
         raise UserError("this file is missing", where=str(path), do="Both the training and the test file are needed.")
     try:
@@ -225,7 +227,8 @@ def read_parquet(
         raise UserError(f"this is no Parquet file that can be read: {error}", where=str(path)) from error
     labels = _label_column(table["label"], num_classes, path)
     rows = first_rows(len(labels), labels, limit)
-    images = _decode_all(_image_column(table["image"], path), rows, path)
+    with quietly():
+        images = _decode_all(_image_column(table["image"], path), rows, path)
     named = (schema.metadata or {}).get(b"classes", b"").decode()
     return (images, labels[rows]), tuple(named.split(",")) if named else ()
 
@@ -290,8 +293,9 @@ def _decode(encoded: bytes | None, where: str) -> np.ndarray:
         raise UserError("the image is missing", where=where)
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            return np.asarray(decoded(image))
+    except Unclear as error:
+        raise UserError(f"the image cannot be used: {error}", where=where) from error
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error
-        reason = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))
-        raise UserError(f"the image cannot be decoded: {reason}", where=where,
+        raise UserError(f"the image cannot be decoded: {why(error)}", where=where,
                         do="Replace the file, or remove the row.") from error

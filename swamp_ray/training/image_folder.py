@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,15 @@ from torch.utils.data import Dataset
 
 from ..config import DataConfig
 from ..errors import RunError, UserError
+from .decoding import decoded, why
+from .listing import EXTENSIONS, UNREAD_EXTENSIONS, Inspector, Listing, class_folders, list_images
 from .samples import Data, Images, LazySamples, digest_of, first_rows, fixed_order, hold_out
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True, eq=False)
-class Listing:
-    """The image files under one folder.
-
-    Attributes:
-        root: Holds one folder a class.
-        files: Paths relative to the root as bytes (a quarter of the memory of text), sorted by class, then name.
-        labels: int64 ``[N]``.
-        stamps: Size in bytes and modification time in ns, int64 ``[N, 2]``.
-        classes: Sorted folder names.
-    """
-
-    root: Path
-    files: np.ndarray
-    labels: np.ndarray
-    stamps: np.ndarray
-    classes: tuple[str, ...]
-
-
 class ImageFiles(Dataset[Any]):
-    """Decoded RGB images and their labels, by position in a listing."""
+    """Decoded RGB images (:mod:`swamp_ray.training.decoding`) and their labels, by position in a listing."""
 
     def __init__(self, listing: Listing) -> None:
         self.root, self.files, self.labels = str(listing.root), listing.files, listing.labels
@@ -53,11 +35,9 @@ class ImageFiles(Dataset[Any]):
         path = os.path.join(self.root, os.fsdecode(self.files[index]))
         try:
             with Image.open(path) as image:
-                image.load()
-                # Converting what is RGB already would copy it, at a tenth of the whole cost of a sample.
-                return image if image.mode == "RGB" else image.convert("RGB"), int(self.labels[index])
+                return decoded(image), int(self.labels[index])
         except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error
-            raise RunError(f"the image {path} cannot be read: {error}. Replace or remove the file.") from error
+            raise RunError(f"the image {path} cannot be read: {why(error)}. Replace or remove the file.") from error
 
 
 @dataclass(frozen=True)
@@ -77,14 +57,16 @@ def load_image_folder(config: DataConfig, root: Path | None) -> Data:
     One of ``val`` and ``test`` is the test set, and validation is held out of ``train``. Where both are there,
     ``val`` is the validation set. Training images: random resized crop and mirroring (``data.augment``); others:
     shorter side to ``data.resize``, centre crop of ``data.image_size``; then ImageNet's normalisation.
-    The digest covers each file's relative path, size and modification time, not its pixels.
+    The digest covers each file's relative path, size and modification time, not its pixels; of files whose values are
+    scaled, put on a ground or turned (:mod:`swamp_ray.training.decoding`) that, too.
     """
     assert root is not None
-    train = list_images(root / "train")
+    inspect = Inspector()
+    train = list_images(root / "train", None, inspect)
     held_folders: list[str] = [name for name in ("val", "test") if _has_class_folders(root / name)]
     if not held_folders:
         raise UserError("there must be a folder val or test with one folder a class", where=str(root))
-    others = {name: list_images(root / name, train.classes) for name in held_folders}
+    others = {name: list_images(root / name, train.classes, inspect) for name in held_folders}
     test = others[held_folders[-1]]
     images, augmented, plain = _pipeline(config)
     rows = first_rows(len(train.files), train.labels, config.limit_train)
@@ -112,11 +94,22 @@ def load_image_folder(config: DataConfig, root: Path | None) -> Data:
         digest=digest_of({name: _identity(*split) for name, split in splits.items()}, settings),
         description={"name": config.name, "source": f"train, {', '.join(held_folders)}", "sample": "image files",
                      **{name: len(chosen) for name, (_, chosen) in splits.items()}},
+        warnings=_warnings([train, *others.values()]),
     )
 
 
+def _warnings(listings: Sequence[Listing]) -> tuple[str, ...]:
+    num = sum(listing.num_unread for listing in listings)
+    if not num:
+        return ()
+    return (f"{num} files of the data end in {', '.join(UNREAD_EXTENSIONS)}, or one of these, and are not read; images "
+            f"end in {', '.join(EXTENSIONS)}",)
+
+
 def _identity(listing: Listing, rows: np.ndarray) -> dict[str, np.ndarray]:
-    return {"files": listing.files[rows], "labels": listing.labels[rows], "stamps": listing.stamps[rows]}
+    found = {"files": listing.files[rows], "labels": listing.labels[rows], "stamps": listing.stamps[rows]}
+    # Sets of ordinary files keep the digest that they had before other files were decoded in another way.
+    return found | ({"steps": listing.steps[rows]} if listing.steps[rows].any() else {})
 
 
 def _pipeline(config: DataConfig) -> tuple[Images, ImageTransform, ImageTransform]:
@@ -138,60 +131,5 @@ def _augment(config: DataConfig) -> str:
     return "crop_flip" if config.augment == "auto" else config.augment
 
 
-def list_images(folder: Path, classes: tuple[str, ...] | None = None) -> Listing:
-    """The image files below the class folders of a folder.
-
-    Args:
-        folder: Holds one folder a class.
-        classes: The classes that must be there; None: at least two, whatever their names.
-
-    Raises:
-        UserError: The folder is missing or empty, a class is missing or empty, there is only one, or a file is empty.
-    """
-    if not folder.is_dir():
-        raise UserError("this folder does not exist", where=str(folder), do="It must hold one folder a class.")
-    found = _class_folders(folder)
-    if not found:
-        raise UserError("there are no class folders", where=str(folder), do="It must hold one folder a class.")
-    if classes is None and len(found) < 2:
-        raise UserError("there must be at least two classes", got="only " + ", ".join(found), where=str(folder))
-    if classes is not None and found != classes:
-        odd = ", ".join(sorted(set(found) ^ set(classes))[:5])
-        raise UserError("the class folders must be those of train", got=f"differences in: {odd}", where=str(folder))
-    files: list[str] = []
-    labels: list[int] = []
-    stamps: list[tuple[int, int]] = []
-    for label, name in enumerate(found):
-        of_class = sorted(_files_below(folder / name))
-        if not of_class:
-            raise UserError("this class has no images", where=str(folder / name),
-                            do=f"Images end in {', '.join(EXTENSIONS)}.")
-        for path, size, modified in of_class:
-            files.append(os.path.relpath(path, folder))
-            stamps.append((size, modified))
-        labels += [label] * len(of_class)
-    names = np.array([os.fsencode(file) for file in files])
-    return Listing(folder, names, np.array(labels, np.int64), np.array(stamps, np.int64), found)
-
-
-def _files_below(folder: Path) -> list[tuple[str, int, int]]:
-    """Path, size and modification time of each image file."""
-    found: list[tuple[str, int, int]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                found += _files_below(Path(entry.path))
-            elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
-                status = entry.stat()
-                if not status.st_size:
-                    raise UserError("this image file is empty", where=entry.path, do="Replace or remove it.")
-                found.append((entry.path, status.st_size, status.st_mtime_ns))
-    return found
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-
-
 def _has_class_folders(folder: Path) -> bool:
-    return folder.is_dir() and bool(_class_folders(folder))
+    return folder.is_dir() and bool(class_folders(folder))

@@ -90,6 +90,7 @@ class Data:
         class_names: In the order of the labels; may be empty.
         digest: SHA-256 of the three splits and the pipeline.
         description: Name, source, sizes: plain values for people.
+        warnings: What the user should know of the data.
     """
 
     train: Samples
@@ -100,6 +101,7 @@ class Data:
     class_names: tuple[str, ...]
     digest: str
     description: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def shuffled(num: int, seed: int, purpose: str, *indices: int) -> np.ndarray:

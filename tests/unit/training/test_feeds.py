@@ -289,10 +289,10 @@ def test_image_folder_batches(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_file_in_a_folder_is_named(tmp_path: Path) -> None:
-    config = image_folder(tmp_path)
+    data = load_data(image_folder(tmp_path))
     (tmp_path / "test" / "dog" / "2.png").write_bytes(b"no image")
     with pytest.raises(RunError, match=r"dog/2\.png"):
-        list(feed_of(load_data(config).test).batches(2, seed=None, drop_last=False))
+        list(feed_of(data.test).batches(2, seed=None, drop_last=False))
 
 
 @pytest.mark.parametrize("seed", [None, 11])
