@@ -220,8 +220,9 @@ def space_lines(prepared: Prepared) -> list[str]:
 
 
 def warnings(prepared: Prepared) -> list[str]:
-    """What the network's metrics depend on besides it, and layers that the plan is sure to empty."""
-    return [f"[yellow]warning: {prepared.caution}[/yellow]"] * bool(prepared.caution) + _emptied(prepared)
+    """What is odd about the data, what else metrics depend on, and layers that are sure to be emptied."""
+    texts = [*prepared.data.warnings, *([prepared.caution] if prepared.caution else [])]
+    return [f"[yellow]warning: {escape(text)}[/yellow]" for text in texts] + _emptied(prepared)
 
 
 def _emptied(prepared: Prepared) -> list[str]:

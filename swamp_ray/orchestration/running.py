@@ -83,6 +83,8 @@ def _run(
         reporter.run_started(prepared, str(rundir.spot()))
         for text in unused_settings(config.execution):
             reporter.warning(text)
+        for text in prepared.data.warnings:
+            reporter.warning(text)
         if prepared.caution:
             reporter.warning(prepared.caution)
         if not complete and not (space := estimate(prepared)).fits:

@@ -404,6 +404,9 @@ class _Sweep:
             kind = "of the settings that were tried" if self.sweep.config.is_adaptive else "settings"
             self.reporter.warning(f"{len(self.plan.invalid)} {kind} cannot run; the first: "
                                   f"{next(iter(self.plan.invalid.values()))}")
+        texts = [text for data in self.plan.data.values() for text in data.warnings]
+        for text in dict.fromkeys(texts):
+            self.reporter.warning(text)
         free = free_bytes(self.sweep.base.storage)
         if free is not None and self.plan.num_bytes > free:
             self.reporter.warning(f"this may not fit: about {self.plan.num_bytes / 1e6:,.0f} MB in all, and "

@@ -118,7 +118,7 @@ def assemble(config: DataConfig, raw: Raw) -> Data:
     samples = {name: ArraySamples(nest, images) for name, nest in splits.items()}
     first = leaves(raw.train)[0]
     return Data(
-        **samples,
+        train=samples["train"], validation=samples["validation"], test=samples["test"],
         num_classes=raw.num_classes,
         input_shape=_input_shape(raw, images is not None),
         class_names=raw.class_names,

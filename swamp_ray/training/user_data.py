@@ -229,7 +229,7 @@ def _lazy(config: DataConfig, made: Mapping[str, Any], splits: dict[str, Any]) -
     source = {"version": config.version, "name": config.name, "options": hashlib.sha256(
         repr(sorted(config.options.items())).encode()).hexdigest()}
     return Data(
-        **samples, num_classes=num_classes,
+        train=samples["train"], validation=samples["validation"], test=samples["test"], num_classes=num_classes,
         input_shape=tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else None,
         class_names=_class_names(made, num_classes), digest=digest_of(chosen, source),
         description={"name": config.name, "source": f"{config.name} (read while training)", "sample": "dataset",
