@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import UserError, nearest
+from swamp_ray.usercode import script  # noqa: F401  (reads the script that runs before its file can change)
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
+_TRIES = 3
+_MAIN = ("Put it into a file of its own, for example my_project.py in the current folder, and name it "
+         "my_project:{}.")
 
 
 def is_import_path(name: str) -> bool:
@@ -33,6 +37,64 @@ def own_traceback(error: BaseException) -> str:
     return "".join((["Traceback (most recent call last):\n"] if frames else []) + lines).strip()
 
 
+def import_module(name: str, where: str, anew: bool = False) -> Any:
+    """The module of a name, with the code that its file holds.
+
+    Args:
+        name: Its full name.
+        where: Option path for the error text.
+        anew: Whether its project is to be looked at once more, if this process has imported it before. Modules that
+            have changed are then imported anew. In the course of a run this must not happen.
+
+    Raises:
+        UserError: The module fails on import (its own traceback is in the text), or cannot be imported anew.
+    """
+    from swamp_ray.usercode.loading import is_imported_as, restored_on_failure, take_up, taken
+
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    is_name = all(word.isidentifier() for word in name.split("."))
+    with restored_on_failure():
+        for _ in range(_TRIES):
+            if is_name and (anew or name not in sys.modules or taken(name) is None):
+                take_up([name])
+            module = _import(name, where)
+            project = taken(name)
+            if project is None or (changed := is_imported_as(project)) is None:
+                return module
+            anew = True
+    raise UserError(f"the module {changed!r} changes again and again while it is imported", where=where)
+
+
+def _import(name: str, where: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+        reason = "".join(traceback.format_exception_only(error)).strip() if missing else own_traceback(error)
+        raise UserError(
+            f"the module {name!r} cannot be imported",
+            do=f"Start swamp where the module can be found, or install it. The module's own error:\n{reason}",
+            where=where,
+        ) from error
+
+
+def refuse_main(path: str, where: str) -> None:
+    """Refuse code that only the script or the notebook itself holds: workers on Ray cannot import it.
+
+    Raises:
+        UserError: The import path begins with ``__main__``.
+    """
+    module_name, _, attribute = path.partition(":")
+    if module_name == "__main__":
+        raise UserError("workers on Ray are processes of their own, and cannot import what the script or the notebook "
+                        "itself defines", got=path, where=where,
+                        do=f"{_MAIN.format(attribute)} Or train in this process: execution.executor: inline.")
+
+
 def load_object(path: str, where: str) -> Any:
     """The object that an import path names.
 
@@ -49,22 +111,10 @@ def load_object(path: str, where: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise UserError("must be an import path", got=path, do="Write it as 'package.module:attribute'.", where=where)
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        reason = "".join(traceback.format_exception_only(error)).strip() if missing else own_traceback(error)
-        raise UserError(
-            f"the module {module_name!r} cannot be imported",
-            do=f"Start swamp where the module can be found, or install it. The module's own error:\n{reason}",
-            where=where,
-        ) from error
+    found = import_module(module_name, where)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            hint = nearest(part, dir(found))
-            raise UserError(f"{module_name!r} has no attribute {attribute!r}", do=hint, where=where)
+            raise UserError(f"{module_name!r} has no attribute {attribute!r}", where=where,
+                            do=_MAIN.format(attribute) if module_name == "__main__" else nearest(part, dir(found)))
         found = getattr(found, part)
     return found
