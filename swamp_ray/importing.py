@@ -6,12 +6,13 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import UserError, nearest
-from swamp_ray.usercode import script  # noqa: F401  (reads the script that runs before its file can change)
 
+importlib.import_module("swamp_ray.usercode.script")  # reads the script that runs before its file can change
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _TRIES = 3
 _MAIN = ("Put it into a file of its own, for example my_project.py in the current folder, and name it "
@@ -54,6 +55,7 @@ def import_module(name: str, where: str, anew: bool = False) -> Any:
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
+    changed: str | None = None
     is_name = all(word.isidentifier() for word in name.split("."))
     with restored_on_failure():
         for _ in range(_TRIES):
@@ -82,17 +84,33 @@ def _import(name: str, where: str) -> Any:
         ) from error
 
 
-def refuse_main(path: str, where: str) -> None:
+def refuse_main(paths: Mapping[str, str]) -> None:
     """Refuse code that only the script or the notebook itself holds: workers on Ray cannot import it.
 
+    Args:
+        paths: Import paths by the option that names them.
+
     Raises:
-        UserError: The import path begins with ``__main__``.
+        UserError: One begins with ``__main__``.
+    """
+    for option, path in paths.items():
+        module_name, _, attribute = path.partition(":")
+        if module_name == "__main__":
+            raise UserError("workers on Ray are processes of their own, and cannot import what the script or the "
+                            "notebook itself defines", got=path, where=option,
+                            do=f"{_MAIN.format(attribute)} Or train in this process: execution.executor: inline.")
+
+
+def split_path(path: str, where: str) -> tuple[str, str]:
+    """The module and the attribute of an import path.
+
+    Raises:
+        UserError: One of them is missing.
     """
     module_name, _, attribute = path.partition(":")
-    if module_name == "__main__":
-        raise UserError("workers on Ray are processes of their own, and cannot import what the script or the notebook "
-                        "itself defines", got=path, where=where,
-                        do=f"{_MAIN.format(attribute)} Or train in this process: execution.executor: inline.")
+    if not module_name or not attribute:
+        raise UserError("must be an import path", got=path, do="Write it as 'package.module:attribute'.", where=where)
+    return module_name, attribute
 
 
 def load_object(path: str, where: str) -> Any:
@@ -108,9 +126,7 @@ def load_object(path: str, where: str) -> Any:
         UserError: The path is malformed, the module fails on import (its own traceback is in the text),
             or the attribute does not exist.
     """
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise UserError("must be an import path", got=path, do="Write it as 'package.module:attribute'.", where=where)
+    module_name, attribute = split_path(path, where)
     found = import_module(module_name, where)
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from swamp_ray.config import StartFrom, SwampConfig
 from swamp_ray.errors import RunError, UserError, first_line
-from swamp_ray.importing import is_import_path
+from swamp_ray.importing import is_import_path, refuse_main
 from swamp_ray.round_messages import RoundPlan
 from swamp_ray.rounds import plan_rounds
 from swamp_ray.seeding import derive_seed
@@ -38,6 +38,7 @@ from swamp_ray.training.arithmetic import (
 )
 from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.data import Data, load_data
+from swamp_ray.training.factories import Snapshot, disturb_
 from swamp_ray.training.models import check_outputs
 from swamp_ray.training.nests import num_samples, split_batch
 from swamp_ray.training.normalisation import (
@@ -53,7 +54,9 @@ from swamp_ray.training.packable import why_unpackable
 from swamp_ray.training.particle import initial_model, steps_per_epoch
 from swamp_ray.training.program import Program, dense_phase, round_program
 from swamp_ray.training.reproducible import seeded
+from swamp_ray.training.samples import LazySamples
 from swamp_ray.training.tasks import Classification, build_task
+from swamp_ray.usercode.code import NO_CODE, Code, import_paths, take_up
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Prepared:
         open_packings: Forms and widths of packing that have to be chosen from; empty once it is decided.
         unpackable: Why some forms do not come into question for this network.
         caution: What its user should know of the network's metrics; empty for most.
+        code: The user code that every worker must have.
     """
 
     config: SwampConfig
@@ -112,6 +116,8 @@ class Prepared:
     open_packings: tuple[str, ...] = ()
     unpackable: str = ""
     caution: str = ""
+    code: Code = NO_CODE
+    code: Code = NO_CODE
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does."""
@@ -190,6 +196,7 @@ def prepare(
     Raises:
         UserError: Whatever is wrong with config, data, network or task.
     """
+    code = _take_up_code(config, data)
     task = build_task(config.task)
     make_score(config.pruning.score, seed=0)
     data = data or load_data(config.data)
@@ -197,8 +204,11 @@ def prepare(
     model = initial_model(config, data)
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
     _check_score(config, model, layout)
+    fresh = Snapshot(model)
     metrics, kept = _check_training_step(config, data, model, task)
+    disturb_(model)
     model = initial_model(config, data)
+    fresh.compare(model, config.model.name)
     initial, first_mask = _start(config, model, layout)
     start = int(first_mask.sum())
     survivors = plan_survivors(layout.num_prunable, config.pruning.rate, config.pruning.target,
@@ -220,9 +230,28 @@ def prepare(
                         normalisation_recipe(model, kept, config, data)),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
-        caution=caution(model, forward_batch(config)))
+        caution=caution(model, forward_batch(config)),
+        code=_code_of_workers(code, config, data))
     _check_programs(prepared)
+    code.check_unchanged()
     return prepared
+
+
+def _take_up_code(config: SwampConfig, data: Data | None) -> Code:
+    """The run's user code, imported as its files are now; that of data which are there already is not needed."""
+    paths = import_paths(config)
+    if data is not None and not isinstance(data.train, LazySamples):
+        paths.pop("data.name", None)
+    return take_up(paths)
+
+
+def _code_of_workers(code: Code, config: SwampConfig, data: Data) -> Code:
+    """What of it workers run: of the data only what reads samples while training."""
+    if not isinstance(data.train, LazySamples):
+        code = code.without("data.name")
+    if config.execution.executor == "ray":
+        refuse_main(code.paths)
+    return code
 
 
 def state_of(model: nn.Module) -> State:

@@ -23,6 +23,7 @@ from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.patience import PassingError
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.usercode.code import import_paths, refuse_main_on_ray
 
 MakeExecutor = Callable[[Prepared, str, Stopping], Executor]
 
@@ -57,6 +58,8 @@ def run(
     """
     if config.name is None:
         raise UserError("a run needs a name", where="name", do="Set name in the config, or give --name.")
+    if config.execution.executor == "ray":
+        refuse_main_on_ray(import_paths(config))
     place = open_place(config.storage, config.execution.storage_patience_s)
     rundir, store = RunDir(place, config.name), ArtifactStore(place)
     check_address(config.execution)

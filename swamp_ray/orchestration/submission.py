@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from swamp_ray.sweep_config import Sweep
 from swamp_ray.sweep_reading import is_sweep, load_sweep
 from swamp_ray.training.data import DATASETS, load_data
 from swamp_ray.training.tasks import build_task
+from swamp_ray.usercode.code import named_import_paths
 
 STOP_SLACK_S = 30
 """What a run may need beside `execution.grace_s` from the signal to its end."""
@@ -98,7 +99,7 @@ class Submission:
     def own_code(self) -> dict[str, str]:
         """Import paths of the user's code, by the option that names them."""
         plain = self.run.model_dump(mode="json") if self.sweep is None else self.sweep.resolved()
-        return {option: path for option, path in _named(plain) if is_import_path(path)}
+        return named_import_paths(plain)
 
     def modules(self) -> list[str]:
         """Top-level modules that the cluster must have, those of the user's code left out."""
@@ -109,18 +110,6 @@ class Submission:
             chosen = [self.sweep.config.search.name, *self.sweep.config.callbacks]
             found += [OPTIONAL[name] for name in chosen if name in OPTIONAL]
         return found
-
-
-def _named(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Texts under the keys ``name`` and ``score``, and the values of a space for such options."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for item in value:
-            yield from _named(item, path)
-    elif isinstance(value, str) and {"name", "score"} & set(path.split(".")):
-        yield path, value
 
 
 def read_submission(path: Path, overrides: Sequence[str] = (), name: str | None = None,

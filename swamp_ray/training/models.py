@@ -14,6 +14,7 @@ from ..config import ModelConfig
 from ..errors import UserError, nearest
 from ..importing import is_import_path, load_object, own_traceback
 from . import networks
+from .factories import refuse_given_before
 from .nests import leaves, tree_map
 from .reproducible import seeded
 
@@ -140,7 +141,9 @@ def _user_model(config: ModelConfig, known: Mapping[str, Any]) -> nn.Module:
                         where="model.options", do=f"Its signature is {inspect.signature(build)}.") from error
     except ValueError:
         pass  # some callables written in C have no signature; calling them tells
-    return _call(config, build, arguments)
+    model = _call(config, build, arguments)
+    refuse_given_before(model, config.name)
+    return model
 
 
 def _taken(build: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:

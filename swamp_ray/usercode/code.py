@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import UserError
-from swamp_ray.importing import import_module, is_import_path
+from swamp_ray.importing import import_module, is_import_path, refuse_main, split_path
 from swamp_ray.usercode.loading import hold, taken
 from swamp_ray.usercode.project import explore
 
@@ -29,14 +30,14 @@ class Code:
     """What user code consists of in one process.
 
     Attributes:
-        names: Modules that import paths name, by option.
+        paths: Import paths by the option that names them.
         modules: All modules of their projects by name.
         packages: Installed distributions that these import, ``"name==version"`` by name.
         search: The folders in which this process looks for modules, libraries left out.
         host: Where it runs.
     """
 
-    names: Mapping[str, str]
+    paths: Mapping[str, str]
     modules: Mapping[str, Module]
     packages: Mapping[str, str]
     search: tuple[str, ...]
@@ -47,10 +48,9 @@ class Code:
         """The digest of each module."""
         return {name: module.digest for name, module in self.modules.items()}
 
-    def only(self, options: Iterable[str]) -> Code:
-        """The part of it that some options name."""
-        wanted = set(options)
-        return _code({option: name for option, name in self.names.items() if option in wanted})
+    def without(self, option: str) -> Code:
+        """What is left of it if one option names nothing."""
+        return _code({other: path for other, path in self.paths.items() if other != option})
 
     def check_unchanged(self) -> None:
         """Make sure that the files still hold what was imported.
@@ -58,7 +58,7 @@ class Code:
         Raises:
             UserError: It names the module that has changed meanwhile.
         """
-        project = explore(self.names.values())
+        project = explore(map(_module_of, self.paths.values()))
         for name, module in self.modules.items():
             part = project.parts.get(name)
             if part is None or part.text.digest != module.digest:
@@ -75,7 +75,7 @@ class Code:
         """
         hold({})
         adopt_path(self.search)
-        here = take_up(self.names)
+        here = take_up(self.paths)
         self.compare(here)
         hold(here.digests)
 
@@ -112,39 +112,67 @@ def import_paths(config: SwampConfig) -> dict[str, str]:
     return {option: path for option, path in named.items() if is_import_path(path)}
 
 
-def code_of(config: SwampConfig) -> Code:
-    """Import the user code of a run as its files are now, and say what it is.
+def named_import_paths(plain: Any) -> dict[str, str]:
+    """Import paths of the user's code in nested plain values, such as those of a sweep, by the option that names them.
+
+    Those in a space of several values for one option are told apart by their position.
+    """
+    found: dict[str, str] = {}
+    for option, path in _named(plain):
+        if is_import_path(path):
+            others = sum(other == option or other.startswith(f"{option}[") for other in found)
+            found[f"{option}[{others}]" if others else option] = path
+    return found
+
+
+def _named(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Texts under the keys ``name`` and ``score``, and the values of a space for such options."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            yield from _named(item, path)
+    elif isinstance(value, str) and {"name", "score"} & set(path.split(".")):
+        yield path, value
+
+
+def refuse_main_on_ray(paths: Mapping[str, str]) -> None:
+    """Refuse what workers on Ray cannot import, before Ray starts. A dataset's function runs where the run is driven.
 
     Raises:
-        UserError: A module cannot be imported.
+        UserError: An option other than the data's names what the script or the notebook itself defines.
     """
-    paths = import_paths(config)
-    return take_up({option: path.partition(":")[0] for option, path in paths.items()})
+    refuse_main({option: path for option, path in paths.items() if not option.partition("[")[0].endswith("data.name")})
 
 
-def take_up(names: Mapping[str, str]) -> Code:
-    """Import modules as their files are now; changed ones are imported anew, with their whole project.
+def take_up(paths: Mapping[str, str]) -> Code:
+    """Import user code as its files are now; modules that have changed are imported anew, with their whole project.
 
     Args:
-        names: Modules by the option that names them.
+        paths: Import paths by the option that names them.
 
     Raises:
-        UserError: One cannot be imported, or not anew.
+        UserError: A module cannot be imported, or not anew.
     """
-    for option, name in names.items():
-        import_module(name, option, anew=True)
-    return _code(names)
+    for option, path in paths.items():
+        import_module(split_path(path, option)[0], option, anew=True)
+    return _code(paths)
 
 
-def _code(names: Mapping[str, str]) -> Code:
+def _module_of(path: str) -> str:
+    return path.partition(":")[0]
+
+
+def _code(paths: Mapping[str, str]) -> Code:
     modules: dict[str, Module] = {}
     packages: dict[str, str] = {}
-    for name in names.values():
+    for name in map(_module_of, paths.values()):
         project = taken(name)
         if project is not None:
             modules |= {one: Module(part.text.digest, str(part.found.file)) for one, part in project.parts.items()}
             packages |= project.packages
-    return Code(dict(names), modules, packages, own_path(), socket.gethostname())
+    return Code(dict(paths), modules, packages, own_path(), socket.gethostname())
 
 
 def own_path() -> tuple[str, ...]:
@@ -172,8 +200,5 @@ def _standard_names() -> set[str]:
     return {f"python{version}", "lib-dynload", f"python{version.replace('.', '')}.zip"}
 
 
-def with_lazy_data(code: Code, is_lazy: bool) -> Code:
-    """The code that workers run: that of the data only where samples are read while training."""
-    if is_lazy or "data.name" not in code.names:
-        return code
-    return replace(code.only(option for option in code.names if option != "data.name"), search=code.search)
+NO_CODE = Code({}, {}, {}, (), "")
+"""A run without any code of the user's."""

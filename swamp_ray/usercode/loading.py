@@ -256,8 +256,8 @@ class _Loader(SourceFileLoader):
         self.digest = understand(data, ".py", package).digest
         for digests in _state.held:
             if digests.get(fullname, self.digest) != self.digest:
-                raise UserError(f"the module {fullname!r} was changed while a run that uses it was going on", where=path,
-                                do="Start the run again; what was trained with the code before is kept.")
+                raise UserError(f"the module {fullname!r} was changed while a run that uses it was going on",
+                                where=path, do="Start the run again; what was trained with the code before is kept.")
         code: Any = self.source_to_code(data, path)
         return code
 

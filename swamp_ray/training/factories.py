@@ -1,0 +1,112 @@
+"""What a user's factory of networks must not do: give one network, or a part of one, to several callers."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import UserError
+
+_ADVICE = ("Build all of its modules, parameters and buffers anew in each call: without functools.cache, and without "
+           "networks or tensors of the module's own. To start from such a one, return copy.deepcopy of it.")
+_given: list[weakref.ref[nn.Module]] = []
+
+
+def refuse_given_before(model: nn.Module, name: str) -> None:
+    """Refuse a network that shares memory with one that is still in use; remember it for those to come.
+
+    Args:
+        model: As its factory has given it.
+        name: Import path of the factory.
+
+    Raises:
+        UserError: Training one of them would change the other.
+    """
+    _given[:] = [reference for reference in _given if reference() is not None]
+    own = dict(_parts(model))
+    for reference in _given:
+        other = reference()
+        if other is model:
+            raise UserError(f"{name} gives the same network each time that it is called", where="model.name",
+                            do=_ADVICE)
+        shared = [] if other is None else [own[key] for key, _ in _parts(other) if key in own]
+        if shared:
+            raise UserError(f"networks of {name} share {shared[0]}, so that training one of them changes the others",
+                            where="model.name", do=_ADVICE)
+    _given.append(weakref.ref(model))
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[object, str]]:
+    """What no two networks may have in common: modules that hold tensors, the tensors, and their memory."""
+    for path, module in model.named_modules():
+        tensors = {**module._parameters, **module._buffers}
+        if any(tensor is not None for tensor in tensors.values()):
+            yield id(module), f"the module {path!r}"
+        for name, tensor in tensors.items():
+            if tensor is None:
+                continue
+            words = f"the tensor {'.'.join(filter(None, [path, name]))!r}"
+            yield id(tensor), words
+            address = _address(tensor)
+            if address:
+                yield (tensor.device, address), words
+
+
+def _address(tensor: Tensor) -> int:
+    """Where its memory begins; 0 where it has none of its own."""
+    if is_lazy(tensor):
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse tensors and wrappers
+        return 0
+
+
+class Snapshot:
+    """The values of a network that was just built."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._values = {name: tensor.detach().clone() for name, tensor in _strided(model)}
+
+    def compare(self, again: nn.Module, name: str) -> None:
+        """Refuse a factory that gives other values at its next call, under the same seed.
+
+        Raises:
+            UserError: It names the first tensor that differs.
+        """
+        found = dict(_strided(again))
+        for path in [*self._values, *found]:
+            first, second = self._values.get(path), found.get(path)
+            if first is None or second is None or not _equal(first, second):
+                raise UserError(
+                    f"{name} gives another network at its next call, although both calls have the same seed and the "
+                    f"same options: {path!r} differs", where="model.name",
+                    do="Draw weights from torch's, NumPy's or Python's global generator, which are seeded before each "
+                       f"call. {_ADVICE}")
+
+
+def disturb_(model: nn.Module) -> None:
+    """Change all values of a network that nobody needs any more, so that whatever shares or copies them shows it."""
+    with torch.no_grad():
+        for _, tensor in _strided(model):
+            with contextlib.suppress(RuntimeError, NotImplementedError):
+                tensor.add_(1)
+
+
+def _strided(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not is_lazy(tensor) and tensor.layout == torch.strided and tensor.device.type != "meta":
+            yield name, tensor
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    if first.is_floating_point():  # NaN is equal to NaN here
+        return torch.allclose(first.double(), second.double(), rtol=0.0, atol=0.0, equal_nan=True)
+    return torch.equal(first, second)
