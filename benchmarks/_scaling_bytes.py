@@ -25,6 +25,7 @@ from swamp_ray.config_reading import build_config
 from swamp_ray.orchestration.actors import AveragingActor, _Remote
 from swamp_ray.orchestration.averager import Averager, Local, ShardCall
 from swamp_ray.orchestration.messages import AverageSpec
+from swamp_ray.orchestration.own_token import OwnToken
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.round_messages import Work
 from swamp_ray.sparsity.bits import num_kept
@@ -289,6 +290,7 @@ def measure(case: Case, shards: list[int], repeats: int) -> list[dict[str, Any]]
     bits = random_bits(case)
     size = num_kept(bits) + case.layout.num_rest
     with tempfile.TemporaryDirectory() as storage:
+        OwnToken()
         ray.init(address="local", num_cpus=ACTORS, include_dashboard=False, log_to_driver=False,
                  logging_level=logging.ERROR, object_store_memory=max(1 << 28, 3 * 4 * size + case.weights))
         try:

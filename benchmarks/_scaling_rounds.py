@@ -21,6 +21,7 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import build_config
 from swamp_ray.orchestration import running
 from swamp_ray.orchestration.messages import RoundRecord, WorkItem
+from swamp_ray.orchestration.own_token import OwnToken
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.ray_executor import RayExecutor
 from swamp_ray.orchestration.reporting import Reporter
@@ -113,6 +114,7 @@ def warm_executor(prepared: Prepared, storage: str, stopping: Stopping) -> RayEx
 def measure(case: Case, rounds: int) -> dict[str, Any]:
     """A row: efficiency of rounds with warm workers, and what the start took; for a process of its own."""
     clock = Clock()
+    OwnToken()
     ray.init(address="local", num_cpus=case.workers, include_dashboard=False, log_to_driver=False,
              logging_level=logging.ERROR, object_store_memory=2 << 30)
     try:

@@ -176,7 +176,6 @@ def main() -> None:
     if given.markdown:
         print(markdown())
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     both = given.efficiency == given.weights
     if both or given.efficiency:

@@ -73,8 +73,8 @@ def main() -> None:
     parser.add_argument("--round-length", default="6")
     arguments = parser.parse_args()
     sweep = load_sweep(CONFIG, [f"base.round.length={arguments.round_length}"])
-    connect(ExecutionConfig())
     with contextlib.ExitStack() as stack:
+        stack.callback(connect(ExecutionConfig()).close)
         storage = [stack.enter_context(tempfile.TemporaryDirectory(dir=Path.cwd())) for _ in range(10)]
         shared = measure(sweep, storage[0])
         parts = [measure(one, folder) for one, folder in zip(alone(sweep), storage[1:], strict=True)]

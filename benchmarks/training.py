@@ -225,7 +225,6 @@ def main() -> None:
     if given.table:
         print(table(given.table))
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     devices = [given.device] if given.device else ["cuda"] * torch.cuda.is_available() + ["cpu"]
     for device in devices:

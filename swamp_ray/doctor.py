@@ -107,4 +107,4 @@ def _data() -> Iterator[str]:
 def _ray() -> Iterator[str]:
     from swamp_ray.orchestration.cluster import probe
 
-    yield probe()
+    yield from probe()

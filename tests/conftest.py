@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 8 * 2**30
 """With less room than this in memory, what tests write goes to the disk: the largest of them writes a gigabyte."""
 
-# Ray reads these when it is imported; without the first it writes a token into the home folder.
-os.environ["RAY_AUTH_MODE"] = "disabled"
+# Ray reads these when it is imported. Nobody else on the network can use the Rays that tests start, and without a
+# token Ray would write one into the home folder.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 # Speed differs between machines, so neither slowness nor a deadline may decide a test.

@@ -140,7 +140,7 @@ def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured
     from swamp_ray.orchestration.resources import worker_resources
 
     execution = prepared.config.execution
-    owns = connect(execution)
+    connection = connect(execution)
     try:
         resources, labels = worker_resources(execution, prepared.arithmetic.device), worker_labels(execution)
         kind: Any = ray.remote(ParticleActor)
@@ -155,8 +155,7 @@ def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured
         finally:
             ray.kill(actor)
     finally:
-        if owns:
-            ray.shutdown()
+        connection.close()
 
 
 def workers_for(prepared: Prepared, num_jobs: int) -> int:

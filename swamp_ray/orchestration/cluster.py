@@ -12,36 +12,123 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 
 from swamp_ray.config import ExecutionConfig
-from swamp_ray.errors import UserError
+from swamp_ray.errors import UserError, first_line
+from swamp_ray.orchestration.access import find_token
+from swamp_ray.orchestration.listening import answer_without_token, listeners
+from swamp_ray.orchestration.own_token import OwnToken, private_folder
 from swamp_ray.orchestration.placement import Node
 
 
-def connect(execution: ExecutionConfig) -> bool:
-    """Join a running cluster, or start an embedded one; True if this call did either.
+class _Session:
+    """What this process has joined or started, for as long as somebody here uses it.
+
+    Attributes:
+        address: Of the cluster that was joined; None for an embedded Ray.
+        token: Of the embedded Ray.
+        node: Ray's record of this connection: a caller may have ended it and started another one.
+        num_users: Connections that are not closed.
+    """
+
+    def __init__(self, address: str | None, token: OwnToken | None) -> None:
+        self.address, self.token, self.num_users = address, token, 0
+        self.node = ray_worker._global_node
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this process still uses it."""
+        return ray.is_initialized() and self.node is ray_worker._global_node
+
+    def put_back(self) -> None:
+        """Leave the environment as it was before an embedded Ray was started."""
+        if self.token is not None:
+            self.token.put_back()
+
+
+class Connection:
+    """A share in this process's connection to Ray. The last one to close ends what was joined or started."""
+
+    def __init__(self, session: _Session | None) -> None:
+        self._session = session
+
+    def close(self) -> None:
+        """Give the share back; a second call does nothing. A Ray that the caller had started goes on."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        with _lock:
+            session.num_users -= 1
+            if not session.num_users:
+                _end(session)
+
+
+# Runs may work in several threads of a process, which has one connection to Ray at most.
+_lock = threading.RLock()
+_sessions: list[_Session] = []
+
+
+def connect(execution: ExecutionConfig) -> Connection:
+    """Join a running cluster or start an embedded one, unless this process is connected already.
 
     Raises:
-        UserError: No Ray answers at the address.
+        UserError: No Ray answers at the address, or this process uses another one.
     """
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if execution.address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        with _own_signals():
-            ray.init(address="local", include_dashboard=False, **quiet)
-        return True
+    with _lock:
+        session = next((one for one in _sessions if one.is_current), None)
+        if not ray.is_initialized():
+            for ended in _sessions:
+                ended.put_back()
+            session = _joined(execution.address) if execution.address is not None else _started()
+            _sessions.append(session)
+        elif session is None:
+            return Connection(None)
+        elif session.address != execution.address:
+            raise UserError("another run of this process uses another Ray, and a process can use one at a time",
+                            got=execution.address or "an embedded Ray", where="execution.address",
+                            do=f"Name the other run's here too ({session.address or 'no address'}), wait for its end, "
+                               "or start this one in a process of its own.")
+        session.num_users += 1
+        return Connection(session)
+
+
+def _started() -> _Session:
+    token = OwnToken()
     try:
         with _own_signals():
-            ray.init(address=execution.address, **quiet)
+            ray.init(address="local", include_dashboard=False, _temp_dir=private_folder(), **_QUIET)
+    except (OSError, RuntimeError, ValueError) as error:
+        token.put_back()
+        raise UserError(f"Ray could not be started on this machine ({first_line(error)})", where="Ray",
+                        do="Try swamp doctor, or --executor inline, which does without Ray.") from error
+    except BaseException:
+        token.put_back()
+        raise
+    return _Session(None, token)
+
+
+def _joined(address: str) -> _Session:
+    try:
+        with _own_signals():
+            ray.init(address=address, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UserError(f"no Ray cluster answers ({str(error).splitlines()[0]})", got=execution.address,
+        raise UserError(f"no Ray cluster answers ({str(error).splitlines()[0]})", got=address,
                         do="Start one with 'ray start --head', or leave the address out for an embedded one. If it "
                            "asks for a token, set RAY_AUTH_MODE=token, and name its file in RAY_AUTH_TOKEN_PATH.",
                         where="execution.address") from error
-    return True
+    return _Session(address, None)
+
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+
+
+def _end(session: _Session) -> None:
+    _sessions.remove(session)
+    if session.is_current:
+        ray.shutdown()
+    session.put_back()
 
 
 @contextlib.contextmanager
@@ -76,19 +163,52 @@ def living_nodes() -> list[Node]:
             for node in ray.nodes() if node["Alive"]]
 
 
-def probe() -> str:
-    """Start an embedded Ray, run an actor on it, stop it; a sentence on what was found."""
+def probe() -> Iterator[str]:
+    """Start an embedded Ray, run an actor on it, try its ports without its token, stop it; sentences on it.
+
+    Yields:
+        What was found; a line that begins with "!" is a warning.
+    """
     began = time.monotonic()
-    owns = connect(ExecutionConfig())
+    connection = connect(ExecutionConfig())
     try:
         kind: Any = ray.remote(_Probe)
         answer = ray.get(kind.remote().answer.remote(), timeout=60)
         resources = ray.cluster_resources()
+        ports = list(_ports())
     finally:
-        if owns:
-            ray.shutdown()
-    return (f"ray {ray.__version__} starts and runs an actor ({answer}) in {time.monotonic() - began:.0f} s; "
-            f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU")
+        connection.close()
+    yield (f"ray {ray.__version__} starts and runs an actor ({answer}) in {time.monotonic() - began:.0f} s; "
+           f"{resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU")
+    yield from ports
+    yield _token_of_clusters()
+
+
+def _ports() -> Iterator[str]:
+    found = listeners(os.getpid())
+    if found is None:
+        yield "which ports it listens on cannot be seen on this system; it asks for a token that only it knows"
+        return
+    far = [one for one in found if not one.is_local]
+    names = ", ".join(f"{one.process} {one.port}" for one in far)
+    yield (f"while a run works, it listens on {len(far)} ports that other machines may reach ({names}); "
+           "see docs/security.md")
+    open_ports = [(one, answer) for one in far if (answer := answer_without_token(one)) is not None]
+    for one, answer in open_ports:
+        yield f"! port {one.port} ({one.process}) answers without the run's token ({answer})"
+    if far and not open_ports:
+        yield "each of these ports was tried without the run's token, and refused"
+
+
+def _token_of_clusters() -> str:
+    try:
+        token, source = find_token(os.environ)
+    except UserError as error:
+        return f"! a cluster that you join: {error}"
+    if token is None:
+        return ("a cluster that you join (--address) is not sent any token: RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH and "
+                "~/.ray/auth_token name none")
+    return f"a cluster that you join (--address): a token is in {source}"
 
 
 class _Probe:

@@ -120,7 +120,7 @@ class Pool:
         self._spares = spares
         self._prepared = prepared = members[0]
         execution = prepared.config.execution
-        self._owns_ray = connect(execution)
+        self._connection = connect(execution)
         try:
             self._most = prepared.most_packs if prepared.num_members == len(members) else sum(
                 one.most_packs for one in members)
@@ -131,7 +131,7 @@ class Pool:
             self._data = ray.put(prepared.data)
             self._num_shards = num_shards(prepared.config, prepared.layout)
         except BaseException:
-            self._disconnect()
+            self._connection.close()
             raise
         self._crew = Crew(self._start_worker, self.num_workers, self._places,
                           describe_resources(self._resources, self._ranks), end_worker)
@@ -231,7 +231,7 @@ class Pool:
         self._averagers.clear()
         self._executors.clear()
         self._backlog = Backlog()
-        self._disconnect()
+        self._connection.close()
 
     def averagers(self) -> list[Any]:
         """The averaging actors, one a shard; those that have died are started anew."""
@@ -269,10 +269,6 @@ class Pool:
                 ray.kill(self._averagers.pop(index))
                 self._dead_averagers.add(name)
         return True
-
-    def _disconnect(self) -> None:
-        if self._owns_ray and ray.is_initialized():
-            ray.shutdown()
 
     def _fitting(self, nodes: list[Resources]) -> int:
         execution, arithmetic = self._prepared.config.execution, self._prepared.arithmetic

@@ -182,16 +182,13 @@ def one_cluster(execution: ExecutionConfig) -> Iterator[MakeExecutor]:
 @contextlib.contextmanager
 def connected(execution: ExecutionConfig) -> Iterator[None]:
     """Join a cluster, or start an embedded one, for as long as the block takes."""
-    import ray
-
     from swamp_ray.orchestration.cluster import connect
 
-    owns = connect(execution)
+    connection = connect(execution)
     try:
         yield
     finally:
-        if owns:
-            ray.shutdown()
+        connection.close()
 
 
 def _joined(execution: ExecutionConfig) -> contextlib.AbstractContextManager[None]:

@@ -112,7 +112,7 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
     quiet_tune()
     with handled(stopping) as stopping:
         reporter.ray_starting()
-        owns = connect(sweep.base.execution)
+        connection = connect(sweep.base.execution)
         try:
             device = _device(sweep.base, embedded)
             nodes = living_nodes()
@@ -123,8 +123,7 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
             check_search(sweep, plan.num_milestones)
             return _Sweep(sweep, plan, sweepdir, place, reporter, stopping, device, embedded).run()
         finally:
-            if owns:
-                ray.shutdown()
+            connection.close()
 
 
 def check_space(sweep: Sweep, sweepdir: SweepDir) -> None:

@@ -136,6 +136,9 @@ class Nodes:
 def _cluster(flag: Path) -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
 
+    from swamp_ray.orchestration.own_token import OwnToken
+
+    token = OwnToken()
     before = {name: os.environ.get(name) for name in (FLAG_VARIABLE, "PYTHONPATH")}
     os.environ[FLAG_VARIABLE] = str(flag)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), before["PYTHONPATH"]]))
@@ -148,6 +151,7 @@ def _cluster(flag: Path) -> Iterator[Nodes]:
         yield Nodes(cluster, flag)
     finally:
         cluster.shutdown()
+        token.put_back()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

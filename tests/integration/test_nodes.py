@@ -30,8 +30,7 @@ kill $(ps -o pid= -C raylet | while read pid; do
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def cluster() -> Iterator[Any]:
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     ray.init(address=found.address, log_to_driver=False, configure_logging=False)
     yield found
