@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from swamp_ray.config_reading import differences, dump_config, parse_config
+from swamp_ray.credentials import Concealer, concealed_arguments, concealed_tree, credentials_in
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
@@ -56,6 +57,7 @@ class Journal:
         self._began = 0.0
         self._lease: Lease | None = None
         self._named: set[tuple[Any, ...]] = set()
+        self._conceal = Concealer()
 
     @property
     def rundir(self) -> RunDir:
@@ -112,17 +114,20 @@ class Journal:
         """
         self._lease = self._rundir.hold(prepared.config.execution.lease_expiry_s, say)
         self._began = time.monotonic()
-        self._rundir.write_config(dump_config(prepared.config))
+        plain = prepared.config.model_dump(mode="json")
+        self._conceal = Concealer(plain)
+        self._rundir.write_config(dump_config(prepared.config), private=bool(credentials_in(plain)))
         earlier = self._rundir.read_run() or {}
         attempt: dict[str, Any] = {
-            "started": now(), "argv": sys.argv, "host": socket.gethostname(), "python": platform.python_version(),
+            "started": now(), "argv": concealed_arguments(sys.argv), "host": socket.gethostname(),
+            "python": platform.python_version(),
             "versions": {name: version(name) for name in PACKAGES}, "commit": commit(), "facts": prepared.facts,
             "executor": prepared.config.execution.executor, "workers": 0, "trained_epochs": 0, "trained": 0, "found": 0,
             "incidents": [],
         }
         run = earlier | {
             "name": self._rundir.name, "status": "running", "arithmetic": prepared.arithmetic.as_dict(),
-            "data": {**prepared.data.description, "digest": prepared.data.digest},
+            "data": {**concealed_tree(prepared.data.description), "digest": prepared.data.digest},
             "recipe": _recipe_digest(prepared), "start": _start_digest(prepared),
             "num_prunable": prepared.layout.num_prunable,
             "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
@@ -160,7 +165,7 @@ class Journal:
                 # A full disk: what the run failed of is more than a table.
             self._attempt |= {"ended": now(), "seconds": time.monotonic() - self._began, "status": status}
             if reason:
-                self._attempt["reason"] = reason
+                self._attempt["reason"] = self._conceal(reason)
             self._run["status"] = status
             self._save()
         finally:
@@ -242,7 +247,8 @@ class Journal:
             attempt: How often the job had failed before with this seed, because of the machine.
             reseed: Which of the job's seeds it was.
         """
-        entry: dict[str, Any] = {"time": now(), "who": str(who), "kind": kind, "reason": reason}
+        entry: dict[str, Any] = {"time": now(), "who": str(who), "kind": kind,
+                                 "reason": self._conceal(reason)}
         if isinstance(who, Work):
             entry |= {"round": who.round, "particle": who.particle, "attempt": attempt, "reseed": reseed}
         self._attempt["incidents"].append(entry)
@@ -283,7 +289,7 @@ class Journal:
         Raises:
             RunError: The storage could not be written.
         """
-        self._rundir.append_decision(asdict(decision))
+        self._rundir.append_decision(asdict(decision) | {"reason": self._conceal(decision.reason)})
         self.incident(decision.work, decision.reason, decision.what, reseed=decision.attempt)
 
     def finished(self, work: Work, outcome: Outcome) -> None:
@@ -333,7 +339,7 @@ class Journal:
         state |= {name: state[stands] for name, stands in prepared.tied.items()}
         state |= arrays_from_bytes(self._store.read(found, BUFFERS_FILE))
         meta = {"round": record.round, "sparsity": record.sparsity, "survivors": record.survivors,
-                "average": average.name, "model": prepared.config.model.model_dump(mode="json")}
+                "average": average.name, "model": concealed_tree(prepared.config.model.model_dump(mode="json"))}
         data = ticket_bytes({name: torch.tensor(array) for name, array in state.items()},
                             {name: torch.tensor(part) for name, part in split(layout, mask).items()}, meta)
         ticket = Spot(self._rundir.place, record.ticket)

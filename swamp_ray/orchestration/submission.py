@@ -230,4 +230,5 @@ def _refuse_left_out(upload: Upload, path: str, option: str) -> None:
     reason = upload.reason(path)
     if reason is not None and (upload.folder / path).exists():
         raise UserError(f"{path} is needed, but is left out of the upload ({reason})", where=option,
-                        do="Correct the ignore file, or move what is needed.")
+                        do="Correct the ignore file, or move what is needed. What holds keys is never uploaded: put "
+                        "the keys into a file of their own, or into the nodes' environment.")

@@ -40,6 +40,7 @@ from swamp_ray.orchestration.upload import (
 from swamp_ray.storage.places import is_url
 
 PROBE_S = 240.0
+SHOWN_PRIVATE = 20
 STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 
 Tell = Callable[[str, str], None]
@@ -84,6 +85,8 @@ def submit(submission: Submission, jobs: Jobs, folder: Path, tell: Tell,
         return _attach(running, facts, tell)
     needed = check_upload(submission, upload)
     check_size(upload)
+    for text in left_behind(upload):
+        tell("warning", text)
     for text in check_here(submission, folder):
         tell("warning", text)
     with tempfile.TemporaryDirectory(prefix="swamp-submit-") as scratch:
@@ -96,6 +99,16 @@ def submit(submission: Submission, jobs: Jobs, folder: Path, tell: Tell,
         tell("step", f"uploading {upload}")
         attempt = 1 + max((job.attempt for job in earlier), default=0)
         return _start(submission, jobs, attempt, _runtime_env(submission, staged, package), facts, earlier, tell)
+
+
+def left_behind(upload: Upload) -> list[str]:
+    """What stays on this machine because it may be a secret: a sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for path, why in upload.private():
+        reasons.setdefault(why, []).append(path)
+    return [f"not uploaded ({why}): {', '.join(paths[:SHOWN_PRIVATE])}"
+            + (f" and {len(paths) - SHOWN_PRIVATE} more" if len(paths) > SHOWN_PRIVATE else "")
+            for why, paths in reasons.items()]
 
 
 def _attach(running: Job, facts: Mapping[str, str], tell: Tell) -> Submitted:

@@ -26,6 +26,7 @@ from ray import tune
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import differences
+from swamp_ray.credentials import Concealer, concealed_arguments, credentials_in
 from swamp_ray.errors import EXIT_INTERRUPTED, CorruptArtifactError, Interrupted, RunError, SwampError, UserError
 from swamp_ray.orchestration.cluster import cluster_gpus, connect, living_nodes
 from swamp_ray.orchestration.nodes import check_shared
@@ -228,11 +229,14 @@ class _Sweep:
         ArtifactStore(self._place).check_writable()
         self._lease = self.dir.hold(self.sweep.base.execution.lease_expiry_s, self.reporter.warning)
         check_space(self.sweep, self.dir)  # nobody has written it meanwhile
-        self.dir.config.write(yaml.safe_dump(self.sweep.resolved(), sort_keys=False, allow_unicode=True).encode())
+        plain = self.sweep.resolved()
+        self.dir.config.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode(),
+                              private=bool(credentials_in(plain)))
         self._records = self.dir.read_trials()
         earlier = self.dir.read_record()
         self._attempt = {
-            "started": now(), "argv": sys.argv, "host": socket.gethostname(), "python": platform.python_version(),
+            "started": now(), "argv": concealed_arguments(sys.argv), "host": socket.gethostname(),
+            "python": platform.python_version(),
             "versions": {name: version(name) for name in PACKAGES}, "commit": commit(), "trained": 0,
             "trained_epochs": 0.0,
         }
@@ -289,7 +293,7 @@ class _Sweep:
         key = label(setting)
         values: dict[str, Any] = {"milestone": milestone}
         if reason:
-            values["reason"] = reason
+            values["reason"] = Concealer(self.sweep.resolved())(reason)
         if key in self.running:
             values["seconds"] = time.monotonic() - self.running.pop(key)
         self.write(setting, status, **values)

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from swamp_ray.errors import UserError
 from swamp_ray.orchestration.ignoring import GITIGNORE, IGNORE_FILES, Rules, read_rules
+from swamp_ray.orchestration.private_files import NAMED, link_reason, why_content_private, why_private
 
 MAX_BYTES = 100_000_000
 MAX_FILES = 20_000
@@ -26,8 +26,6 @@ TOOLS = frozenset({
 """Names of folders and files that tools leave behind."""
 ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 COMPILED = (".pyc", ".pyo")
-SECRETS = (".env", ".env.*", ".envrc", ".netrc")
-"""Patterns of names under which keys are kept."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,10 @@ class Upload:
         found = (self.left_out.get(part) for part in (path, *(str(one) for one in Path(path).parents)))
         return next((reason for reason in found if reason is not None), None)
 
+    def private(self) -> list[tuple[str, str]]:
+        """What stays behind because it must stay secret, or leads elsewhere: path and reason, in order."""
+        return sorted((path, why) for path, why in self.left_out.items() if why in NAMED)
+
     def digest(self) -> str:
         """SHA-256 over the names and bytes of all files."""
         total = hashlib.sha256()
@@ -71,8 +73,8 @@ def select_files(folder: Path, excluded: Mapping[Path, str]) -> Upload:
     """The files of a folder that are uploaded.
 
     Left out is what ``.gitignore`` and ``.rayignore`` name (a file that git tracks in spite of ``.gitignore`` stays
-    in), what may hold keys (``.env``), version control, virtual environments, caches, storage roots, links to folders,
-    and swamp_ray itself, which travels on its own.
+    in), what holds keys or may do so, whether or not git tracks it, links that lead out of the folder, version control,
+    virtual environments, caches, storage roots, links to folders, and swamp_ray itself, which travels on its own.
 
     Args:
         folder: The folder.
@@ -130,8 +132,9 @@ class _Walk:
         real = Path(os.path.realpath(entry.path))
         if real in self.excluded:
             return self.excluded[real]
-        if any(fnmatchcase(entry.name, pattern) for pattern in SECRETS):
-            return "it may hold keys"
+        private = why_private(path, is_folder)
+        if private is not None:
+            return private
         if entry.name in TOOLS or entry.name.endswith(COMPILED):
             return "made by tools"
         if entry.name in IGNORE_FILES:
@@ -144,9 +147,16 @@ class _Walk:
             return _kind_of_folder(Path(entry.path), path)
         if path == CONFIG_NAME:
             return "replaced by the config that is submitted"
-        if entry.is_symlink() and entry.is_dir():
-            return "a link to a folder"
-        return None if entry.is_file() else "not a file"
+        return self._reason_of_file(entry)
+
+    def _reason_of_file(self, entry: os.DirEntry[str]) -> str | None:
+        if entry.is_symlink():
+            reason = link_reason(Path(entry.path), self.folder)
+            if reason is not None:
+                return reason
+            if entry.is_dir():
+                return "a link to a folder"
+        return why_content_private(Path(entry.path)) if entry.is_file() else "not a file"
 
 
 def _kind_of_folder(folder: Path, path: str) -> str | None:
@@ -223,7 +233,9 @@ def stage(upload: Upload, config_text: str, folder: Path) -> None:
         except OSError as error:
             raise UserError(f"a file cannot be uploaded: {error.strerror}", got=str(upload.folder / path),
                             where="--working-dir") from error
-    (folder / CONFIG_NAME).write_text(config_text, encoding="utf-8")
+    config = folder / CONFIG_NAME
+    config.touch(mode=0o600)
+    config.write_text(config_text, encoding="utf-8")
 
 
 def stage_version(folder: Path, version: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from swamp_ray.config import SwampConfig
+from swamp_ray.credentials import Concealer, concealed_tree
 from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError, SwampError
 from swamp_ray.orchestration.failures import recall_divergence, remember_divergence
 from swamp_ray.orchestration.messages import Busy, Outcome, WorkItem
@@ -77,6 +78,7 @@ class Worker:
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
         self.leases = Leases(self.store.place, config.execution.lease_expiry_s)
         self._holder = this_process(config.name or "")
+        self._conceal = Concealer(config.model_dump(mode="json"))
         with applied(arithmetic):
             self.trainer = ParticleTrainer(config, data, arithmetic.alone, feeds, ranks, member)
         self._num_shards = num_shards(config, self.trainer.layout)
@@ -99,7 +101,7 @@ class Worker:
         """
         with applied(self.arithmetic):
             if item.program is None:
-                with _log(item, self.store.place) as log:
+                with _log(item, self.store.place, self._conceal) as log:
                     yield self._evaluate(item, start, self._mask(mask_bits), log)
                 return
             for message in self.train(item, start, mask_bits, values, stop):
@@ -117,7 +119,7 @@ class Worker:
             seat: Of a pack, whose owner is asked for gradients; None: this worker's own trainer computes them.
         """
         mask = self._mask(mask_bits)
-        with _log(item, self.store.place) as log:
+        with _log(item, self.store.place, self._conceal) as log:
             if (found := self._stored(item, log)) is not None:
                 yield from found
                 return
@@ -258,7 +260,9 @@ class Worker:
             info["as_trained"] = result.as_trained
         if peak_bytes is not None:
             info["peak_bytes"] = peak_bytes
-        return put_state(self.store, item.named.name, result.packed, item.named.recipe, info)
+        # Who reads the file need not know the tokens of the options.
+        recipe = concealed_tree(item.named.recipe)
+        return put_state(self.store, item.named.name, result.packed, recipe, info)
 
     def _evaluate(self, item: WorkItem, start: State, mask: np.ndarray, log: Any) -> Outcome:
         assert item.average is not None
@@ -279,9 +283,9 @@ def outcome_of(manifest: Manifest, trained_epochs: int = 0, num_pieces: int = 0)
 
 
 @contextlib.contextmanager
-def _log(item: WorkItem, place: Place) -> Iterator[JobLog]:
+def _log(item: WorkItem, place: Place, conceal: Concealer) -> Iterator[JobLog]:
     """The job's own log file."""
-    log = JobLog(place, item.log_path)
+    log = JobLog(place, item.log_path, conceal)
     try:
         yield log
     except GeneratorExit:

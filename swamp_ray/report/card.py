@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swamp_ray.console import counted
+from swamp_ray.credentials import concealed_tree
 from swamp_ray.report.broken_off import broken_off
 from swamp_ray.report.costs import DeviceTime, broken_off_time, device_time, epochs_by_round
 from swamp_ray.report.method import method_words
@@ -104,7 +105,8 @@ def _subject(run: ReportRun) -> Iterator[tuple[str, str]]:
 
 
 def _named(name: str, options: Mapping[str, Any]) -> str:
-    return name + (f" ({', '.join(f'{key}: {value}' for key, value in options.items())})" if options else "")
+    shown = concealed_tree(options)
+    return name + (f" ({', '.join(f'{key}: {value}' for key, value in shown.items())})" if options else "")
 
 
 def _training(run: ReportRun) -> str:

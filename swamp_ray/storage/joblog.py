@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 
+from swamp_ray.credentials import Concealer
 from swamp_ray.errors import RunError
 from swamp_ray.storage.growing import PartWriter
 from swamp_ray.storage.patience import impatient
@@ -18,10 +20,12 @@ class JobLog:
     Args:
         place: The storage root.
         key: The log in it; None writes nothing.
+        conceal: Replaces what must not be read by others.
     """
 
-    def __init__(self, place: Place, key: str | None) -> None:
+    def __init__(self, place: Place, key: str | None, conceal: Callable[[str], str] | None = None) -> None:
         self._key = key
+        self._conceal = conceal or Concealer()
         self._folder: LocalPlace | None = None
         self._parts: PartWriter | None = None
         inner = inner_place(place)
@@ -35,7 +39,7 @@ class JobLog:
 
     def __call__(self, line: str) -> None:
         """Write one line; in an object store it may wait some seconds for others."""
-        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n"
+        text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._conceal(line)}\n"
         with contextlib.suppress(OSError, RunError):
             if self._folder is not None and self._key is not None:
                 with os.fdopen(self._folder.open_append(self._key), "ab") as file:

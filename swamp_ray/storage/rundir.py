@@ -244,9 +244,9 @@ class RunDir:
         """The leases of the storage root."""
         return Leases(self.place, expiry_s)
 
-    def write_config(self, text: str) -> None:
-        """Write the resolved configuration."""
-        self.config.write(text.encode())
+    def write_config(self, text: str, *, private: bool = False) -> None:
+        """Write the resolved configuration; `private`: it holds credentials, and nobody else may read it."""
+        self.config.write(text.encode(), private=private)
 
     def read_config(self) -> str | None:
         """The resolved configuration, None if there is no such run yet."""

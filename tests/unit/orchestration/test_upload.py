@@ -42,10 +42,13 @@ def test_data_behind_a_link_stay_behind_wherever_they_are_excluded(tmp_path: Pat
     write(tmp_path, "elsewhere/data/x", "code/a.py", "code/real.py")
     (tmp_path / "code" / "data").symlink_to(tmp_path / "elsewhere" / "data")
     (tmp_path / "code" / "link.py").symlink_to(tmp_path / "code" / "real.py")
-    (tmp_path / "code" / "broken").symlink_to(tmp_path / "nothing")
+    (tmp_path / "code" / "broken").symlink_to(tmp_path / "code" / "nothing")
+    (tmp_path / "code" / "here").symlink_to(tmp_path / "code")
     found = select_files(tmp_path / "code", {})
     assert set(found.sizes) == {"a.py", "real.py", "link.py"}
-    assert found.left_out["data"] == "a link to a folder"
+    assert found.left_out["data"] == "a link that leads out of the folder"
+    assert found.left_out["here"] == "a link to a folder"
+    assert found.left_out["broken"] == "not a file"
     linked = select_files(tmp_path, {tmp_path / "elsewhere" / "data": "data"})
     assert linked.left_out["code/data"] == linked.left_out["elsewhere/data"] == "data"
 

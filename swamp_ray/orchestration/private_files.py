@@ -1,0 +1,111 @@
+"""Files that hold keys, passwords or tokens: they never leave the machine, whatever git thinks of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+PRIVATE = "it may hold keys"
+HOLDS_KEY = "it holds a key"
+OUTSIDE = "a link that leads out of the folder"
+NAMED = (PRIVATE, HOLDS_KEY, OUTSIDE)
+"""Reasons that the user is told of, file by file."""
+
+WHOLE_BYTES = 1 << 20
+"""Larger files are looked at from their beginning to here."""
+
+_FILES = (
+    # environment and log-in files
+    ".env*", "*.env", "*.env.*", ".netrc", "_netrc", ".git-credentials", ".npmrc", ".yarnrc*", ".pypirc", "pip.conf",
+    ".pgpass", ".my.cnf", ".htpasswd", "*.htpasswd", ".vault-token", ".vault_pass*", ".dockercfg", ".dockerconfigjson",
+    ".boto", ".s3cfg", ".databrickscfg", ".rhosts", ".renviron", ".*_history", "kaggle.json", ".terraformrc",
+    "terraform.rc", "*.tfrc.json", "*.tfstate", "*.tfstate.*", "*.tfvars", "*.tfvars.json", "kubeconfig*",
+    "*.kubeconfig", "*.keytab", "krb5cc_*",
+    # keys
+    "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "id_xmss*", "*_rsa", "*_ed25519", "*_ecdsa", "*.pem", "*.key",
+    "*.p12", "*.pfx", "*.pkcs12", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.der", "*.p8",
+    # tokens
+    "token", ".token", "*.token", "auth_token", "*_token", "hf_token*", ".wandb_api_key", "wandb_api_key*", "api_key*",
+    "apikey*",
+)
+_DATA = (".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".csv", ".txt", ".xml", ".properties", ".db", "")
+_STEMS = ("credentials", "credential", "*-credentials", "*_credentials", ".credentials", "secret", "secrets",
+          "*-secret", "*-secrets", "*_secrets", ".secrets", "service-account*", "service_account*", "serviceaccount*",
+          "client_secret*", "application_default_credentials", "*adminsdk*", "gcp-key*", "gcp_key*")
+_CODE = (".py", ".pyi", ".ipynb", ".md", ".rst")
+_FOLDERS = (".ssh", ".aws", ".kube", ".docker", ".gnupg", ".azure", ".gcloud", ".oci", ".ray", ".huggingface",
+            ".env", ".envs", ".kaggle", ".terraform", ".terraform.d", ".password-store", ".secrets", ".databricks",
+            ".snowflake")
+_INNER_FOLDERS = (".config/gcloud", ".config/gh", ".config/hub", ".config/wandb", ".config/rclone", ".config/sops",
+                  ".config/helm", ".config/huggingface", ".config/containers", ".config/op", ".config/pip")
+_INNER_FILES = ("wandb/settings", "huggingface/token", "huggingface/stored_tokens", ".cargo/credentials*",
+                ".gem/credentials", ".m2/settings.xml", ".streamlit/secrets.toml", ".git/config")
+
+_KEY = re.compile(rb"^\s*-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*\r?$"
+                  rb"|\"private_key\"\s*:\s*\"-----BEGIN|^PuTTY-User-Key-File-\d|^AGE-SECRET-KEY-1"
+                  rb"|^openssh-key-v1\0", re.MULTILINE)
+_TOKENS = re.compile(rb"(?i:aws_secret_access_key|aws_session_token)\s*[=:]\s*\S"
+                     rb"|\"type\"\s*:\s*\"(?:service_account|authorized_user|external_account)\""
+                     rb"|^kind:\s*[\"']?Secret[\"']?\s*$"
+                     rb"|\bhf_[A-Za-z0-9]{30,}|\bgh[pousr]_[A-Za-z0-9]{30,}|\bgithub_pat_\w{30,}|\bglpat-[\w-]{20,}"
+                     rb"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|://[^/\s:@]+:[^/\s@]+@api\.wandb\.ai", re.MULTILINE)
+
+
+def why_private(path: str, is_folder: bool) -> str | None:
+    """Why a file or folder is private by its name, None if it is not.
+
+    Args:
+        path: Relative to the project, with slashes. Upper and lower case are the same.
+        is_folder: Whether it is a folder.
+    """
+    lower = path.lower()
+    name = lower.rpartition("/")[2]
+    if is_folder:
+        return PRIVATE if name in _FOLDERS or any(_ends(lower, inner) for inner in _INNER_FOLDERS) else None
+    stem, ending = os.path.splitext(name)
+    if any(fnmatchcase(name, pattern) for pattern in _FILES) and ending not in _CODE:
+        return PRIVATE
+    # Code may be called id_mapping.py; a key has no ending, or one that says nothing.
+    if fnmatchcase(name, "id_*") and ending in ("", ".pub", ".bak", ".old"):
+        return PRIVATE
+    if ending in _DATA and any(fnmatchcase(stem or name, pattern) for pattern in _STEMS):
+        return PRIVATE
+    return PRIVATE if any(_ends(lower, inner) for inner in _INNER_FILES) else None
+
+
+def _ends(path: str, inner: str) -> bool:
+    parts = PurePosixPath(path).parts
+    pattern = PurePosixPath(inner).parts
+    return len(parts) >= len(pattern) and all(
+        fnmatchcase(part, wanted) for part, wanted in zip(parts[-len(pattern):], pattern, strict=True))
+
+
+def why_content_private(file: Path) -> str | None:
+    """Why a file is private by what is in it, None if it is not. A file that cannot be read is not."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as opened:
+            beginning = opened.read(WHOLE_BYTES)
+    except OSError:
+        return None
+    if _KEY.search(beginning):
+        return HOLDS_KEY
+    # In code, a text that looks like a token is nearly always an example.
+    return HOLDS_KEY if file.suffix.lower() not in _CODE and _TOKENS.search(beginning) else None
+
+
+def link_reason(path: Path, folder: Path) -> str | None:
+    """Why a link is private: it leads out of a folder, or to something private in it.
+
+    Args:
+        path: The link.
+        folder: The project's folder.
+    """
+    real, top = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if not real.is_relative_to(top):
+        return OUTSIDE
+    inside = real.relative_to(top)
+    folders = [why_private(str(parent), True) for parent in inside.parents if str(parent) != "."]
+    return next(filter(None, folders), None) or why_private(str(inside), real.is_dir())
