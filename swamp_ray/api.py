@@ -75,7 +75,7 @@ class Result:
         if abs(found[nearest] - wanted) > SPARSITY_TOLERANCE:
             raise UserError("no round has this sparsity", got=sparsity, where="ticket",
                             do=f"There are: {', '.join(f'{value:.4f}' for value in found)}.")
-        return load_ticket(self.ticket_paths[nearest])
+        return load_ticket(self.ticket_paths[nearest], sha256=self.rounds[nearest].ticket_sha256)
 
 
 class SwampTrainer:

@@ -19,7 +19,7 @@ from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.states import lacks_state, read_state, state_digest
-from swamp_ray.storage.tickets import load_ticket
+from swamp_ray.storage.tickets import load_round_ticket
 from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.normalisation import kept_statistics, normalisation_recipe
@@ -81,7 +81,7 @@ class Bench:
     def mask(self, index: int) -> np.ndarray:
         """A round's mask, bool ``[P]``."""
         if index not in self._masks:
-            ticket = load_ticket(self.rundir.ticket_of(self._record(index)).location)
+            ticket = load_round_ticket(self.rundir, self._record(index))
             parts = [ticket.masks[layer.name].numpy().reshape(-1) for layer in self.layout.layers]
             self._masks[index] = np.concatenate(parts)
         return self._masks[index]

@@ -19,7 +19,7 @@ from swamp_ray.sparsity.packing import unpack
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.states import read_state
-from swamp_ray.storage.tickets import load_ticket
+from swamp_ray.storage.tickets import load_round_ticket
 from swamp_ray.training.data import Data
 
 
@@ -53,7 +53,7 @@ class Side:
 
     def mask(self, index: int) -> np.ndarray:
         """A round's mask, bool ``[P]``."""
-        ticket = load_ticket(self.rundir.ticket_of(self.records[index]).location)
+        ticket = load_round_ticket(self.rundir, self.records[index])
         return np.concatenate([ticket.masks[layer.name].numpy().reshape(-1) for layer in self.prepared.layout.layers])
 
 

@@ -227,10 +227,9 @@ class _Swapped:
         prepared, mask = self._sides["first"].prepared, self._mask(cell)
         weights, parts = self._sides["first"].rewind.parameters, split(self._layout, mask)
         state = {name: array * parts[name] if name in parts else array for name, array in weights.items()}
-        state |= {name: state[stands] for name, stands in prepared.tied.items()} | prepared.initial.buffers
-        meta = {"survivors": int(mask.sum()), "model": prepared.config.model.model_dump(mode="json")}
-        return ticket_bytes({name: torch.tensor(array) for name, array in state.items()},
-                            {name: torch.tensor(part) for name, part in parts.items()}, meta)
+        state |= prepared.initial.buffers
+        meta = {"survivors": int(mask.sum()), **prepared.use}
+        return ticket_bytes(prepared.tensors(state), {name: torch.tensor(part) for name, part in parts.items()}, meta)
 
     def _config(self, cell: Cell, rundir: RunDir) -> SwampConfig:
         """The training's own config, from the ticket's mask on, for a single round."""

@@ -107,6 +107,7 @@ class Driver:
         self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir)
         self._let_go: set[Work] = set()
         self._tickets = journal.rundir.tickets([plan.sparsity for plan in prepared.plan])
+        self._ticket_digests: dict[int, str] = {}
         self._written: dict[int, RoundRecord] = {}
         self._num_reported = 0
         self._sized = -1
@@ -551,8 +552,8 @@ class Driver:
     def _write_round(self, index: int) -> None:
         record = self.record(index)
         average, evaluation = self._averages[index], self._outcomes[Work("evaluation", index)]
-        self._journal.write_ticket(self._prepared, record, average, evaluation.name,
-                                   self._inputs.of(Work("average", index)).mask)
+        record.ticket_sha256 = self._ticket_digests[index] = self._journal.write_ticket(
+            self._prepared, record, average, evaluation.name, self._inputs.of(Work("average", index)).mask)
         self._journal.write_round(record)
         self._keeper.recorded(index, [entry["name"] for entry in record.artifacts["particles"]])
         self._inputs.release(index)
@@ -569,4 +570,4 @@ class Driver:
         works = [Work("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]
         return round_record(
             plan, [self._outcomes[work] for work in works], dropped, self._averages[index],
-            self._outcomes[Work("evaluation", index)], self._tickets[index].key)
+            self._outcomes[Work("evaluation", index)], self._tickets[index].key, self._ticket_digests.get(index, ""))

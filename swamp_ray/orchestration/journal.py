@@ -329,22 +329,26 @@ class Journal:
             self._metrics.flush()
 
     def write_ticket(self, prepared: Prepared, record: RoundRecord, average: Manifest, evaluation: str,
-                     mask: np.ndarray) -> None:
-        """Write a round's averaged network, with its normalisation statistics and its mask."""
+                     mask: np.ndarray) -> str:
+        """Write a round's averaged network, with its normalisation statistics and its mask, unless it is there.
+
+        Returns:
+            The SHA-256 of the file.
+        """
         layout = prepared.layout
         found = self._store.find(evaluation)
         if found is None:
             raise RunError(f"the evaluation of round {record.round} has vanished from the storage")
         state = unpack(read_state(self._store, average), layout, mask)
-        state |= {name: state[stands] for name, stands in prepared.tied.items()}
         state |= arrays_from_bytes(self._store.read(found, BUFFERS_FILE))
         meta = {"round": record.round, "sparsity": record.sparsity, "survivors": record.survivors,
-                "average": average.name, "model": concealed_tree(prepared.config.model.model_dump(mode="json"))}
-        data = ticket_bytes({name: torch.tensor(array) for name, array in state.items()},
+                "average": average.name, **concealed_tree(prepared.use)}
+        data = ticket_bytes(prepared.tensors(state),
                             {name: torch.tensor(part) for name, part in split(layout, mask).items()}, meta)
         ticket = Spot(self._rundir.place, record.ticket)
         if ticket.read() != data:
             ticket.write(data)
+        return digest_bytes(data)
 
 
 def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -248,6 +248,7 @@ class RoundRecord:
     Metrics are by split and name. ``num_particles`` were planned; ``dropped`` lists those that the round went on
     without (``particle``, ``what``, ``reason``, ``attempt``); ``particles`` lists the metrics of all others in index
     order, as ``artifacts`` does; ``mean`` and ``std`` are over them (std with N - 1, 0 for a single one).
+    ``ticket_sha256`` is the digest of the ticket's file, empty in records of older versions.
     ``combined`` are the indices of those that the round's network is made of. ``peak_bytes`` is the most memory that
     each of them took up on its device (None: not known), in the order of ``particles``; it decides nothing, and records
     that differ in it alone are equal.
@@ -266,6 +267,7 @@ class RoundRecord:
     combined: list[int]
     artifacts: dict[str, Any]
     ticket: str
+    ticket_sha256: str = ""
     emptied_layers: list[str] = field(default_factory=list)
     dropped: list[dict[str, Any]] = field(default_factory=list)
     peak_bytes: list[int | None] = field(default_factory=list, compare=False)

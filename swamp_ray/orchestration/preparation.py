@@ -7,7 +7,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from swamp_ray.training.arithmetic import (
     resolve_arithmetic,
 )
 from swamp_ray.training.buffers import refuse_stateful_buffers
+from swamp_ray.training.contents import Contents, contents_of, extra_state, refuse_moving_extra_state, use_of
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.factories import Snapshot, disturb_
 from swamp_ray.training.models import check_outputs
@@ -95,6 +96,7 @@ class Prepared:
         unpackable: Why some forms do not come into question for this network.
         caution: What its user should know of the network's metrics; empty for most.
         code: The user code that every worker must have.
+        contents: What the network's ``state_dict()``, and so a ticket, holds.
     """
 
     config: SwampConfig
@@ -117,7 +119,7 @@ class Prepared:
     unpackable: str = ""
     caution: str = ""
     code: Code = NO_CODE
-    code: Code = NO_CODE
+    contents: Contents = field(default_factory=lambda: Contents({}, {}))
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does."""
@@ -145,6 +147,16 @@ class Prepared:
         if arithmetic.form == "stacked":
             return f"{arithmetic.packing}:{self.seat(round_index, particle)}"
         return "graphs" if arithmetic.form == "graphs" else arithmetic.packing
+
+    def tensors(self, state: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """What a ticket holds of a network's parameters and buffers."""
+        return self.contents.tensors(state, lambda: initial_model(self.config, self.data))
+
+    @property
+    def use(self) -> dict[str, Any]:
+        """What a ticket says of its network, for those who use it."""
+        use = {"model": self.config.model.model_dump(mode="json"), **use_of(self.config, self.data, self.task)}
+        return use | ({"extra_state": dict(self.contents.plain)} if self.contents.plain else {})
 
     @property
     def most_jobs(self) -> int:
@@ -203,6 +215,7 @@ def prepare(
     steps = steps_per_epoch(config, data)
     model = initial_model(config, data)
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
+    contents = contents_of(model, layout)
     _check_score(config, model, layout)
     fresh = Snapshot(model)
     metrics, kept = _check_training_step(config, data, model, task)
@@ -230,7 +243,7 @@ def prepare(
                         normalisation_recipe(model, kept, config, data)),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
-        caution=caution(model, forward_batch(config)),
+        caution=caution(model, forward_batch(config)), contents=contents,
         code=_code_of_workers(code, config, data))
     _check_programs(prepared)
     code.check_unchanged()
@@ -299,7 +312,7 @@ def _check_training_step(
     size = num_samples(batch)
     if isinstance(task, Classification) and data.num_classes is not None:
         check_outputs(model, batch, data.num_classes)
-    before, kept = state_of(model).buffers, frozenset[str]()
+    before, kept, extra = state_of(model).buffers, frozenset[str](), extra_state(model)
     try:
         kept = kept_statistics(model, config, data, task)
         with seeded(0):
@@ -317,6 +330,7 @@ def _check_training_step(
             f"{type(error).__name__}: {error}", do="Check model.options, task and data against each other.",
             where="model.name") from error
     refuse_stateful_buffers(model, before, kept)
+    refuse_moving_extra_state(model, extra)
     _check_normalisation(config, data, kept, model, task)
     if loss.ndim != 0:
         raise UserError("the task's loss must be a scalar", got=f"shape {tuple(loss.shape)}", where="task.name")

@@ -20,6 +20,7 @@ def round_record(
     average: Manifest,
     evaluation: Outcome,
     ticket: str,
+    ticket_sha256: str = "",
 ) -> RoundRecord:
     """A line of ``rounds.jsonl``.
 
@@ -30,6 +31,7 @@ def round_record(
         average: The round's average.
         evaluation: Its metrics.
         ticket: Path of the ticket, relative to the storage root.
+        ticket_sha256: Of the file; empty as long as it is not written.
     """
     metrics = [outcome.info["metrics"] for outcome in outcomes]
     return RoundRecord(
@@ -50,6 +52,7 @@ def round_record(
             "evaluation": {"name": evaluation.name},
         },
         ticket=ticket,
+        ticket_sha256=ticket_sha256,
         emptied_layers=average.info.get("emptied_layers", []),
         dropped=[{"particle": decision.particle, "what": decision.what, "reason": decision.reason,
                   "attempt": decision.attempt} for decision in dropped],

@@ -15,7 +15,7 @@ from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
 from swamp_ray.locating import config_of, find_run
 from swamp_ray.report.salvage import Losses, analyses_of, jobs_of_workers, metrics_of, results_of, rounds_of
 from swamp_ray.storage.rundir import RunDir, check_run_record
-from swamp_ray.storage.tickets import Ticket, load_ticket
+from swamp_ray.storage.tickets import Ticket, load_round_ticket
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ReportRun:
     def ticket(self, record: Mapping[str, Any]) -> Ticket | None:
         """A round's network and mask; where they cannot be read, that is noted."""
         try:
-            return load_ticket(self.rundir.ticket_of(record).location)
+            return load_round_ticket(self.rundir, record)
         except (SwampError, OSError):
             self.losses.ticket(record["round"])
             return None

@@ -45,8 +45,8 @@ class Losses:
         yield from self._notes.values()
         if self._tickets:
             several = len(self._tickets) > 1
-            yield (f"The ticket{'s' * several} of round{'s' * several} {ranges(self._tickets)} cannot be read: figures "
-                   f"that are drawn from the networks lack {'them' if several else 'it'}.")
+            yield (f"The ticket{'s' * several} of round{'s' * several} {ranges(self._tickets)} cannot be read or "
+                   f"trusted: figures that are drawn from the networks lack {'them' if several else 'it'}.")
 
 
 def rounds_of(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:

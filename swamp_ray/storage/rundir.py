@@ -25,7 +25,7 @@ from swamp_ray.storage.jsonlines import (
     unsealed,
 )
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
-from swamp_ray.storage.places import Place, Spot, as_place, local_path
+from swamp_ray.storage.places import Place, Spot, as_place, check_key, local_path
 
 
 class RunDir:
@@ -307,9 +307,19 @@ class RunDir:
 
     def ticket_of(self, record: Mapping[str, Any]) -> Spot:
         """Where the ticket of a finished round lies: in this folder, whatever it was called when that was recorded."""
-        recorded = str(record["ticket"])
-        inside = re.fullmatch(r"runs/[^/]+/(.+)", recorded)
-        return self.spot(inside[1]) if inside else Spot(self.place, recorded)
+        recorded = record.get("ticket")
+        inside = re.fullmatch(r"runs/[^/]+/(.+)", recorded) if isinstance(recorded, str) else None
+        spot = self.spot(inside[1]) if inside else Spot(self.place, str(recorded))
+        try:
+            check_key(spot.key)
+        except ValueError:
+            spot = None
+        if spot is None or not recorded:
+            raise CorruptArtifactError(
+                f"{self.rounds}: what stands there as the path of the ticket of round {record.get('round')} is none "
+                f"({str(recorded)[:200]!r}). The file was changed after it was written; restore it, or delete that "
+                "line and run the same command again.")
+        return spot
 
     def append_result(self, record: Mapping[str, object]) -> None:
         """Note an artifact before it is looked for, so that it is never without a run that names it."""

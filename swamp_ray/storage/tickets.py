@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import math
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,34 +18,113 @@ from torch import Tensor, nn
 
 from swamp_ray.errors import RunError, SwampError, UserError
 from swamp_ray.sparsity import masks as sparsity_masks
-from swamp_ray.storage.files import check_is_file
 from swamp_ray.storage.identity import canonical_json
 from swamp_ray.storage.places import as_spot, is_url
+from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.ticket_fit import differences, extra_names, is_extra, listed, own_names, transient_names
+from swamp_ray.storage.ticket_records import check_is_of_round, recorded_digest, refuse_no_file, tell_unverified
+from swamp_ray.training.pixels import Pixels
+from swamp_ray.training.samples import Images
 
 METADATA_KEY = "swamp"
 MASK_PREFIX = "swamp.mask/"
 TICKET_FORMAT = 1
 
-_RESERVED = {"format", "mask_shapes"}
-_NUM_LISTED = 10
+_RESERVED = {"format", "mask_shapes", "digest"}
 
 
 @dataclass(repr=False)
 class Ticket:
-    """A sparse network's weights and mask.
+    """A sparse network's weights and mask, and what has to be known to use it.
 
     Attributes:
-        state: Parameters (tied ones under each of their names) and buffers, by the model's own names.
+        state: What the network's ``state_dict()`` holds, tied weights under each of their names, by its own names.
         masks: For each prunable parameter a bool tensor of its shape, True = kept.
         meta: What was recorded about the ticket, JSON.
+        verified: Whether a digest has shown that this is what was written; older versions wrote none.
     """
 
     state: dict[str, Tensor]
     masks: dict[str, Tensor]
     meta: dict[str, Any]
+    verified: bool = False
 
     def __repr__(self) -> str:
-        return f"Ticket(sparsity={self.sparsity:.6g}, {len(self.state)} tensors, {len(self.masks)} of them with a mask)"
+        parts = [f"sparsity={self.sparsity:.6g}", *([f"model={self.model_name!r}"] if self.model_name else []),
+                 *([f"input_shape={self.input_shape}"] if self.input_shape else []),
+                 *([f"num_classes={self.num_classes}"] if self.num_classes else []),
+                 *([f"primary={self.primary!r}"] if self.primary else []),
+                 f"{len(self.state)} tensors", f"{len(self.masks)} of them with a mask",
+                 *([] if self.verified else ["not verified"])]
+        return f"Ticket({', '.join(parts)})"
+
+    @property
+    def model_name(self) -> str | None:
+        """The network: the name of a built-in one, or the import path of what builds it; None where it is unknown."""
+        return self._noted("model", "name")
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """What the network was built with, besides ``num_classes`` and ``input_shape`` where it takes these."""
+        return dict(self._noted("model", "options") or {})
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Of one input, images as ``(C, H, W)``; None where an input is not one tensor, or it is unknown."""
+        shape = self._noted("input", "shape")
+        return None if shape is None else tuple(shape)
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """Per channel, subtracted from pixels in [0, 1]; None where inputs reach the network as they are."""
+        return self._pixels("mean")
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """Per channel, by which pixels in [0, 1] are divided after that; None likewise."""
+        return self._pixels("std")
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the data had; None where they had none, or it is unknown."""
+        return self._noted("classes", "count")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the labels; empty where they have none."""
+        return tuple(self._noted("classes", "names") or ())
+
+    @property
+    def primary(self) -> str | None:
+        """The metric that the network was judged by; None where it is unknown."""
+        return self._noted("task", "primary")
+
+    def normalise(self, images: np.ndarray | Tensor) -> Tensor:
+        """Images as the network reads them: float32 ``[B, C, H, W]``, on the device of the images.
+
+        Args:
+            images: uint8 ``[B, H, W, C]``, of the size that the network was trained with.
+
+        Raises:
+            UserError: They are no such images, or the ticket does not say how they are normalised.
+        """
+        given = torch.as_tensor(images)
+        if self.mean is None or self.std is None:
+            raise UserError("the ticket names no normalisation of images", where="normalise",
+                            do="Give the network its inputs as they are, or normalise as its data did.")
+        if given.dtype != torch.uint8 or given.ndim != 4 or given.shape[3] != len(self.mean):
+            raise UserError(f"images must be uint8 [B, H, W, {len(self.mean)}]", where="normalise",
+                            got=f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}")
+        pixels = Pixels(Images(self.mean, self.std), given.device)
+        return pixels(given, None).permute(0, 3, 1, 2).contiguous()
+
+    def _noted(self, part: str, key: str) -> Any:
+        found = self.meta.get(part)
+        return found.get(key) if isinstance(found, Mapping) else None
+
+    def _pixels(self, key: str) -> tuple[float, ...] | None:
+        pixels = self._noted("input", "pixels")
+        return tuple(pixels[key]) if isinstance(pixels, Mapping) and key in pixels else None
 
     @property
     def density(self) -> float:
@@ -60,7 +138,7 @@ class Ticket:
         return 1.0 - self.density
 
     def load_into(self, model: nn.Module, strict: bool = True) -> nn.Module:
-        """Copy parameters and buffers into a plain model, in place and on its device.
+        """Copy what ``state_dict()`` holds into a plain model, in place and on its device.
 
         Names are compared without ``module.`` and ``_orig_mod.``, on both sides.
 
@@ -75,13 +153,18 @@ class Ticket:
         Raises:
             UserError: If the tensors differ; it lists which. The model is then unchanged.
         """
-        own = _own_names(model)
-        state = model.state_dict()
-        targets = {clean: state[name] for clean, name in own.items()}
-        if problems := _differences(self.state, targets, strict):
-            raise UserError("the ticket does not fit the model:\n" + _listed(problems), where="load_into",
+        own, state, extra = own_names(model), model.state_dict(), extra_names(model)
+        # Older tickets hold buffers that are not persistent, and no extra state.
+        outside = transient_names(model)
+        given = {name: tensor for name, tensor in self.state.items() if name not in outside}
+        targets = {clean: state[name] for clean, name in own.items() if clean in given or not is_extra(clean)}
+        if problems := differences(given, targets, strict):
+            raise UserError("the ticket does not fit the model:\n" + listed(problems), where="load_into",
                             do="Build the model with the settings that the ticket was made with.")
-        model.load_state_dict({own[name]: tensor for name, tensor in self.state.items() if name in own}, strict=False)
+        plain = self.meta.get("extra_state") or {}
+        found = {own[name]: tensor for name, tensor in given.items() if name in own}
+        found |= {extra[name]: value for name, value in plain.items() if name in extra}
+        model.load_state_dict(found, strict=False)
         return model
 
     def to_torch_prune(self, model: nn.Module) -> nn.Module:
@@ -100,7 +183,7 @@ class Ticket:
         names = [layer.name for layer in layout.layers]
         if set(names) != set(self.masks):
             missing = sorted(set(self.masks) - set(names))
-            raise UserError("the ticket does not fit the model:\n" + _listed([f"{name}: not prunable there" for name in
+            raise UserError("the ticket does not fit the model:\n" + listed([f"{name}: not prunable there" for name in
                                                                               missing]), where="to_torch_prune")
         flat = np.concatenate([self.masks[name].cpu().numpy().reshape(-1) for name in names])
         return sparsity_masks.to_torch_prune(model, layout, flat)
@@ -110,9 +193,10 @@ def ticket_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], meta:
     """A ticket as the bytes of a safetensors file; equal content gives equal bytes, whatever the order of names.
 
     Args:
-        state: Parameters and buffers by name, any device and dtype; ``module.`` and ``_orig_mod.`` are stripped.
+        state: Entries of a ``state_dict()``, any device and dtype; ``module.`` and ``_orig_mod.`` are stripped.
         masks: For some of the parameters a bool tensor of the same shape, True = kept.
-        meta: JSON to record, without the keys ``format`` and ``mask_shapes``. No time, path or run name belongs here.
+        meta: JSON to record, without the keys ``format``, ``mask_shapes`` and ``digest``. No
+            time, path or run name belongs here.
 
     Returns:
         A file with the tensors by name, the masks as packed bits (uint8) under ``swamp.mask/<name>``, and one metadata
@@ -135,24 +219,45 @@ def ticket_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], meta:
     header = {"format": TICKET_FORMAT, "mask_shapes": {name: list(mask.shape) for name, mask in bits.items()}, **meta}
     packed = {MASK_PREFIX + name: torch.from_numpy(sparsity_masks.to_bits(mask.numpy().reshape(-1)))
               for name, mask in bits.items()}
+    everything = {**tensors, **packed}
+    header["digest"] = _digest(header, everything)
     # A second metadata key would come out in random order and change the bytes.
-    return safetensors.torch.save({**tensors, **packed}, {METADATA_KEY: canonical_json(header).decode()})
+    return safetensors.torch.save(everything, {METADATA_KEY: canonical_json(header).decode()})
 
 
-def load_ticket(path: str | Path) -> Ticket:
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a ticket: its metadata, and names, dtypes, shapes and values of its tensors in the order of names."""
+    found = hashlib.sha256(canonical_json({key: value for key, value in header.items() if key != "digest"}))
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(canonical_json([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]))
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def load_ticket(path: str | Path, *, sha256: str | None = None) -> Ticket:
     """Read and verify a ticket. Nothing in the file is executed.
 
     Args:
         path: A file written from `ticket_bytes`, or the URL of one in an object store.
+        sha256: Digest of the whole file, or "" where it is not known; default: as the run recorded it in whose folder
+            the file lies.
 
     Raises:
-        UserError: If there is no such file, it is not a ticket, or its weights and masks contradict each other.
+        UserError: If there is no such file, it is not a ticket, it is not the one that was written, or its weights and
+            masks contradict each other.
         RunError: The object store did not answer.
     """
-    with _local_copy(path) as file:
-        tensors, text = _read_file(file, str(path))
+    data, where = _read_bytes(path), str(path)
+    recorded = recorded_digest(path) if sha256 is None else sha256
+    if recorded and hashlib.sha256(data).hexdigest() != recorded:
+        raise UserError("this is not the ticket that its run recorded: the file was changed, exchanged or damaged "
+                        "after it was written", where=where,
+                        do="Run the same command as before: it writes the ticket anew from the stored results.")
+    tensors, text = _parsed(data, where)
     try:
         header = _parse_header(text)
+        is_verified = _verify(header, tensors) or bool(recorded)
         shapes: dict[str, list[int]] = header["mask_shapes"]
         bits = {name.removeprefix(MASK_PREFIX): tensors.pop(name) for name in list(tensors)
                 if name.startswith(MASK_PREFIX)}
@@ -160,44 +265,70 @@ def load_ticket(path: str | Path) -> Ticket:
             raise _NotATicketError(f"its masks and their shapes disagree about {sorted(bits.keys() ^ shapes.keys())}")
         masks = {name: _unpack_mask(name, bits[name], shape, tensors) for name, shape in sorted(shapes.items())}
     except _NotATicketError as error:
-        raise UserError(f"this is not a sound ticket: {error}", where=str(path),
+        raise UserError(f"this is not a sound ticket: {error}", where=where,
                         do="Use the file as swamp_ray wrote it.") from error
-    return Ticket(tensors, masks, {key: value for key, value in header.items() if key not in _RESERVED})
+    if not is_verified:
+        tell_unverified(path)
+    return Ticket(tensors, masks, {key: value for key, value in header.items() if key not in _RESERVED}, is_verified)
+
+
+def load_round_ticket(rundir: RunDir, record: Mapping[str, Any]) -> Ticket:
+    """The ticket of a finished round, compared with the round's record.
+
+    Raises:
+        UserError: As for :func:`load_ticket`, or it is the ticket of another round.
+        CorruptArtifactError: The record does not say where it lies.
+    """
+    spot = rundir.ticket_of(record)
+    ticket = load_ticket(spot.location, sha256=str(record.get("ticket_sha256") or ""))
+    check_is_of_round(ticket.meta, record, str(spot))
+    return ticket
 
 
 class _NotATicketError(Exception):
     """Why a safetensors file is not a ticket."""
 
 
-@contextlib.contextmanager
-def _local_copy(path: str | Path) -> Iterator[Path]:
-    """The file itself; of an object a temporary one, because safetensors reads metadata from files alone."""
-    if not is_url(path):
-        check_is_file(Path(path))
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="swamp-ticket-") as folder:
-        copy = Path(folder) / "ticket"
-        data = as_spot(path).read()
-        if data is not None:
-            copy.write_bytes(data)
-        yield copy
-
-
-def _read_file(path: Path, where: str) -> tuple[dict[str, Tensor], str | None]:
+def _read_bytes(path: str | Path) -> bytes:
+    do = "The tickets of a run lie in its folder tickets/."
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            # Cloned: the file's own tensors change, or crash the process, when someone writes into the file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return tensors, (file.metadata() or {}).get(METADATA_KEY)
-    except FileNotFoundError as error:
-        raise UserError("there is no such ticket", where=where,
-                        do="The tickets of a run lie in its folder tickets/.") from error
+        if not is_url(path):
+            refuse_no_file(Path(path))
+        data = as_spot(path).read() if is_url(path) else Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        data = None
     except OSError as error:
-        raise UserError(f"the ticket could not be read ({error.strerror or error})", where=where) from error
-    except (safetensors.SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UserError(f"the ticket could not be read ({error.strerror or error})", where=str(path)) from error
+    except ValueError as error:
+        raise UserError(f"this is no path of a file ({error})", where=repr(str(path)), do=do) from error
+    if data is None:
+        raise UserError("there is no such ticket", where=str(path), do=do)
+    return data
+
+
+def _parsed(data: bytes, where: str) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a safetensors file, and what stands under the one key of its metadata."""
+    try:
+        tensors = safetensors.torch.load(data)
+        length = int.from_bytes(data[:8], "little")
+        return tensors, (json.loads(data[8:8 + length]).get("__metadata__") or {}).get(METADATA_KEY)
+    except (safetensors.SafetensorError, ValueError, RuntimeError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"this is not a ticket ({error})", where=where,
                         do="A ticket is a safetensors file that swamp_ray wrote, whole and unchanged.") from error
+
+
+def _verify(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the digest shows that this is what was written; False where there is none."""
+    if "digest" not in header:
+        return False
+    try:
+        found = _digest(header, tensors)
+    except (ValueError, TypeError) as error:
+        raise _NotATicketError(f"its metadata are not those that were written ({error})") from error
+    if found != header["digest"]:
+        raise _NotATicketError("it does not hold what was written: a bit of its weights, its mask or its metadata has "
+                               "changed since")
+    return True
 
 
 def _parse_header(text: str | None) -> dict[str, Any]:
@@ -246,44 +377,3 @@ def _cleaned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(cleaned) < len(tensors):
         raise ValueError(f"some names differ only by a wrapper's prefix: {sorted(tensors)}")
     return cleaned
-
-
-def _own_names(model: nn.Module) -> dict[str, str]:
-    names = [name for name, value in model.state_dict().items() if isinstance(value, Tensor)]
-    own = {sparsity_masks.clean_name(name): name for name in names}
-    if len(own) < len(names):
-        raise UserError("some of the model's names differ only by 'module.' or '_orig_mod.'", where="load_into",
-                        do="Rename the submodules in question.")
-    return own
-
-
-def _differences(given: Mapping[str, Tensor], targets: Mapping[str, Tensor], strict: bool) -> list[str]:
-    problems: list[str] = []
-    for name in dict.fromkeys([*targets, *given]):
-        if name not in given:
-            problems += [f"{name}: only in the model"] if strict else []
-        elif name not in targets:
-            problems += [f"{name}: only in the ticket"] if strict else []
-        elif given[name].shape != targets[name].shape:
-            shapes = f"{list(given[name].shape)} in the ticket, {list(targets[name].shape)} in the model"
-            problems.append(f"{name}: {shapes}")
-        elif targets[name].is_meta:
-            problems.append(f"{name}: the model has no memory for it (device 'meta')")
-    return problems or _broken_ties(given, targets)
-
-
-def _broken_ties(given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[str]:
-    """Names that are one tensor in the model but hold different values in the ticket."""
-    first: dict[tuple[object, ...], str] = {}
-    problems: list[str] = []
-    for name in [name for name in targets if name in given and targets[name].numel()]:
-        target = targets[name]
-        other = first.setdefault((target.data_ptr(), target.dtype, target.shape, target.stride()), name)
-        if other != name and not torch.equal(given[name], given[other]):
-            problems.append(f"{name}: the same tensor as {other} in the model, but not in the ticket")
-    return problems
-
-
-def _listed(problems: list[str]) -> str:
-    more = len(problems) - _NUM_LISTED
-    return "".join(f"  {line}\n" for line in [*problems[:_NUM_LISTED], *([f"and {more} more"] if more > 0 else [])])

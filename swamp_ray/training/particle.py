@@ -23,6 +23,7 @@ from swamp_ray.sparsity.masks import Layout, find_prunable, prunable_tensors
 from swamp_ray.sparsity.packing import Packed, load_packed_
 from swamp_ray.training.arithmetic import Arithmetic, local_device
 from swamp_ray.training.buffers import named_buffers
+from swamp_ray.training.contents import extra_state
 from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.loading import loader_of
 from swamp_ray.training.models import build_model
@@ -49,6 +50,7 @@ class ParticleTrainer:
     Attributes:
         kept: Names of normalisation modules that keep the statistics that they are built with.
         uses_batch_statistics: Whether a prediction depends on the samples that it is made together with.
+        extra_state: What the network keeps besides parameters and buffers; training must not change it.
     """
 
     def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, feeds: dict[str, Feed] | None = None,
@@ -61,6 +63,7 @@ class ParticleTrainer:
         self.layout: Layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
         self.kept = kept_statistics(model, config, data, self.task)
         self.uses_batch_statistics = uses_batch_statistics(model)
+        self.extra_state = extra_state(model)
         self.model: nn.Module = model.to(self.device)
         if arithmetic.channels_last:
             _to_channels_last_(self.model)

@@ -30,6 +30,7 @@ from swamp_ray.sparsity.averaging import (
 from swamp_ray.sparsity.masks import mask_tensors
 from swamp_ray.sparsity.packing import pack_model
 from swamp_ray.training.buffers import refuse_stateful_buffers
+from swamp_ray.training.contents import refuse_moving_extra_state
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 from swamp_ray.training.records import Arrays, Gradients, ParticleJob, Progress, TrainedParticle, never
 from swamp_ray.training.reproducible import random_state, take_up_random_state
@@ -109,6 +110,7 @@ class TrainingRun:
         if self.mean is not None:
             self.mean.mean_into_(self.parameters)
         refuse_stateful_buffers(trainer.model, self._buffers, trainer.kept)
+        refuse_moving_extra_state(trainer.model, trainer.extra_state)
         if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
             raise self._diverged(self.step - 1, math.nan)
         packed = pack_model(trainer.model, trainer.layout, self._mask)
