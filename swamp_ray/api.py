@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config, with_values
+from swamp_ray.config_reading import build_config, load_config, located, with_values
 from swamp_ray.console import Output, make_reporter
 from swamp_ray.errors import UserError
 from swamp_ray.orchestration.cluster import cluster_gpus, ray_is_running
@@ -82,7 +82,7 @@ class SwampTrainer:
     """Runs a config, as ``swamp run`` does.
 
     Args:
-        config: A :class:`SwampConfig`, or nested plain values of one.
+        config: A :class:`SwampConfig`, nested values of one, or the path of a file.
         run_config: Ray Train's own; ``name``, ``storage_path`` and ``failure_config.max_failures`` (retries of a
             particle whose worker died) are read.
         scaling_config: Ray Train's own; ``num_workers``, ``use_gpu`` and ``resources_per_worker`` are read.
@@ -94,19 +94,19 @@ class SwampTrainer:
 
     def __init__(
         self,
-        config: SwampConfig | Mapping[str, Any],
+        config: SwampConfig | Mapping[str, Any] | str | Path,
         *,
         run_config: RunConfig | None = None,
         scaling_config: ScalingConfig | None = None,
         quiet: bool = False,
     ) -> None:
-        built = config if isinstance(config, SwampConfig) else build_config(config)
+        built = _config_of(config)
         values: dict[str, Any] = {"name": built.name or "swamp"}
         if run_config is not None:
             values |= run_values(run_config)
         if scaling_config is not None:
             values |= scaling_values(scaling_config)
-        self.config = with_values(built, values)
+        self.config = located(with_values(built, values))
         self._quiet = quiet
 
     def fit(self) -> Result:
@@ -180,7 +180,7 @@ class SwampSweep:
 
 
 def tune_trainable(
-    config: SwampConfig | Mapping[str, Any],
+    config: SwampConfig | Mapping[str, Any] | str | Path,
     *,
     seeds: Sequence[int] = (0,),
     at_sparsity: Sequence[float] = (),
@@ -204,12 +204,24 @@ def tune_trainable(
     Raises:
         UserError: The config is wrong.
     """
-    built = config if isinstance(config, SwampConfig) else build_config(config)
-    base = anchored(with_values(built, {"name": built.name or "tune"}))
+    built = _config_of(config)
+    base = anchored(located(with_values(built, {"name": built.name or "tune"})))
     device = device_kind(base, cluster_gpus() if ray_is_running() else None)
     trials = Trials(FreeSettings(base).member, tuple(seeds), device, tuple(at_sparsity), bool(at_sparsity),
                     worker_deadline_s)
     return trials.trainable(), trials.resources
+
+
+def _config_of(config: SwampConfig | Mapping[str, Any] | str | Path) -> SwampConfig:
+    """The config that is given, or that a file holds."""
+    if isinstance(config, SwampConfig):
+        return config
+    if isinstance(config, str | Path):
+        return load_config(config)
+    if not isinstance(config, Mapping):
+        raise UserError("the config must be a SwampConfig, a mapping of its sections, or the path of a file",
+                        got=type(config).__name__, where="config")
+    return build_config(config)
 
 
 def result_of(done: Run) -> Result:

@@ -11,8 +11,11 @@ import click
 
 from swamp_ray import __version__
 from swamp_ray.config import SwampConfig
+from swamp_ray.config_files import ConfigFile, read_config_file
+from swamp_ray.config_paths import absolute, expanded
 from swamp_ray.config_reading import load_config, with_values
-from swamp_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, SwampError, UserError
+from swamp_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SwampError, UserError
+from swamp_ray.output import leave_stdout, make_streams_safe, visible
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -22,28 +25,40 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; SWAMP_TRACEBACK=1 shows the traceback of an error as well."""
+        make_streams_safe()
         try:
-            return super().invoke(ctx)
+            done = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return done
+        except BrokenPipeError:  # nobody reads on, as after | head
+            leave_stdout()
+            ctx.exit(EXIT_DONE)
         except SwampError as error:
             if os.environ.get("SWAMP_TRACEBACK"):
                 raise
-            click.echo(f"swamp: {error}", err=True)
+            click.echo(f"swamp: {visible(str(error))}", err=True)
             ctx.exit(error.exit_code)
         except OSError as error:
             if os.environ.get("SWAMP_TRACEBACK"):
                 raise
-            click.echo(f"swamp: {error}. Once that is mended, the same command goes on.", err=True)
+            click.echo(f"swamp: {visible(str(error))}. Once that is mended, the same command goes on.", err=True)
             ctx.exit(EXIT_FAILED)
         except KeyboardInterrupt:
             click.echo("swamp: stopped. Run the same command again to go on.", err=True)
             ctx.exit(EXIT_INTERRUPTED)
 
 
-CONFIG = click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
+def _expanded(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A path with ``~`` and variables replaced: a shell does that only where they stand alone and unquoted."""
+    return None if value is None else expanded(value, option.opts[0])
+
+
+CONFIG = click.argument("config", metavar="CONFIG")
 SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set one option, e.g. "
                    "--set pruning.target=0.9; may be repeated.")
-STORAGE = click.option("--storage", metavar="URI", help="Storage root, a folder or s3://bucket/folder; default: "
-                       "the config's, or ./results.")
+STORAGE = click.option("--storage", metavar="URI", callback=_expanded, help="Storage root, a folder or "
+                       "s3://bucket/folder; default: the config's, or ./results.")
 JOB = click.argument("job", metavar="JOB")
 JOBS_ADDRESS = click.option("--address", metavar="URL", help="The cluster's dashboard; default: "
                             "RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265.")
@@ -69,7 +84,7 @@ def main() -> None:
 @click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; default: embedded.")
 @click.option("--executor", type=click.Choice(["ray", "inline"]), help="inline: in this process, without Ray.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def run(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
+def run(config: str, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
         executor: str | None, quiet: bool) -> None:
     """Run CONFIG to its end, or go on where it stopped.
 
@@ -78,8 +93,9 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None, storage: str
       swamp run configs/quickstart.yaml
       swamp run configs/quickstart.yaml --set seed=1 --name quickstart-seed1
     """
-    _refuse_sweep(config)
-    resolved = _resolve(config, overrides, name, storage,
+    file = read_config_file(config)
+    _refuse_sweep(file)
+    resolved = _resolve(file, overrides, name, storage,
                         {"execution.address": address, "execution.executor": executor})
     from swamp_ray.orchestration.stopping import Stopping
 
@@ -101,7 +117,7 @@ def run(config: Path, overrides: tuple[str, ...], name: str | None, storage: str
 @STORAGE
 @click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; default: embedded.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def sweep(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
+def sweep(config: str, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
           quiet: bool) -> None:
     """Run every setting of the sweep CONFIG with all its seeds, or go on where it stopped.
 
@@ -129,7 +145,7 @@ def sweep(config: Path, overrides: tuple[str, ...], name: str | None, storage: s
 @SET
 @STORAGE
 @click.option("--name", help="Name of the run or sweep; default: the config's, or the file's name.")
-def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: str | None) -> None:
+def check(config: str, overrides: tuple[str, ...], storage: str | None, name: str | None) -> None:
     """Validate CONFIG, of a run or of a sweep, print what it would do, and exit.
 
     \b
@@ -139,12 +155,13 @@ def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: s
     """
     from swamp_ray.sweep_reading import is_sweep, load_sweep
 
-    if is_sweep(config):
+    file = read_config_file(config)
+    if is_sweep(file):
         from swamp_ray.planning import print_sweep_plan
 
-        print_sweep_plan(load_sweep(config, overrides, storage, name))
+        print_sweep_plan(load_sweep(file, overrides, storage, name))
         return
-    resolved = _resolve(config, overrides, name, storage, {})
+    resolved = _resolve(file, overrides, name, storage, {})
     from swamp_ray.planning import print_plan
 
     print_plan(resolved)
@@ -154,15 +171,15 @@ def check(config: Path, overrides: tuple[str, ...], storage: str | None, name: s
 @CONFIG
 @SET
 @click.option("--name", help="Name of the run or sweep; default: the config's, or the file's name.")
-@click.option("--storage", metavar="URI", help="Storage root as the cluster sees it: an absolute path that all nodes "
-              "share, or s3://bucket/folder; default: the config's.")
+@click.option("--storage", metavar="URI", callback=_expanded, help="Storage root as the cluster sees it: an absolute "
+              "path that all nodes share, or s3://bucket/folder; default: the config's.")
 @JOBS_ADDRESS
-@click.option("--working-dir", type=click.Path(path_type=Path), default=Path(), help="Folder of your code, which is "
-              "uploaded; default: the current one.")
+@click.option("--working-dir", metavar="FOLDER", callback=_expanded, default=".", help="Folder of your code, "
+              "which is uploaded; default: the current one.")
 @click.option("--follow", is_flag=True, help="Print what it prints until it ends, and end with its exit code.")
 @INSECURE
-def submit(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
-           working_dir: Path, follow: bool, insecure: bool) -> None:
+def submit(config: str, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
+           working_dir: str, follow: bool, insecure: bool) -> None:
     """Run CONFIG, of a run or of a sweep, on a cluster. The same command again goes on where it stopped.
 
     Config, versions, packages, nodes and storage root are checked before your code is uploaded. data.root stays here,
@@ -177,7 +194,7 @@ def submit(config: Path, overrides: tuple[str, ...], name: str | None, storage: 
     from swamp_ray.submitting import submit_and_print
 
     submission = read_submission(config, overrides, name, storage)
-    sys.exit(submit_and_print(submission, working_dir.absolute(), address, insecure, follow))
+    sys.exit(submit_and_print(submission, Path(working_dir).absolute(), address, insecure, follow))
 
 
 @main.command("jobs", short_help="List what was submitted.")
@@ -352,8 +369,8 @@ def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, 
 @main.command("report", short_help="Write one HTML page about runs.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @STORAGE
-@click.option("--output", metavar="FILE.html", help="Default: report.html in the folder of a single RUN, or in the "
-              "current one. Figures go into a folder beside it.")
+@click.option("--output", metavar="FILE.html", callback=_expanded, help="Default: report.html in the folder of a "
+              "single RUN, or in the current one. Figures go into a folder beside it.")
 @click.option("--no-measure", is_flag=True, help="Do not measure the calibration of runs that lack it.")
 @click.option("--page-only", is_flag=True, help="Write no files of figures beside the page.")
 def report(runs: tuple[str, ...], storage: str | None, output: str | None, no_measure: bool, page_only: bool) -> None:
@@ -410,19 +427,17 @@ def prune_storage(storage: str | None, delete: bool, older_than: str) -> None:
     prune(storage or DEFAULT_STORAGE, delete, older_than)
 
 
-def _refuse_sweep(config: Path) -> None:
+def _refuse_sweep(file: ConfigFile) -> None:
     from swamp_ray.sweep_reading import is_sweep
 
-    if is_sweep(config):
-        raise UserError("this is the config of a sweep", where=str(config), do=f"Run it with: swamp sweep {config}")
+    if is_sweep(file):
+        raise UserError("this is the config of a sweep", where=file.source,
+                        do=f"Run it with: swamp sweep {file.source}")
 
 
-def _resolve(config: Path, overrides: tuple[str, ...], name: str | None, storage: str | None,
+def _resolve(file: ConfigFile, overrides: tuple[str, ...], name: str | None, storage: str | None,
              values: dict[str, Any]) -> SwampConfig:
-    loaded = load_config(config, overrides)
-    if loaded.data.root is not None:
-        values["data.root"] = str(Path(loaded.data.root).expanduser())
+    loaded = load_config(file, overrides)
     values["name"] = name
-    values["storage"] = storage
+    values["storage"] = storage and absolute(storage, "--storage")
     return with_values(loaded, {key: value for key, value in values.items() if value is not None})
-

@@ -61,7 +61,8 @@ def parse_length(value: object) -> Length:
     return Length(amount, unit)
 
 
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+"""A number as YAML 1.1 takes it for a text."""
 
 
 def leaf_types(annotation: Any) -> set[Any]:
@@ -140,7 +141,7 @@ class Section(BaseModel):
         if any(isinstance(item, bool) for item in found) and bool not in kinds and kinds & {int, float}:
             raise ValueError("must hold numbers" if found is value else "must be a number")
         # YAML reads 1e-3, without a point, as a text.
-        if isinstance(value, str) and kinds <= {int, float, type(None)} and not _EXPONENT.fullmatch(value):
+        if isinstance(value, str) and kinds <= {int, float, type(None)} and not EXPONENT.fullmatch(value):
             raise ValueError("must be a number, not a text")
         return value
 

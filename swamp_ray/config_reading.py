@@ -9,60 +9,86 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_fields import leaf_types
+from swamp_ray.config_files import ConfigFile, read_config_file
+from swamp_ray.config_paths import PathRule, absolute, expanded
 from swamp_ray.errors import UserError, nearest
+from swamp_ray.plain_values import inside, settled
+from swamp_ray.yaml_reading import Scalar, dump_yaml, load_stored_yaml, load_yaml
+
+DEFAULT_NAME = "swamp"
+"""Name of a run that neither its config nor a file names."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SwampConfig:
+def load_config(path: str | Path | ConfigFile, overrides: Sequence[str] = (),
+                paths: PathRule = "absolute") -> SwampConfig:
     """Read a YAML file and apply ``key=value`` overrides.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, ``-`` for standard input, or one that was read.
         overrides: Entries such as ``"pruning.target=0.9"``; values are YAML.
+        paths: What becomes of relative paths, ``~`` and variables.
 
     Returns:
-        The config; a run that it does not name is called as the file.
+        The config; a run that it does not name is called as the file, or ``swamp`` where a pipe has no name.
 
     Raises:
         UserError: The file cannot be read, is no YAML mapping, or does not fit the config; every problem is
             named with its option path.
     """
-    path = Path(path)
-    config = parse_config(read_config_text(path), overrides, source=str(path))
-    return config if config.name is not None else config.model_copy(update={"name": path.stem})
-
-
-def read_config_text(path: Path) -> str:
-    """The text of a config file. Raises UserError if it cannot be read; similar names are suggested."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the config cannot be read: {error}", where=str(path), do=_similar_file(path)) from error
+    file = read_config_file(path)
+    config = located(parse_config(file.text, overrides, source=file.source), paths)
+    return config if config.name is not None else config.model_copy(update={"name": file.name or DEFAULT_NAME})
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), source: str = "config") -> SwampConfig:
-    """Like :func:`load_config`, from the YAML text itself; ``source`` names it in errors."""
-    tree = load_yaml(text, "this is not valid YAML", source)
+    """Like :func:`load_config`, from the YAML text itself; ``source`` names it in errors, and paths stay as written."""
+    return _config_of(load_yaml(text, "this is not valid YAML", source), overrides, source)
+
+
+def parse_stored_config(text: str, source: str) -> SwampConfig:
+    """The config of a run as its folder holds it: what :func:`dump_config` has written, or an earlier version."""
+    return _config_of(load_stored_yaml(text, "this is not valid YAML", source), (), source)
+
+
+def _config_of(tree: Any, overrides: Sequence[str], source: str) -> SwampConfig:
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
-        raise UserError("a config must be a mapping of sections", got=type(tree).__name__, where=source)
+        found = tree.value if isinstance(tree, Scalar) else tree
+        raise UserError("a config must be a mapping of sections", got=type(found).__name__, where=source)
     return build_config(tree, source, apply_overrides(tree, overrides))
 
 
+def located(config: SwampConfig, paths: PathRule = "absolute") -> SwampConfig:
+    """A config with its paths expanded, and absolute: a run's workers may stand in another folder.
+
+    Raises:
+        UserError: A variable is not set, or a home folder not known.
+    """
+    if paths == "kept":
+        return config
+    given = {"storage": config.storage, "data.root": config.data.root,
+             "start_from.path": None if config.start_from is None else config.start_from.path}
+    place = absolute if paths == "absolute" else expanded
+    values = {key: place(path, key) for key, path in given.items() if path is not None}
+    changed = {key: path for key, path in values.items() if path != given[key]}
+    return with_values(config, changed) if changed else config
+
+
 def build_config(tree: Mapping[str, Any], source: str = "config", overridden: Sequence[str] = ()) -> SwampConfig:
-    """A config from nested plain values, with errors in the words of :class:`UserError`.
+    """A config from nested values, with errors in the words of :class:`UserError`.
 
     Args:
-        tree: Sections, options, values.
+        tree: Sections, options, values: from YAML, or Python's, NumPy's and pandas' own.
         source: Where they come from, for errors.
         overridden: Dotted keys that come from ``--set``: errors in them are not the file's.
     """
+    plain = settled(tree, SwampConfig, source)
     try:
-        return SwampConfig.model_validate(tree)
+        return SwampConfig.model_validate(plain)
     except ValidationError as error:
         places = [".".join(map(str, problem["loc"])) for problem in error.errors(include_url=False)]
         blamed = all(any(f"{place}.".startswith(f"{key}.") for key in overridden) for place in places)
@@ -71,7 +97,7 @@ def build_config(tree: Mapping[str, Any], source: str = "config", overridden: Se
 
 def dump_config(config: SwampConfig) -> str:
     """The resolved config as YAML, in the order of the sections; reading it back gives an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def with_values(config: SwampConfig, values: Mapping[str, Any]) -> SwampConfig:
@@ -94,59 +120,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-MAX_VALUES = 100_000
-MAX_DEPTH = 50
-
-
-def load_yaml(text: str, problem: str, source: str) -> Any:
-    """The value of a YAML text; ``problem`` begins the error.
-
-    Raises:
-        UserError: It has none, or one with too many values.
-    """
-    try:
-        tree = yaml.load(text, Loader=_OnceLoader)
-    # Numbers too long to convert and dates that do not exist are ValueErrors.
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{problem}: {_yaml_reason(error)}", where=source) from error
-    # References can stand for more values than there is memory, or for themselves.
-    if _num_values(tree, MAX_VALUES, MAX_DEPTH) > MAX_VALUES:
-        raise UserError(f"a config must hold at most {MAX_VALUES:,} values, nested at most {MAX_DEPTH} deep",
-                        where=source)
-    return tree
-
-
-def _num_values(value: Any, left: int, depth: int) -> int:
-    """How many values there are, references counted each time; more than ``left`` as soon as that is clear."""
-    count = 1
-    for item in (value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()):
-        count += _num_values(item, left - count, depth - 1) if depth > 0 else left + 1
-        if count > left:
-            return left + 1
-    return count
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Plain YAML in which a key stands once: by default the last of two sections would silently replace the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands here twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _yaml_reason(error: Exception) -> str:
-    """What is wrong, and in which line and column."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    mark = error.problem_mark or error.context_mark
-    place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-    return (error.problem or error.context or "it cannot be read") + place
-
-
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     """Set options from ``KEY=VALUE`` in nested plain values; returns the keys. Raises UserError for anything else."""
     return [_override(tree, override) for override in overrides]
@@ -167,11 +140,11 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
     node = tree
     for part in parents:
-        child = node.get(part)
-        if child is None:
-            child = node[part] = {}
+        child = {} if node.get(part) is None else node[part]
         if not isinstance(child, dict):
             raise UserError(f"{key} cannot be set: {part} is not a section", where="--set")
+        # A copy, because an anchor of YAML may stand for the same mapping elsewhere.
+        child = node[part] = dict(child)
         node = child
     node[leaf] = value
 
@@ -214,6 +187,14 @@ def _explain_one(problem: Any, place: Sequence[str | int], path: str, model: typ
 
 def _no_such_option(name: str, known: Sequence[str]) -> str:
     return " ".join(filter(None, ["there is no such option.", nearest(name, known), f"Known here: {', '.join(known)}"]))
+
+
+def annotation_of(key: str) -> Any:
+    """The type of the option that a dotted key names; Any inside options that are mappings, and for unknown keys."""
+    annotation: Any = SwampConfig
+    for part in key.split("."):
+        annotation = inside(annotation, part)
+    return annotation
 
 
 def unknown_key(key: str) -> str | None:
@@ -271,10 +252,3 @@ def _section_of(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section_of(part)) is not None), None)
-
-
-def _similar_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    others = [found.name for found in path.parent.iterdir() if found.suffix in {".yaml", ".yml"} and found != path]
-    return "" if path.exists() else nearest(path.name, others)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,6 +9,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -18,22 +17,13 @@ from rich.text import Text
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
+from swamp_ray.output import Output, is_live
 from swamp_ray.round_messages import Work
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, duration, number, percent, results_table
 from swamp_ray.training.records import Progress
 
 WIDE = 100  # columns that a particle's whole line needs
-
-
-class Output(Console):
-    """Standard output. Once nobody reads it, as after ``| head``, nothing more is printed, and the work goes on."""
-
-    def on_broken_pipe(self) -> None:
-        """Print to nowhere from now on; rich would end the process."""
-        self.quiet = True
-        # Python flushes standard output at its end, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class PlainReporter(Reporter):
@@ -304,10 +294,10 @@ def header(prepared: Prepared, path: str) -> list[str]:
     several = f"{particles[0]} to {particles[-1]} particles"
     counts = counted(particles[0], "particle") if len(particles) == 1 else several
     return [
-        f"[bold]{config.name}[/bold]: {config.model.name} on {config.data.name}, {counted(len(plan), 'round')} of "
+        f"[bold]{escape(str(config.name))}[/bold]: {escape(config.model.name)} on {escape(config.data.name)}, {counted(len(plan), 'round')} of "
         f"{counts} to {percent(plan[-1].sparsity)} sparsity, seed {config.seed}",
         f"{prepared.layout.num_prunable:,} prunable weights; {prepared.arithmetic.device}, "
-        f"{prepared.arithmetic.precision}{_packing(prepared)}; results in {display_path(path)}",
+        f"{prepared.arithmetic.precision}{_packing(prepared)}; results in {escape(display_path(path))}",
     ]
 
 
@@ -366,5 +356,5 @@ def make_reporter(quiet: bool) -> tuple[Reporter, Console]:
     console = Output(quiet=quiet, highlight=False)
     if quiet:
         return Reporter(), console
-    return (LiveReporter(console) if console.is_terminal else PlainReporter(console)), console
+    return (LiveReporter(console) if is_live(console) else PlainReporter(console)), console
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from swamp_ray.errors import SwampError
 from swamp_ray.locating import DEFAULT_STORAGE
+from swamp_ray.output import Output
 from swamp_ray.tables import size
 
 PACKAGES = ("swamp_ray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors", "pydantic")
@@ -22,7 +22,7 @@ SMALL_SHM_BYTES = 1 << 30
 
 def examine(storage: str | None = None) -> bool:
     """Print what was found, one line a subject; True if nothing stands in the way of a run."""
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     healthy = True
     checks: list[tuple[str, Callable[[], Iterator[str]]]] = [
         ("python", _python), ("packages", _packages), ("devices", _devices), ("memory", _memory),

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.errors import UserError
 from swamp_ray.locating import config_of, find_run
 from swamp_ray.orchestration.preparation import device_kind
+from swamp_ray.output import Output
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_ticket
@@ -176,7 +176,7 @@ def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -
                            "members": {rundir.name: found for rundir, found in zip(runs, level.members, strict=True)},
                            "ensemble": level.ensemble} for level in levels], indent=2))
         return
-    Console(highlight=False).print(evaluation_table(levels, [rundir.name for rundir in runs], task.primary))
+    Output(highlight=False).print(evaluation_table(levels, [rundir.name for rundir in runs], task.primary))
 
 
 def evaluation_table(levels: Sequence[SparsityLevel], names: Sequence[str], primary: str) -> Table:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import parse_config
+from swamp_ray.config_paths import expanded
+from swamp_ray.config_reading import parse_stored_config
 from swamp_ray.errors import CorruptArtifactError, UserError, nearest
 from swamp_ray.storage.places import is_url
 from swamp_ray.storage.rundir import RunDir
@@ -43,7 +44,7 @@ def _named(run: str, storage: str | None) -> RunDir:
         if not runs:
             raise UserError("a run's URL must be like s3://bucket/folder/runs/NAME", got=run, where="RUN")
         return RunDir(root, name)
-    path = Path(run).expanduser()
+    path = Path(expanded(run, "RUN"))
     if os.sep in run and not path.is_dir():
         raise UserError("there is no such folder", got=run, where="RUN",
                         do="Give the folder of a run, or its name and --storage.")
@@ -79,7 +80,7 @@ def find_either(name: str, storage: str | None = None) -> RunDir | SweepDir:
         UserError: There is none, or a run and a sweep of this name.
     """
     if is_url(name) or os.sep in name:
-        path = name.rstrip("/") if is_url(name) else str(Path(name).expanduser().absolute())
+        path = name.rstrip("/") if is_url(name) else str(Path(expanded(name, "NAME")).absolute())
         return (find_sweep if path.split("/")[-2] == "sweeps" else find_run)(name, storage)
     run, sweep = _if_there(_named, name, storage), _if_there(_named_sweep, name, storage)
     if run is not None and sweep is not None:
@@ -114,7 +115,7 @@ def _named_sweep(sweep: str, storage: str | None) -> SweepDir:
         if not sweeps:
             raise UserError("a sweep's URL must be like s3://bucket/folder/sweeps/NAME", got=sweep, where="SWEEP")
         return SweepDir(root, name)
-    path = Path(sweep).expanduser()
+    path = Path(expanded(sweep, "SWEEP"))
     if os.sep in sweep and not path.is_dir():
         raise UserError("there is no such folder", got=sweep, where="SWEEP",
                         do="Give the folder of a sweep, or its name and --storage.")
@@ -132,4 +133,4 @@ def config_of(rundir: RunDir) -> SwampConfig:
     if not text.strip():
         raise CorruptArtifactError(f"{rundir.config}: the file is empty. Restore it, or run the same config under this "
                                    "name again, which writes it anew.")
-    return parse_config(text, source=str(rundir.config))
+    return parse_stored_config(text, source=str(rundir.config))

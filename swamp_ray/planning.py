@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,6 +20,7 @@ from swamp_ray.orchestration.space import estimate, free_bytes
 from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
 from swamp_ray.orchestration.tracking import check_callbacks
+from swamp_ray.output import Output
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.places import Place
 from swamp_ray.storage.rundir import RunDir
@@ -38,7 +38,7 @@ def print_plan(config: SwampConfig) -> None:
         UserError: Whatever ``swamp run`` would refuse.
     """
     prepared = prepare(config)
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     rundir = RunDir(config.storage, config.name or "run")
     for line in header(prepared, str(rundir.spot())):
         console.print(line, soft_wrap=True)
@@ -61,7 +61,7 @@ def print_sweep_plan(sweep: Sweep) -> None:
     check_callbacks(sweep)
     plan = plan_sweep(sweep, device_kind(sweep.base), [this_machine()])
     check_search(sweep, plan.num_milestones)
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     for line in sweep_header(sweep):
         console.print(line, soft_wrap=True)
     if not sweep.config.is_adaptive:

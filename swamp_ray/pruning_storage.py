@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from swamp_ray.errors import UserError
+from swamp_ray.output import Output
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.pruning import KINDS, Removal, RunSpace, Survey, remove, survey
 from swamp_ray.tables import size
@@ -35,7 +36,7 @@ def prune_storage(storage: str, delete: bool, older_than: str) -> None:
     age_s = parse_age(older_than)
     place = open_place(storage)
     _check_storage(place)
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     found = survey(place, age_s)
     if found.runs:
         console.print(runs_table(found.runs))

@@ -8,13 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import find_run
+from swamp_ray.output import Output, is_live
 from swamp_ray.round_messages import DENSE, Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.growing import read_growing
@@ -42,8 +43,8 @@ def show_status(run: str, storage: str | None = None, watch: bool = False) -> No
         UserError: There is no such run.
     """
     rundir = find_run(run, storage)
-    console = Console(highlight=False)
-    if not (watch and console.is_terminal):
+    console = Output(highlight=False)
+    if not (watch and is_live(console)):
         for part in describe(rundir):
             console.print(part, soft_wrap=isinstance(part, Text))
         return

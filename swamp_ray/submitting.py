@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from swamp_ray.errors import EXIT_DONE, Interrupted, RunError
 from swamp_ray.orchestration.access import find_access
 from swamp_ray.orchestration.jobs import Job, Jobs
+from swamp_ray.output import Output, visible
 from swamp_ray.tables import duration
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def connect(address: str | None, insecure: bool) -> Jobs:
     """
     access = find_access(address, insecure)
     if access.warning is not None:
-        Console(stderr=True, highlight=False).print(f"[yellow]warning: {escape(access.warning)}[/yellow]",
+        Output(stderr=True, highlight=False).print(f"[yellow]warning: {escape(access.warning)}[/yellow]",
                                                     soft_wrap=True)
     return Jobs(access)
 
@@ -47,7 +47,7 @@ def submit_and_print(submission: Submission, folder: Path, address: str | None, 
     """Submit, say what was found and how to go on; the exit code of the job, if it is followed."""
     from swamp_ray.orchestration.submit import submit  # torch, which jobs, logs and stop do without
 
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     jobs = connect(address, insecure)
 
     def tell(kind: str, text: str) -> None:
@@ -79,10 +79,10 @@ def follow_job(jobs: Jobs, job: Job, options: str = "") -> int:
     Raises:
         Interrupted: The user has seen enough; the job goes on.
     """
-    errors = Console(highlight=False, stderr=True)
+    errors = Output(highlight=False, stderr=True)
     errors.print("[dim]following it; Ctrl-C leaves it running[/dim]")
     try:
-        ended = jobs.follow(job.id, lambda line: print(line, flush=True))
+        ended = jobs.follow(job.id, lambda line: print(visible(line), flush=True))
     except KeyboardInterrupt:
         lines = _commands({f"logs {job.id} --follow": "to come back", f"stop {job.id}": "to stop it"}, options)
         raise Interrupted("\n".join([f"the job {job.id} goes on by itself.", *lines])) from None
@@ -112,7 +112,7 @@ def _again(job: Job) -> str:
 def print_jobs(address: str | None, insecure: bool) -> None:
     """A table of swamp's jobs, the newest first."""
     jobs = connect(address, insecure)
-    console, found = Console(highlight=False), jobs.all()
+    console, found = Output(highlight=False), jobs.all()
     if not found:
         console.print(f"no jobs of swamp at {jobs.access.url}")
         return
@@ -149,7 +149,7 @@ def print_logs(name: str, address: str | None, insecure: bool, follow: bool) -> 
     job = jobs.find(name)
     if follow:
         return follow_job(jobs, job, _options(address, insecure))
-    print(jobs.logs(job.id), end="", flush=True)
+    print(visible(jobs.logs(job.id)), end="", flush=True)
     return EXIT_DONE
 
 
@@ -160,7 +160,7 @@ def stop_job(name: str, address: str | None, insecure: bool) -> None:
         RunError: It has not ended in time.
         Interrupted: The user does not wait for it.
     """
-    jobs, console = connect(address, insecure), Console(highlight=False)
+    jobs, console = connect(address, insecure), Output(highlight=False)
     job = jobs.find(name)
     if job.has_ended:
         console.print(f"{escape(job.id)} {_ended(job)} already", soft_wrap=True)

@@ -19,11 +19,8 @@ from pydantic import Field, field_validator, model_validator
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_fields import Options, Section, Sparsity
-from swamp_ray.config_reading import (
-    dump_config,
-    unknown_key,
-    with_values,
-)
+from swamp_ray.config_paths import below
+from swamp_ray.config_reading import unknown_key, with_values
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.seeding import derive_seed
 
@@ -241,10 +238,12 @@ class Sweep:
     Attributes:
         config: The sweep.
         base: The run that settings change; its ``storage`` is the sweep's.
+        folder: What relative paths in the space are below; empty where the sweep runs elsewhere.
     """
 
     config: SweepConfig
     base: SwampConfig
+    folder: str = ""
 
     @property
     def name(self) -> str:
@@ -308,7 +307,10 @@ class Sweep:
         Raises:
             UserError: The values contradict each other, or the base config.
         """
-        values = {**self.overrides(setting), "seed": seed, "name": self.member_name(setting, seed)}
+        options = self.overrides(setting)
+        if self.folder:
+            options = below(self.folder, options)
+        values = {**options, "seed": seed, "name": self.member_name(setting, seed)}
         return with_values(self.base, values)
 
     def member_name(self, setting: Setting, seed: int) -> str:
@@ -320,7 +322,7 @@ class Sweep:
         plain = self.config.model_dump(mode="json", exclude_none=True)
         plain["space"] = {entry: domain.model_dump(mode="json", exclude_none=True)
                           for entry, domain in self.config.space.items()}
-        base = yaml.safe_load(dump_config(self.base))
+        base = self.base.model_dump(mode="json")
         return {**plain, "name": self.name, "storage": self.base.storage, "base": base}
 
     def identity(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
 from swamp_ray.orchestration.sweep_planning import SweepPlan
 from swamp_ray.orchestration.sweep_reporting import SweepReporter
 from swamp_ray.orchestration.trial import FINISHED
+from swamp_ray.output import is_live
 from swamp_ray.planning import sweep_header, sweep_lines
 from swamp_ray.report.sweeps import write_figures
 from swamp_ray.storage.places import Spot
@@ -61,7 +62,7 @@ def make_sweep_reporter(console: Console, quiet: bool) -> SweepReporter:
     """The reporter that fits the console."""
     if quiet:
         return SweepReporter()
-    return LiveSweepReporter(console) if console.is_terminal else PlainSweepReporter(console)
+    return LiveSweepReporter(console) if is_live(console) else PlainSweepReporter(console)
 
 
 class PlainSweepReporter(SweepReporter):

@@ -6,50 +6,51 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import (
-    apply_overrides,
-    build_config,
-    explain,
-    load_config,
-    load_yaml,
-    parse_config,
-    read_config_text,
-    with_values,
-)
+from swamp_ray.config_files import ConfigFile, read_config_file
+from swamp_ray.config_paths import PathRule, expanded
+from swamp_ray.config_reading import apply_overrides, build_config, explain, load_config, located, with_values
 from swamp_ray.errors import UserError
+from swamp_ray.plain_values import settled
 from swamp_ray.sweep_config import Sweep, SweepConfig
+from swamp_ray.sweep_space import plain_space
+from swamp_ray.yaml_reading import Scalar, load_yaml
+
+DEFAULT_NAME = "sweep"
+"""Name of a sweep that neither its config nor a file names."""
 
 
-def load_sweep(path: str | Path, overrides: Sequence[str] = (), storage: str | None = None, name: str | None = None,
-               base_values: Mapping[str, Any] | None = None) -> Sweep:
+def load_sweep(path: str | Path | ConfigFile, overrides: Sequence[str] = (), storage: str | None = None,
+               name: str | None = None, base_values: Mapping[str, Any] | None = None,
+               paths: PathRule = "absolute") -> Sweep:
     """Read a sweep's YAML file.
 
     Args:
-        path: The file.
+        path: The file, ``-`` for standard input, or one that was read.
         overrides: ``KEY=VALUE``; a key of the sweep, or ``base.`` and a key of the base run.
         storage: In place of the file's storage root.
         name: In place of the file's name.
         base_values: Further options of the base run, by dotted key.
+        paths: What becomes of relative paths, ``~`` and variables.
 
     Raises:
         UserError: The file cannot be read or does not fit, or its base config does not.
     """
-    path = Path(path)
-    return parse_sweep(read_config_text(path), path.parent, overrides, str(path), storage, name or None, base_values,
-                       default_name=path.stem)
+    file = read_config_file(path)
+    return parse_sweep(file.text, file.folder, overrides, file.source, storage, name or None, base_values,
+                       default_name=file.name or DEFAULT_NAME, paths=paths)
 
 
 def parse_sweep(text: str, folder: Path, overrides: Sequence[str] = (), source: str = "sweep",
                 storage: str | None = None, name: str | None = None, base_values: Mapping[str, Any] | None = None,
-                default_name: str = "sweep") -> Sweep:
+                default_name: str = DEFAULT_NAME, paths: PathRule = "absolute") -> Sweep:
     """Like :func:`load_sweep`, from the text itself; ``folder`` is what the base config's path is relative to."""
     tree = load_yaml(text, "this is not valid YAML", source)
     if not isinstance(tree, dict):
-        raise UserError("a sweep must be a mapping with base and space", got=type(tree).__name__, where=source)
+        found = tree.value if isinstance(tree, Scalar) else tree
+        raise UserError("a sweep must be a mapping with base and space", got=type(found).__name__, where=source)
     if not {"base", "space"} & tree.keys():
         raise UserError("this is not the config of a sweep, because it has neither base nor space", where=source,
                         do=f"If it is a run's, run it with: swamp run {source}")
@@ -59,48 +60,68 @@ def parse_sweep(text: str, folder: Path, overrides: Sequence[str] = (), source: 
     tree |= {key: value for key, value in given.items() if value is not None}
     if tree.get("name") is None:
         tree["name"] = default_name
-    return build_sweep(tree, folder, source, base_overrides, base_values)
+    return build_sweep(tree, folder, source, base_overrides, base_values, paths)
 
 
 def build_sweep(tree: Mapping[str, Any], folder: Path = Path(), source: str = "sweep",
-                base_overrides: Sequence[str] = (), base_values: Mapping[str, Any] | None = None) -> Sweep:
-    """A sweep from nested plain values.
+                base_overrides: Sequence[str] = (), base_values: Mapping[str, Any] | None = None,
+                paths: PathRule = "absolute") -> Sweep:
+    """A sweep from nested values, of YAML or of Python.
 
     Raises:
         UserError: They do not fit, or the base config does not.
     """
+    plain = _plain_sweep(tree, source, paths)
     try:
-        config = SweepConfig.model_validate(tree)
+        config = SweepConfig.model_validate(plain)
     except ValidationError as error:
         raise UserError(explain(error, SweepConfig), where=source) from None
     base = _base(config, folder, source, base_overrides)
     storage = {"storage": config.storage} if config.storage is not None else {}
-    base = with_values(base, {"name": config.name or "sweep", **storage, **(base_values or {})})
+    base = with_values(base, {"name": config.name or DEFAULT_NAME, **storage, **(base_values or {})})
     refuse_ranks(base, f"{source}: base, particle.num_workers")
-    return Sweep(config, base)
+    return Sweep(config, located(base, paths), str(Path.cwd()) if paths == "absolute" else "")
+
+
+def _plain_sweep(tree: Mapping[str, Any], source: str, paths: PathRule) -> dict[str, Any]:
+    """A sweep's plain values: those of the base run and of the space have the types of the options that they set."""
+    if not isinstance(tree, Mapping):
+        raise UserError("a sweep must be a mapping with base and space", got=type(tree).__name__, where=source)
+    apart = ("base", "space")
+    plain = settled({key: value for key, value in tree.items() if key not in apart}, SweepConfig, source)
+    if "base" in tree:
+        base = tree["base"]
+        base = base.model_dump(mode="json") if isinstance(base, SwampConfig) else base
+        plain["base"] = settled(base, SwampConfig if isinstance(base, Mapping) else Any, source, "base")
+    if "space" in tree:
+        plain["space"] = plain_space(tree["space"], source, paths != "kept")
+    return plain
 
 
 def _base(config: SweepConfig, folder: Path, source: str, overrides: Sequence[str]) -> SwampConfig:
-    if isinstance(config.base, str):
-        path = folder / Path(config.base).expanduser()
-        if path.is_dir():
-            raise UserError("the base config must be a file", got=str(path), where=f"{source}: base")
-        if is_sweep(path):
-            raise UserError("the base config must be one of a run, but this is a sweep", got=str(path),
-                            where=f"{source}: base")
-        if not path.is_file():
-            raise UserError("the base config does not exist", got=str(path), where=f"{source}: base")
-        return load_config(path, overrides)
-    if not overrides:
-        return build_config(config.base, f"{source}: base")
-    return parse_config(yaml.safe_dump(config.base), overrides, f"{source}: base")
+    where = f"{source}: base"
+    if not isinstance(config.base, str):
+        tree = dict(config.base)
+        return build_config(tree, where, apply_overrides(tree, overrides))
+    path = folder / expanded(config.base, where)
+    if path.is_dir():
+        raise UserError("the base config must be a file", got=str(path), where=where)
+    if not path.exists():
+        raise UserError("the base config does not exist", got=str(path), where=where)
+    file = read_config_file(path)
+    if is_sweep(file):
+        raise UserError("the base config must be one of a run, but this is a sweep", got=str(path), where=where)
+    return load_config(file, overrides, paths="kept")
 
 
-def is_sweep(path: str | Path) -> bool:
-    """Whether a YAML file is a sweep's: it has a space. Errors are left to whoever reads it."""
+def is_sweep(path: str | Path | ConfigFile) -> bool:
+    """Whether a config is a sweep's: it has a space. Errors are left to whoever reads it.
+
+    Of a pipe, only what :func:`~swamp_ray.config_files.read_config_file` has read can be asked for and then read.
+    """
     try:
-        tree = load_yaml(Path(path).read_text(encoding="utf-8"), "", "")
-    except (OSError, UnicodeDecodeError, UserError):
+        tree = load_yaml(read_config_file(path).text, "", "")
+    except UserError:
         return False
     return isinstance(tree, dict) and "space" in tree
 

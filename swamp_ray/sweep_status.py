@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.locating import find_sweep
+from swamp_ray.output import Output, is_live
 from swamp_ray.status import REFRESH_S, Life, life_by_lease
 from swamp_ray.storage.leases import Leases, Watch
 from swamp_ray.storage.rundir import RunDir, check_run_record
@@ -52,8 +53,8 @@ def show_sweep_status(name: str | SweepDir, storage: str | None = None, watch: b
         CorruptArtifactError: Its own records are not what was written.
     """
     sweepdir = name if isinstance(name, SweepDir) else find_sweep(name, storage)
-    console = Console(highlight=False)
-    if not (watch and console.is_terminal):
+    console = Output(highlight=False)
+    if not (watch and is_live(console)):
         view = SweepView(sweepdir)
         view.refresh()
         shown = view.render(console.width, console.height if console.is_terminal else None)

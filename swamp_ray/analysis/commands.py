@@ -27,6 +27,7 @@ from swamp_ray.errors import UserError
 from swamp_ray.locating import config_of, find_run
 from swamp_ray.orchestration.resources import check_address, check_device
 from swamp_ray.orchestration.stopping import Stopping, handled
+from swamp_ray.output import Output
 from swamp_ray.sparsity.masks import overlap
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
@@ -102,7 +103,7 @@ def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequen
     Raises:
         UserError: A run, a round or the states that are needed are not there, or the cluster is not.
     """
-    console = Console(highlight=False, stderr=as_json)
+    console = Output(highlight=False, stderr=as_json)
     rundirs = [find_run(name, storage) for name in names]
     with handled(stopping) as stopping, _workplace(rundirs[0], executor, address, stopping) as place:
         benches: list[Bench] = []

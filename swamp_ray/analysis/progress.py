@@ -116,4 +116,4 @@ def _beginning(total: int, found: int) -> str:
 
 def make_progress(console: Console) -> Progress:
     """What fits a console."""
-    return Live(console) if console.is_terminal else Lines(console)
+    return Live(console) if is_live(console) else Lines(console)

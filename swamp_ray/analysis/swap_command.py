@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from swamp_ray.analysis.swap import SIDES, Row, Swap, swap
@@ -32,7 +31,7 @@ def swap_and_print(names: Sequence[str], storage: str | None, rounds: Sequence[i
     first, second = (find_run(name, storage) for name in names)
     if first.spot().location == second.spot().location:
         raise UserError("a run cannot be swapped with itself", got=first.name, where="RUN")
-    console = Console(stderr=True, highlight=False, quiet=quiet) if as_json else Output(quiet=quiet, highlight=False)
+    console = Output(stderr=True, highlight=False, quiet=quiet) if as_json else Output(quiet=quiet, highlight=False)
 
     def say(text: str) -> None:
         console.print(f"\n[bold]{text}[/bold]" if not as_json else text, soft_wrap=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swamp_ray.config_reading import differences, dump_config, parse_config
+from swamp_ray.config_reading import differences, dump_config, parse_stored_config
 from swamp_ray.credentials import Concealer, concealed_arguments, concealed_tree, credentials_in
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
@@ -74,7 +74,7 @@ class Journal:
         if run:
             check_run_record(run, self._rundir.run_json)
         if text is not None:
-            changed = differences(parse_config(text, source=str(self._rundir.config)).recipe(),
+            changed = differences(parse_stored_config(text, source=str(self._rundir.config)).recipe(),
                                   prepared.config.recipe())
             if changed:
                 raise self._taken("with another recipe", changed)

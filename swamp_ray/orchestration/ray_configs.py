@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 from swamp_ray.errors import UserError
@@ -12,23 +14,46 @@ if TYPE_CHECKING:
 __all__ = ["RunConfig", "ScalingConfig", "run_values", "scaling_values"]
 
 
+_MADE_UP_NAME = re.compile(r"ray_train_run-\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}")
+"""Ray's name for a run that has none."""
+_READ = ("name", "storage_path", "failure_config")
+
+
 def run_values(run_config: RunConfig) -> dict[str, Any]:
-    """Config values for a run's name, storage and retries.
+    """Config values for a run's name, storage and retries: those that the user has set, and not Ray's own defaults.
 
     Raises:
-        UserError: The retries are not bounded.
+        UserError: The retries are not bounded, or something is set that has no meaning here.
     """
+    # Ray fills in a name with the time and a folder of its own, where the user has given none.
+    untouched = type(run_config)()
+    unknown = [name for name in _set_fields(run_config, untouched) if name not in _READ]
+    if unknown:
+        raise UserError(f"{', '.join(unknown)} of RunConfig would have no effect", where="run_config",
+                        do="Of a RunConfig name, storage_path and failure_config.max_failures are read.")
     values: dict[str, Any] = {}
-    if run_config.name is not None:
+    if run_config.name is not None and not _MADE_UP_NAME.fullmatch(run_config.name):
         values["name"] = run_config.name
-    if run_config.storage_path is not None:
+    if run_config.storage_path is not None and run_config.storage_path != untouched.storage_path:
         values["storage"] = str(run_config.storage_path)
     failure = run_config.failure_config
-    if failure is not None and failure.max_failures:
+    if failure is None:
+        return values
+    unknown = [name for name in _set_fields(failure, type(failure)()) if name != "max_failures"]
+    if unknown:
+        raise UserError(f"{', '.join(unknown)} of FailureConfig would have no effect", where="run_config.failure_config",
+                        do="Of a FailureConfig max_failures is read: how often a particle is tried again.")
+    if failure.max_failures:
         if failure.max_failures < 0:
             raise UserError("retries must be bounded", got=failure.max_failures, where="failure_config.max_failures")
         values["execution.max_retries"] = failure.max_failures
     return values
+
+
+def _set_fields(given: Any, untouched: Any) -> list[str]:
+    """The fields of one of Ray's configs that differ from those of an untouched one."""
+    names = [field.name for field in dataclasses.fields(given) if not field.name.startswith("_")]
+    return [name for name in names if getattr(given, name) != getattr(untouched, name)]
 
 
 def scaling_values(scaling_config: ScalingConfig) -> dict[str, Any]:

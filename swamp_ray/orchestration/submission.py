@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from swamp_ray.config import SwampConfig
+from swamp_ray.config_files import ConfigFile, read_config_file
 from swamp_ray.config_reading import dump_config, load_config, with_values
 from swamp_ray.errors import UserError
 from swamp_ray.importing import is_import_path, load_object
@@ -30,6 +29,7 @@ from swamp_ray.sweep_reading import is_sweep, load_sweep
 from swamp_ray.training.data import DATASETS, load_data
 from swamp_ray.training.tasks import build_task
 from swamp_ray.usercode.code import named_import_paths
+from swamp_ray.yaml_reading import dump_yaml
 
 STOP_SLACK_S = 30
 """What a run may need beside `execution.grace_s` from the signal to its end."""
@@ -69,7 +69,7 @@ class Submission:
         """The resolved config as YAML, the base run of a sweep included."""
         if self.sweep is None:
             return dump_config(self.run)
-        return yaml.safe_dump(self.sweep.resolved(), sort_keys=False, allow_unicode=True, width=110)
+        return dump_yaml(self.sweep.resolved())
 
     @property
     def base_id(self) -> str:
@@ -111,19 +111,20 @@ class Submission:
         return found
 
 
-def read_submission(path: Path, overrides: Sequence[str] = (), name: str | None = None,
+def read_submission(path: str | Path | ConfigFile, overrides: Sequence[str] = (), name: str | None = None,
                     storage: str | None = None) -> Submission:
     """A config file as it will run on the cluster.
 
     Raises:
         UserError: The config does not fit, or says something that no submitted run can do.
     """
-    if is_sweep(path):
-        sweep = load_sweep(path, [*overrides, "base.execution.address=auto"], storage, name)
+    file = read_config_file(path)
+    if is_sweep(file):
+        sweep = load_sweep(file, [*overrides, "base.execution.address=auto"], storage, name, paths="expanded")
         submission = Submission(sweep.base, sweep)
         SweepDir("results", submission.name)
     else:
-        run = load_config(path, [*overrides, "execution.address=auto"])
+        run = load_config(file, [*overrides, "execution.address=auto"], paths="expanded")
         given = {"name": name, "storage": storage}
         submission = Submission(with_values(run, {key: value for key, value in given.items() if value is not None}))
         RunDir("results", submission.name)

@@ -21,7 +21,6 @@ from functools import partial
 from typing import Any
 
 import ray
-import yaml
 from ray import tune
 
 from swamp_ray.config import SwampConfig
@@ -55,6 +54,7 @@ from swamp_ray.storage.places import Place, made_folder, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Setting, Sweep, label
+from swamp_ray.yaml_reading import dump_yaml
 
 LAST_RESORT_S = 5.0
 """After so long on top of all that a sweep may take to stop, Ray is taken for dead."""
@@ -230,8 +230,7 @@ class _Sweep:
         self._lease = self.dir.hold(self.sweep.base.execution.lease_expiry_s, self.reporter.warning)
         check_space(self.sweep, self.dir)  # nobody has written it meanwhile
         plain = self.sweep.resolved()
-        self.dir.config.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode(),
-                              private=bool(credentials_in(plain)))
+        self.dir.config.write(dump_yaml(plain).encode(), private=bool(credentials_in(plain)))
         self._records = self.dir.read_trials()
         earlier = self.dir.read_record()
         self._attempt = {

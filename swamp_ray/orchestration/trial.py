@@ -237,9 +237,9 @@ def anchored(config: SwampConfig) -> SwampConfig:
     """The config with absolute paths: trials may work in another folder, on another node."""
     values: dict[str, Any] = {"storage": open_place(config.storage).uri}
     if config.data.root is not None:
-        values["data.root"] = str(Path(config.data.root).expanduser().absolute())
+        values["data.root"] = str(Path(config.data.root).absolute())
     if config.start_from is not None and not is_url(config.start_from.path):
-        values["start_from.path"] = str(Path(config.start_from.path).expanduser().absolute())
+        values["start_from.path"] = str(Path(config.start_from.path).absolute())
     return with_values(config, values)
 
 

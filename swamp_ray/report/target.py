@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from swamp_ray.config_paths import expanded
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.storage.files import TEMPORARY_SUFFIX, link_error, opened_folder, sync_folder, write_atomic
 from swamp_ray.storage.places import Place, is_url, open_place
@@ -111,17 +112,17 @@ def target_of(found: Sequence[RunDir], output: str | Path | None) -> Target:
     if output is None and len(found) == 1:
         folder, _, page = found[0].report.key.rpartition("/")
         return Target(found[0].place, folder, page)
-    text = DEFAULT_OUTPUT if output is None else str(output)
+    text = DEFAULT_OUTPUT if output is None else expanded(str(output), "--output")
     _check_name(text)
     if is_url(text):
         folder, _, page = text.rpartition("/")
         return Target(open_place(folder), "", page)
-    path = Path(text).expanduser().absolute()
+    path = Path(text).absolute()
     return Target(None, str(path.parent), path.name)
 
 
 def _check_name(text: str) -> None:
-    if not is_url(text) and os.path.isdir(os.path.expanduser(text)):
+    if not is_url(text) and os.path.isdir(text):
         raise UserError("the report must be a file, and this is a folder", got=text, where="--output",
                         do=f"Name a file in it: --output {os.path.join(text, DEFAULT_OUTPUT)}")
     name = text.replace(os.sep, "/").rpartition("/")[2]

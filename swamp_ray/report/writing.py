@@ -10,11 +10,10 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
-from rich.console import Console
-
 from swamp_ray.console import counted
 from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
 from swamp_ray.locating import DEFAULT_STORAGE, find_either, find_run
+from swamp_ray.output import Output
 from swamp_ray.report.building import DAMAGED, build
 from swamp_ray.report.drawing import png_of
 from swamp_ray.report.measuring import measured, without_calibration
@@ -86,7 +85,7 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
 
 def report(names: Sequence[str], storage: str | None, output: str | None, measure: bool, page_only: bool) -> None:
     """Write a report, and print where it is."""
-    console = Console(highlight=False)
+    console = Output(highlight=False)
     written = write_report(names, storage, output, measure=measure, page_only=page_only,
                            say=lambda text: console.print(text, style="dim", soft_wrap=True))
     for text in written.missing:

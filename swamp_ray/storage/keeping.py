@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from swamp_ray.config_reading import parse_config
+from swamp_ray.config_reading import parse_stored_config
 from swamp_ray.errors import SwampError
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.rundir import RunDir
@@ -56,7 +56,7 @@ class StateKeeper:
 def _kept_by(rundir: RunDir) -> set[str]:
     """States that a run still needs, or keeps by a policy of its own."""
     usage, text = read_usage(rundir), rundir.read_config()
-    policy = "all" if text is None else parse_config(text, source=str(rundir.config)).keep.particles
+    policy = "all" if text is None else parse_stored_config(text, source=str(rundir.config)).keep.particles
     last = max(usage.recorded, default=-1)
     return {use.name for use in usage.uses if use.kind == "particle" and (
         policy == "all" or use.round not in usage.recorded or (policy == "last" and use.round == last))}

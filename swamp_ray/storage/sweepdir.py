@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines, sealed, unsealed
@@ -17,6 +15,7 @@ from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, 
 from swamp_ray.storage.places import Place, Spot, as_place
 from swamp_ray.sweep_config import Sweep
 from swamp_ray.sweep_reading import build_sweep
+from swamp_ray.yaml_reading import load_stored_yaml
 
 MAX_NAME = 60
 """Member runs are named after the sweep and their settings."""
@@ -118,8 +117,9 @@ class SweepDir:
         if text is None:
             return None
         try:
-            return build_sweep(yaml.safe_load(text), source=str(self.config))
-        except (UserError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            tree = load_stored_yaml(text, "this is not valid YAML", str(self.config))
+            return build_sweep(tree, source=str(self.config), paths="kept")
+        except (UserError, ValueError, TypeError, AttributeError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise CorruptArtifactError(f"{self.config}: this is not the sweep that was written ({reason}). Restore the "
                                        "file, or delete it and run the same command again.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from swamp_ray.config_paths import expanded
 from swamp_ray.errors import RunError, SwampError, UserError
 from swamp_ray.sparsity import masks as sparsity_masks
 from swamp_ray.storage.identity import canonical_json
@@ -248,6 +250,7 @@ def load_ticket(path: str | Path, *, sha256: str | None = None) -> Ticket:
             masks contradict each other.
         RunError: The object store did not answer.
     """
+    path = expanded(os.fspath(path), "load_ticket")
     data, where = _read_bytes(path), str(path)
     recorded = recorded_digest(path) if sha256 is None else sha256
     if recorded and hashlib.sha256(data).hexdigest() != recorded:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
+from ..config_paths import expanded
 from ..errors import UserError, nearest
 from ..importing import is_import_path
 from .data_sources import Raw, load_cifar, load_digits_data, load_synthetic
@@ -91,10 +92,12 @@ def _root(config: DataConfig) -> Path:
     if not named:
         raise UserError(f"the dataset {config.name} needs the folder of its files", where="data.root",
                         do="Set data.root or the environment variable SWAMP_DATA.")
-    root = Path(named).expanduser()
+    where = "data.root" if config.root else "SWAMP_DATA"
+    # A config's own path was expanded where it was read; the variable's is each node's own.
+    root = Path(named if config.root else expanded(named, where)).expanduser()
     if root.is_dir() or config.download:
         return root
-    raise UserError("the data folder does not exist", got=str(root), where="data.root" if config.root else "SWAMP_DATA",
+    raise UserError("the data folder does not exist", got=str(root), where=where,
                     do="Correct the path, or set data.download: true where torchvision may fetch the dataset.")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,11 +133,22 @@ def _num_classes(config: DataConfig, made: Mapping[str, Any], labels: dict[str, 
 
 
 def _class_names(made: Mapping[str, Any], num_classes: int | None) -> tuple[str, ...]:
-    names = tuple(str(name) for name in made.get("class_names") or ())
+    names = _listed_names(made.get("class_names"))
     if names and num_classes is not None and len(names) != num_classes:
         raise UserError(f"there must be one name for each of {num_classes} classes", got=len(names),
                         where="class_names")
     return names
+
+
+def _listed_names(given: Any) -> tuple[str, ...]:
+    """Names as texts: from a list, a tuple, or an array of NumPy's or pandas'."""
+    if given is None:
+        return ()
+    given = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise UserError("must be a list of names in the order of the labels", got=type(given).__name__,
+                        where="class_names")
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in given)
 
 
 def _arrays(split: Any, where: str) -> Any:

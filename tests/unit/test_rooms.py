@@ -13,8 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "swamp_ray"
 
 # In order: each room knows itself and the rooms before it. A trailing slash means a folder.
 ROOMS: dict[str, tuple[str, ...]] = {
-    "words": ("config.py", "config_fields.py", "config_reading.py", "config_rules.py", "credentials.py", "errors.py",
-              "importing.py", "seeding.py", "sweep_config.py", "sweep_reading.py", "usercode/__init__.py",
+    "words": ("config.py", "config_fields.py", "config_files.py", "config_paths.py", "config_reading.py",
+              "config_rules.py", "credentials.py", "errors.py", "importing.py", "plain_values.py", "seeding.py",
+              "sweep_config.py", "sweep_reading.py", "sweep_space.py", "yaml_reading.py", "usercode/__init__.py",
               "usercode/code.py", "usercode/finding.py", "usercode/loading.py", "usercode/project.py",
               "usercode/script.py", "usercode/text.py"),
     "sparsity": ("sparsity/",),
@@ -24,7 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "orchestration": ("orchestration/",),
     "people": (
         "analysis/", "report/", "api.py", "cli.py", "console.py", "doctor.py", "evaluation.py", "locating.py",
-        "planning.py", "pruning_storage.py", "status.py", "submitting.py", "sweep_console.py", "sweep_records.py",
+        "output.py", "planning.py", "pruning_storage.py", "status.py", "submitting.py", "sweep_console.py", "sweep_records.py",
         "sweep_results.py", "sweep_status.py", "tables.py", "__init__.py", "__main__.py",
     ),
 }
