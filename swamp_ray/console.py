@@ -294,8 +294,8 @@ def header(prepared: Prepared, path: str) -> list[str]:
     several = f"{particles[0]} to {particles[-1]} particles"
     counts = counted(particles[0], "particle") if len(particles) == 1 else several
     return [
-        f"[bold]{escape(str(config.name))}[/bold]: {escape(config.model.name)} on {escape(config.data.name)}, {counted(len(plan), 'round')} of "
-        f"{counts} to {percent(plan[-1].sparsity)} sparsity, seed {config.seed}",
+        f"[bold]{escape(str(config.name))}[/bold]: {escape(config.model.name)} on {escape(config.data.name)}, "
+        f"{counted(len(plan), 'round')} of {counts} to {percent(plan[-1].sparsity)} sparsity, seed {config.seed}",
         f"{prepared.layout.num_prunable:,} prunable weights; {prepared.arithmetic.device}, "
         f"{prepared.arithmetic.precision}{_packing(prepared)}; results in {escape(display_path(path))}",
     ]

@@ -20,8 +20,8 @@ NARROWEST = 40
 """Columns that are used at least: below that, whatever is printed is cut to nothing."""
 _WIDEST = 10_000
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
-_PLAIN = {"±": "+-", "×": "x", "–": "-", "—": "-", "…": "...", "•": "*", "→": "->", "≤": "<=", "≥": ">=", "µ": "u",
-          "─": "-", "━": "-", "│": "|", "╸": "-", "╺": "-", "═": "=", "\ufffd": "?"}
+_PLAIN = {"±": "+-", "\u00d7": "x", "\u2013": "-", "\u2014": "-", "…": "...", "•": "*", "→": "->",
+          "≤": "<=", "≥": ">=", "µ": "u", "─": "-", "━": "-", "│": "|", "╸": "-", "╺": "-", "═": "=", "\ufffd": "?"}
 # Codes that move the cursor, retitle the window or turn the direction of writing; tabs and line feeds stay.
 _CODES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
@@ -122,6 +122,10 @@ class Output(Console):
         """Columns and rows, not fewer columns than can be used."""
         found = super().size
         return ConsoleDimensions(max(NARROWEST, found.width), found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Segments without codes of the text's own."""

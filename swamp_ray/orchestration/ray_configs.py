@@ -41,7 +41,8 @@ def run_values(run_config: RunConfig) -> dict[str, Any]:
         return values
     unknown = [name for name in _set_fields(failure, type(failure)()) if name != "max_failures"]
     if unknown:
-        raise UserError(f"{', '.join(unknown)} of FailureConfig would have no effect", where="run_config.failure_config",
+        raise UserError(f"{', '.join(unknown)} of FailureConfig would have no effect",
+                        where="run_config.failure_config",
                         do="Of a FailureConfig max_failures is read: how often a particle is tried again.")
     if failure.max_failures:
         if failure.max_failures < 0:

@@ -25,8 +25,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "orchestration": ("orchestration/",),
     "people": (
         "analysis/", "report/", "api.py", "cli.py", "console.py", "doctor.py", "evaluation.py", "locating.py",
-        "output.py", "planning.py", "pruning_storage.py", "status.py", "submitting.py", "sweep_console.py", "sweep_records.py",
-        "sweep_results.py", "sweep_status.py", "tables.py", "__init__.py", "__main__.py",
+        "output.py", "planning.py", "pruning_storage.py", "status.py", "submitting.py", "sweep_console.py",
+        "sweep_records.py", "sweep_results.py", "sweep_status.py", "tables.py", "__init__.py", "__main__.py",
     ),
 }
 ORDER = list(ROOMS)

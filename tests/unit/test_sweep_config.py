@@ -348,7 +348,8 @@ def test_seeds_are_a_list_or_a_number() -> None:
 def test_the_storage_is_the_sweeps_or_else_the_bases() -> None:
     tree = {"base": {**TINY, "storage": "base-root"}, "space": TARGET}
     assert build_sweep(tree).member({"pruning.target": 0.5}, 0).storage == str(Path("base-root").absolute())
-    assert build_sweep({**tree, "storage": "own"}).member({"pruning.target": 0.5}, 0).storage == str(Path("own").absolute())
+    own = build_sweep({**tree, "storage": "own"})
+    assert own.member({"pruning.target": 0.5}, 0).storage == str(Path("own").absolute())
 
 
 # Identity
