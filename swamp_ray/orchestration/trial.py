@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +16,7 @@ from ray import tune
 from ray.exceptions import RayActorError, RayError
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import unknown_key, with_values
+from swamp_ray.config_reading import located, unknown_key, with_values
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
 from swamp_ray.orchestration.actors import Spares
 from swamp_ray.orchestration.cluster import living_nodes
@@ -29,7 +28,7 @@ from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep_planning import data_key, num_workers
 from swamp_ray.orchestration.team import Milestone, Team, milestone_rounds
 from swamp_ray.round_messages import RoundPlan
-from swamp_ray.storage.places import is_url, open_place
+from swamp_ray.storage.places import open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.sweep_config import Setting, label, reserved
 from swamp_ray.sweep_reading import refuse_ranks
@@ -235,12 +234,7 @@ class Trials:
 
 def anchored(config: SwampConfig) -> SwampConfig:
     """The config with absolute paths: trials may work in another folder, on another node."""
-    values: dict[str, Any] = {"storage": open_place(config.storage).uri}
-    if config.data.root is not None:
-        values["data.root"] = str(Path(config.data.root).absolute())
-    if config.start_from is not None and not is_url(config.start_from.path):
-        values["start_from.path"] = str(Path(config.start_from.path).absolute())
-    return with_values(config, values)
+    return with_values(located(config), {"storage": open_place(located(config).storage).uri})
 
 
 @dataclass(frozen=True)
