@@ -40,6 +40,8 @@ from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.contents import Contents, contents_of, extra_state, refuse_moving_extra_state, use_of
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.factories import Snapshot, disturb_
+from swamp_ray.training.hidden_state import refuse_hidden_state
+from swamp_ray.training.model_tensors import refuse_odd_gradients
 from swamp_ray.training.models import check_outputs
 from swamp_ray.training.nests import num_samples, split_batch
 from swamp_ray.training.normalisation import (
@@ -309,28 +311,9 @@ def _check_training_step(
         Names of the task's metrics, and of the modules that keep their normalisation statistics.
     """
     batch = small_batch(config, data)
-    size = num_samples(batch)
     if isinstance(task, Classification) and data.num_classes is not None:
         check_outputs(model, batch, data.num_classes)
-    before, kept, extra = state_of(model).buffers, frozenset[str](), extra_state(model)
-    try:
-        kept = kept_statistics(model, config, data, task)
-        with seeded(0):
-            model.train()
-            loss = task.training_step(model, batch)[0]
-            loss.backward()
-            model.eval()
-        with torch.no_grad():
-            metrics = task.metrics(task.predict(model, batch), batch)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"the model {config.model.name!r} and the task {config.task.name!r} fail on a training batch of {size}: "
-            f"{type(error).__name__}: {error}", do="Check model.options, task and data against each other.",
-            where="model.name") from error
-    refuse_stateful_buffers(model, before, kept)
-    refuse_moving_extra_state(model, extra)
+    loss, metrics, kept = _trial_step(config, data, model, task)
     _check_normalisation(config, data, kept, model, task)
     if loss.ndim != 0:
         raise UserError("the task's loss must be a scalar", got=f"shape {tuple(loss.shape)}", where="task.name")
@@ -366,6 +349,40 @@ def _check_normalisation(config: SwampConfig, data: Data, kept: frozenset[str], 
                 f"the model {config.model.name!r} normalises by the batch at hand in evaluation too, and cannot be "
                 f"evaluated on a single sample: {first_line(error)}", got=f"one sample for {' and '.join(short)}",
                 where="data", do="Give the split more samples, or let normalisation keep statistics.") from error
+
+
+def _trial_step(
+    config: SwampConfig, data: Data, model: nn.Module, task: Any
+) -> tuple[Tensor, dict[str, Any], frozenset[str]]:
+    """Loss, metrics and the modules that keep their statistics; refuses what training cannot handle by name."""
+    batch = small_batch(config, data)
+    before, kept, extra = state_of(model).buffers, frozenset[str](), extra_state(model)
+
+    def step() -> Tensor:
+        with seeded(0):
+            model.train()
+            loss = task.training_step(model, batch)[0]
+            loss.backward()
+        return loss
+
+    try:
+        kept = kept_statistics(model, config, data, task)
+        loss = step()
+        refuse_odd_gradients(model)
+        refuse_hidden_state(model, step)
+        model.eval()
+        with torch.no_grad():
+            metrics = task.metrics(task.predict(model, batch), batch)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the model {config.model.name!r} and the task {config.task.name!r} fail on a training batch of "
+            f"{num_samples(batch)}: {type(error).__name__}: {error}",
+            do="Check model.options, task and data against each other.", where="model.name") from error
+    refuse_stateful_buffers(model, before, kept)
+    refuse_moving_extra_state(model, extra)
+    return loss, metrics, kept
 
 
 def _packings(

@@ -15,6 +15,7 @@ from ..errors import UserError, nearest
 from ..importing import is_import_path, load_object, own_traceback
 from . import networks
 from .factories import refuse_given_before
+from .model_tensors import settle_tensors_
 from .nests import leaves, tree_map
 from .reproducible import seeded
 
@@ -166,6 +167,7 @@ def _call(config: ModelConfig, build: Callable[..., Any], arguments: Mapping[str
                         do=f"Its own error:\n{own_traceback(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{config.name} must return a torch.nn.Module", got=type(model).__name__, where="model.name")
+    settle_tensors_(model)
     return model.cpu()
 
 

@@ -33,6 +33,10 @@ def why_unpackable(model: nn.Module, task: Task, batch: Batch, form: str) -> str
         return f"a training step draws random numbers {where}, which packed particles would share"
     if form != "stacked":
         return None
+    hooked = [name for name, parameter in model.named_parameters()
+              if parameter._backward_hooks or parameter._post_accumulate_grad_hooks]
+    if hooked:
+        return f"hooks on the gradients of {', '.join(hooked)} would not be called"
     models = [copy.deepcopy(model).train() for _ in range(2)]
     try:
         Stacked(models, task, autocast=contextlib.nullcontext)({0: batch, 1: batch})

@@ -167,7 +167,7 @@ def _arrays(split: Any, where: str) -> Any:
 
 
 def _array(leaf: Any, where: str) -> np.ndarray:
-    array = leaf.detach().cpu().numpy() if isinstance(leaf, Tensor) else leaf
+    array = _numpy(leaf, where) if isinstance(leaf, Tensor) else leaf
     if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in "fiub":
         got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(leaf).__name__
         raise UserError("the parts of a split must be arrays or tensors of numbers [N, ...]", got=got, where=where)
@@ -175,6 +175,18 @@ def _array(leaf: Any, where: str) -> np.ndarray:
         row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
         raise UserError("all numbers must be finite", got=f"NaN or infinity in sample {row}", where=where)
     return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+
+def _numpy(tensor: Tensor, where: str) -> np.ndarray:
+    """A tensor's values; floating point of 8 and 16 bits, which NumPy may lack, as float32."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        got = "a tensor without values" if tensor.is_meta else f"a {tensor.layout} tensor of {tensor.dtype}"
+        raise UserError("the parts of a split must be dense tensors", got=got, where=where,
+                        do="Use .to_dense() or .dequantize().")
+    values = tensor.detach().cpu()
+    if values.is_floating_point() and values.element_size() < 4:
+        values = values.float()
+    return values.numpy()
 
 
 def _in_memory(split: Any, where: str) -> Any:

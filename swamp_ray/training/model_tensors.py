@@ -1,0 +1,221 @@
+"""A network's tensors as they really are: refused by name where they cannot be trained, else in memory of their own.
+
+torch's fused optimisers read a parameter's memory as if it had no gaps, a particle's weights are written in place, and
+buffers travel as NumPy arrays. All of that is right for tensors that fill memory which nothing else uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+
+from swamp_ray.errors import UserError
+from swamp_ray.sparsity.masks import clean_name
+
+BUFFER_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
+                torch.float32, torch.float64, torch.complex64)
+"""Element types that NumPy and a stored state have too."""
+_OWN_BUFFER = "Keep it as float32 in a buffer, and convert it where the forward pass reads it."
+
+
+def settle_tensors_(model: nn.Module) -> None:
+    """Check a new network's tensors, and move those into memory of their own that are views of something larger.
+
+    Values, element types and the order of dimensions in memory stay as they are. Gradients that the network's code has
+    left behind are dropped. Parameters that are not float32 or not initialised are left to ``find_prunable``.
+
+    Raises:
+        UserError: A tensor without values, sparse, of an own tensor class, of a type that buffers cannot have; two
+            whose memory overlaps; two names that are equal without the prefixes of wrappers.
+    """
+    parameters = {name: tensor for name, tensor in model.named_parameters() if not is_lazy(tensor)}
+    buffers = dict(model.named_buffers())
+    for name, parameter in parameters.items():
+        _refuse_form(f"the parameter {name}", parameter)
+    for name, buffer in buffers.items():
+        _refuse_buffer(name, buffer)
+    _refuse_equal_names(list(parameters), list(buffers))
+    _refuse_common_memory(model, parameters, buffers)
+    for tensor in [*parameters.values(), *buffers.values()]:
+        _own_memory_(tensor)
+        tensor.grad = None
+
+
+def refuse_odd_gradients(model: nn.Module) -> None:
+    """Raise UserError if the gradients of a training step are not what the optimiser's step reads them as."""
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.layout != torch.strided:
+            raise UserError(f"the parameter {clean_name(name)} gets sparse gradients", where="model.name",
+                            do="Build its layer with sparse=False.")
+        if gradient.dtype != parameter.dtype or not _lie_alike(gradient, parameter):
+            raise UserError(f"the gradient of the parameter {clean_name(name)} has another type or order in memory "
+                            "than the parameter", got=f"{gradient.dtype}, strides {gradient.stride()}",
+                            where="model.name", do="Do not replace gradients in hooks; change them in place.")
+
+
+def _refuse_form(what: str, tensor: Tensor) -> None:
+    kind = type(tensor)
+    # A Parameter class of one's own is harmless as long as it leaves operations alone.
+    own_code = (kind.__torch_function__ not in (Tensor.__torch_function__, nn.Parameter.__torch_function__)
+                or getattr(kind, "__torch_dispatch__", None) is not Tensor.__torch_dispatch__
+                or (kind is not Tensor and not issubclass(kind, nn.Parameter)))
+    if own_code:
+        raise UserError(f"{what} is of a tensor class of its own", got=kind.__name__, where="model.name",
+                        do="Use a plain torch tensor.")
+    if tensor.is_meta:
+        raise UserError(f"{what} is on the meta device and has no values", where="model.name",
+                        do="Build the model on the CPU and initialise it, e.g. with to_empty and reset_parameters.")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise UserError(f"{what} must be dense", got=str(tensor.layout) if not tensor.is_quantized else "quantised",
+                        where="model.name", do="Use .to_dense() or .dequantize().")
+    if tensor.is_inference():
+        raise UserError(f"{what} was made in inference mode and cannot be trained", where="model.name",
+                        do="Build the model outside of torch.inference_mode().")
+
+
+def _refuse_buffer(name: str, buffer: Tensor) -> None:
+    what = f"the buffer {name}"
+    if is_lazy(buffer):
+        raise UserError(f"{what} of a lazy module is not initialised", where="model.name",
+                        do="Run one batch through the model before returning it.")
+    _refuse_form(what, buffer)
+    if buffer.dtype not in BUFFER_TYPES:
+        raise UserError(f"{what} has a type that a stored state cannot hold", got=str(buffer.dtype),
+                        where="model.name", do=_OWN_BUFFER)
+    if buffer.grad_fn is not None:
+        raise UserError(f"{what} was computed from parameters, which it would not follow", where="model.name",
+                        do="Compute it in the forward pass, or store it with .detach().clone().")
+
+
+def _refuse_equal_names(parameters: Sequence[str], buffers: Sequence[str]) -> None:
+    """Two parameters are looked for by ``find_prunable``."""
+    known = {clean_name(name) for name in parameters}
+    for name in buffers:
+        if clean_name(name) in known:
+            raise UserError(f"two tensors are called {clean_name(name)!r} once the prefixes of wrappers are taken off",
+                            got=name, where="model.name", do="Rename the submodule.")
+        known.add(clean_name(name))
+
+
+def _refuse_common_memory(
+    model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+) -> None:
+    for what, tensor in [(f"parameter {name}", tensor) for name, tensor in parameters.items()]:
+        if _num_places(tensor) < tensor.numel():
+            raise UserError(f"the {what} is expanded: several of its elements are one place in memory",
+                            got=f"shape {list(tensor.shape)}, strides {tensor.stride()}", where="model.name",
+                            do="Give it memory of its own with .clone() or .contiguous().")
+    trained = {id(tensor) for tensor in parameters.values()}
+    statistics = {id(buffer) for module in model.modules() if isinstance(module, _NormBase)
+                  for buffer in module.buffers(recurse=False)}
+    named = [*((f"the parameter {name}", tensor) for name, tensor in parameters.items()),
+             *((f"the buffer {name}", tensor) for name, tensor in buffers.items()),
+             *_attributes(model, trained)]
+    for (first, one), (second, other) in _pairs_in_one_storage(named):
+        # Constant buffers may share memory among themselves: nothing is written there but what is there already.
+        changes = trained | statistics
+        if (id(one) in changes or id(other) in changes) and one is not other and _overlap(one, other):
+            raise UserError(f"{first} and {second} share memory, so that training one changes the other",
+                            where="model.name", do="To tie two layers give both the same Parameter object; else use "
+                            ".detach().clone().")
+
+
+def _attributes(model: nn.Module, known: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that modules hold as plain attributes, or in plain lists and dicts."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key in ("_parameters", "_buffers", "_modules"):
+                continue
+            for tensor in _tensors_in(value):
+                if id(tensor) not in known and tensor.layout == torch.strided and not tensor.is_meta:
+                    yield f"the attribute {name}.{key}" if name else f"the attribute {key}", tensor
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (part for part in value.values() if isinstance(part, Tensor))
+    elif isinstance(value, list | tuple):
+        yield from (part for part in value if isinstance(part, Tensor))
+
+
+def _pairs_in_one_storage(named: Sequence[tuple[str, Tensor]]) -> Iterator[Any]:
+    groups: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in named:
+        if tensor.numel():
+            groups.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    for group in groups.values():
+        yield from combinations(group, 2)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """First byte of a tensor in its storage, and the one after its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.storage_offset()
+    return first * tensor.element_size(), (first + last + 1) * tensor.element_size()
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of a storage have a byte in common."""
+    begin = max(_span(one)[0], _span(other)[0])
+    end = min(_span(one)[1], _span(other)[1])
+    if begin >= end:
+        return False
+    if one.dtype != other.dtype:
+        return True
+    low = min(_span(one)[0], _span(other)[0]) // one.element_size()
+    high = max(_span(one)[1], _span(other)[1]) // one.element_size()
+    return bool((_places(one, low, high) & _places(other, low, high)).any())
+
+
+def _num_places(tensor: Tensor) -> int:
+    """How many different places in memory the elements of a tensor have."""
+    if tensor.numel() == 0 or _is_dense(tensor):
+        return tensor.numel()
+    first, last = _span(tensor)
+    size = tensor.element_size()
+    return int(np.count_nonzero(_places(tensor, first // size, last // size)))
+
+
+def _places(tensor: Tensor, low: int, high: int) -> np.ndarray:
+    """Which elements ``low`` to ``high - 1`` of its storage a tensor has, bool."""
+    used = np.zeros(high - low, dtype=bool)
+    view = np.lib.stride_tricks.as_strided(used[tensor.storage_offset() - low:], tuple(tensor.shape), tensor.stride())
+    view[...] = True
+    return used
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor's elements fill their memory without gaps, in any order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _lie_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether elements of two tensors of one shape come in the same order in memory."""
+    pairs = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return one.numel() == 0 or all(size == 1 or first == second for size, first, second in pairs)
+
+
+def _own_memory_(tensor: Tensor) -> None:
+    dense = tensor.numel() == 0 or _is_dense(tensor)
+    if dense and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size():
+        return
+    tensor.data = tensor.data.clone(memory_format=torch.preserve_format if dense else torch.contiguous_format)
