@@ -24,6 +24,7 @@ from swamp_ray.tables import number, percent
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
 from swamp_ray.training.data import Data, load_data, tree_map
 from swamp_ray.training.particle import ParticleTrainer, initial_model
+from swamp_ray.training.process_state import computing
 from swamp_ray.training.tasks import Task
 
 SPLITS = ("validation", "test")
@@ -46,6 +47,7 @@ class SparsityLevel:
     ensemble: Metrics | None
 
 
+@computing()
 def evaluate_runs(runs: Sequence[RunDir]) -> tuple[list[SparsityLevel], Task]:
     """Evaluate the tickets of runs at every sparsity that all of them have.
 
@@ -108,11 +110,10 @@ class _Member:
         """The batches of a split in fixed order, on the device, one at a time: all of them may not fit into memory."""
         return self.trainer.feed(split).batches(128, seed=None, drop_last=False)
 
-    @torch.no_grad()
     def predict(self, batch: Any) -> Tensor:
         """The prediction of the ticket that was taken last; the batch stays as it is for others."""
         own = tree_map(torch.clone, batch)  # a network may overwrite what it is given
-        with applied(self.arithmetic), self.trainer.autocast():
+        with applied(self.arithmetic), torch.no_grad(), self.trainer.autocast():
             return self.trainer.task.predict(self.trainer.model, own)
 
 

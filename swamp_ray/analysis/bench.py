@@ -141,10 +141,9 @@ class Bench:
             self.put(point, augmentation)
             return self.trainer.metrics(tuple(splits))
 
-    @torch.no_grad()
     def predict(self, point: Point, split: str) -> list[Tensor]:
         """What the task's metrics are computed from, one tensor a batch; statistics are re-estimated first."""
-        with applied(self.arithmetic), self.trainer.autocast():
+        with applied(self.arithmetic), torch.no_grad(), self.trainer.autocast():
             self.put(point)
             self.trainer.model.eval()
             return [self.trainer.task.predict(self.trainer.model, batch) for batch in self.batches(split)]

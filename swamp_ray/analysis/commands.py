@@ -33,6 +33,7 @@ from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, number, percent, short
 from swamp_ray.training.data import Data
+from swamp_ray.training.process_state import computing
 
 
 def particles(bench: Bench, index: int) -> list[Row]:
@@ -105,12 +106,17 @@ def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequen
     """
     console = Output(highlight=False, stderr=as_json)
     rundirs = [find_run(name, storage) for name in names]
-    with handled(stopping) as stopping, _workplace(rundirs[0], executor, address, stopping) as place:
+    with handled(stopping) as stopping, _workplace(rundirs[0], executor, address, stopping) as place, _alone(place):
         benches: list[Bench] = []
         for rundir in rundirs:
             data = benches[0].data if benches and _same_data(benches[0], rundir) else None
             benches.append(Bench(rundir, data, place.device(config_of(rundir))))
         _analyze(what, benches, rounds, as_json, console, place)
+
+
+def _alone(place: Workplace) -> contextlib.AbstractContextManager[None]:
+    """In this process nothing else is computed meanwhile; on Ray others may compute here."""
+    return computing() if place.execution.executor == "inline" else contextlib.nullcontext()
 
 
 def _workplace(rundir: RunDir, executor: str | None, address: str | None, stopping: Stopping) -> Workplace:

@@ -55,6 +55,7 @@ from swamp_ray.training.normalisation import (
 )
 from swamp_ray.training.packable import why_unpackable
 from swamp_ray.training.particle import initial_model, steps_per_epoch
+from swamp_ray.training.process_state import computing, threads_of
 from swamp_ray.training.program import Program, dense_phase, round_program
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.samples import LazySamples
@@ -210,6 +211,12 @@ def prepare(
     Raises:
         UserError: Whatever is wrong with config, data, network or task.
     """
+    # Decompositions of matrices, as in orthogonal initialisation, have other last bits with other numbers of threads.
+    with computing(), threads_of(config.execution.threads):
+        return _prepare(config, device, data, num_members)
+
+
+def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_members: int) -> Prepared:
     code = _take_up_code(config, data)
     task = build_task(config.task)
     make_score(config.pruning.score, seed=0)

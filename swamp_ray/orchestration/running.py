@@ -23,8 +23,10 @@ from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.patience import PassingError
 from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.training.process_state import computing
 from swamp_ray.usercode.code import import_paths, refuse_main_on_ray
 
+OTHER_RUN = "another run computes in this process; this one waits until it ends"
 MakeExecutor = Callable[[Prepared, str, Stopping], Executor]
 
 
@@ -64,16 +66,23 @@ def run(
     rundir, store = RunDir(place, config.name), ArtifactStore(place)
     check_address(config.execution)
     check_device(config.execution)
+    reporter = reporter or Reporter()
     with handled(stopping) as stopping, _joined(config.execution):
         factory = partial(executor or make_executor, stopping=stopping)
-        return _run(config, rundir, store, reporter or Reporter(), stopping, factory)
+        if config.execution.executor != "inline":
+            return _run(config, rundir, store, reporter, stopping, factory)
+        with computing(lambda: reporter.notice(OTHER_RUN)):
+            return _run(config, rundir, store, reporter, stopping, factory)
 
 
 def _run(
     config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter, stopping: Stopping,
     executor: ExecutorFactory,
 ) -> Run:
-    prepared = _settled(prepare(config, device_of(config)), rundir, reporter)
+    device = device_of(config)
+    with computing(lambda: reporter.notice(OTHER_RUN)):
+        prepared = prepare(config, device)
+    prepared = _settled(prepared, rundir, reporter)
     complete = _is_complete(rundir)
     if not complete:
         _check_room(prepared, rundir.place)

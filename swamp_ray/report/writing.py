@@ -24,6 +24,7 @@ from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.tables import display_path
+from swamp_ray.training.process_state import computing
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Written:
     missing: tuple[str, ...] = ()
 
 
+@computing()
 def write_report(names: Sequence[str], storage: str | None = None, output: str | Path | None = None, *,
                  measure: bool = True, page_only: bool = False,
                  say: Callable[[str], None] = lambda _: None) -> Written:

@@ -26,6 +26,7 @@ from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.ticket_fit import differences, extra_names, is_extra, listed, own_names, transient_names
 from swamp_ray.storage.ticket_records import check_is_of_round, recorded_digest, refuse_no_file, tell_unverified
 from swamp_ray.training.pixels import Pixels
+from swamp_ray.training.process_state import plain_thread
 from swamp_ray.training.samples import Images
 
 METADATA_KEY = "swamp"
@@ -139,6 +140,7 @@ class Ticket:
         """Share of the prunable weights that are zero, in [0, 1]."""
         return 1.0 - self.density
 
+    @plain_thread()
     def load_into(self, model: nn.Module, strict: bool = True) -> nn.Module:
         """Copy what ``state_dict()`` holds into a plain model, in place and on its device.
 
@@ -169,6 +171,7 @@ class Ticket:
         model.load_state_dict(found, strict=False)
         return model
 
+    @plain_thread()
     def to_torch_prune(self, model: nn.Module) -> nn.Module:
         """Load the ticket and put its mask into the form of ``torch.nn.utils.prune`` (weight_orig, weight_mask).
 
@@ -237,6 +240,7 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+@plain_thread()
 def load_ticket(path: str | Path, *, sha256: str | None = None) -> Ticket:
     """Read and verify a ticket. Nothing in the file is executed.
 

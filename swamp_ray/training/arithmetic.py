@@ -13,10 +13,12 @@ from torch import nn
 
 from swamp_ray.config import ExecutionConfig
 from swamp_ray.errors import UserError
+from swamp_ray.training.process_state import plain_state, threads_of
 
 SINGLE = "single:1"
 WIDTHS = (2, 4, 8, 16)
 """Of packs that are tried out."""
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def form_and_width(packing: str) -> tuple[str, int]:
@@ -143,33 +145,30 @@ def local_device(kind: str) -> torch.device:
 def applied(arithmetic: Arithmetic) -> Iterator[None]:
     """Run a block under an arithmetic's threads and determinism, and restore the process's own afterwards.
 
-    The global random state is restored as well, because training seeds it for dropout.
+    Whatever else the process has set, by its caller or by a module of the user's, has no effect in the block. The
+    global random state is restored as well, because training seeds it for dropout.
     """
-    threads = torch.get_num_threads()
     on_cuda = arithmetic.device == "cuda"
-    with torch.random.fork_rng(devices=[local_device("cuda")] if on_cuda else []):
-        try:
-            torch.set_num_threads(arithmetic.threads)
-            with _cuda_determinism(arithmetic.deterministic) if on_cuda else contextlib.nullcontext():
-                yield
-        finally:
-            torch.set_num_threads(threads)
+    with plain_state(), torch.random.fork_rng(devices=[local_device("cuda")] if on_cuda else []):
+        determinism = _cuda_determinism(arithmetic.deterministic) if on_cuda else contextlib.nullcontext()
+        with threads_of(arithmetic.threads), determinism:
+            yield
 
 
 @contextlib.contextmanager
 def _cuda_determinism(deterministic: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    if deterministic:
-        # Without it torch refuses cuBLAS under deterministic algorithms; read when CUDA is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """To be used in a plain state, which puts back what is set here."""
+    workspace = os.environ.get(_WORKSPACE)
+    if deterministic and workspace is None:
+        # Without it torch refuses cuBLAS under deterministic algorithms.
+        os.environ[_WORKSPACE] = ":4096:8"
     try:
         torch.use_deterministic_algorithms(deterministic)
         torch.backends.cudnn.benchmark = not deterministic
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
 
 
 def machine_facts() -> dict[str, str]:

@@ -17,6 +17,7 @@ from .data_sources import Raw, load_cifar, load_digits_data, load_synthetic
 from .feeds import Batch, Feed
 from .image_folder import load_image_folder
 from .nests import leaves, named_leaves, tree_map
+from .process_state import computing
 from .samples import (
     ArraySamples,
     Data,
@@ -54,6 +55,7 @@ DATASETS: dict[str, _Dataset] = {
 }
 
 
+@computing()
 def load_data(config: DataConfig) -> Data:
     """Read, check and split the dataset that a config names.
 

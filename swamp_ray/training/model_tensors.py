@@ -64,10 +64,11 @@ def refuse_odd_gradients(model: nn.Module) -> None:
 
 
 def _refuse_form(what: str, tensor: Tensor) -> None:
-    kind = type(tensor)
+    kind: Any = type(tensor)
+    plain: Any = Tensor
     # A Parameter class of one's own is harmless as long as it leaves operations alone.
     own_code = (kind.__torch_function__ not in (Tensor.__torch_function__, nn.Parameter.__torch_function__)
-                or getattr(kind, "__torch_dispatch__", None) is not Tensor.__torch_dispatch__
+                or kind.__torch_dispatch__ is not plain.__torch_dispatch__
                 or (kind is not Tensor and not issubclass(kind, nn.Parameter)))
     if own_code:
         raise UserError(f"{what} is of a tensor class of its own", got=kind.__name__, where="model.name",
@@ -161,8 +162,8 @@ def _pairs_in_one_storage(named: Sequence[tuple[str, Tensor]]) -> Iterator[Any]:
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """First byte of a tensor in its storage, and the one after its last."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    first = tensor.storage_offset()
+    last = sum((int(size) - 1) * int(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = int(tensor.storage_offset())
     return first * tensor.element_size(), (first + last + 1) * tensor.element_size()
 
 

@@ -17,6 +17,7 @@ from . import networks
 from .factories import refuse_given_before
 from .model_tensors import settle_tensors_
 from .nests import leaves, tree_map
+from .process_state import computing
 from .reproducible import seeded
 
 TORCHVISION = "torchvision/"
@@ -38,6 +39,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+@computing()
 def build_model(
     config: ModelConfig, *, num_classes: int | None, input_shape: tuple[int, ...] | None, seed: int
 ) -> nn.Module:

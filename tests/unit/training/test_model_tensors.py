@@ -94,7 +94,7 @@ def test_slices_of_one_vector_get_memory_of_their_own() -> None:
 
 
 def test_what_is_in_order_is_not_touched() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
     model.tied = model[0]
     model.empty = nn.Parameter(torch.zeros(0, 3))
     model.scale = Named(torch.tensor(2.0))
@@ -126,7 +126,7 @@ def with_buffer(make: Callable[[Net], Tensor]) -> Callable[[], nn.Module]:
 
 
 def two_norms() -> nn.Module:
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    model: Any = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
     model[1].running_var.data = model[0].running_var.data
     return model
 
@@ -188,7 +188,7 @@ BUFFERS: dict[str, Callable[[Net], Tensor]] = {
 
 @pytest.mark.parametrize("kind", BUFFERS)
 def test_buffers_keep_their_values_and_can_be_written(kind: str) -> None:
-    model = with_buffer(BUFFERS[kind])()
+    model: Any = with_buffer(BUFFERS[kind])()
     before = model.held.clone()
     settle_tensors_(model)
     assert torch.equal(model.held, before)
@@ -198,7 +198,7 @@ def test_buffers_keep_their_values_and_can_be_written(kind: str) -> None:
 
 def test_constant_buffers_may_share_memory() -> None:
     table = torch.arange(12.0)
-    model = Net()
+    model: Any = Net()
     model.register_buffer("first", table[:8])
     model.register_buffer("second", table[4:])
     settle_tensors_(model)
@@ -213,7 +213,7 @@ class TestGradients:
             refuse_odd_gradients(layer)
 
     def test_those_that_a_hook_turns_are_refused(self) -> None:
-        model = Net(drawn(4, 4))
+        model: Any = Net(drawn(4, 4))
 
         def turn(parameter: Tensor) -> None:
             assert parameter.grad is not None

@@ -26,7 +26,8 @@ def written(folder: Path, monkeypatch: pytest.MonkeyPatch, expression: str) -> D
     return DataConfig.model_validate({"name": f"{name}:made"})
 
 
-@pytest.mark.parametrize("convert", ["bfloat16()", "half()", "double()", "to(torch.float8_e5m2)", "t().contiguous().t()"])
+@pytest.mark.parametrize("convert", [
+    "bfloat16()", "half()", "double()", "to(torch.float8_e5m2)", "t().contiguous().t()"])
 def test_floating_point_of_any_width_is_read_as_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convert: str
 ) -> None:
