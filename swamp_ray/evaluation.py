@@ -61,7 +61,7 @@ def evaluate_runs(runs: Sequence[RunDir]) -> tuple[list[SparsityLevel], Task]:
         UserError: The runs were trained on other data or tasks than each other, or share no sparsity.
     """
     configs = [config_of(rundir) for rundir in runs]
-    data = load_data(configs[0].data)
+    data = load_data(configs[0].data, configs[0].task)
     _same_data(runs, configs, data)
     common = _common_sparsities(runs)
     members = [_Member(config, data) for config in configs]

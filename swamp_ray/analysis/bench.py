@@ -49,7 +49,7 @@ class Bench:
         self._records = {record["round"]: record for record in rundir.read_rounds()}
         if not self._records:
             raise UserError(f"the run {rundir.name!r} has no finished round yet", where="RUN")
-        self.data = data or load_data(self.config.data)
+        self.data = data or load_data(self.config.data, self.config.task)
         _check_data(rundir, self.data)
         model = initial_model(self.config, self.data)
         initial = state_of(model)

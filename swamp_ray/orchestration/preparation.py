@@ -220,7 +220,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     code = _take_up_code(config, data)
     task = build_task(config.task)
     make_score(config.pruning.score, seed=0)
-    data = data or load_data(config.data)
+    data = data or load_data(config.data, config.task)
     steps = steps_per_epoch(config, data)
     model = initial_model(config, data)
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)

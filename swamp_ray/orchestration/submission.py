@@ -179,7 +179,7 @@ def check_here(submission: Submission, folder: Path) -> list[str]:
             load_object(run.model.name, "model.name")
         return [f"the data of {run.data.name} are not on this machine: that they fit the model shows on the cluster"]
     try:
-        loaded = load_data(data)
+        loaded = load_data(data, run.task)
     except UserError as error:
         if not is_import_path(run.data.name):
             raise

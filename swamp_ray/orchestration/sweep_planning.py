@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from swamp_ray.config import DataConfig, SwampConfig
+from swamp_ray.config import SwampConfig
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.resources import Resources, capacity, pack_width, pool_size, worker_resources
@@ -181,9 +181,9 @@ def setting_workers(sweep: Sweep, setting: Setting, device: str, nodes: Sequence
     return num_workers(sweep.member(setting, config.seeds[0]), device, nodes, len(config.seeds), at_a_time)
 
 
-def data_key(config: DataConfig) -> str:
-    """What configs that read the same data have in common."""
-    return config.model_dump_json()
+def data_key(config: SwampConfig) -> str:
+    """What configs that read the same data in the same form have in common."""
+    return f"{config.data.model_dump_json()} for {config.task.name}"
 
 
 def trainings(example: Prepared, seed: int, member: int = 0) -> Iterator[Training]:
@@ -238,9 +238,9 @@ def check_metric(config: SweepConfig, prepared: Prepared) -> None:
 def _example(sweep: Sweep, setting: Setting, device: str, data: dict[str, Data]) -> Prepared:
     """A setting's first member, checked; data are read once."""
     config = sweep.member(setting, sweep.config.seeds[0])
-    key = data_key(config.data)
+    key = data_key(config)
     if key not in data:
-        data[key] = load_data(config.data)
+        data[key] = load_data(config.data, config.task)
     return prepare(config, device, data[key], members_of(config, len(sweep.config.seeds)))
 
 

@@ -119,7 +119,7 @@ class Trials:
             yield from found
             return
         configs = [self.member(setting, seed) for seed in self.seeds]
-        reference = self.data.get(data_key(configs[0].data))
+        reference = self.data.get(data_key(configs[0]))
         team = Team(
             configs, self.device, data=None if reference is None else ray.get(reference),
             at_sparsity=self.at_sparsity, hold=self.hold, num_workers=self.num_workers(setting),

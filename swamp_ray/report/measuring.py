@@ -68,7 +68,7 @@ def without_calibration(runs: Sequence[ReportRun]) -> list[str]:
 def _with_calibration(run: ReportRun, data: dict[str, Data], say: Say) -> ReportRun:
     digest = str(run.about.get("data", {}).get("digest"))
     if digest not in data:
-        data[digest] = load_data(run.config.data)
+        data[digest] = load_data(run.config.data, run.config.task)
     say(f"{run.name}: measuring the calibration of {len(run.records)} rounds, once for all (not with --no-measure) ...")
     row = measure_calibration(run.rundir, data[digest])
     # As it will be read the next time, so that both pages are the same.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DataConfig
+from ..config import DataConfig, TaskConfig
 from ..config_paths import expanded
 from ..errors import UserError, nearest
 from ..importing import is_import_path
@@ -39,6 +39,9 @@ __all__ = [
 ]
 
 
+BUILT_IN_TASKS = ("classification", "regression")
+
+
 @dataclass(frozen=True)
 class _Dataset:
     load: Callable[[DataConfig, Path | None], Raw | Data]
@@ -56,19 +59,24 @@ DATASETS: dict[str, _Dataset] = {
 
 
 @computing()
-def load_data(config: DataConfig) -> Data:
+def load_data(config: DataConfig, task: TaskConfig | None = None) -> Data:
     """Read, check and split the dataset that a config names.
 
     The split into training and validation depends on the labels, ``validation`` and ``split_seed`` only. It is
     stratified where the labels are integers. The test set takes part in nothing. Limits keep the classes' shares
     and take the first rows of each class.
 
+    Args:
+        config: The data section.
+        task: Who reads the data. A built-in task is given what a dataset of your own returns in its own form; any other
+            is given what that returns.
+
     Raises:
         UserError: The name or an option is unknown, a folder or file is missing, empty or damaged, labels do not
             fit the classes, or there are too few samples.
     """
     if is_import_path(config.name):
-        found = load_user_data(config)
+        found = load_user_data(config, task.name if task is not None and task.name in BUILT_IN_TASKS else None)
     else:
         found = _built_in(config)
     return found if isinstance(found, Data) else assemble(config, found)
@@ -110,7 +118,7 @@ def assemble(config: DataConfig, raw: Raw) -> Data:
     test = take(raw.test, first_rows(raw.num_test, raw.test_labels, config.limit_test))
     if raw.validation is None:
         stays, held = hold_out(len(train_rows), labels, config.validation, config.split_seed)
-        validation = take(raw.train, train_rows[held])
+        validation = take(raw.train if raw.plain is None else raw.plain, train_rows[held])
     else:
         stays, validation = fixed_order(np.arange(len(train_rows)), config.split_seed), raw.validation
     splits = {"train": take(raw.train, train_rows[stays]), "validation": validation, "test": test}
@@ -121,6 +129,9 @@ def assemble(config: DataConfig, raw: Raw) -> Data:
         raise UserError("only uint8 images [N, H, W, C] can be augmented here", got=config.augment,
                         where="data.augment", do="Return such images, or set data.augment: none.")
     samples = {name: ArraySamples(nest, images) for name, nest in splits.items()}
+    if raw.plain is not None:
+        splits["train_plain"] = take(raw.plain, train_rows[stays])
+        samples["train"] = ArraySamples(splits["train"], images, splits["train_plain"])
     first = leaves(raw.train)[0]
     return Data(
         train=samples["train"], validation=samples["validation"], test=samples["test"],
@@ -130,6 +141,7 @@ def assemble(config: DataConfig, raw: Raw) -> Data:
         digest=digest_of(splits, images),
         description={"name": config.name, "source": raw.source, "sample": f"{first.dtype} {list(first.shape[1:])}",
                      **{name: len(split) for name, split in samples.items()}},
+        warnings=raw.warnings,
     )
 
 

@@ -41,6 +41,8 @@ class Raw:
         class_names: In label order; may be empty.
         validation: Given by the source itself, or None.
         source: Where it came from, for people.
+        plain: The training samples without changes; None: they are ``train``.
+        warnings: What the user should know of the data.
     """
 
     train: Any
@@ -54,6 +56,8 @@ class Raw:
     class_names: tuple[str, ...] = ()
     validation: Any = None
     source: str = ""
+    plain: Any = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_train(self) -> int:

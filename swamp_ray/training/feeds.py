@@ -64,6 +64,10 @@ class Feed:
             self._keeps = resident or device.type == "cpu"
             self._arrays = samples.arrays
             self._flat = type(self._arrays) is tuple and all(isinstance(part, np.ndarray) for part in self._arrays)
+        self._plain: Feed | None = None
+        if isinstance(samples, ArraySamples) and samples.plain is not None:
+            self._plain = Feed(ArraySamples(samples.plain, samples.images), device=device, channels_last=channels_last,
+                               on_device=on_device)
         self._lazily: tuple[Loader, Upload] | None = None
         if isinstance(samples, LazySamples):
             self._lazily = loader or Loader([samples], 0, pinned=device.type == "cuda"), Upload(device)
@@ -86,6 +90,9 @@ class Feed:
             share: ``(r, k)``: of every batch only the r-th of k equal parts, with the same values as in the whole;
                 k must divide the batch, and partial ones be dropped.
         """
+        if seed is None and self._plain is not None:
+            yield from self._plain.batches(batch_size, seed=None, drop_last=drop_last, first=first, share=share)
+            return
         num = self.num_batches(batch_size, drop_last)
         part, size = share[0] * (batch_size // share[1]), batch_size // share[1]
         if isinstance(self.samples, LazySamples):

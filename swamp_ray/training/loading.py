@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..errors import RunError, SwampError
+from ..errors import RunError, SwampError, UserError
+from ..importing import own_traceback
 from ..seeding import derive_seed
 from .nests import leaves, named_leaves, tree_map
 from .reproducible import seeded
@@ -72,7 +73,7 @@ class _Reader(Dataset[Any]):
             if int(self._current) != part.number:
                 return None
             found.append(read_sample(samples, row, part.seed))
-        return collate(found)
+        return batch_of(samples, found, part.rows)
 
 
 class _Process(_Reader):
@@ -88,9 +89,30 @@ class _Process(_Reader):
 def read_sample(samples: LazySamples, row: int, seed: int | None) -> Any:
     """One sample, transformed; its random numbers follow from the pass's seed and its row, whoever reads it."""
     transform = samples.eval_transform if seed is None else samples.train_transform
-    with seeded(derive_seed(0 if seed is None else seed, "sample", row)):
-        sample = samples.dataset[row]
-        return sample if transform is None else transform(sample)
+    dataset = samples.plain if seed is None and samples.plain is not None else samples.dataset
+    try:
+        with seeded(derive_seed(0 if seed is None else seed, "sample", row)):
+            sample = dataset[row]
+            return sample if transform is None else transform(sample)
+    except (SwampError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"sample {row} of the dataset {type(dataset).__name__} cannot be read", where="data.name",
+                        do=f"Its own error:\n{own_traceback(error)}") from error
+
+
+def batch_of(samples: LazySamples, found: list[Any], rows: np.ndarray) -> Any:
+    """Samples put together, in the form that the task reads.
+
+    Raises:
+        UserError: They do not fit together.
+    """
+    try:
+        batch = collate(found)
+    except Exception as error:
+        raise UserError(f"samples {rows[0]} to {rows[-1]} of the dataset {type(samples.dataset).__name__} cannot be "
+                        "stacked", where="data.name", do=f"The error:\n{own_traceback(error)}") from error
+    return batch if samples.form is None else samples.form(batch)
 
 
 def _nothing() -> Iterator[_Part]:

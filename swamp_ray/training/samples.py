@@ -43,10 +43,12 @@ class ArraySamples:
         arrays: A nest of arrays with equal first dimension; for classification a pair of images
             (uint8 ``[N, H, W, C]``, or float32 as the model reads them) and labels (int64 ``[N]``).
         images: The pipeline of the first leaf; None where all arrays are used as they are.
+        plain: The same samples without changes, for passes that are not to be augmented; None: they are ``arrays``.
     """
 
     arrays: Any
     images: Images | None = None
+    plain: Any = None
 
     def __len__(self) -> int:
         return num_samples(self.arrays)
@@ -62,6 +64,8 @@ class LazySamples:
         images: Normalisation of the first leaf (uint8 ``[H, W, C]``), or None.
         train_transform: Applied to a sample when training, under a seed of its own; or None.
         eval_transform: Applied to a sample otherwise, or None.
+        plain: Gives the same samples without random changes, for passes that are not to be augmented; or None.
+        form: Makes what the task reads of samples that were put together; or None.
     """
 
     dataset: Any
@@ -69,6 +73,8 @@ class LazySamples:
     images: Images | None = None
     train_transform: Callable[[Any], Any] | None = None
     eval_transform: Callable[[Any], Any] | None = None
+    plain: Any = None
+    form: Callable[[Any], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

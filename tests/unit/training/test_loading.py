@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from swamp_ray.config import DataConfig
 from swamp_ray.config_reading import build_config
-from swamp_ray.errors import RunError
+from swamp_ray.errors import RunError, UserError
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.packing import pack_state
 from swamp_ray.training.arithmetic import resolve_arithmetic
@@ -229,11 +229,13 @@ def test_an_error_with_words_for_the_user_comes_through_as_it_is(workers: int) -
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_users_own_error_keeps_its_kind(workers: int) -> None:
+def test_an_error_of_the_users_dataset_names_the_sample(workers: int) -> None:
     samples = LazySamples(Troubled(stumble), np.arange(12))
     loader = Loader([samples], workers)
-    with pytest.raises(ZeroDivisionError, match="seven"):
+    text = r"(?s)sample 7 of the dataset Troubled cannot be read.*ZeroDivisionError: seven$"
+    with pytest.raises(UserError, match=text) as caught:
         list(feed_of(samples, loader).batches(6, seed=None, drop_last=True))
+    assert "swamp_ray/" not in str(caught.value)
 
 
 def test_a_process_that_dies_is_told_and_replaced() -> None:
