@@ -22,7 +22,9 @@ from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.tables import number, percent
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
+from swamp_ray.training.blaming import blamed
 from swamp_ray.training.data import Data, load_data, tree_map
+from swamp_ray.training.losses import LOSS, evaluation_loss
 from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.process_state import computing
 from swamp_ray.training.tasks import Task
@@ -77,10 +79,13 @@ def _level(sparsity: float, tickets: list[Spot], members: list[_Member], task: T
     for split in SPLITS:
         for batches in _same_batches(members, split):
             predictions = [member.predict(batch) for member, batch in zip(members, batches, strict=True)]
-            for means, prediction in zip(found, predictions, strict=True):
-                means.add(split, task.metrics(prediction, batches[0]))
-            if len(members) > 1:
-                ensemble.add(split, task.metrics(task.combine(predictions), batches[0]))
+            with blamed("the task failed in evaluation", "task.name"):
+                values = [task.metrics(prediction, batches[0]) for prediction in predictions]
+                together = task.metrics(task.combine(predictions), batches[0]) if len(members) > 1 else None
+            for means, measured, member, batch in zip(found, values, members, batches, strict=True):
+                means.add(split, measured, member.loss(batch))
+            if together is not None:
+                ensemble.add(split, together)
     together = ensemble.metrics() if len(members) > 1 else None
     return SparsityLevel(sparsity, [means.metrics() for means in found], together)
 
@@ -113,8 +118,17 @@ class _Member:
     def predict(self, batch: Any) -> Tensor:
         """The prediction of the ticket that was taken last; the batch stays as it is for others."""
         own = tree_map(torch.clone, batch)  # a network may overwrite what it is given
-        with applied(self.arithmetic), torch.no_grad(), self.trainer.autocast():
+        with (applied(self.arithmetic), torch.no_grad(), self.trainer.autocast(),
+              blamed("the model or the task failed in evaluation")):
             return self.trainer.task.predict(self.trainer.model, own)
+
+    def loss(self, batch: Any) -> Tensor | None:
+        """The task's own loss of a batch, where its metrics have none and it can be measured."""
+        if not self.trainer.measures_loss:
+            return None
+        own = tree_map(torch.clone, batch)
+        with applied(self.arithmetic), self.trainer.autocast(), blamed("the task's loss failed in evaluation"):
+            return evaluation_loss(self.trainer.task, self.trainer.model, own, 0)
 
 
 class _Means:
@@ -124,9 +138,11 @@ class _Means:
         self._sums: dict[str, dict[str, float]] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, split: str, values: Mapping[str, Tensor]) -> None:
-        """Add a batch's metrics, one value a sample."""
+    def add(self, split: str, values: Mapping[str, Tensor], loss: Tensor | None = None) -> None:
+        """Add a batch's metrics, one value a sample, and the mean loss of the batch."""
         sums = self._sums.setdefault(split, {})
+        if loss is not None:
+            sums[LOSS] = sums.get(LOSS, 0.0) + float(loss) * len(next(iter(values.values())))
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(value.double().sum())
         self._counts[split] = self._counts.get(split, 0) + len(next(iter(values.values())))
@@ -188,7 +204,12 @@ def evaluation_table(levels: Sequence[SparsityLevel], names: Sequence[str], prim
         table.add_column(heading, justify="right")
     for level in levels:
         columns = [*level.members, *([level.ensemble] if level.ensemble else [])]
-        table.add_row(percent(level.sparsity), *(
-            f"{number(found['test'][primary], primary)} ({number(found['validation'][primary], primary)})"
-            for found in columns))
+        table.add_row(percent(level.sparsity), *(_cell(found, primary) for found in columns))
     return table
+
+
+def _cell(found: Metrics, primary: str) -> str:
+    """A metric on test and validation; an ensemble has no loss of its own where the metrics have none."""
+    if primary not in found["test"]:
+        return "-"
+    return f"{number(found['test'][primary], primary)} ({number(found['validation'][primary], primary)})"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,10 @@ from swamp_ray.errors import UserError, nearest
 
 importlib.import_module("swamp_ray.usercode.script")  # reads the script that runs before its file can change
 _PACKAGE = str(Path(__file__).parent) + os.sep
+_STANDARD = tuple(str(Path(sysconfig.get_path(name)).resolve()) + os.sep for name in ("stdlib", "platstdlib"))
+_LIBRARIES = {"site-packages", "dist-packages"}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_TORCH_NOISE = ("Exception raised from", "CUDA kernel errors", "\nframe #", "TORCHDYNAMO_VERBOSE", "TORCH_LOGS")
 _TRIES = 3
 _MAIN = ("Put it into a file of its own, for example my_project.py in the current folder, and name it "
          "my_project:{}.")
@@ -25,17 +31,21 @@ def is_import_path(name: str) -> bool:
 
 
 def own_traceback(error: BaseException) -> str:
-    """The traceback of user code: without the frames of this package and of the import machinery, ends included.
+    """The traceback of user code: its own frames, and what the error says, without those of libraries and this package.
 
-    Libraries' frames stay where user code called them last, two at most: what they say comes last anyway.
+    Of torch's errors only the first line is kept, which says what is wrong. Colours are left out.
     """
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-              if not frame.filename.startswith(("<frozen", _PACKAGE)) and frame.filename != importlib.__file__]
-    own = [index for index, frame in enumerate(frames) if "site-packages" not in frame.filename]
-    if own:
-        frames = frames[: own[-1] + 3]
-    lines = traceback.format_list(frames) + traceback.format_exception_only(error)
-    return "".join((["Traceback (most recent call last):\n"] if frames else []) + lines).strip()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    text = _COLOUR.sub("", "".join(traceback.format_exception_only(error)).strip())
+    if type(error).__module__.startswith("torch") or any(mark in text for mark in _TORCH_NOISE):
+        text = text.splitlines()[0]
+    head = ["Traceback (most recent call last):\n", *traceback.format_list(frames)] if frames else []
+    return "".join([*head, text]).strip()
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is code of the user's: neither this package, nor a library, nor Python's own."""
+    return not file.startswith(("<frozen", _PACKAGE, *_STANDARD)) and not _LIBRARIES & set(Path(file).parts)
 
 
 def import_module(name: str, where: str, anew: bool = False) -> Any:

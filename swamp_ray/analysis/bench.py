@@ -21,6 +21,7 @@ from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.states import lacks_state, read_state, state_digest
 from swamp_ray.storage.tickets import load_round_ticket
 from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
+from swamp_ray.training.blaming import blamed
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.normalisation import kept_statistics, normalisation_recipe
 from swamp_ray.training.particle import ParticleTrainer, initial_model
@@ -143,7 +144,8 @@ class Bench:
 
     def predict(self, point: Point, split: str) -> list[Tensor]:
         """What the task's metrics are computed from, one tensor a batch; statistics are re-estimated first."""
-        with applied(self.arithmetic), torch.no_grad(), self.trainer.autocast():
+        with (applied(self.arithmetic), torch.no_grad(), self.trainer.autocast(),
+              blamed("the model or the task failed in evaluation")):
             self.put(point)
             self.trainer.model.eval()
             return [self.trainer.task.predict(self.trainer.model, batch) for batch in self.batches(split)]

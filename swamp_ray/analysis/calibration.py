@@ -13,6 +13,7 @@ from torch import Tensor
 
 from swamp_ray.analysis.bench import Bench, Point
 from swamp_ray.errors import UserError
+from swamp_ray.training.labels import built_in_pair
 from swamp_ray.training.tasks import Classification
 
 NUM_BINS = 15
@@ -104,7 +105,7 @@ def calibration_rows(bench: Bench, index: int) -> list[dict[str, Any]]:
         UserError: The run's task is no classification, or the average is gone.
     """
     check_classification(bench)
-    labels = {split: np.concatenate([batch[1].cpu().numpy() for batch in bench.batches(split)]) for split in SPLITS}
+    labels = {split: _labels(bench, split) for split in SPLITS}
     average = bench.average(index)
     found = {AVERAGE: {split: _measured(bench, average, split, labels[split]) for split in SPLITS}}
     rows = [_row(bench, index, AVERAGE, 1, found[AVERAGE])]
@@ -114,6 +115,11 @@ def calibration_rows(bench: Bench, index: int) -> list[dict[str, Any]]:
         rows += [_row(bench, index, name, len(points), {split: both[number] for split, both in together.items()})
                  for number, name in enumerate((PARTICLES, ENSEMBLE))]
     return rows
+
+
+def _labels(bench: Bench, split: str) -> np.ndarray:
+    """The labels of a split, int64 ``[N]``."""
+    return np.concatenate([built_in_pair(batch, "data.name")[1].cpu().numpy() for batch in bench.batches(split)])
 
 
 def check_classification(bench: Bench) -> None:

@@ -277,7 +277,12 @@ def _particles_cells(row: Row, bench: Bench) -> dict[str, str]:
     return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "particles": str(row["count"]),
             "choices": str(row["num_subsets"]),
             "average test": number(row["average"]["test"][primary], primary) + spread,
-            "ensemble test": number(row["ensemble"]["test"][primary], primary)}
+            "ensemble test": _of_ensemble(row["ensemble"]["test"], primary)}
+
+
+def _of_ensemble(found: dict[str, float], name: str) -> str:
+    """A metric; an ensemble has no loss of its own where the task's metrics have none."""
+    return number(found[name], name) if name in found else "-"
 
 
 def _calibration_cells(row: Row, bench: Bench) -> dict[str, str]:

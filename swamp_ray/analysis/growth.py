@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from swamp_ray.analysis.bench import Bench, Metrics, mean_point
+from swamp_ray.training.blaming import blamed
 
 MAX_SUBSETS = 16
 """Of one size; beyond that, neighbours in the order of the particles are taken instead of all subsets."""
@@ -62,7 +63,8 @@ def _together(bench: Bench, split: str, predictions: Sequence[list[Tensor]]) -> 
     """Metrics of an ensemble's prediction."""
     task, sums, count = bench.trainer.task, {}, 0
     for batch, *members in zip(bench.batches(split), *predictions, strict=True):
-        values = task.metrics(task.combine(members), batch)
+        with blamed("the task failed in evaluation", "task.name"):
+            values = task.metrics(task.combine(members), batch)
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(value.double().sum())
         count += len(next(iter(values.values())))

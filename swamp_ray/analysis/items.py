@@ -16,6 +16,7 @@ from swamp_ray.analysis.paths import NUM_POINTS, Line, grid, line
 from swamp_ray.analysis.sharpness import BATCH, NUM_DIRECTIONS, NUM_SAMPLES, SEED, sharpness
 from swamp_ray.errors import UserError
 from swamp_ray.storage.identity import name_of
+from swamp_ray.training.blaming import blamed
 
 Row = dict[str, Any]
 Networks = tuple[tuple[int, int | None], ...]
@@ -126,10 +127,23 @@ def _line_item(kind: str, index: int, names: tuple[str, str], ends: Networks) ->
 
 def _measure_line(bench: Bench, item: Item) -> Row:
     first, second = (_network(bench, *network) for network in item.networks)
+    check_loss(bench)
     found = line(bench.measure, first, second, item.settings["points"])
     names = item.settings["names"]
     return {"kind": item.settings["kind"], "round": item.round, "sparsity": bench.sparsity(item.round),
             "first": names[0], "second": names[1], "positions": list(found.positions), **_along(found)}
+
+
+def check_loss(bench: Bench) -> None:
+    """Refuse a run whose task gives no loss outside of training.
+
+    Raises:
+        UserError: It is one.
+    """
+    if not bench.trainer.gives_loss:
+        raise UserError("this is measured by the loss, and the task's loss cannot be computed outside of training",
+                        got=bench.config.task.name, where="task.name",
+                        do="Let loss(model, batch) work in evaluation mode without gradients, or metrics give 'loss'.")
 
 
 def _network(bench: Bench, index: int, position: int | None) -> Any:
@@ -164,6 +178,7 @@ def _plane_rows(bench: Bench, rounds: Sequence[int]) -> list[Item]:
 
 def _measure_plane_row(bench: Bench, item: Item) -> Row:
     networks = [_network(bench, *network) for network in item.networks]
+    check_loss(bench)
     points = grid(networks, item.settings["points"])
     if item.settings["row"] == MIDDLE:
         middle = bench.measure(mean_point(networks))
@@ -197,8 +212,9 @@ def _networks(bench: Bench, rounds: Sequence[int]) -> list[Item]:
 
 def _measure_curvature(bench: Bench, item: Item) -> Row:
     [network] = item.networks
-    found = sharpness(bench, item.round, _network(bench, *network), item.settings["samples"],
-                      item.settings["directions"])
+    with blamed("the curvature needs second derivatives of the task's loss, which cannot be computed", "task.name"):
+        found = sharpness(bench, item.round, _network(bench, *network), item.settings["samples"],
+                          item.settings["directions"])
     return {"round": item.round, "sparsity": bench.sparsity(item.round), "network": item.settings["network"],
             **found.as_dict()}
 

@@ -12,6 +12,7 @@ from swamp_ray.analysis.bench import Bench, Point
 from swamp_ray.analysis.curvature import Eigenvalue, Estimate, Hessian, largest_eigenvalue, scaled_trace, trace
 from swamp_ray.sparsity.masks import mask_tensors, prunable_tensors
 from swamp_ray.training.arithmetic import applied
+from swamp_ray.training.losses import loss_of
 from swamp_ray.training.nests import num_samples, tree_map
 
 NUM_SAMPLES, BATCH, NUM_DIRECTIONS, SEED = 5000, 500, 32, 0
@@ -62,7 +63,7 @@ def sharpness(
         batches = _sample(bench, num_images)
 
         def loss(batch: Any) -> tuple[Tensor, int]:
-            return trainer.task.loss(model, batch), num_samples(batch)
+            return loss_of(trainer.task, model, batch), num_samples(batch)
 
         weights = prunable_tensors(model, trainer.layout)
         masks = mask_tensors(trainer.layout, bench.mask(index), device=trainer.device, like=weights)

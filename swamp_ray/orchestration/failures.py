@@ -6,17 +6,18 @@ import contextlib
 import json
 from typing import Any, Literal
 
-import torch
-
 from swamp_ray.config import ParticlesConfig
 from swamp_ray.errors import CorruptArtifactError, DivergedError, LostRankError, RunError
 from swamp_ray.orchestration.messages import WorkItem
 from swamp_ray.storage.artifacts import DIVERGED, ArtifactStore
 from swamp_ray.storage.jsonlines import dump_json
+from swamp_ray.training.blaming import out_of_memory
+
+__all__ = ["FailureKind", "divergence_advice", "kind_of", "memory_error", "out_of_memory", "recall_divergence",
+           "remember_divergence"]
 
 FailureKind = Literal["machine", "diverged", "error"]
 
-_CPU_MEMORY = ("can't allocate memory", "not enough memory")
 _LESS_MEMORY = ("Give a worker more of the machine (execution.num_gpus, execution.num_cpus); fewer run side by side "
                 "then, and no result changes. Or make training.micro_batch or training.batch_size smaller, under a new "
                 "name.")
@@ -27,13 +28,6 @@ def kind_of(error: BaseException) -> FailureKind:
     if isinstance(error, DivergedError):
         return "diverged"
     return "machine" if isinstance(error, LostRankError) or out_of_memory(error) else "error"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device's or the machine's memory was used up."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MEMORY)
 
 
 def memory_error(error: BaseException) -> RunError:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from swamp_ray.config import StartFrom, SwampConfig
 from swamp_ray.errors import RunError, UserError, first_line
-from swamp_ray.importing import is_import_path, refuse_main
+from swamp_ray.importing import is_import_path, own_traceback, refuse_main
 from swamp_ray.round_messages import RoundPlan
 from swamp_ray.rounds import plan_rounds
 from swamp_ray.seeding import derive_seed
@@ -42,7 +42,8 @@ from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.factories import Snapshot, disturb_
 from swamp_ray.training.hidden_state import refuse_hidden_state
 from swamp_ray.training.model_tensors import refuse_odd_gradients
-from swamp_ray.training.models import check_outputs
+from swamp_ray.training.losses import LOSS, origin_of_loss
+from swamp_ray.training.models import check_outputs, image_advice
 from swamp_ray.training.nests import num_samples, split_batch
 from swamp_ray.training.normalisation import (
     caution,
@@ -321,6 +322,8 @@ def _check_training_step(
     if isinstance(task, Classification) and data.num_classes is not None:
         check_outputs(model, batch, data.num_classes)
     loss, metrics, kept = _trial_step(config, data, model, task)
+    if origin_of_loss(task, model, batch) == "measured":
+        metrics = {**metrics, LOSS: torch.zeros(num_samples(batch))}
     _check_normalisation(config, data, kept, model, task)
     if loss.ndim != 0:
         raise UserError("the task's loss must be a scalar", got=f"shape {tuple(loss.shape)}", where="task.name")
@@ -383,10 +386,11 @@ def _trial_step(
     except UserError:
         raise
     except Exception as error:
+        advice = image_advice(batch) or "Check model.options, task and data against each other."
         raise UserError(
             f"the model {config.model.name!r} and the task {config.task.name!r} fail on a training batch of "
-            f"{num_samples(batch)}: {type(error).__name__}: {error}",
-            do="Check model.options, task and data against each other.", where="model.name") from error
+            f"{num_samples(batch)}: {type(error).__name__}: {first_line(error)}", where="model.name",
+            do=f"{advice} The whole error:\n{own_traceback(error)}") from error
     refuse_stateful_buffers(model, before, kept)
     refuse_moving_extra_state(model, extra)
     return loss, metrics, kept

@@ -293,6 +293,8 @@ def _log(item: WorkItem, place: Place, conceal: Concealer) -> Iterator[JobLog]:
     except BaseException as error:
         known = isinstance(error, SwampError)
         log(f"ended by {type(error).__name__}: {error}" if known else f"ended by\n{traceback.format_exc().strip()}")
+        if known and error.__cause__ is not None:
+            log("".join(traceback.format_exception(error.__cause__)).strip())
         raise
     finally:
         log.close()

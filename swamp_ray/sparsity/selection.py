@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import ceil, floor, log, log1p, sqrt
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swamp_ray.errors import RunError, UserError, nearest
-from swamp_ray.importing import is_import_path, load_object
+from swamp_ray.importing import is_import_path, load_object, own_traceback
 from swamp_ray.sparsity.masks import Layout, full_values, split
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -167,7 +166,7 @@ def _score_layers(layout: Layout, mask: np.ndarray, values: np.ndarray, rewind: 
             found = score(*inputs)
         except Exception as error:
             raise UserError(f"the score failed on {layer.name}", where="pruning.score",
-                            do=f"Its own error:\n{traceback.format_exc().strip()}") from error
+                            do=f"Its own error:\n{own_traceback(error)}") from error
         if not isinstance(found, Tensor) or tuple(found.shape) != layer.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UserError(f"the score of {layer.name} must be a tensor of shape {layer.shape}", got=str(shape),

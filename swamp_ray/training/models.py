@@ -209,7 +209,17 @@ def _try(model: nn.Module, inputs: Any, shapes: str) -> Any:
             return model.eval()(inputs)
     except Exception as error:
         raise UserError(f"the model cannot read inputs of shape {shapes}", where="model.name",
-                        do=f"Its own error:\n{own_traceback(error)}") from error
+                        do=f"{image_advice(inputs)} Its own error:\n{own_traceback(error)}".lstrip()) from error
     finally:
         for module, training in modes:
             module.training = training
+
+
+def image_advice(batch: Any) -> str:
+    """What to do about bytes that a network may not read: they are no images in the form that is normalised."""
+    first = leaves(batch)[0]
+    if not isinstance(first, Tensor) or first.dtype != torch.uint8 or first.ndim < 3:
+        return ""
+    return (f"The inputs are bytes of shape {list(first.shape)}, which reach the model as they are. Images that are "
+            "normalised are uint8 arrays [N, height, width, channels] with 1 or 3 channels, as the first of a pair. "
+            "Add or move the axis of the channels, or return floating-point numbers.")

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.training.arithmetic import Arithmetic
+from swamp_ray.training.blaming import blamed
 from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.graphed import Graphed
 from swamp_ray.training.particle import ParticleTrainer
@@ -66,7 +67,8 @@ class Pack:
         Args:
             batches: By seat; at least one. A seat without one is padding, and keeps its weights.
         """
-        return self._joint(batches)
+        with blamed("the model or the task failed in a training step of packed particles"):
+            return self._joint(batches)
 
     @contextlib.contextmanager
     def randomness(self) -> Iterator[None]:

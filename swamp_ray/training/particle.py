@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,18 +23,22 @@ from swamp_ray.sparsity.averaging import (
 from swamp_ray.sparsity.masks import Layout, find_prunable, prunable_tensors
 from swamp_ray.sparsity.packing import Packed, load_packed_
 from swamp_ray.training.arithmetic import Arithmetic, local_device
+from swamp_ray.training.blaming import blamed
 from swamp_ray.training.buffers import named_buffers
 from swamp_ray.training.contents import extra_state
 from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.loading import loader_of
+from swamp_ray.training.losses import LOSS, evaluation_loss, origin_of_loss
 from swamp_ray.training.models import build_model
-from swamp_ray.training.nests import split_batch
+from swamp_ray.training.nests import split_batch, tree_map
 from swamp_ray.training.normalisation import forward_batch, kept_statistics, uses_batch_statistics, without_single
 from swamp_ray.training.ranks import Alone, Ranks
 from swamp_ray.training.records import Arrays, Evaluation, Gradients, Order, ParticleJob
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.tasks import Batch, Task, build_task
 from swamp_ray.training.training_run import TrainingRun
+
+_FAILED = "the model or the task failed in evaluation"
 
 
 class ParticleTrainer:
@@ -193,15 +198,32 @@ class ParticleTrainer:
         with batchnorm_reestimation(self.model, self.kept), self.autocast(), self.randomness(self._evaluation_seed):
             for batch in self.feed("train").batches(self.config.training.batch_size, seed=augmentation, drop_last=True):
                 for part in split_batch(batch, self._forward_batch):
-                    self.task.predict(self.model, part)
+                    with blamed(_FAILED):
+                        self.task.predict(self.model, part)
 
     @torch.no_grad()
     def metrics(self, splits: tuple[str, ...]) -> dict[str, dict[str, float]]:
         """Means of the task's metrics over whole splits, for the weights and statistics in place."""
         self.model.eval()
         with self.randomness(self._evaluation_seed):
-            return {split: evaluate(self.model, self.task, self.evaluation_batches(split), self.autocast)
-                    for split in splits}
+            return {split: evaluate(self.model, self.task, self.evaluation_batches(split), self.autocast,
+                                    with_loss=self.measures_loss) for split in splits}
+
+    @property
+    def measures_loss(self) -> bool:
+        """Whether the task's loss is measured besides its metrics, which have none."""
+        return self._loss == "measured"
+
+    @property
+    def gives_loss(self) -> bool:
+        """Whether evaluations have a loss."""
+        return self._loss != "none"
+
+    @functools.cached_property
+    def _loss(self) -> str:
+        batch = next(iter(self.evaluation_batches("validation", 2)))
+        with self.autocast(), self.randomness(self._evaluation_seed):
+            return origin_of_loss(self.task, self.model, batch)
 
     def evaluation_batches(self, split: str, size: int | None = None) -> Iterator[Batch]:
         """One pass over a split in fixed order, on the device.
@@ -244,19 +266,36 @@ class ParticleTrainer:
 def evaluate(
     model: nn.Module, task: Task, batches: Iterable[Batch],
     autocast: Callable[[], contextlib.AbstractContextManager[Any]],
+    with_loss: bool = False,
 ) -> dict[str, float]:
-    """Means of the task's metrics over a whole split, every sample weighing the same."""
+    """Means of the task's metrics over a whole split, every sample weighing the same.
+
+    Args:
+        model: In evaluation mode.
+        task: Names the metrics.
+        batches: The split.
+        autocast: The precision of forward passes.
+        with_loss: Measure the task's own loss, too, as ``loss``: the mean over the batches, weighted with their sizes.
+
+    Raises:
+        UserError: The task or the model fails.
+    """
     sums: dict[str, Tensor] = {}
     count = 0
-    with torch.no_grad():
-        for batch in batches:
+    with torch.no_grad(), blamed(_FAILED):
+        for number, batch in enumerate(batches):
+            given = tree_map(torch.clone, batch) if with_loss else None
             with autocast():
                 prediction = task.predict(model, batch)
-            size = 0
-            for name, values in task.metrics(prediction, batch).items():
+            found, size = task.metrics(prediction, batch), 0
+            for name, values in found.items():
                 total = values.double().sum()
                 sums[name] = sums[name] + total if name in sums else total
                 size = len(values)
+            if with_loss:
+                with autocast():
+                    total = evaluation_loss(task, model, given, number) * size
+                sums[LOSS] = sums[LOSS] + total if LOSS in sums else total
             count += size
     return {name: float(total) / max(1, count) for name, total in sums.items()}
 

@@ -24,13 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from swamp_ray.errors import LostRankError
 from swamp_ray.seeding import derive_seed
+from swamp_ray.training.blaming import lost_connection
 
 IDLE = timedelta(days=365)
 """Ranks that have nothing to do wait for the next order; a rank that dies is noticed by its closed connection."""
 ASK_S = 0.1
 """How often the ranks agree on whether to stop, about."""
 _gather_parts: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before 2.14
-_BROKEN = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 class Alone:
@@ -117,7 +117,7 @@ class Ranks(Alone):
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, dist.DistError) or any(text in str(error) for text in _BROKEN):
+            if lost_connection(error):
                 reason = str(error).strip().partition("\n")[0]
                 raise LostRankError(f"rank {self.rank} of {self.count} lost another one: {reason}") from error
             raise

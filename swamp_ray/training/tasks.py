@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from swamp_ray.config import TaskConfig
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.importing import is_import_path, load_object, own_traceback
+from swamp_ray.training.labels import built_in_pair
 
 Batch = Any
 
@@ -61,7 +62,8 @@ class Task:
 class Classification(Task):
     """Cross-entropy over classes; metrics ``accuracy`` and ``loss`` (negative log-likelihood, without smoothing).
 
-    A batch is ``(inputs, labels)`` with integer labels ``[B]``; the model returns logits ``[B, classes]``.
+    A batch is ``(inputs, labels)``, or a mapping of them (``inputs``, ``image`` or ``pixel_values``; ``labels`` or
+    ``label``), with integer labels ``[B]``; the model returns logits ``[B, classes]``.
     Predictions are log-probabilities in float32; an ensemble averages the probabilities.
     """
 
@@ -73,7 +75,7 @@ class Classification(Task):
 
     def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy with smoothing, and the accuracy of the same forward pass."""
-        inputs, labels = batch
+        inputs, labels = built_in_pair(batch, "data.name")
         logits = model(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         return loss, {"accuracy": (logits.argmax(dim=1) == labels).float().mean()}
@@ -84,11 +86,11 @@ class Classification(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probabilities ``[B, classes]``."""
-        return F.log_softmax(model(batch[0]).float(), dim=1)
+        return F.log_softmax(model(built_in_pair(batch, "data.name")[0]).float(), dim=1)
 
     def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Whether the first largest entry is the label, and its negative log-likelihood."""
-        labels = batch[1]
+        labels = built_in_pair(batch, "data.name")[1]
         return {
             "accuracy": (prediction.argmax(dim=1) == labels).float(),
             "loss": F.nll_loss(prediction, labels, reduction="none"),
@@ -108,16 +110,16 @@ class Regression(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean over samples and the target's dimensions."""
-        inputs, targets = batch
+        inputs, targets = built_in_pair(batch, "data.name")
         return F.mse_loss(model(inputs).float().reshape(targets.shape), targets.float())
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """The model's output in float32."""
-        return model(batch[0]).float()
+        return model(built_in_pair(batch, "data.name")[0]).float()
 
     def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Squared errors, averaged over the target's dimensions."""
-        targets = batch[1]
+        targets = built_in_pair(batch, "data.name")[1]
         errors = prediction.reshape(targets.shape) - targets
         return {"loss": errors.square().reshape(len(targets), -1).mean(dim=1)}
 

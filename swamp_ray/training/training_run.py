@@ -29,6 +29,7 @@ from swamp_ray.sparsity.averaging import (
 )
 from swamp_ray.sparsity.masks import mask_tensors
 from swamp_ray.sparsity.packing import pack_model
+from swamp_ray.training.blaming import blamed
 from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.contents import refuse_moving_extra_state
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
@@ -153,7 +154,9 @@ class TrainingRun:
             try:
                 pending = next(steps)
                 while True:
-                    pending = steps.send(self.trainer.backward(pending.batch))
+                    with blamed(f"the model or the task failed in training step {self.step}", self.job.label):
+                        gradients = self.trainer.backward(pending.batch)
+                    pending = steps.send(gradients)
             except StopIteration as end:
                 return end.value
 

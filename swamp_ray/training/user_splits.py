@@ -103,7 +103,8 @@ def label_leaf(nest: Any) -> Any:
 def with_labels(nest: Any, labels: Any) -> Any:
     """The same nest with other labels."""
     if isinstance(nest, tuple):
-        return type(nest)(nest[0], labels) if hasattr(nest, "_fields") else (nest[0], labels)
+        make: Any = type(nest)
+        return make(nest[0], labels) if hasattr(nest, "_fields") else (nest[0], labels)
     key = next(key for key in LABEL_KEYS if key in nest)
     return {name: labels if name == key else value for name, value in nest.items()}
 
@@ -218,7 +219,7 @@ def _from_column(column: Any) -> np.ndarray:
         series = series.astype(series.cat.categories.dtype if not series.isna().any() else object)
     if not (pd.api.types.is_numeric_dtype(series) or pd.api.types.is_bool_dtype(series)):
         return series.to_numpy(dtype=object)
-    kind = getattr(series.dtype, "numpy_dtype", series.dtype)
+    kind: Any = getattr(series.dtype, "numpy_dtype", series.dtype)
     return series.to_numpy(dtype=np.float64) if series.isna().any() else series.to_numpy(dtype=kind)
 
 

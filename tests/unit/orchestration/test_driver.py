@@ -525,7 +525,7 @@ def test_batchnorm_over_a_single_value_is_refused_before_any_work(tmp_path: Path
         sys.path.remove(str(tmp_path))
 
 
-def test_an_error_of_the_users_code_is_traced_in_the_log_and_the_message_says_where(tmp_path: Path) -> None:
+def test_an_error_of_the_users_code_is_shown_with_its_own_frames_and_traced_in_the_log(tmp_path: Path) -> None:
     code = ("from torch import nn\nclass Net(nn.Module):\n    steps = 0\n    def __init__(self):\n"
             "        super().__init__()\n        self.layer = nn.Linear(36, 3)\n    def forward(self, x):\n"
             "        Net.steps += self.training\n        if Net.steps > 4:\n"
@@ -533,12 +533,15 @@ def test_an_error_of_the_users_code_is_traced_in_the_log_and_the_message_says_wh
     (tmp_path / "late_net.py").write_text(code)
     sys.path.insert(0, str(tmp_path))
     try:
-        with pytest.raises(RunError, match="five is too many") as caught:
+        with pytest.raises(UserError, match=r"^dense phase: .* failed in training step \d") as caught:
             run(tiny(tmp_path, model__name="late_net:Net"))
     finally:
         sys.path.remove(str(tmp_path))
     log = tmp_path / "runs/tiny/logs/attempt-1/dense-phase.log"
-    assert str(caught.value).endswith(f"The traceback is in {log}")
+    assert str(caught.value).endswith("ValueError: five is too many")
+    assert 'late_net.py", line 10, in forward' in str(caught.value)
+    assert "swamp_ray/" not in str(caught.value)
+    assert "site-packages" not in str(caught.value)
     assert 'late_net.py", line 10, in forward' in log.read_text()
 
 

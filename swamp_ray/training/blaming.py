@@ -1,0 +1,54 @@
+"""Errors that the user's model, task or data cause, told apart from those of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from ..errors import SwampError, UserError
+from ..importing import own_traceback
+
+_CPU_MEMORY = ("can't allocate memory", "not enough memory")
+_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_DEVICE = ("CUDA error", "cuDNN error", "CUBLAS_STATUS")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device's or the machine's memory was used up."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MEMORY)
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether another rank cannot be reached any more."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in _CONNECTION)
+
+
+@contextlib.contextmanager
+def blamed(what: str, where: str = "") -> Iterator[None]:
+    """A block in which the user's code runs: its errors are raised as a UserError with their first line and own frames.
+
+    What the machine causes (memory, connections, a device that fails) passes as it is.
+
+    Args:
+        what: That the code failed, e.g. ``"the task my:Task failed in evaluation"``.
+        where: Option path or job.
+
+    Raises:
+        UserError: The code raised something else.
+    """
+    try:
+        yield
+    except SwampError:
+        raise
+    except Exception as error:
+        failed_device = isinstance(error, RuntimeError) and any(text in str(error) for text in _DEVICE)
+        if out_of_memory(error) or lost_connection(error) or failed_device:
+            raise
+        raise UserError(what, where=where, do=f"Its own error:\n{own_traceback(error)}") from error
