@@ -41,8 +41,8 @@ from swamp_ray.training.contents import Contents, contents_of, extra_state, refu
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.factories import Snapshot, disturb_
 from swamp_ray.training.hidden_state import refuse_hidden_state
-from swamp_ray.training.model_tensors import refuse_odd_gradients
 from swamp_ray.training.losses import LOSS, origin_of_loss
+from swamp_ray.training.model_tensors import refuse_odd_gradients
 from swamp_ray.training.models import check_outputs, image_advice
 from swamp_ray.training.nests import num_samples, split_batch
 from swamp_ray.training.normalisation import (
