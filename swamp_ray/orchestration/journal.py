@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.identity import canonical_json, digest_bytes
 from swamp_ray.storage.jsonlines import Lines, open_lines
-from swamp_ray.storage.leases import Lease
+from swamp_ray.storage.leases import Lease, LeaseLostError
 from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
 from swamp_ray.storage.patience import impatient
 from swamp_ray.storage.places import Spot
@@ -47,6 +48,7 @@ class Journal:
     """
 
     def __init__(self, rundir: RunDir, store: ArtifactStore) -> None:
+        self._unheld = rundir
         self._rundir, self._store = rundir, store
         self._metrics: MetricsLog | None = None
         self._jobs: Lines | None = None
@@ -54,6 +56,7 @@ class Journal:
         self._written: dict[int, dict[str, Any]] = {}
         self._run: dict[str, Any] = {}
         self._attempt: dict[str, Any] = {}
+        self._saved: bytes | None = None
         self._began = 0.0
         self._lease: Lease | None = None
         self._named: set[tuple[Any, ...]] = set()
@@ -61,7 +64,7 @@ class Journal:
 
     @property
     def rundir(self) -> RunDir:
-        """The run's folder."""
+        """The run's folder; while the journal is open it is written to only while the run is held."""
         return self._rundir
 
     def check(self, prepared: Prepared) -> None:
@@ -112,7 +115,9 @@ class Journal:
         Raises:
             UserError: Another process is working on the run.
         """
-        self._lease = self._rundir.hold(prepared.config.execution.lease_expiry_s, say)
+        self._lease = self._unheld.hold(prepared.config.execution.lease_expiry_s, say)
+        self._rundir = self._unheld.held_by(self._lease)
+        self._rundir.place.pin()
         self._began = time.monotonic()
         plain = prepared.config.model_dump(mode="json")
         self._conceal = Concealer(plain)
@@ -136,7 +141,7 @@ class Journal:
             "rounds": [asdict(plan) for plan in prepared.plan],
             "attempts": [*earlier.get("attempts", []), attempt],
         }
-        self._run, self._attempt = run, attempt
+        self._run, self._attempt, self._saved = run, attempt, self._rundir.run_json.read()
         self._save()
         known = read_jsonl(self._rundir.metrics)
         self._logged = _distinct([(line.get("kind"), line.get("round"), line.get("particle")) for line in known],
@@ -172,6 +177,8 @@ class Journal:
             if self._lease is not None:
                 self._lease.release()
                 self._lease = None
+            self._rundir = self._unheld
+            self._rundir.place.unpin()
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:
@@ -180,22 +187,19 @@ class Journal:
             write_parquet(self._rundir.metrics, self._rundir.metrics_parquet)
 
     def _save(self) -> None:
-        if not self._is_succeeded:
-            self._rundir.write_run(self._run)
-
-    @property
-    def _is_succeeded(self) -> bool:
-        return self._lease is not None and self._lease.lost
+        self._saved = self._rundir.write_run(self._run, self._saved)
 
     def check_claim(self) -> None:
         """Make sure that the run is still this process's.
 
         Raises:
-            RunError: Another process has taken the run over; its records are not touched any more.
+            RunError: Another process has taken the run over, or its storage root was moved. Its records are not
+                touched any more.
         """
-        if self._is_succeeded:
-            raise RunError(f"another process works on the run {self._rundir.name!r} now: this one was silent for so "
-                           "long that it was taken for dead. Watch it with swamp status.")
+        if self._lease is not None and self._lease.lost:
+            raise LeaseLostError(self._lease.loss)
+        if isinstance(self._rundir.spot().location, Path):
+            self._rundir.place.size("")  # fails if the root is not there any more
 
     @property
     def num_attempts(self) -> int:
@@ -221,8 +225,6 @@ class Journal:
 
     def worked(self, worked: Worked) -> None:
         """Note what a worker did. Where that cannot be written it is left out: nothing depends on it, nobody waits."""
-        if self._is_succeeded:
-            return
         work, where = worked.work, worked.where
         line = {
             "kind": work.kind, "round": None if work.round < 0 else work.round,

@@ -75,6 +75,7 @@ class Shard:
         self.config, self.layout, self.index = config, layout, index
         self.num_shards = num_shards(config, layout)
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
+        self.store.place.pin()
         self._round: int | None = None
         self._mean = OrderedMean()
         self._added: list[int] = []

@@ -195,7 +195,8 @@ class _Sweep:
             self._record["trained"] = self.trained()
         self._close("failed" if failed else "complete", began)
         counted = sum(attempt["trained"] for attempt in self._record["attempts"])
-        return SweepOutcome(self.dir, self._records, self.plan, self._record.get("trained", counted))
+        trained = self._record.get("trained", counted)
+        return SweepOutcome(SweepDir(self._place, self.dir.name), self._records, self.plan, trained)
 
     @contextlib.contextmanager
     def _last_resort(self, began: float) -> Iterator[None]:
@@ -228,6 +229,7 @@ class _Sweep:
     def _open(self) -> None:
         ArtifactStore(self._place).check_writable()
         self._lease = self.dir.hold(self.sweep.base.execution.lease_expiry_s, self.reporter.warning)
+        self.dir = self.dir.held_by(self._lease)
         check_space(self.sweep, self.dir)  # nobody has written it meanwhile
         plain = self.sweep.resolved()
         self.dir.config.write(dump_yaml(plain).encode(), private=bool(credentials_in(plain)))

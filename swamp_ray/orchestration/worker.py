@@ -76,6 +76,7 @@ class Worker:
                  feeds: dict[str, Feed] | None = None, ranks: Ranks | None = None, member: int = 0) -> None:
         self.config, self.arithmetic = config, arithmetic
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
+        self.store.place.pin()
         self.leases = Leases(self.store.place, config.execution.lease_expiry_s)
         self._holder = this_process(config.name or "")
         self._conceal = Concealer(config.model_dump(mode="json"))

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ EXPIRY_S = 30.0
 BEATS = 5
 LONGEST_EXPIRY_S = 3600.0
 TRIES = 5
+
+_ours: set[str] = set()
+"""Tokens of the leases that this process holds."""
 
 
 def artifact_lease(name: str) -> str:
@@ -112,6 +115,17 @@ class Leases:
             RunError: The storage cannot be read or written.
         """
         lease = Lease(self, key, holder)
+        _ours.add(lease.token)
+        try:
+            found = self._take(key, lease, holder, stale)
+        except BaseException:
+            _ours.discard(lease.token)
+            raise
+        if found is not lease:
+            _ours.discard(lease.token)
+        return found
+
+    def _take(self, key: str, lease: Lease, holder: Holder, stale: bytes) -> Lease | Held:
         for _ in range(TRIES):
             if self.place.write(key, lease.content, keep_existing=True):
                 return lease.start()
@@ -194,6 +208,7 @@ class Lease:
         if self._stop.is_set():
             return
         self._stop.set()
+        _ours.discard(self.token)
         self._thread.join(timeout=self._leases.interval_s)
         # A beat that hangs in a slow storage would bring the lease back after its removal.
         if not self._thread.is_alive():
@@ -330,6 +345,10 @@ class HeldPlace:
         """The inner place's."""
         self.inner.pin()
 
+    def unpin(self) -> None:
+        """The inner place's."""
+        self.inner.unpin()
+
 
 def held_by(place: Place, lease: Lease) -> Place:
     """The same place, written to only while a lease is held."""
@@ -394,6 +413,11 @@ def claim(
 
 def _is_free(held: Held, holder: Holder, stale: bytes) -> bool:
     if held.content == stale or held.life == "gone":
+        return True
+    nameless = None if held.holder is None else replace(held.holder, run="", session="")
+    # This process knows what it holds. A lease that it could not remove, as of a storage root that was moved, is none
+    # of it.
+    if nameless == replace(holder, run="", session="") and held.token not in _ours:
         return True
     # A run has one driver, which gives each job to one worker at a time: the one that had it before is dead, or an
     # orphan of an attempt that is.

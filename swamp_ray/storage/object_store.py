@@ -138,6 +138,9 @@ class ObjectPlace:
     def pin(self) -> None:
         """Without effect: a bucket is known by its name."""
 
+    def unpin(self) -> None:
+        """Without effect as well."""
+
     def _list(self, folder: str) -> Any:
         return self._ask(folder, "listed", lambda path: obstore.list_with_delimiter(self._store, path or None))
 

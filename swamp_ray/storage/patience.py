@@ -166,6 +166,10 @@ class PatientPlace:
         """The inner place's."""
         self.inner.pin()
 
+    def unpin(self) -> None:
+        """The inner place's."""
+        self.inner.unpin()
+
     def _holds(self, key: str, data: bytes) -> bool:
         try:
             return self.read(key) == data

@@ -104,6 +104,10 @@ class Place(Protocol):
         """From now on a place that was moved, deleted or replaced by another is an error, and not made anew."""
         ...
 
+    def unpin(self) -> None:
+        """Let it be made anew again."""
+        ...
+
 
 class LocalPlace:
     """A folder that all nodes see. Its root may be a link; what is written or removed in it goes through none.
@@ -206,9 +210,12 @@ class LocalPlace:
                 os.close(descriptor)
 
     def pin(self) -> None:
-        """Know the folder by what it is, and no longer by its path alone."""
-        status = self.root.stat()
-        self._pinned = status.st_dev, status.st_ino
+        """Know the folder by what it is, and no longer by its path alone; without effect while there is none."""
+        self._pinned = self._pinned or _identity(self.root)
+
+    def unpin(self) -> None:
+        """Know the folder by its path again."""
+        self._pinned = None
 
     def open_append(self, key: str) -> int:
         """A descriptor that reads a file and writes at its end; it is created with its folders.

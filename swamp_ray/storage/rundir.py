@@ -24,7 +24,7 @@ from swamp_ray.storage.jsonlines import (
     sealed,
     unsealed,
 )
-from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
+from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim, held_by
 from swamp_ray.storage.places import Place, Spot, as_place, check_key, local_path
 
 
@@ -236,6 +236,10 @@ class RunDir:
                         where=str(self.spot()),
                         do="Wait for it, watch it with swamp status, or choose another name with --name.")
 
+    def held_by(self, lease: Lease) -> RunDir:
+        """The same folder, whose files are written only while a lease is held: it is confirmed before each write."""
+        return RunDir(held_by(self.place, lease), self.name)
+
     def held(self) -> Held | None:
         """Who works on the run, or did and was killed; None if nobody does."""
         return self.leases().look(self.lease_key)
@@ -257,9 +261,22 @@ class RunDir:
             raise CorruptArtifactError(f"{self.config}: this is not the text that was written ({error.reason}). "
                                        "Restore the file, or delete it and run the same command again.") from error
 
-    def write_run(self, record: Mapping[str, object]) -> None:
-        """Replace ``run.json``."""
-        self.run_json.write(dump_json(dict(record), indent=2) + b"\n")
+    def write_run(self, record: Mapping[str, object], before: bytes | None = None) -> bytes:
+        """Replace ``run.json``.
+
+        Args:
+            record: What it holds from now on.
+            before: What it holds now, as far as the caller knows. An object store, which has no locks, replaces it on
+                the condition that this is so; if it is not, only whoever still holds the run may go on.
+
+        Returns:
+            Its bytes.
+        """
+        data = dump_json(dict(record), indent=2) + b"\n"
+        has_locks = isinstance(self.run_json.location, Path)
+        if has_locks or before is None or not self.place.swap(self.run_json.key, data, expected=before):
+            self.run_json.write(data)
+        return data
 
     def read_run(self) -> dict[str, Any] | None:
         """What ``run.json`` holds, None if it is missing or empty. Raises CorruptArtifactError if it is damaged."""

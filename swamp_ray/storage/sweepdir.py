@@ -11,7 +11,7 @@ from typing import Any
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines, sealed, unsealed
-from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim
+from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim, held_by
 from swamp_ray.storage.places import Place, Spot, as_place
 from swamp_ray.sweep_config import Sweep
 from swamp_ray.sweep_reading import build_sweep
@@ -97,6 +97,10 @@ class SweepDir:
         raise UserError(f"the sweep {self.name!r} is being worked on by {found.holder or 'another process'}",
                         where=str(self.spot()),
                         do="Wait for it, watch it with swamp status, or choose another name with --name.")
+
+    def held_by(self, lease: Lease) -> SweepDir:
+        """The same folder, whose files are written only while a lease is held: it is confirmed before each write."""
+        return SweepDir(held_by(self.place, lease), self.name)
 
     def held(self) -> Held | None:
         """Who works on the sweep, or did and was killed; None if nobody does."""
