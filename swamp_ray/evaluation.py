@@ -13,25 +13,27 @@ from rich.table import Table
 from torch import Tensor
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import UserError
+from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import config_of, find_run
 from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.output import Output
-from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.storage.tickets import load_ticket
+from swamp_ray.storage.tickets import load_round_ticket
 from swamp_ray.tables import number, percent
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
 from swamp_ray.training.blaming import blamed
 from swamp_ray.training.data import Data, load_data, tree_map
 from swamp_ray.training.losses import LOSS, evaluation_loss
+from swamp_ray.training.normalisation import without_single
 from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.process_state import computing
 from swamp_ray.training.tasks import Task
 
 SPLITS = ("validation", "test")
+PREDICTION_BATCH = 128
 EQUAL = 1e-9
 Metrics = dict[str, dict[str, float]]
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,22 @@ def evaluate_runs(runs: Sequence[RunDir]) -> tuple[list[SparsityLevel], Task]:
         One entry a sparsity, in increasing order, and the task.
 
     Raises:
-        UserError: The runs were trained on other data or tasks than each other, or share no sparsity.
+        UserError: The runs were trained on other data or tasks than each other, or share no sparsity; a ticket is not
+            the one that its run recorded.
     """
     configs = [config_of(rundir) for rundir in runs]
     data = load_data(configs[0].data, configs[0].task)
     _same_data(runs, configs, data)
     common = _common_sparsities(runs)
-    members = [_Member(config, data) for config in configs]
+    members = [_Member(rundir, config, data) for rundir, config in zip(runs, configs, strict=True)]
+    _share_batches(members)
     task = members[0].trainer.task
-    return [_level(sparsity, tickets, members, task) for sparsity, tickets in common], task
+    return [_level(sparsity, records, members, task) for sparsity, records in common], task
 
 
-def _level(sparsity: float, tickets: list[Spot], members: list[_Member], task: Task) -> SparsityLevel:
-    for member, ticket in zip(members, tickets, strict=True):
-        member.take(ticket)
+def _level(sparsity: float, records: list[Record], members: list[_Member], task: Task) -> SparsityLevel:
+    for member, record in zip(members, records, strict=True):
+        member.take(record)
     found = [_Means() for _ in members]
     ensemble = _Means()
     for split in SPLITS:
@@ -98,22 +102,53 @@ def _same_batches(members: list[_Member], split: str) -> Iterator[list[Any]]:
         yield [found[member.arithmetic] for member in members]
 
 
-class _Member:
-    """One run's network, ready to take its tickets."""
+def _share_batches(members: list[_Member]) -> None:
+    """Let all members read the batches of those whose predictions depend on them.
 
-    def __init__(self, config: SwampConfig, data: Data) -> None:
+    Raises:
+        UserError: Two of these were evaluated in other batches by their own runs.
+    """
+    choosy = [member for member in members if member.trainer.uses_batch_statistics]
+    sizes = {member.trainer.forward_batch: member.name for member in choosy}
+    if len(sizes) > 1:
+        names = " and ".join(sizes.values())
+        raise UserError(f"the networks of {names} normalise by the batch at hand, and were trained with different "
+                        "batches, so that they cannot be evaluated together", where="RUN",
+                        got=" and ".join(f"{size} samples" for size in sizes), do="Evaluate them one at a time.")
+    for member in members:
+        member.like = choosy[0].trainer if choosy else None
+
+
+class _Member:
+    """One run's network, ready to take its tickets.
+
+    Attributes:
+        like: Whose batches are read; None: as large ones as are quick.
+    """
+
+    def __init__(self, rundir: RunDir, config: SwampConfig, data: Data) -> None:
+        self._rundir, self.like = rundir, None
+        self.like: ParticleTrainer | None
         self.arithmetic = resolve_arithmetic(config.execution, device_kind(config), initial_model(config, data),
                                              config.particle.num_workers)
         self.trainer = ParticleTrainer(config, data, self.arithmetic)
 
-    def take(self, ticket: Spot) -> None:
-        """Load a stored ticket."""
-        load_ticket(ticket.location).load_into(self.trainer.model)
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self._rundir.name
+
+    def take(self, record: Record) -> None:
+        """Load the ticket of a finished round."""
+        load_round_ticket(self._rundir, record).load_into(self.trainer.model)
         self.trainer.model.eval()
 
     def batches(self, split: str) -> Iterator[Any]:
         """The batches of a split in fixed order, on the device, one at a time: all of them may not fit into memory."""
-        return self.trainer.feed(split).batches(128, seed=None, drop_last=False)
+        if self.like is None:
+            return self.trainer.evaluation_batches(split, PREDICTION_BATCH)
+        batches = self.trainer.feed(split).batches(self.like.forward_batch, seed=None, drop_last=False)
+        return without_single(batches)
 
     def predict(self, batch: Any) -> Tensor:
         """The prediction of the ticket that was taken last; the batch stays as it is for others."""
@@ -163,11 +198,14 @@ def _same_data(runs: Sequence[RunDir], configs: Sequence[SwampConfig], data: Dat
             raise UserError(f"the runs {runs[0].name!r} and {rundir.name!r} have different tasks", where="RUN")
 
 
-def _common_sparsities(runs: Sequence[RunDir]) -> list[tuple[float, list[Spot]]]:
-    """Sparsities that all runs have finished, with each run's ticket."""
+def _common_sparsities(runs: Sequence[RunDir]) -> list[tuple[float, list[Record]]]:
+    """Sparsities that all runs have finished, with each run's record of the round."""
     tables = []
     for rundir in runs:
         rounds = rundir.read_rounds()
+        if any(not isinstance(record.get("sparsity"), int | float) for record in rounds):
+            raise CorruptArtifactError(f"{rundir.rounds}: a round has no sparsity. The file was changed after it was "
+                                       "written; restore it, or delete that line and run the same command again.")
         if not rounds:
             raise UserError(f"the run {rundir.name!r} has no finished round yet", where="RUN")
         tables.append(rounds)
@@ -175,7 +213,7 @@ def _common_sparsities(runs: Sequence[RunDir]) -> list[tuple[float, list[Spot]]]
     for first in sorted(tables[0], key=lambda record: record["sparsity"]):
         matches = [next((other for other in table if abs(other["sparsity"] - first["sparsity"]) < EQUAL), None)
                    for table in tables]
-        found = [rundir.ticket_of(match) for rundir, match in zip(runs, matches, strict=True) if match is not None]
+        found = [match for match in matches if match is not None]
         if len(found) == len(runs):
             common.append((first["sparsity"], found))
     if not common:

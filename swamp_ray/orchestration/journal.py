@@ -344,7 +344,7 @@ class Journal:
         state = unpack(read_state(self._store, average), layout, mask)
         state |= arrays_from_bytes(self._store.read(found, BUFFERS_FILE))
         meta = {"round": record.round, "sparsity": record.sparsity, "survivors": record.survivors,
-                "average": average.name, **concealed_tree(prepared.use)}
+                "average": average.name, **prepared.use}
         data = ticket_bytes(prepared.tensors(state),
                             {name: torch.tensor(part) for name, part in split(layout, mask).items()}, meta)
         ticket = Spot(self._rundir.place, record.ticket)

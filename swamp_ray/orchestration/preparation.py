@@ -18,6 +18,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from swamp_ray.config import StartFrom, SwampConfig
+from swamp_ray.credentials import concealed_tree
 from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.importing import is_import_path, own_traceback, refuse_main
 from swamp_ray.round_messages import RoundPlan
@@ -27,6 +28,7 @@ from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten,
 from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survivors
 from swamp_ray.storage.places import as_spot, is_url
 from swamp_ray.storage.recipes import Recipes
+from swamp_ray.storage.ticket_fit import broken_ties, is_extra, own_names, transient_names
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.training.arithmetic import (
     SINGLE,
@@ -159,7 +161,8 @@ class Prepared:
     @property
     def use(self) -> dict[str, Any]:
         """What a ticket says of its network, for those who use it."""
-        use = {"model": self.config.model.model_dump(mode="json"), **use_of(self.config, self.data, self.task)}
+        model = concealed_tree(self.config.model.model_dump(mode="json"))
+        use = {"model": model, **use_of(self.config, self.data, self.task)}
         return use | ({"extra_state": dict(self.contents.plain)} if self.contents.plain else {})
 
     @property
@@ -425,9 +428,12 @@ def _start(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[State
     if config.start_from is None:
         return state_of(model), mask
     tensors, masks = _read_checkpoint(config.start_from)
+    outside = transient_names(model)  # older tickets hold buffers that are not persistent
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in outside}
     _fit(model, tensors, config.start_from.path)
     if config.brings_weights:
-        model.load_state_dict(tensors, strict=True)
+        own = own_names(model)
+        model.load_state_dict({own[name]: tensor for name, tensor in tensors.items()}, strict=False)
     elif not masks:
         raise UserError("a mask is to be taken from it, but this is no ticket", got=config.start_from.path,
                         where="start_from.take", do="Name a ticket of a run, or set start_from.take: all.")
@@ -476,12 +482,15 @@ def _read_checkpoint(start: StartFrom) -> tuple[dict[str, Tensor], dict[str, np.
 
 
 def _fit(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
-    expected = {clean_name(name): tuple(value.shape) for name, value in model.state_dict().items()}
-    lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    state = model.state_dict()
+    expected = {clean: tuple(state[name].shape) for clean, name in own_names(model).items()}
+    lines = [f"missing: {name} {shape}" for name, shape in expected.items()
+             if name not in tensors and not is_extra(name)]
     lines += [f"not in the model: {name} {tuple(value.shape)}" for name, value in tensors.items()
               if name not in expected]
     lines += [f"{name}: the model has {expected[name]}, the checkpoint {tuple(value.shape)}"
               for name, value in tensors.items() if name in expected and expected[name] != tuple(value.shape)]
+    lines = lines or broken_ties(tensors, {clean: state[name] for clean, name in own_names(model).items()})
     if lines:
         shown = "\n  ".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
         raise UserError(f"{len(lines)} tensors of {path} do not fit the model:\n  {shown}\n", where="start_from.path")

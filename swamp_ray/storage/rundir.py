@@ -331,7 +331,7 @@ class RunDir:
             check_key(spot.key)
         except ValueError:
             spot = None
-        if spot is None or not recorded:
+        if spot is None or not recorded or not isinstance(recorded, str):
             raise CorruptArtifactError(
                 f"{self.rounds}: what stands there as the path of the ticket of round {record.get('round')} is none "
                 f"({str(recorded)[:200]!r}). The file was changed after it was written; restore it, or delete that "

@@ -54,10 +54,10 @@ def differences(given: Mapping[str, Tensor], targets: Mapping[str, Tensor], stri
             problems.append(f"{name}: {shapes}")
         elif targets[name].is_meta:
             problems.append(f"{name}: the model has no memory for it (device 'meta')")
-    return problems or _broken_ties(given, targets)
+    return problems or broken_ties(given, targets)
 
 
-def _broken_ties(given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[str]:
+def broken_ties(given: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[str]:
     """Names that are one tensor in the model but hold different values in the ticket."""
     first: dict[tuple[object, ...], str] = {}
     problems: list[str] = []

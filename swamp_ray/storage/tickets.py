@@ -102,6 +102,7 @@ class Ticket:
         """The metric that the network was judged by; None where it is unknown."""
         return self._noted("task", "primary")
 
+    @plain_thread()
     def normalise(self, images: np.ndarray | Tensor) -> Tensor:
         """Images as the network reads them: float32 ``[B, C, H, W]``, on the device of the images.
 
@@ -306,6 +307,8 @@ def _read_bytes(path: str | Path) -> bytes:
         data = None
     except OSError as error:
         raise UserError(f"the ticket could not be read ({error.strerror or error})", where=str(path)) from error
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"this is no path of a file ({error})", where=repr(str(path)), do=do) from error
     if data is None:

@@ -197,7 +197,7 @@ class ParticleTrainer:
             augmentation = derive_seed(0, "statistics")
         with batchnorm_reestimation(self.model, self.kept), self.autocast(), self.randomness(self._evaluation_seed):
             for batch in self.feed("train").batches(self.config.training.batch_size, seed=augmentation, drop_last=True):
-                for part in split_batch(batch, self._forward_batch):
+                for part in split_batch(batch, self.forward_batch):
                     with blamed(_FAILED):
                         self.task.predict(self.model, part)
 
@@ -235,7 +235,7 @@ class ParticleTrainer:
                 the one before it.
         """
         if size is None or self.uses_batch_statistics:
-            size = self._forward_batch
+            size = self.forward_batch
         batches = self.feed(split).batches(size, seed=None, drop_last=False)
         return without_single(batches) if self.uses_batch_statistics else batches
 
@@ -259,7 +259,8 @@ class ParticleTrainer:
         return derive_seed(0, "evaluation")
 
     @property
-    def _forward_batch(self) -> int:
+    def forward_batch(self) -> int:
+        """Samples of a forward pass, in training and in the run's own evaluations."""
         return forward_batch(self.config)
 
 
