@@ -205,7 +205,7 @@ def test_what_a_ticket_could_not_hold_is_refused_by_name_before_any_work(
 
 
 def test_tickets_of_older_versions_that_hold_more_load_too(tmp_path: Path) -> None:
-    model = network("Transient")
+    model: Any = network("Transient")
     state = {**model.state_dict(), "scale": model.scale * 3, "first.ids": torch.arange(3)}
     data = ticket_bytes(state, {"first.weight": torch.ones(8, 4, dtype=torch.bool)}, {})
     (tmp_path / "old").write_bytes(data)
@@ -247,8 +247,9 @@ def test_images_are_normalised_by_a_ticket_as_the_run_did(tmp_path: Path) -> Non
     config = with_sections({**BASE, "data": {}, "model": {}}, **sections).model_copy(
         update={"name": "run", "storage": str(tmp_path / "results")})
     result = SwampTrainer(config, quiet=True).fit()
-    ticket, prepared = result.ticket(), prepare(config)
-    raw, labels = prepared.data.test.arrays
+    ticket = result.ticket()
+    test: Any = prepare(config).data.test
+    raw, labels = test.arrays
     model = ticket.load_into(build_model(config.model, num_classes=ticket.num_classes,
                                          input_shape=ticket.input_shape, seed=0)).eval()
     with torch.no_grad():
