@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
@@ -15,11 +16,8 @@ from swamp_ray.errors import SwampError
 from swamp_ray.orchestration.choosing import WORDS, recorded_choice
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.resources import pool_size, this_machine
-from swamp_ray.orchestration.searching import check_search
 from swamp_ray.orchestration.space import estimate, free_bytes
 from swamp_ray.orchestration.store_memory import round_bytes
-from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
-from swamp_ray.orchestration.tracking import check_callbacks
 from swamp_ray.output import Output
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.places import Place
@@ -29,6 +27,9 @@ from swamp_ray.sweep_config import Sweep, describe, label, plain_value
 from swamp_ray.tables import display_path, percent, size
 from swamp_ray.training.arithmetic import SINGLE, form_and_width
 from swamp_ray.training.footprint import footprint
+
+if TYPE_CHECKING:
+    from swamp_ray.orchestration.sweep_planning import SweepPlan
 
 
 def print_plan(config: SwampConfig) -> None:
@@ -57,6 +58,11 @@ def print_sweep_plan(sweep: Sweep) -> None:
     Raises:
         UserError: Whatever ``swamp sweep`` would refuse.
     """
+    # Ray Tune takes seconds to import, and a run's plan does without it.
+    from swamp_ray.orchestration.searching import check_search
+    from swamp_ray.orchestration.sweep_planning import plan_sweep
+    from swamp_ray.orchestration.tracking import check_callbacks
+
     check_search(sweep)
     check_callbacks(sweep)
     plan = plan_sweep(sweep, device_kind(sweep.base), [this_machine()])

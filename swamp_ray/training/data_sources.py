@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,11 +81,9 @@ def load_digits_data(config: DataConfig, root: Path | None) -> Raw:
 
     The test set is a stratified fifth (359 images), the same for every config.
     """
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int64)
+    rows = _digits_rows()
+    images = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
+    labels = rows[:, -1].astype(np.int64)
     counts = class_counts(labels, round(len(labels) * DIGITS_TEST_SHARE))
     test = np.sort(np.concatenate(
         [np.flatnonzero(labels == c)[shuffled(int((labels == c).sum()), 0, "digits", c)[:n]] for c, n in counts.items()]
@@ -94,6 +93,19 @@ def load_digits_data(config: DataConfig, root: Path | None) -> Raw:
     return labelled(
         (images[train], labels[train]), (images[test], labels[test]), num_classes=10, mean=mean, std=std,
         class_names=tuple("0123456789"), source="scikit-learn load_digits")
+
+
+def _digits_rows() -> np.ndarray:
+    """64 pixels and the label of each digit, from scikit-learn's file: importing scikit-learn itself takes seconds."""
+    package = importlib.util.find_spec("sklearn")
+    folder = Path(package.origin).parent if package is not None and package.origin else Path()
+    file = folder / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    found: Any = load_digits()
+    return np.column_stack([found.data, found.target])
 
 
 def load_synthetic(config: DataConfig, root: Path | None) -> Raw:

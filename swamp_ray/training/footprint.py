@@ -256,6 +256,11 @@ class _Live(TorchDispatchMode):
         self._now = 0
         self.over_time = [0]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else torch imports its compiler, which takes seconds, to keep it away from what is never compiled.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do it, and look at what came out."""
         made = func(*args, **(kwargs or {}))
