@@ -23,8 +23,8 @@ def network(width: int = 64) -> nn.Module:
 if __name__ == "__main__":
     result = SwampTrainer({
         "name": "two-moons",
-        "data": {"name": "examples.two_moons:moons"},
-        "model": {"name": "examples.two_moons:network", "options": {"width": 64}},
+        "data": {"name": "two_moons:moons"},
+        "model": {"name": "two_moons:network", "options": {"width": 64}},
         "training": {"batch_size": 50, "lr": 0.1},
         "dense": {"length": "1 epoch"},
         "round": {"length": "8 epochs"},

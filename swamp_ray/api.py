@@ -50,6 +50,16 @@ class Result:
     ticket_paths: list[Path | str]
     _frame: list[pd.DataFrame] = field(default_factory=list, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        """One line: where it is, and how far it went."""
+        if not self.rounds:
+            return f"Result(path={str(self.path)!r}, no rounds)"
+        last = self.rounds[-1]
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in list(last.average.get("test", {}).items())[:3])
+        rounds = f"{len(self.rounds)} round{'s' * (len(self.rounds) > 1)}"
+        return (f"Result(path={str(self.path)!r}, {rounds} to {100 * last.sparsity:.4g} % sparsity; test of the last "
+                f"average: {metrics}; see .summary, .metrics, .ticket())")
+
     @property
     def metrics(self) -> pd.DataFrame:
         """Every scalar of the run, as in ``metrics.parquet``."""
@@ -137,6 +147,13 @@ class SweepResult:
     results: pd.DataFrame
     metric: str
     trained: int
+
+    def __repr__(self) -> str:
+        """One line: where it is, and what became of the settings."""
+        states = [str(record.get("status")) for record in self.settings.values()]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        return (f"SweepResult(path={str(self.path)!r}, {len(states)} setting{'s' * (len(states) != 1)} ({counts}), "
+                f"{self.trained} trained; see .by_setting(), .results, .settings)")
 
     def by_setting(self, metric: str | None = None, at_sparsity: float | None = None) -> pd.DataFrame:
         """One row a setting: mean of a metric over seeds, and its standard error.

@@ -141,7 +141,10 @@ class AveragingConfig(Section):
     )
     start: Share = Field(default=0.75, description="swa: share of the training before the first snapshot (1 - f).")
     lr: float | None = Field(default=None, gt=0.0, description="swa: constant rate of that part; default half of lr.")
-    every: LengthField = Field(default=Length(1), description="swa: distance of snapshots.")
+    every: LengthField = Field(
+        default=Length(1), description="swa: distance of snapshots. With the defaults of both, a training too short "
+        "for any has one, of its last weights."
+    )
     ema_decay: float = Field(default=0.999, gt=0.0, lt=1.0, description="ema: decay per step.")
     statistics: Literal["unaugmented", "augmented"] = Field(
         default="unaugmented", description="Training images of which the normalisation statistics of every network are "

@@ -48,9 +48,12 @@ def _wrong_averages(config: SwampConfig) -> Iterator[str]:
     if config.averaging.within == "swa":
         if every.amount <= 0:
             yield "averaging.every must be greater than 0"
-        if every.unit == length.unit and (1 - config.averaging.start) * length.amount < every.amount - 1e-9:
+        # By default a training that is too short has one snapshot, of its last weights.
+        by_default = config.averaging.start == 0.75 and str(every) == "1 epoch"
+        left = (1 - config.averaging.start) * length.amount
+        if not by_default and every.unit == length.unit and left < every.amount - 1e-9:
             yield (
-                f"averaging.start ({config.averaging.start:g}) leaves {(1 - config.averaging.start) * length.amount:g} "
+                f"averaging.start ({config.averaging.start:g}) leaves {left:g} "
                 f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
                 "Start earlier, train longer or take snapshots more often"
             )

@@ -31,6 +31,9 @@ def find_run(run: str, storage: str | None = None) -> RunDir:
     found = _named(run, storage)
     if found.read_config() is None:
         names = found.place.folders("runs")
+        if found.name in names:
+            raise UserError(f"the folder of the run {found.name!r} has no config.yaml", where=str(found.config),
+                            do="Restore the file, or run the same config under this name again, which writes it anew.")
         hint = nearest(found.name, names) or (f"There are: {', '.join(names[:10])}." if names else
                                               "Name its storage with --storage.")
         raise UserError(f"there is no run {found.name!r} in {found.place.locate('runs')}", where="RUN", do=hint)
@@ -67,6 +70,9 @@ def find_sweep(sweep: str, storage: str | None = None) -> SweepDir:
     found = _named_sweep(sweep, storage)
     if found.read_config() is None:
         names = found.place.folders("sweeps")
+        if found.name in names:
+            raise UserError(f"the folder of the sweep {found.name!r} has no sweep.yaml", where=str(found.config),
+                            do="Restore the file, or run the same sweep under this name again, which writes it anew.")
         hint = nearest(found.name, names) or (f"There are: {', '.join(names[:10])}." if names else
                                               "Name its storage with --storage.")
         raise UserError(f"there is no sweep {found.name!r} in {found.place.locate('sweeps')}", where="SWEEP", do=hint)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import math
 import os
+import sys
 import types
 from collections.abc import KeysView, Mapping, Sequence, Set, ValuesView
 from decimal import Decimal
@@ -43,6 +44,8 @@ def settled(value: Any, annotation: Any, source: str, path: str = "", depth: int
         raise UserError(_TOO_DEEP, where=f"{source}: {path.split('.')[0]}")
     if isinstance(value, Scalar):
         return _from_scalar(value, annotation, source, path)
+    if str in leaf_types(annotation) and callable(value) and not isinstance(value, str):
+        return import_path_of(value, f"{source}: {path}")
     value = _unwrapped(value)
     if isinstance(value, Mapping):
         return {_key(key): settled(item, inside(annotation, _key(key)), source, _below(path, key), depth - 1)
@@ -68,6 +71,24 @@ def distinct(values: Sequence[Any], written: Sequence[Any], annotation: Any) -> 
         if not same or any(spelled[other] == spelled[index] for other in same):
             kept.append(value)
     return kept
+
+
+def import_path_of(code: Any, where: str) -> str:
+    """The import path of a function or class, by which workers and later commands find it.
+
+    Raises:
+        UserError: It has none: a lambda, a function inside another one, an object.
+    """
+    module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", "")
+    found: Any = sys.modules.get(str(module))
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not module or not name or found is not code:
+        spelled = f"{module}.{name}" if name else f"an object of the class {type(code).__name__}"
+        raise UserError("this cannot be found by its name, which workers and later commands need", got=spelled,
+                        where=where, do="Put a function or class at the top level of a module, and give it, or its "
+                        "import path 'module:name'.")
+    return f"{module}:{name}"
 
 
 def _spelling(value: Any) -> str:

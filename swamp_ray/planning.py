@@ -227,7 +227,7 @@ def space_lines(prepared: Prepared) -> list[str]:
 
 def warnings(prepared: Prepared) -> list[str]:
     """What is odd about the data, what else metrics depend on, and layers that are sure to be emptied."""
-    texts = [*prepared.data.warnings, *([prepared.caution] if prepared.caution else [])]
+    texts = [*prepared.data.warnings, *prepared.short_trainings, *([prepared.caution] if prepared.caution else [])]
     return [f"[yellow]warning: {escape(text)}[/yellow]" for text in texts] + _emptied(prepared)
 
 

@@ -59,7 +59,7 @@ from swamp_ray.training.normalisation import (
 from swamp_ray.training.packable import why_unpackable
 from swamp_ray.training.particle import initial_model, steps_per_epoch
 from swamp_ray.training.process_state import computing, threads_of
-from swamp_ray.training.program import Program, dense_phase, round_program
+from swamp_ray.training.program import Program, dense_phase, is_too_short, round_program
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.samples import LazySamples
 from swamp_ray.training.tasks import Classification, build_task
@@ -130,6 +130,18 @@ class Prepared:
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does."""
         return round_program(self.config, self.steps_per_epoch, round_index, particle)
+
+    @property
+    def short_trainings(self) -> list[str]:
+        """What to say where trainings are too short for the default snapshots; empty where they are not."""
+        first = self.plan[0]
+        programs = [self.program(first.index, particle) for particle in range(first.num_particles)]
+        short = [one.num_steps for one in programs if is_too_short(self.config, one)]
+        if not short:
+            return []
+        return [f"a training of {min(short)} steps is too short for averaging.every: {self.config.averaging.every} in "
+                "its last quarter. SWA takes one snapshot there, the last weights. Train longer, or set "
+                "averaging.start and averaging.every"]
 
     def packing(self, round_index: int) -> str:
         """How workers train the particles of a round: a single one is not stacked with padding."""

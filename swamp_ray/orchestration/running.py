@@ -97,6 +97,8 @@ def _run(
             reporter.warning(text)
         for text in prepared.data.warnings:
             reporter.warning(text)
+        for text in prepared.short_trainings:
+            reporter.warning(text)
         if prepared.caution:
             reporter.warning(prepared.caution)
         if not complete and not (space := estimate(prepared)).fits:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from swamp_ray.report.arms import each_arm
-from swamp_ray.report.cells import capital
+from swamp_ray.report.cells import capital, metric_title
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.series import (
@@ -63,7 +63,8 @@ def accuracy_against_sparsity(runs: Sequence[ReportRun], split: str = "test") ->
     text = _words(metric, split, networks)
     if dense is not None:
         text += f" {_dense_in_words(runs)}"
-    return Chart("accuracy_against_sparsity", f"{capital(metric)} against sparsity", f"{text} {_spread(runs, found)}",
+    return Chart("accuracy_against_sparsity", f"{metric_title(metric)} against sparsity",
+                 f"{text} {_spread(runs, found)}",
                  figure, _data(found, metric, dense))
 
 
@@ -104,7 +105,8 @@ def accuracy_against_epochs(runs: Sequence[ReportRun], split: str = "test") -> l
     caption = ("The network of each round against what it took to get there: the epochs of the dense phase and of all "
                "particles of all rounds up to it, whether this run trained them or found them in the storage (log "
                "axis). Each arm's last point says how many weights are left there. ")
-    return [Chart("accuracy_against_epochs", f"{capital(metric)} against epochs spent", caption + _spread(runs, found),
+    return [Chart("accuracy_against_epochs", f"{metric_title(metric)} against epochs spent",
+                  caption + _spread(runs, found),
                   figure, _data(found, metric, None))]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+OWN_METRICS = ("accuracy", "loss", "mse", "mae")
+
 
 def ink(background: Any) -> str:
     """Black or white, whichever has the larger contrast by the definition of WCAG 2.
@@ -19,6 +21,11 @@ def ink(background: Any) -> str:
 def capital(text: str) -> str:
     """With a large first letter."""
     return text[:1].upper() + text[1:]
+
+
+def metric_title(metric: str) -> str:
+    """A metric at the beginning of a title: the tool's own with a large letter, others as their authors spell them."""
+    return capital(metric) if metric in OWN_METRICS else metric
 
 
 def shortened(name: str, longest: int) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from swamp_ray.report.arms import each_arm, runs_of_data
-from swamp_ray.report.cells import capital, shortened
+from swamp_ray.report.cells import metric_title, shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import (
     FONT,
@@ -84,13 +84,13 @@ def _chart(epochs: Any, metric: str, some: bool, smoothed: bool) -> Chart:
     if smoothed:  # of two quantities one axis would make one
         data = data[data["split"] == TRAINING].reset_index(drop=True)
     which = f"{MOST_ROUNDS} rounds of {_each(data)}, evenly spaced" if some else "every round"
-    text = f"{capital(metric)} epoch by epoch in {which}; {each_arm(runs_of_data(data))}. {_lines_in_words(data)} "
+    text = f"{metric_title(metric)} epoch by epoch in {which}; {each_arm(runs_of_data(data))}. {_lines_in_words(data)} "
     if smoothed:
         text += "The loss has label smoothing in training and not on test, so that test is not in this figure."
     elif TEST in set(data["split"]):
         text += ("Diamonds behind the last epoch: the trained particles on the test split, mean over them; their "
                  "colour is that of the round's line.")
-    title = f"{'Training loss' if smoothed else capital(metric)} by epoch"
+    title = f"{'Training loss' if smoothed else metric_title(metric)} by epoch"
     return Chart(f"learning_{metric}", title, text.strip(), _figure(data, metric), data)
 
 

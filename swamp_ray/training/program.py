@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.config import AveragingConfig, SwampConfig
 from swamp_ray.config_fields import Length
 from swamp_ray.errors import UserError
 
@@ -163,12 +163,28 @@ def _with_snapshots(config: SwampConfig, program: Program) -> Program:
     every = config.averaging.every.steps(program.steps_per_epoch)
     start = program.rate.hold or 0
     first = (start // every + 1) * every if every else 0
+    if first > program.num_steps >= 1 and has_default_snapshots(config.averaging):
+        # The defaults are made for long trainings. A short one has one snapshot, of its last weights.
+        first = every = program.num_steps
     if not 0 < first <= program.num_steps:
         raise UserError(
             "averaging.start and averaging.every must leave room for a snapshot",
             got=f"a start at step {start} of {program.num_steps} and a snapshot every {every} steps",
             do="Start earlier, train longer, or take snapshots more often.", where="averaging")
     return replace(program, averaging="swa", first_snapshot=first, snapshot_every=every)
+
+
+def has_default_snapshots(averaging: AveragingConfig) -> bool:
+    """Whether start and distance of the snapshots are the defaults, which a short training need not have room for."""
+    default = AveragingConfig()
+    return (averaging.start, averaging.every) == (default.start, default.every)
+
+
+def is_too_short(config: SwampConfig, program: Program) -> bool:
+    """Whether a training is too short for the default snapshots, so that its last weights are its only one."""
+    left = program.num_steps - (program.rate.hold or 0)
+    every = config.averaging.every.steps(program.steps_per_epoch)
+    return program.averaging == "swa" and left < every and has_default_snapshots(config.averaging)
 
 
 def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float) -> Rate:
