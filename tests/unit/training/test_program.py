@@ -229,7 +229,7 @@ def test_refusals(parts: list[dict[str, Any]], text: str) -> None:
      "dense.length (T0) must be shorter than round.length (T)"),
     ([SWA, {"rewind": {"schedule": "continue"}}], "SWA replaces"),
     ([SWA, {"round": {"schedule": "retrain"}}], "SWA has nothing to average"),
-    ([SWA, {"round": {"length": 2}}], "none would be taken"),
+    ([SWA, {"round": {"length": 4}, "averaging": {"every": 2}}], "none would be taken"),
     ([IMP, {"round": {"length": 0}}], "round.length must be greater than 0"),
 ])
 def test_contradictions_are_refused_before_the_data_are_known(parts: list[dict[str, Any]], text: str) -> None:
