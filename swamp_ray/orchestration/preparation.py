@@ -21,6 +21,7 @@ from swamp_ray.config import StartFrom, SwampConfig
 from swamp_ray.credentials import concealed_tree
 from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.importing import is_import_path, own_traceback, refuse_main
+from swamp_ray.orchestration.sending import refuse_unsendable
 from swamp_ray.round_messages import RoundPlan
 from swamp_ray.rounds import plan_rounds
 from swamp_ray.seeding import derive_seed
@@ -271,6 +272,8 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         caution=caution(model, forward_batch(config)), contents=contents,
         code=_code_of_workers(code, config, data))
     _check_programs(prepared)
+    if config.execution.executor == "ray" and is_import_path(config.data.name):
+        refuse_unsendable(data, config.data.name)
     code.check_unchanged()
     return prepared
 

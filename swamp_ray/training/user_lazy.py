@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import sqlite3
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +35,8 @@ from .user_splits import (
     spelled,
 )
 from .user_targets import Given, Target, is_image_array, with_classes
+
+_FILE_LIBRARIES = {"h5py", "lmdb", "netCDF4", "tables"}
 
 
 def lazy_data(config: DataConfig, task: str | None, given: Given, read: Mapping[str, ReadSplit]) -> Data:
@@ -79,7 +85,8 @@ def lazy_data(config: DataConfig, task: str | None, given: Given, read: Mapping[
         class_names=target.class_names, digest=digest_of(chosen, source),
         description={"name": config.name, "source": f"{config.name} (read while training)", "sample": "dataset",
                      **{name: len(split) for name, split in samples.items()}},
-        warnings=(*target.warnings, *_random_warnings(config, read, plain is not None)),
+        warnings=(*target.warnings, *_random_warnings(config, read, plain is not None),
+                  *_open_file_warnings(config, splits)),
     )
 
 
@@ -216,6 +223,22 @@ def _random_warnings(config: DataConfig, read: Mapping[str, ReadSplit], has_plai
         texts.append(f"{config.name}: the samples of {', '.join(odd)} differ even under the same seeds, so results "
                      "cannot be repeated. Draw from the global generators of Python, NumPy or torch, which are seeded "
                      "for each sample")
+    return tuple(texts)
+
+
+def _open_file_warnings(config: DataConfig, splits: Mapping[str, Any]) -> tuple[str, ...]:
+    """Processes that are forked share the position of a file that is open already."""
+    if not config.loader_workers:
+        return ()
+    texts: list[str] = []
+    for name, split in splits.items():
+        held = [key for key, value in getattr(split, "__dict__", {}).items()
+                if isinstance(value, io.IOBase | zipfile.ZipFile | tarfile.TarFile | sqlite3.Connection)
+                or type(value).__module__.partition(".")[0] in _FILE_LIBRARIES]
+        if held:
+            texts.append(f"{config.name}: the dataset of {name} holds an open file ({', '.join(held)}), which the "
+                         "processes that read samples share, so they may read at wrong positions. Open it where it is "
+                         "first used, in __getitem__, or set data.loader_workers: 0")
     return tuple(texts)
 
 

@@ -183,10 +183,9 @@ def test_tasks_of_ones_own_report_losses_and_are_analysed(tmp_path: Path, own: s
     for found in (done.records[0].average, done.records[0].mean):
         assert set(found["test"]) == set(found["validation"]) == {"right", "loss"}
     bench = Bench(done.rundir)
-    for what in (items.connectivity, items.landscape):
-        [item, *_] = what.items(bench, [0])
-        row = what.measure(bench, item)
-    assert row["at_the_average"]["test"] > 0  # type: ignore[possibly-undefined]
+    rows = [what.measure(bench, what.items(bench, [0])[0]) for what in (items.connectivity, items.landscape)]
+    assert set(rows[0]["barrier"]["test"]) == {"loss"}
+    assert rows[1]["at_the_average"]["test"] > 0
 
 
 def test_a_loss_can_be_what_decides(tmp_path: Path, own: str) -> None:
