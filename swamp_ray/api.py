@@ -14,6 +14,7 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import build_config, load_config, located, with_values
 from swamp_ray.console import Output, make_reporter
 from swamp_ray.errors import UserError
+from swamp_ray.importing import refuse_main
 from swamp_ray.orchestration.cluster import cluster_gpus, ray_is_running
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.preparation import device_kind
@@ -27,6 +28,7 @@ from swamp_ray.sweep_config import Sweep
 from swamp_ray.sweep_console import make_sweep_reporter, write_all
 from swamp_ray.sweep_reading import build_sweep, load_sweep
 from swamp_ray.sweep_results import by_setting, collect
+from swamp_ray.usercode.code import codes_of, import_paths
 
 if TYPE_CHECKING:
     from swamp_ray.orchestration.ray_configs import RunConfig, ScalingConfig
@@ -223,9 +225,11 @@ def tune_trainable(
     """
     built = _config_of(config)
     base = anchored(located(with_values(built, {"name": built.name or "tune"})))
+    paths = import_paths(base)
+    refuse_main(paths)  # trials load the data themselves, and so these count as well
     device = device_kind(base, cluster_gpus() if ray_is_running() else None)
     trials = Trials(FreeSettings(base).member, tuple(seeds), device, tuple(at_sparsity), bool(at_sparsity),
-                    worker_deadline_s)
+                    worker_deadline_s, codes=codes_of(paths))
     return trials.trainable(), trials.resources
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from swamp_ray.errors import MissingPayloadError, UserError
 from swamp_ray.locating import config_of
-from swamp_ray.orchestration.preparation import device_kind, state_of
+from swamp_ray.orchestration.preparation import code_of_workers, device_kind, state_of, take_up_code
 from swamp_ray.sparsity.masks import find_prunable, full_values
 from swamp_ray.sparsity.packing import Packed
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
@@ -50,7 +50,9 @@ class Bench:
         self._records = {record["round"]: record for record in rundir.read_rounds()}
         if not self._records:
             raise UserError(f"the run {rundir.name!r} has no finished round yet", where="RUN")
+        code = take_up_code(self.config, data)
         self.data = data or load_data(self.config.data, self.config.task)
+        self.code = code_of_workers(code, self.config, self.data)
         _check_data(rundir, self.data)
         model = initial_model(self.config, self.data)
         initial = state_of(model)

@@ -18,7 +18,7 @@ from swamp_ray.storage.growing import read_growing
 from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, sealed, unsealed
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.training.data import Data
+from swamp_ray.usercode.code import Code
 
 Do = Callable[[Bench, Item], Any]
 
@@ -121,7 +121,7 @@ def _on_ray(do: Do, bench: Bench, items: Sequence[Item], place: Workplace, progr
     progress.note("starting Ray ...")
     place.connect()
     rundir, device = bench.rundir, bench.arithmetic.device
-    shared = Shared(bench_of, (rundir.place.uri, rundir.name, placed(bench.data), device), do)
+    shared = Shared(bench_of, (rundir.place.uri, rundir.name, [placed(bench.data)], device, bench.code), do)
     farm = Farm(place.execution, device, rundir.place, shared, len(items), progress.note)
     progress.note(f"measuring on {counted(farm.num_workers, 'worker')}")
     try:
@@ -130,8 +130,11 @@ def _on_ray(do: Do, bench: Bench, items: Sequence[Item], place: Workplace, progr
         farm.close()
 
 
-def bench_of(storage: str, name: str, data: Data, device: str) -> Bench:
-    """The bench of an actor, its network on the device."""
-    bench = Bench(RunDir(storage, name), data, device)
+def bench_of(storage: str, name: str, data: list[Any], device: str, code: Code) -> Bench:
+    """The bench of an actor, its network on the device; `data`: a list of one reference."""
+    from swamp_ray.orchestration.farm import fetched
+
+    code.take_over()
+    bench = Bench(RunDir(storage, name), fetched(data), device)
     _ = bench.trainer
     return bench

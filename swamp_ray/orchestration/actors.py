@@ -14,6 +14,7 @@ from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
 from swamp_ray.config import ExecutionConfig, SwampConfig
+from swamp_ray.errors import UserError
 from swamp_ray.orchestration.averager import Averager, Local, ShardCall
 from swamp_ray.orchestration.messages import (
     AverageSpec,
@@ -32,6 +33,7 @@ from swamp_ray.training.data import Data
 from swamp_ray.training.measuring import Measured, measure_packings
 from swamp_ray.training.pack import Pack
 from swamp_ray.training.records import Progress
+from swamp_ray.usercode.code import NO_CODE, Code
 
 PROGRESS_INTERVAL_S = 0.25
 STOP_INTERVAL_S = 0.1
@@ -42,18 +44,36 @@ SPARE_S = 5.0
 class ParticleActor:
     """A particle worker as a Ray actor; runs that differ in their seed alone share one."""
 
-    def __init__(self, configs: Sequence[SwampConfig], data: Data, arithmetic: Arithmetic, storage: str) -> None:
+    def __init__(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
+                 storage: str, code: Code = NO_CODE) -> None:
         self._workers: dict[int, Worker] = {}
-        self.setup(configs, data, arithmetic, storage)
+        self.setup(configs, data, arithmetic, storage, code)
 
-    def setup(self, configs: Sequence[SwampConfig], data: Data, arithmetic: Arithmetic, storage: str) -> None:
-        """Work for these runs from now on, and forget those before."""
+    def setup(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
+              storage: str, code: Code = NO_CODE) -> None:
+        """Work for these runs from now on, and forget those before.
+
+        What the user has to change is raised by :meth:`ready`: Ray would hide it, and start the actor again.
+
+        Args:
+            configs: The runs.
+            data: A list of one reference: user code must be in place before its samples are unpacked.
+            arithmetic: As resolved when the run started.
+            storage: Storage root.
+            code: The user code that this process must have.
+        """
         self._workers.clear()
         self._packs: dict[str, Pack] = {}
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        self._configs, self._data, self._arithmetic, self._storage = configs, data, arithmetic, storage
-        self._worker(0)
+        self._configs, self._arithmetic, self._storage = configs, arithmetic, storage
+        self._problem: UserError | None = None
+        try:
+            code.take_over()
+            self._data = ray.get(data[0])
+            self._worker(0)
+        except UserError as error:
+            self._problem = error
 
     def ready(self) -> Whereabouts:
         """Answer: the worker is built, the job before has ended, and its node is alive."""
@@ -86,6 +106,7 @@ class ParticleActor:
 
     def measure(self, packings: Sequence[str]) -> list[Measured]:
         """How long a particle's step takes in each form and width of packing."""
+        self._worker(0)
         with applied(self._arithmetic):
             return measure_packings(self._configs[0], self._data, self._arithmetic, packings)
 
@@ -109,6 +130,8 @@ class ParticleActor:
         return self._packs[arithmetic.packing]
 
     def _worker(self, member: int) -> Worker:
+        if self._problem is not None:
+            raise self._problem
         if member not in self._workers:
             feeds = self._workers[0].trainer.feeds if self._workers else None
             self._workers[member] = Worker(
@@ -132,15 +155,24 @@ class _Cancelled:
 class AveragingActor:
     """A shard of the averages of one run, or of several, as a Ray actor; the first of them puts rounds together."""
 
-    def __init__(self, configs: Sequence[SwampConfig], layout: Layout, storage: str, index: int) -> None:
-        self.setup(configs, layout, storage, index)
+    def __init__(self, configs: Sequence[SwampConfig], layout: Layout, storage: str, index: int,
+                 code: Code = NO_CODE) -> None:
+        self.setup(configs, layout, storage, index, code)
 
-    def setup(self, configs: Sequence[SwampConfig], layout: Layout, storage: str, index: int) -> None:
-        """Average for these runs from now on, and forget those before."""
+    def setup(self, configs: Sequence[SwampConfig], layout: Layout, storage: str, index: int,
+              code: Code = NO_CODE) -> None:
+        """Average for these runs from now on, and forget those before; `code`: of a score of the user's own."""
+        self._problem: UserError | None = None
+        try:
+            code.take_over()
+        except UserError as error:
+            self._problem = error
         self._shards = [Shard(config, layout, storage, index) for config in configs]
 
     def add(self, member: int, work: Work, name: str, digest: str, size: int, packed: Packed | None) -> None:
         """Let a particle's slice enter the average; the shared arrays are only read."""
+        if self._problem is not None:
+            raise self._problem
         self._shards[member].add(work.round, work.particle, name, digest, size, packed)
 
     def call(self, member: int, method: str, *arguments: Any) -> Any:

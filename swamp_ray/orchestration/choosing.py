@@ -147,7 +147,8 @@ def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured
         actor = kind.options(
             num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_restarts=0, label_selector=labels or None,
             runtime_env={"env_vars": worker_environment(execution)},
-        ).remote([prepared.config], ray.put(prepared.data), prepared.arithmetic, prepared.config.storage)
+        ).remote([prepared.config], [ray.put(prepared.data)], prepared.arithmetic, prepared.config.storage,
+                 prepared.code)
         try:
             return ray.get(actor.measure.remote(list(packings)))
         except RayError as error:

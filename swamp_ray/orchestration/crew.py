@@ -114,6 +114,7 @@ class Crew:
             if self._known.pop(worker, None) is not None:
                 return None
             self._not_before = time.monotonic() + RESTART_S
+            self._end(worker)  # one that lives and refuses its work would keep its resources
             return error
         self._known.setdefault(worker, Known(self._free_number(), answer))
         self._idle.append(worker)

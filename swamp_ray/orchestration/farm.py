@@ -206,6 +206,11 @@ def placed(value: Any) -> Any:
     return ray.put(value)
 
 
+def fetched(placed: list[ObjectRef[Any]]) -> Any:
+    """The value of a reference that came in a list: Ray unpacks one that comes bare before the function begins."""
+    return ray.get(placed[0])
+
+
 def _cause(error: BaseException) -> BaseException:
     """What was raised on the other side."""
     cause = getattr(error, "cause", None)

@@ -5,6 +5,7 @@ For a debugger, and as the yardstick for what the orchestration costs.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -42,6 +43,7 @@ from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.pack import Pack
 from swamp_ray.training.records import Progress
+from swamp_ray.usercode.loading import held
 
 
 class InlineExecutor:
@@ -55,6 +57,9 @@ class InlineExecutor:
 
     def __init__(self, prepared: Prepared, storage: str, stopping: Stopping) -> None:
         self._stopping = stopping
+        prepared.code.check_imported()
+        self._code = contextlib.ExitStack()
+        self._code.enter_context(held(prepared.code.digests))
         self._worker = Worker(prepared.config, prepared.data, prepared.arithmetic, storage)
         self._shards = [Shard(prepared.config, prepared.layout, storage, index)
                         for index in range(num_shards(prepared.config, prepared.layout))]
@@ -139,6 +144,7 @@ class InlineExecutor:
         """Forget whatever is queued or running."""
         self._end(self._running)
         self._backlog = Backlog()
+        self._code.close()
 
     def _step(self) -> None:
         if self._running is None:

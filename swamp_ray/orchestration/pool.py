@@ -19,7 +19,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, Ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swamp_ray.config import SwampConfig
-from swamp_ray.errors import RunError
+from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.actors import AveragingActor, ParticleActor, Spares, worker_environment
 from swamp_ray.orchestration.backlog import Backlog, Entry
 from swamp_ray.orchestration.cluster import connect, living_nodes
@@ -331,8 +331,7 @@ class Pool:
 
     def _start_worker(self) -> Any:
         environment = worker_environment(self._prepared.config.execution)
-        data = self._data if self._ranks == 1 else [self._data]
-        given = self._configs, data, self._prepared.arithmetic, self._storage
+        given = self._configs, [self._data], self._prepared.arithmetic, self._storage, self._prepared.code
         spare = None if self._spares is None else self._spares.take(self._worker_kind)
         if spare is not None:
             spare.setup.remote(*given)
@@ -369,7 +368,7 @@ class Pool:
         return "averager", tuple(self._prepared.config.execution.stable_labels.items())
 
     def _start_averager(self, index: int) -> Any:
-        given = self._configs, self._prepared.layout, self._storage, index
+        given = self._configs, self._prepared.layout, self._storage, index, self._prepared.code.part("pruning.score")
         spare = None if self._spares is None else self._spares.take(self._averager_kind)
         if spare is not None:
             spare.setup.remote(*given)
@@ -491,10 +490,15 @@ class Pool:
         error = self._crew.answered(found)
         if error is None:
             return
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError) and not self._crew.all:  # no worker can do it before the user has acted
+            raise cause from None
         if not self._crew.all and self._backlog:  # somebody has to count how often this is tried
             for entry in self._backlog.take():
                 entry.owner.tell(Broken(entry.item.work, _in_words(error), "machine"))
-        elif (text := f"one could not be started: {_in_words(error)}") not in self._told:
+            return
+        text = f"one could not be started: {cause if isinstance(cause, UserError) else _in_words(error)}"
+        if text not in self._told:
             self._told.add(text)
             for executor in self._executors:
                 executor.tell(Notice("workers", text))

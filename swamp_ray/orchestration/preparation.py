@@ -234,7 +234,7 @@ def prepare(
 
 
 def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_members: int) -> Prepared:
-    code = _take_up_code(config, data)
+    code = take_up_code(config, data)
     task = build_task(config.task)
     make_score(config.pruning.score, seed=0)
     data = data or load_data(config.data, config.task)
@@ -270,7 +270,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
         caution=caution(model, forward_batch(config)), contents=contents,
-        code=_code_of_workers(code, config, data))
+        code=code_of_workers(code, config, data))
     _check_programs(prepared)
     if config.execution.executor == "ray" and is_import_path(config.data.name):
         refuse_unsendable(data, config.data.name)
@@ -278,7 +278,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     return prepared
 
 
-def _take_up_code(config: SwampConfig, data: Data | None) -> Code:
+def take_up_code(config: SwampConfig, data: Data | None) -> Code:
     """The run's user code, imported as its files are now; that of data which are there already is not needed."""
     paths = import_paths(config)
     if data is not None and not isinstance(data.train, LazySamples):
@@ -286,7 +286,7 @@ def _take_up_code(config: SwampConfig, data: Data | None) -> Code:
     return take_up(paths)
 
 
-def _code_of_workers(code: Code, config: SwampConfig, data: Data) -> Code:
+def code_of_workers(code: Code, config: SwampConfig, data: Data) -> Code:
     """What of it workers run: of the data only what reads samples while training."""
     if not isinstance(data.train, LazySamples):
         code = code.without("data.name")

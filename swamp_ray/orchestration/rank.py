@@ -29,6 +29,7 @@ from swamp_ray.training.data import Data
 from swamp_ray.training.following import follow
 from swamp_ray.training.particle import ParticleTrainer
 from swamp_ray.training.ranks import Ranks
+from swamp_ray.usercode.code import Code
 
 LOOK_S = 0.1
 """How often a coordinator looks whether its job was cancelled, and its first rank whether it has to stop."""
@@ -66,6 +67,7 @@ class Given:
     data: list[ObjectRef[Data]]
     arithmetic: Arithmetic
     storage: str
+    code: Code
     coordinator: Any
     generation: int
 
@@ -82,6 +84,7 @@ def work_as_rank(given: Given) -> None:
         torch.cuda.set_device(get_device())
         local_device("cuda")
     try:
+        given.code.take_over()
         ranks = Ranks()
         data = ray.get(given.data[0])
         if ranks.leads:

@@ -35,6 +35,7 @@ from swamp_ray.storage.places import open_place
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
 from swamp_ray.training.records import Progress
+from swamp_ray.usercode.code import NO_CODE, Code
 
 PROGRESS_INTERVAL_S = 0.25
 TRAIN_ENVIRONMENT = {
@@ -62,18 +63,19 @@ class RankedActor:
         data: A list of one reference: the data is fetched by the ranks.
         arithmetic: As resolved when the run started.
         storage: Storage root.
+        code: The user code that every rank must have.
     """
 
     def __init__(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
-                 storage: str) -> None:
+                 storage: str, code: Code = NO_CODE) -> None:
         self._group: _Group | None = None
         self._generation = 0
-        self.setup(configs, data, arithmetic, storage)
+        self.setup(configs, data, arithmetic, storage, code)
 
     def setup(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
-              storage: str) -> None:
+              storage: str, code: Code = NO_CODE) -> None:
         """Work for these runs from now on."""
-        self._runs = configs, data, arithmetic, storage
+        self._runs = configs, data, arithmetic, storage, code
         self._start()
 
     def ready(self) -> Whereabouts:
@@ -105,7 +107,7 @@ class RankedActor:
             yield
         finally:
             if group.report:
-                configs, _, _, storage = self._runs
+                configs, _, _, storage, _ = self._runs
                 log = JobLog(open_place(storage, configs[0].execution.storage_patience_s), item.log_path)
                 log(f"{item.work}: its ranks have ended. {group.report}")
                 log.close()
@@ -157,7 +159,7 @@ class _Group:
     """One set of ranks, from when Ray Train is asked for them to their end."""
 
     def __init__(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
-                 storage: str, generation: int) -> None:
+                 storage: str, code: Code, generation: int) -> None:
         self.generation, self.stopping = generation, False
         self.jobs: queue.Queue[Job | None] = queue.Queue()
         self.messages: queue.Queue[Any] = queue.Queue()
@@ -167,7 +169,7 @@ class _Group:
         self._built: Built | None = None
         self._folder = tempfile.mkdtemp(prefix="swamp-train-")
         coordinator = ray.get_runtime_context().current_actor
-        given = Given(configs, data, arithmetic, storage, coordinator, generation)
+        given = Given(configs, data, arithmetic, storage, code, coordinator, generation)
         self._thread = threading.Thread(target=self._fit, args=(given,), daemon=True)
         self._thread.start()
 

@@ -54,6 +54,7 @@ from swamp_ray.storage.places import Place, made_folder, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Setting, Sweep, label
+from swamp_ray.usercode.code import codes_of, named_import_paths, refuse_main_on_ray
 from swamp_ray.yaml_reading import dump_yaml
 
 LAST_RESORT_S = 5.0
@@ -99,6 +100,9 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
     """
     reporter = reporter or SweepReporter()
     sweep = replace(sweep, base=anchored(sweep.base))
+    paths = _own_code(sweep)
+    if sweep.base.execution.executor == "ray":
+        refuse_main_on_ray(paths)
     check_search(sweep)
     check_callbacks(sweep)
     check_address(sweep.base.execution)
@@ -125,6 +129,12 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
             return _Sweep(sweep, plan, sweepdir, place, reporter, stopping, device, embedded).run()
         finally:
             connection.close()
+
+
+def _own_code(sweep: Sweep) -> dict[str, str]:
+    """Import paths of the user's code in the runs of a sweep, by the option that names them."""
+    plain = sweep.resolved()
+    return named_import_paths({key: plain[key] for key in ("base", "space") if key in plain})
 
 
 def check_space(sweep: Sweep, sweepdir: SweepDir) -> None:
@@ -164,6 +174,7 @@ class _Sweep:
         self._lease: Lease | None = None
         self._finished: dict[str, dict[str, Any]] = {}
         self._data: dict[str, Any] = {}
+        self._codes = codes_of(_own_code(sweep))
         self._num_passes = 0
         self._nodes = [this_machine()]
         self.gave_up = ""
@@ -369,7 +380,8 @@ class _Sweep:
         trials = Trials(
             self.sweep.member, config.seeds, self._device, config.at_sparsity, config.scheduler.name != "none",
             config.execution.worker_deadline_s,
-            partial(setting_workers, self.sweep, device=self._device, nodes=nodes), self._data, self._finished, signal)
+            partial(setting_workers, self.sweep, device=self._device, nodes=nodes), self._data, self._finished, signal,
+            self._codes)
         self._num_passes += 1
         name = f"attempt-{len(self._record['attempts'])}" + (f"-{self._num_passes}" if self._num_passes > 1 else "")
         with self._tune_folder() as folder:

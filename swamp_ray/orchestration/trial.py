@@ -32,6 +32,7 @@ from swamp_ray.storage.places import open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.sweep_config import Setting, label, reserved
 from swamp_ray.sweep_reading import refuse_ranks
+from swamp_ray.usercode.code import Code, import_paths, joined
 
 COMPLETE = "complete"
 """Key of a report: whether the setting has reached its own target."""
@@ -97,6 +98,7 @@ class Trials:
         data: Object references of decoded data by their section of the config.
         recorded: Records of settings that an earlier attempt has finished, by label: they only report again.
         stop: A :class:`StopSignal`, or None.
+        codes: The user code that trials must have, by import path.
     """
 
     member: Callable[[Setting, int], SwampConfig]
@@ -109,6 +111,7 @@ class Trials:
     data: Mapping[str, Any] = field(default_factory=dict)
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stop: Any = None
+    codes: Mapping[str, Code] = field(default_factory=dict)
 
     def reports(self, setting: Setting) -> Generator[dict[str, Any]]:
         """Carry a setting to its end: one report a milestone, and a last one that is ``done``.
@@ -120,6 +123,7 @@ class Trials:
             return
         configs = [self.member(setting, seed) for seed in self.seeds]
         reference = self.data.get(data_key(configs[0]))
+        self._take_over_code(configs[0], needs_data=reference is None)
         team = Team(
             configs, self.device, data=None if reference is None else ray.get(reference),
             at_sparsity=self.at_sparsity, hold=self.hold, num_workers=self.num_workers(setting),
@@ -137,6 +141,17 @@ class Trials:
         finally:
             milestones.close()
         yield {**last, "milestone": team.num_milestones + 1, COMPLETE: True, DONE: True}
+
+    def _take_over_code(self, config: SwampConfig, needs_data: bool) -> None:
+        """Have the user code that the sweep was started with.
+
+        Raises:
+            UserError: It is another one here.
+        """
+        paths = import_paths(config)
+        if not needs_data:
+            paths.pop("data.name", None)
+        joined(paths, self.codes).take_over()
 
     def num_workers(self, setting: Setting) -> int:
         """How many workers a setting has."""

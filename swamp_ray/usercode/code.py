@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -52,6 +53,10 @@ class Code:
         """What is left of it if one option names nothing."""
         return _code({other: path for other, path in self.paths.items() if other != option})
 
+    def part(self, option: str) -> Code:
+        """What one option names."""
+        return _code({option: self.paths[option]}) if option in self.paths else NO_CODE
+
     def check_unchanged(self) -> None:
         """Make sure that the files still hold what was imported.
 
@@ -64,6 +69,14 @@ class Code:
             if part is None or part.text.digest != module.digest:
                 raise UserError(f"the module {name!r} has changed while the run was being prepared", where=module.file,
                                 do="Start it again.")
+
+    def check_imported(self) -> None:
+        """Make sure that this process still has the code that it had when this was made.
+
+        Raises:
+            UserError: Another run of this process has imported it anew.
+        """
+        self.compare(_code(self.paths))
 
     def take_over(self) -> None:
         """Import the same code in this process, and hold on to it.
@@ -88,17 +101,46 @@ class Code:
         for name in sorted(self.modules.keys() | here.modules.keys()):
             expected, found = self.modules.get(name), here.modules.get(name)
             if expected is None or found is None or expected.digest != found.digest:
+                if expected and found and (expected.file, self.host) == (found.file, here.host):
+                    raise UserError(f"the module {name!r} has changed since the run was started", where=found.file,
+                                    do="Start the run again; what was trained with the code before is kept.")
                 raise UserError(
                     f"the module {name!r} is not the same on the worker as where the run was started: "
                     f"{_place(expected, self.host)} there, {_place(found, here.host)} on the worker",
-                    do="If it was changed meanwhile, start the run again. Else let all nodes see the same files, or "
-                       "submit the run with 'swamp submit', which takes the code along.")
+                    do="Let all nodes see the same files, or submit the run with 'swamp submit', which takes the code "
+                       "along. If the file was changed meanwhile, start the run again.")
         for name in sorted(self.packages.keys() | here.packages.keys()):
             expected, found = self.packages.get(name, "none"), here.packages.get(name, "none")
             if expected != found:
                 raise UserError(f"the package {name} is not the same on the worker as where the run was started: "
                                 f"{expected} on {self.host}, {found} on {here.host}",
                                 do="Install the same version on all nodes.")
+
+
+def joined(paths: Mapping[str, str], codes: Mapping[str, Code]) -> Code:
+    """The code of several import paths, as far as it is known.
+
+    Args:
+        paths: Import paths by the option that names them.
+        codes: What is known, by import path.
+    """
+    known = {option: path for option, path in paths.items() if path in codes}
+    modules: dict[str, Module] = {}
+    packages: dict[str, str] = {}
+    for path in known.values():
+        modules |= codes[path].modules
+        packages |= codes[path].packages
+    any_code = next(iter(codes.values()), NO_CODE)
+    return Code(known, modules, packages, any_code.search, any_code.host)
+
+
+def codes_of(paths: Mapping[str, str]) -> dict[str, Code]:
+    """The code of each of several import paths, by path; of those that can be imported."""
+    found = {}
+    for option, path in paths.items():
+        with contextlib.suppress(UserError):  # where it is needed, it is refused
+            found[path] = take_up({option: path})
+    return found
 
 
 def _place(module: Module | None, host: str) -> str:
@@ -143,7 +185,7 @@ def refuse_main_on_ray(paths: Mapping[str, str]) -> None:
     Raises:
         UserError: An option other than the data's names what the script or the notebook itself defines.
     """
-    refuse_main({option: path for option, path in paths.items() if not option.partition("[")[0].endswith("data.name")})
+    refuse_main({option: path for option, path in paths.items() if "data.name" not in option})
 
 
 def take_up(paths: Mapping[str, str]) -> Code:
