@@ -29,8 +29,12 @@ def check_versions(here: Mapping[str, str | None], there: Mapping[str, str | Non
     if differing:
         lines = "".join(f"\n  {name:<8} here {here[name] or 'none'}, on the cluster {there.get(name) or 'none'}"
                         for name in differing)
+        advice = "Submit from an environment with the cluster's versions, or start the cluster with yours."
+        if any(there.get(name) is None for name in differing):
+            advice += (" A job runs the 'python' that is first on the PATH of the process that started Ray: activate "
+                       "the environment (source .venv/bin/activate) before 'ray start'.")
         raise UserError(f"this machine and the cluster have different versions:{lines}\n", where="--address",
-                        do="Submit from an environment with the cluster's versions, or start the cluster with yours.")
+                        do=advice)
     return [f"{name} is {here[name]} here and {there[name]} on the cluster"
             for name in here if _plain(here[name]) != _plain(there[name])]
 

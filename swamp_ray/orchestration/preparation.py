@@ -243,22 +243,13 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
     contents = contents_of(model, layout)
     _check_score(config, model, layout)
-    fresh = Snapshot(model)
-    metrics, kept = _check_training_step(config, data, model, task)
-    disturb_(model)
-    model = initial_model(config, data)
-    fresh.compare(model, config.model.name)
+    metrics, kept, model = _try_out(config, data, model, task)
     initial, first_mask = _start(config, model, layout)
-    start = int(first_mask.sum())
-    survivors = plan_survivors(layout.num_prunable, config.pruning.rate, config.pruning.target,
-                               None if start == layout.num_prunable else start)
-    sparsities = [1 - kept / layout.num_prunable for kept in survivors]
-    half_a_weight = 0.5 / layout.num_prunable + 1e-12
-    counts = [config.particles.at(sparsity, half_a_weight) for sparsity in sparsities]
-    plan = plan_rounds(layout.num_prunable, survivors, counts)
+    plan = _plan(config, layout, int(first_mask.sum()))
     device = device or device_kind(config)
     arithmetic = resolve_arithmetic(config.execution, device, model, config.particle.num_workers)
-    choice, unpackable = _packings(config, device, max(counts) * num_members, (data, model, task))
+    most = max(one.num_particles for one in plan) * num_members
+    choice, unpackable = _packings(config, device, most, (data, model, task))
     if len(choice) == 1:
         arithmetic = arithmetic.packed(choice[0])
     facts = machine_facts()
@@ -276,6 +267,16 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         refuse_unsendable(data, config.data.name)
     code.check_unchanged()
     return prepared
+
+
+def _plan(config: SwampConfig, layout: Layout, start: int) -> list[RoundPlan]:
+    """All rounds, of which the first has so many survivors."""
+    survivors = plan_survivors(layout.num_prunable, config.pruning.rate, config.pruning.target,
+                               None if start == layout.num_prunable else start)
+    sparsities = [1 - kept / layout.num_prunable for kept in survivors]
+    half_a_weight = 0.5 / layout.num_prunable + 1e-12
+    counts = [config.particles.at(sparsity, half_a_weight) for sparsity in sparsities]
+    return plan_rounds(layout.num_prunable, survivors, counts)
 
 
 def take_up_code(config: SwampConfig, data: Data | None) -> Code:
@@ -326,6 +327,22 @@ def _check_score(config: SwampConfig, model: nn.Module, layout: Layout) -> None:
     # Untrained weights may well give NaN, as a share of the change does: it counts only once there is training.
     with contextlib.suppress(RunError):
         score_survivors(layout, mask, weights, weights, make_score(config.pruning.score, seed=0))
+
+
+def _try_out(
+    config: SwampConfig, data: Data, model: nn.Module, task: Any
+) -> tuple[tuple[str, ...], frozenset[str], nn.Module]:
+    """Check a training step with a network, and that its factory gives an equal one afterwards.
+
+    Returns:
+        What :func:`_check_training_step` gives, and that next network, which nothing has happened to.
+    """
+    fresh = Snapshot(model)
+    found = _check_training_step(config, data, model, task)
+    disturb_(model)
+    again = initial_model(config, data)
+    fresh.compare(again, config.model.name)
+    return *found, again
 
 
 def _check_training_step(

@@ -15,7 +15,8 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.config_files import ConfigFile, read_config_file
 from swamp_ray.config_reading import dump_config, load_config, with_values
 from swamp_ray.errors import UserError
-from swamp_ray.importing import is_import_path, load_object
+from swamp_ray.importing import is_import_path, load_object, refuse_main
+from swamp_ray.orchestration.ignoring import IGNORE_FILES
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.searching import check_search
 from swamp_ray.orchestration.tracking import check_callbacks
@@ -28,7 +29,8 @@ from swamp_ray.sweep_config import Sweep
 from swamp_ray.sweep_reading import is_sweep, load_sweep
 from swamp_ray.training.data import DATASETS, load_data
 from swamp_ray.training.tasks import build_task
-from swamp_ray.usercode.code import named_import_paths
+from swamp_ray.usercode.code import adopt_path, named_import_paths
+from swamp_ray.usercode.project import explore
 from swamp_ray.yaml_reading import dump_yaml
 
 STOP_SLACK_S = 30
@@ -135,6 +137,7 @@ def read_submission(path: str | Path | ConfigFile, overrides: Sequence[str] = ()
 def _check_reach(submission: Submission) -> None:
     """Refuse what means another thing on the cluster, or nothing."""
     run, prefix = submission.run, "" if submission.sweep is None else "base."
+    refuse_main(submission.own_code())
     if run.execution.executor == "inline":
         raise UserError("a submitted run needs executor ray: inline would train in the one process that drives the "
                         "run, on resources of the head node that Ray knows nothing about",
@@ -217,6 +220,7 @@ def check_upload(submission: Submission, upload: Upload) -> list[str]:
         for candidate in candidates:
             _refuse_left_out(upload, candidate, option)
         needed.append(top)
+    needed += _check_imports(submission, upload)
     start = submission.run.start_from
     if start is not None and not is_url(start.path) and not Path(start.path).is_absolute():
         _refuse_left_out(upload, Path(start.path).as_posix(), "start_from.path")
@@ -227,9 +231,32 @@ def check_upload(submission: Submission, upload: Upload) -> list[str]:
     return list(dict.fromkeys(needed))
 
 
+def _by(reason: str) -> str:
+    return f"{reason} names it" if reason in IGNORE_FILES else reason
+
+
+def _check_imports(submission: Submission, upload: Upload) -> list[str]:
+    """Top-level modules that the user's code imports from elsewhere than the folder; none is an installed package.
+
+    Raises:
+        UserError: A module that is imported lies in the folder, but is left out.
+    """
+    adopt_path([str(upload.folder)])
+    elsewhere = []
+    for option, path in submission.own_code().items():
+        for name, part in explore([path.partition(":")[0]]).parts.items():
+            if not part.found.file.is_relative_to(upload.folder):
+                elsewhere.append(name.partition(".")[0])
+                continue
+            relative = part.found.file.relative_to(upload.folder).as_posix()
+            if relative not in upload.sizes:
+                _refuse_left_out(upload, relative, option)
+    return elsewhere
+
+
 def _refuse_left_out(upload: Upload, path: str, option: str) -> None:
     reason = upload.reason(path)
     if reason is not None and (upload.folder / path).exists():
-        raise UserError(f"{path} is needed, but is left out of the upload ({reason})", where=option,
+        raise UserError(f"{path} is needed, but is left out of the upload ({_by(reason)})", where=option,
                         do="Correct the ignore file, or move what is needed. What holds keys is never uploaded: put "
                         "the keys into a file of their own, or into the nodes' environment.")

@@ -191,7 +191,8 @@ def _no_answer(job: Job, jobs: Jobs) -> str:
         last = []
     reason = "\n  ".join(last or (job.message.strip().splitlines()[-1:]) or ["it printed nothing"])
     return (f"the job that asks the cluster what it has failed (exit code {job.exit_code}):\n  {reason}\n"
-            "'python' on the head node's PATH must be the Python that Ray runs in.")
+            "'python' on the head node's PATH must be the Python that Ray runs in: activate the environment before "
+            "'ray start'.")
 
 
 def _check_cluster(submission: Submission, said: Mapping[str, Any], tell: Tell) -> None:

@@ -168,10 +168,9 @@ def release_of(found: Found) -> str | None:
     its version: its modules are sources as any others. One of a version control system has its commit in the text.
     """
     folder = str(found.folder)
-    try:
-        stamp = os.stat(folder).st_mtime_ns
-    except OSError:  # in an archive
+    if not os.path.isdir(folder):  # an archive
         return None
+    stamp = os.stat(folder).st_mtime_ns
     if not _holds_distributions(folder, stamp):
         return None
     candidates = _releases(found.name.partition(".")[0], folder, stamp)

@@ -168,3 +168,45 @@ def test_ray_waits_longer_than_the_run(tmp_path: Path) -> None:
     submission = read(tmp_path, "execution.grace_s=99.5")
     assert submission.stop_s > 99.5 + 10
     assert isinstance(submission.run, SwampConfig)
+
+
+PROJECT = {
+    "pkg/__init__.py": "", "pkg/gen_pb2.py": "WIDTH = 16\n", "pkg/util.py": "", "other/late.py": "",
+    "pkg/models.py": "from . import gen_pb2\nfrom pkg.util import *\ndef net():\n    import other.late\n",
+}
+
+
+@pytest.mark.parametrize(("ignored", "named"), [
+    ("*_pb2.py", "pkg/gen_pb2.py"), ("util.py", "pkg/util.py"), ("/other/", "other/late.py"), ("", None),
+    ("*.txt", None),
+])
+def test_what_an_ignore_file_leaves_out_and_the_code_imports_is_named(
+    tmp_path: Path, ignored: str, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    project = tmp_path / "project"
+    for name, text in PROJECT.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    (project / ".rayignore").write_text(ignored + "\n")
+    submission = read(tmp_path, model={"name": "pkg.models:net", "options": {}})
+    upload = select_files(project, {})
+    if named is None:
+        assert check_upload(submission, upload) == []
+        return
+    with pytest.raises(UserError, match=rf"model\.name: {named} is needed, but is left out of the upload \(.rayignore"):
+        check_upload(submission, upload)
+
+
+def test_a_helper_from_elsewhere_has_to_be_on_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"project/mine.py": "import submission_helper\n", "lib/submission_helper.py": ""}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "lib"), *sys.path])
+    submission = read(tmp_path, model={"name": "mine:net", "options": {}})
+    assert check_upload(submission, select_files(tmp_path / "project", {})) == ["submission_helper"]
+
+
+def test_code_of_the_script_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.name: .*'__main__:net'.*my_project:net"):
+        read(tmp_path, model={"name": "__main__:net", "options": {}})

@@ -37,7 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def changes(project: Path, import_path: str) -> set[str]:
-    """The files whose change changes the digest."""
+    """The files whose change of code changes the digest."""
     before = source_digest(import_path, None)
     found: set[str] = set()
     for name in PROJECT:
@@ -64,6 +64,31 @@ def test_modules_beside_a_script_count(project: Path) -> None:
     found = changes(project, "script:make")
     assert {"script.py", "beside.py", "mine/util.py"} <= found
     assert not {"stranger.py", "mine/other.py", "mine/models/unused.py"} & found
+
+
+def test_helpers_in_another_folder_of_the_path_count(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "sources_helper.py").write_text("import torch, yaml\nx = 1\n")
+    monkeypatch.syspath_prepend(str(library))
+    (project / "beside.py").write_text("from sources_helper import x\n")
+    before = source_digest("script:make", None)
+    assert before["packages"].startswith("pyyaml==")
+    (library / "sources_helper.py").write_text("import torch, yaml\nx = 2\n")
+    assert source_digest("script:make", None) != before
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: f"# a comment\n\n{text}", lambda text: f'"""What it is."""\n{text}',
+    lambda text: text.replace("helper as h", "(\n    helper as h,\n)"),
+])
+def test_comments_docstrings_and_layout_do_not_count(project: Path, change: Callable[[str], str]) -> None:
+    before = source_digest(PATH, None)
+    path = project / "mine/models/net.py"
+    path.write_text(change(path.read_text()))
+    assert source_digest(PATH, None) == before
 
 
 def test_a_new_helper_and_a_removed_one_count(project: Path) -> None:
