@@ -15,7 +15,9 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.importing import is_import_path
 from swamp_ray.sparsity.masks import Layout, to_bits
 from swamp_ray.storage.identity import canonical_json, digest_arrays, digest_bytes, name_of, source_digest
+from swamp_ray.storage.sources import package_version
 from swamp_ray.training.arithmetic import SINGLE
+from swamp_ray.training.models import TORCHVISION
 
 Recipe = dict[str, Any]
 
@@ -141,4 +143,6 @@ def _code(name: str, options: dict[str, Any], version: str | None) -> Recipe:
     recipe: Recipe = {"name": name, "options": options}
     if is_import_path(name):
         recipe["code"] = source_digest(name, version)
+    elif name.startswith(TORCHVISION):  # its networks and their initialisation are the library's
+        recipe["code"] = {"distribution": package_version("torchvision")}
     return recipe

@@ -39,7 +39,8 @@ def test_versions() -> None:
     text = str(error.value)
     assert "python   here 3.11.7, on the cluster 3.12.1" in text
     assert "torch    here 2.14.1+cpu, on the cluster none" in text
-    assert "ray " not in text
+    assert "\n  ray " not in text
+    assert "before 'ray start'" in text
 
 
 def test_missing_packages_are_named() -> None:

@@ -36,7 +36,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], nn.
     return build
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
 
 
