@@ -16,7 +16,7 @@ from swamp_ray.analysis.sharpness import sharpness
 from swamp_ray.analysis.swap import swap
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import with_values
-from swamp_ray.storage.metrics import read_jsonl
+from swamp_ray.storage.metrics import read_metrics
 
 Frame = Any
 """A DataFrame or a Series."""
@@ -169,7 +169,7 @@ class AsTrained:
             rows += _named(arm, missing_rows(done, ("as trained",)))
             if not done.records:
                 continue
-            frame: Frame = pd.DataFrame(read_jsonl(done.rundir.metrics))
+            frame: Frame = pd.DataFrame(read_metrics(done.rundir.metrics))
             means = frame[frame["kind"] == "particle_as_trained"].groupby("round").mean(numeric_only=True)
             for name in [name for name in means if "/" in name and means[name].notna().all()]:
                 split, metric = name.split("/")
@@ -202,7 +202,7 @@ class Augmented:
                 continue
             bench = Bench(done.rundir, done.prepared.data)
             for index in bench.rounds:
-                metrics = bench.measure(bench.average(index), ("validation", "test"), augmentation=0)
+                metrics = bench.measure(bench.average(index), ("validation", "test"), "augmented")
                 rows += _named(arm, [row(index, bench.sparsity(index), WITH_AUGMENTATION, split, metric, value)
                                      for split, found in metrics.items() for metric, value in found.items()])
         return rows

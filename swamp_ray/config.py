@@ -147,8 +147,8 @@ class AveragingConfig(Section):
     )
     ema_decay: float = Field(default=0.999, gt=0.0, lt=1.0, description="ema: decay per step.")
     statistics: Literal["unaugmented", "augmented"] = Field(
-        default="unaugmented", description="Training images of which the normalisation statistics of every network are "
-        "re-estimated; augmented: as in training."
+        default="augmented", description="Training images of which the normalisation statistics of every network are "
+        "re-estimated; augmented: as training sees them."
     )
     num_shards: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
         default="auto", description="Averaging actors that share the weights; auto: one for each 256 million. Any "
@@ -394,7 +394,7 @@ class SwampConfig(Section):
         return 0 if self.start_from is None else self.start_from.round
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the numbers: the config without names, places and execution.
+        """What decides the weights: the config without names, places, execution, and how networks are measured.
 
         The data's and a checkpoint's content decide as well; they are compared by their digests. So do the decisions
         that failures led to; each is recorded with the run when it is made, and holds whatever the policy is later.
@@ -402,7 +402,8 @@ class SwampConfig(Section):
         return self.model_dump(mode="json", exclude={
             "name": True, "storage": True, "execution": True, "identity": True, "keep": True,
             # Ranks are part of the arithmetic.
-            "particle": True, "averaging": {"num_shards"}, "data": {"root", "download", "loader_workers"},
+            "particle": True, "averaging": {"num_shards", "statistics"},
+            "data": {"root", "download", "loader_workers", "limit_test"},
             "start_from": {"path"}, "particles": set(FAILURE_KEYS),
         })
 

@@ -12,19 +12,20 @@ from torch import Tensor
 
 from swamp_ray.errors import MissingPayloadError, UserError
 from swamp_ray.locating import config_of
+from swamp_ray.orchestration.naming import recipes_of
 from swamp_ray.orchestration.preparation import code_of_workers, device_kind, state_of, take_up_code
 from swamp_ray.sparsity.masks import find_prunable, full_values
 from swamp_ray.sparsity.packing import Packed
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.recipes import Recipes
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.states import lacks_state, read_state, state_digest
 from swamp_ray.storage.tickets import load_round_ticket
 from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
 from swamp_ray.training.blaming import blamed
 from swamp_ray.training.data import Data, load_data
-from swamp_ray.training.normalisation import kept_statistics, normalisation_recipe
+from swamp_ray.training.normalisation import kept_statistics
 from swamp_ray.training.particle import ParticleTrainer, initial_model
+from swamp_ray.training.statistics import Statistics
 from swamp_ray.training.tasks import build_task
 
 Point = np.ndarray
@@ -61,8 +62,7 @@ class Bench:
         self.arithmetic = resolve_arithmetic(self.config.execution, device or device_kind(self.config), model)
         self.task = build_task(self.config.task)
         kept = kept_statistics(model, self.config, self.data, self.task)
-        self._recipes = Recipes(self.config, self.data.digest, self.layout, self.arithmetic.as_dict(), machine_facts(),
-                                normalisation_recipe(model, kept, self.config, self.data))
+        self._recipes = recipes_of(self.config, self.data, model, kept, self.layout, self.arithmetic, machine_facts())
         self._start = self._recipes.state_digest({}, initial.buffers)
         self._store = ArtifactStore(rundir.place)
         self._masks: dict[int, np.ndarray] = {}
@@ -131,17 +131,17 @@ class Bench:
         return self._recipes.evaluation(digest, self._recipes.mask_digest(self.mask(index)), self._start).name
 
     def measure(
-        self, point: Point, splits: Sequence[str] = ("train", "test"), augmentation: int | None = None
+        self, point: Point, splits: Sequence[str] = ("train", "test"), statistics: Statistics | None = None
     ) -> Metrics:
         """Metrics of any weights on whole splits, unaugmented, with normalisation statistics re-estimated for them.
 
         Args:
             point: The weights.
             splits: Of the data.
-            augmentation: Where given, the statistics are those of images augmented with this seed.
+            statistics: Of which training images the normalisation statistics are; default: as the run has them.
         """
         with applied(self.arithmetic):
-            self.put(point, augmentation)
+            self.put(point, statistics)
             return self.trainer.metrics(tuple(splits))
 
     def predict(self, point: Point, split: str) -> list[Tensor]:
@@ -156,11 +156,11 @@ class Bench:
         """The batches of a split in fixed order, on the device."""
         return self.trainer.evaluation_batches(split, PREDICTION_BATCH)
 
-    def put(self, point: Point, augmentation: int | None = None) -> None:
+    def put(self, point: Point, statistics: Statistics | None = None) -> None:
         """Load weights into the network, and re-estimate its statistics. The caller applies the arithmetic."""
         num = self.trainer.layout.num_prunable
         self.trainer.load(Packed(point[:num], point[num:]), np.ones(num, dtype=bool), self._buffers)
-        self.trainer.reestimate(augmentation)
+        self.trainer.reestimate(statistics)
 
     def _average_name(self, index: int) -> str:
         return self._record(index)["artifacts"]["average"]["name"]

@@ -102,13 +102,15 @@ def _rewind_point(rundir: RunDir, prepared: Prepared) -> State:
     recipes, initial = prepared.recipes, prepared.initial
     start = recipes.state_digest(initial.parameters, initial.buffers)
     whole = recipes.mask_digest(prepared.whole_mask)
-    own = recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start, whole, None).name
-    if recorded and own not in recorded:
+    named = recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start, whole, None)
+    if recorded and not set(named.names) & set(recorded):
         raise UserError(f"the dense phase of {rundir.name!r} has another name now: its model or its task is other code",
                         where="RUN", do="Give it the code back that it was trained with.")
     store = ArtifactStore(rundir.place)
     try:
-        manifest = store.find(recorded[-1] if recorded else own)
+        # The last that was noted is the one that was used: others diverged, or are another version's name for it.
+        names = reversed(recorded) if recorded else named.names
+        manifest = next(filter(None, map(store.find, names)), None)
         if manifest is None:
             raise MissingPayloadError("it is not in the storage")
         return State(unpack(read_state(store, manifest), prepared.layout, prepared.whole_mask), initial.buffers)

@@ -16,6 +16,13 @@ from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError, Swam
 from swamp_ray.orchestration.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
 from swamp_ray.orchestration.inputs import Inputs
 from swamp_ray.orchestration.journal import Journal
+from swamp_ray.orchestration.lookup import (
+    evaluation_of,
+    find_named,
+    is_measured_alike,
+    measured_anew,
+    outcome_of,
+)
 from swamp_ray.orchestration.messages import (
     Advanced,
     AverageDone,
@@ -39,7 +46,6 @@ from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.orchestration.waiting import Waiting
-from swamp_ray.orchestration.worker import outcome_of
 from swamp_ray.round_messages import (
     DENSE,
     Add,
@@ -106,6 +112,7 @@ class Driver:
         self._from_storage: list[Work] = []
         self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir)
         self._let_go: set[Work] = set()
+        self._told_of_measuring: set[bool] = set()
         self._tickets = journal.rundir.tickets([plan.sparsity for plan in prepared.plan])
         self._ticket_digests: dict[int, str] = {}
         self._written: dict[int, RoundRecord] = {}
@@ -242,8 +249,8 @@ class Driver:
             return self._error
         item = self._error_item
         if isinstance(self._error, DivergedError) and item is not None:
-            known = recall_divergence(self._store, item) is not None
-            where = self._store.where(item.named.name, DIVERGED) if known else None
+            noted = find_named(self._store, item.named, DIVERGED)
+            where = self._store.where(noted.name, DIVERGED) if noted is not None else None
             reason = f"{reason}. {divergence_advice(self._prepared.config.particles, where)}"
         elif item is not None and item.log_path is not None and not isinstance(self._error, SwampError | None):
             reason = f"{reason}. The traceback is in {self._store.place.locate(item.log_path)}"
@@ -293,10 +300,12 @@ class Driver:
         item = replace(self._item(instruction), session=self._journal.session, stale=stale)
         self._given[item.work] = item
         self._journal.uses(item.work, item.named.name)
-        found = self._find(item.named, verify=item.work.kind != "particle")
+        found = self._find(item.work, item.named, verify=item.work.kind != "particle")
         if found is not None and not (item.work in self._let_go and lacks_state(self._store, found.name)):
-            self._reporter.work_submitted(item)
-            return self._finished(item.work, outcome_of(found), held=False, found=True)
+            outcome = self._as_measured_here(item, found)
+            if outcome is not None:
+                self._reporter.work_submitted(item)
+                return self._finished(item.work, outcome, held=False, found=True)
         if item.program is not None and (error := recall_divergence(self._store, item)) is not None:
             self._reporter.work_submitted(item)
             return [self._failed(item.work, error, "diverged")]
@@ -330,7 +339,8 @@ class Driver:
         named = prepared.recipes.training(
             program.as_dict(), seed, start, inputs.mask_digest, inputs.values_digest, named_packing)
         return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed,
-                        packing=packing, seat=seat)
+                        packing=packing, seat=seat,
+                        measurement=prepared.recipes.measurement(inputs.mask_digest, start))
 
     def _average(self, instruction: Average) -> list[Event]:
         index = instruction.round
@@ -344,9 +354,10 @@ class Driver:
             [outcome.digest for outcome in outcomes], inputs.mask_digest, self._inputs.start_digest,
             plan.next_survivors, seed)
         self._journal.uses(Work("average", index), named.name)
-        if self._find(named, verify=True) is not None:
+        found = self._find(Work("average", index), named, verify=True)
+        if found is not None:
             self._from_storage.clear()
-            return self._averaged(index, named.name)
+            return self._averaged(index, found.name)
         if lost := self._flush_from_storage():
             return lost
         executor = self._executor_now()
@@ -432,6 +443,8 @@ class Driver:
         self._given.pop(work, None)
         if work == DENSE:
             self._inputs.rewind_to(outcome)
+        if "evaluation" in outcome.info:
+            self._journal.uses(replace(work, kind="evaluation"), outcome.info["evaluation"])
         self._journal.finished(work, outcome)
         self._reporter.work_finished(work, found)
         if work.kind == "particle" and (deadline_s := self._prepared.config.particles.deadline_s) is not None:
@@ -495,7 +508,7 @@ class Driver:
             if item.work not in self._machine.open_work:
                 self._waiting.remove(item.work)
                 continue
-            stale = self._waiting.look(item.work, self._leases.look(artifact_lease(item.named.name)))
+            stale = self._waiting.look(item.work, self._leases.look(self._waiting.key(item.work)))
             if stale is not None:
                 self._waiting.remove(item.work)
                 if stale:
@@ -511,21 +524,50 @@ class Driver:
 
     # Storage and workers
 
-    def _find(self, named: Named, verify: bool) -> Manifest | None:
+    def _find(self, work: Work, named: Named, verify: bool) -> Manifest | None:
         """A stored result; one whose payloads are found damaged is removed, so that it is computed again.
 
         Particles' states are verified when they enter an average, which for most of a resumed run they never do.
         """
-        try:
-            manifest = self._store.find(named.name)
-            if manifest is not None and verify:
-                for file in manifest.files:
+        for name in named.names:
+            try:
+                manifest = self._store.find(name)
+                if manifest is None:
+                    continue
+                if name != named.name:
+                    self._journal.uses(work, name)
+                for file in manifest.files if verify else ():
                     self._store.read(manifest, file)
-            return manifest
-        except CorruptArtifactError as error:
-            self._reporter.warning(f"a stored result is damaged and is computed again: {without_advice(error)}")
-            self._store.discard(named.name, RESULT)
-            return None
+                return manifest
+            except CorruptArtifactError as error:
+                self._reporter.warning(f"a stored result is damaged and is computed again: {without_advice(error)}")
+                self._store.discard(name, RESULT)
+        return None
+
+    def _as_measured_here(self, item: WorkItem, found: Manifest) -> Outcome | None:
+        """A stored result with this run's kind of metrics; None where a worker has to measure them first."""
+        outcome = outcome_of(found)
+        if is_measured_alike(item, found.name, found.info):
+            return outcome
+        named = evaluation_of(item, outcome.digest)
+        evaluation = self._find(replace(item.work, kind="evaluation"), named, verify=False)
+        if evaluation is not None:
+            return measured_anew(item, outcome, evaluation.name, evaluation.info["metrics"])
+        lacks = lacks_state(self._store, found.name)
+        if lacks:
+            self._let_go.add(item.work)
+        if lacks not in self._told_of_measuring:
+            self._told_of_measuring.add(lacks)
+            self._tell_of_measuring(lacks)
+        return None
+
+    def _tell_of_measuring(self, lacks: bool) -> None:
+        how = "stored trainings were measured in another way (averaging.statistics, data.limit_test)"
+        if lacks:
+            self._reporter.warning(f"{how}, and the states of some were not kept (keep.particles): these are trained "
+                                   "again")
+        else:
+            self._reporter.notice(f"{how}: they are measured anew, and not trained again")
 
     def _executor_now(self) -> Executor:
         if self._executor is None:

@@ -49,8 +49,15 @@ def remember_divergence(store: ArtifactStore, item: WorkItem, error: DivergedErr
 
 def recall_divergence(store: ArtifactStore, item: WorkItem) -> DivergedError | None:
     """How a training run of this name diverged before, in this run or in another."""
+    for name in item.named.names:
+        if (error := _recall(store, name, item)) is not None:
+            return error
+    return None
+
+
+def _recall(store: ArtifactStore, name: str, item: WorkItem) -> DivergedError | None:
     try:
-        manifest = store.find(item.named.name, DIVERGED)
+        manifest = store.find(name, DIVERGED)
         if manifest is None:
             return None
         facts: dict[str, Any] = manifest.info
@@ -59,7 +66,7 @@ def recall_divergence(store: ArtifactStore, item: WorkItem) -> DivergedError | N
     except (CorruptArtifactError, KeyError, TypeError, ValueError):
         # What cannot be read is found out again, by training.
         with contextlib.suppress(RunError):
-            store.discard(item.named.name, DIVERGED)
+            store.discard(name, DIVERGED)
         return None
 
 

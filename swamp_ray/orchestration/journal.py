@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import differences, dump_config, parse_stored_config
 from swamp_ray.credentials import Concealer, concealed_arguments, concealed_tree, credentials_in
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.orchestration.messages import Outcome, RoundRecord
+from swamp_ray.orchestration.older_runs import FORMER_DIGESTS, former_digests
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.provenance import PACKAGES, commit, now, version
 from swamp_ray.orchestration.timesheet import Worked
@@ -31,7 +33,7 @@ from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.identity import canonical_json, digest_bytes
 from swamp_ray.storage.jsonlines import Lines, open_lines
 from swamp_ray.storage.leases import Lease, LeaseLostError
-from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
+from swamp_ray.storage.metrics import MetricsLog, read_metrics, write_parquet
 from swamp_ray.storage.patience import impatient
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir, check_run_record
@@ -77,15 +79,15 @@ class Journal:
         if run:
             check_run_record(run, self._rundir.run_json)
         if text is not None:
-            changed = differences(parse_stored_config(text, source=str(self._rundir.config)).recipe(),
-                                  prepared.config.recipe())
+            then = parse_stored_config(text, source=str(self._rundir.config))
+            changed = differences(then.recipe(), prepared.config.recipe())
             if changed:
                 raise self._taken("with another recipe", changed)
-        elif run and run.get("recipe") not in (None, _recipe_digest(prepared)):
+            self._check_kept(prepared, then, run or {})
+        elif run and run.get("recipe") not in (None, *_recipe_digests(prepared)):
             raise self._taken("with another recipe", [f"its config.yaml is missing; digest of the recipe: "
-                                                      f"{run['recipe'][:12]} -> {_recipe_digest(prepared)[:12]}"])
-        if run and run.get("data", {}).get("digest") not in (None, prepared.data.digest):
-            raise self._taken("on other data", [f"data: {run['data']['digest'][:12]} -> {prepared.data.digest[:12]}"])
+                                                      f"{run['recipe'][:12]} -> {_recipe_digests(prepared)[0][:12]}"])
+        self._check_data(prepared, (run or {}).get("data", {}))
         start = _start_digest(prepared)
         if run and run.get("start") not in (None, start):
             raise self._taken("from another start", [f"start_from: {run['start'][:12]} -> {start[:12]}"])
@@ -93,6 +95,33 @@ class Journal:
             changed = differences(run["arithmetic"], prepared.arithmetic.as_dict())
             if changed:
                 raise self._taken("under another arithmetic", changed)
+
+    def _check_data(self, prepared: Prepared, then: dict[str, Any]) -> None:
+        """Refuse other training samples; how networks are tested may change, and they are measured anew."""
+        recipes = prepared.recipes
+        old, new = then.get("training_digest"), recipes.training_data
+        if old is None:  # of an earlier version, which had one digest for all splits
+            old = then.get("digest")
+            new = old if old in recipes.before.data else prepared.data.digest
+        if old is not None and old != new:
+            raise self._taken("on other data", [f"data: {old[:12]} -> {new[:12]}"])
+
+    def _check_kept(self, prepared: Prepared, then: SwampConfig, run: dict[str, Any]) -> None:
+        """Refuse to measure in another way where the networks are not there any more."""
+        if then.keep.particles == "all" or not self._rundir.read_rounds():
+            return
+        was = _was_measured(prepared, run, then)
+        if was is None or was == prepared.recipes.measured:
+            return
+        now = prepared.config
+        changed = differences(
+            {"averaging.statistics": then.averaging.statistics, "data.limit_test": then.data.limit_test},
+            {"averaging.statistics": now.averaging.statistics, "data.limit_test": now.data.limit_test})
+        raise UserError(
+            f"the run {self._rundir.name!r} was measured in another way, and the states of its particles were not kept "
+            f"(keep.particles: {then.keep.particles}) and cannot be measured anew:\n  " + "\n  ".join(changed) + "\n",
+            do="Set these options as they were, to go on; or choose another name with --name: what was not kept is "
+               "trained again then.", where=str(self._rundir.spot()))
 
     def _taken(self, how: str, changed: list[str]) -> UserError:
         return UserError(
@@ -119,10 +148,12 @@ class Journal:
         self._rundir = self._unheld.held_by(self._lease)
         self._rundir.place.pin()
         self._began = time.monotonic()
+        earlier = self._rundir.read_run() or {}
+        text = self._rundir.read_config()
+        was_measured = None if text is None else _was_measured(prepared, earlier, parse_stored_config(text))
         plain = prepared.config.model_dump(mode="json")
         self._conceal = Concealer(plain)
         self._rundir.write_config(dump_config(prepared.config), private=bool(credentials_in(plain)))
-        earlier = self._rundir.read_run() or {}
         attempt: dict[str, Any] = {
             "started": now(), "argv": concealed_arguments(sys.argv), "host": socket.gethostname(),
             "python": platform.python_version(),
@@ -132,8 +163,8 @@ class Journal:
         }
         run = earlier | {
             "name": self._rundir.name, "status": "running", "arithmetic": prepared.arithmetic.as_dict(),
-            "data": {**concealed_tree(prepared.data.description), "digest": prepared.data.digest},
-            "recipe": _recipe_digest(prepared), "start": _start_digest(prepared),
+            "data": _data_of(prepared, earlier.get("data", {})), "measured": prepared.recipes.measured,
+            "recipe": _recipe_digests(prepared)[0], "start": _start_digest(prepared),
             "num_prunable": prepared.layout.num_prunable,
             "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
             "primary": prepared.task.primary,
@@ -143,10 +174,13 @@ class Journal:
         }
         self._run, self._attempt, self._saved = run, attempt, self._rundir.run_json.read()
         self._save()
-        known = read_jsonl(self._rundir.metrics)
+        known = read_metrics(self._rundir.metrics)
+        anew = bool(known) and was_measured != prepared.recipes.measured
         self._logged = _distinct([(line.get("kind"), line.get("round"), line.get("particle")) for line in known],
                                  self._rundir.metrics)
-        self._metrics = MetricsLog(self._rundir.metrics, self._rundir.tensorboard)
+        self._metrics = MetricsLog(self._rundir.metrics, self._rundir.tensorboard, afresh=anew)
+        if anew:
+            self._logged.clear()
         self._written = {line["round"]: line for line in self._rundir.read_rounds()}
         self._named = _distinct([tuple(line.values()) for line in self._rundir.read_results()],
                                 self._rundir.results)
@@ -366,8 +400,28 @@ def _distinct(lines: list[tuple[Any, ...]], path: Spot) -> set[tuple[Any, ...]]:
                                    "that line.") from error
 
 
-def _recipe_digest(prepared: Prepared) -> str:
-    return digest_bytes(canonical_json(prepared.config.recipe()))
+def _data_of(prepared: Prepared, then: dict[str, Any]) -> dict[str, Any]:
+    """The run's data as ``run.json`` has them, with the digests by which results of earlier versions are found."""
+    former = former_digests(then)
+    return {**concealed_tree(prepared.data.description), "digest": prepared.data.digest,
+            "training_digest": prepared.recipes.training_data, **({FORMER_DIGESTS: former} if former else {})}
+
+
+def _was_measured(prepared: Prepared, run: dict[str, Any], config: SwampConfig) -> dict[str, Any] | None:
+    """What the run's metrics so far are metrics of; None where that is not known."""
+    if "measured" in run:
+        return run["measured"]
+    return prepared.recipes.before.measured(str(run.get("data", {}).get("digest")), config.averaging.statistics)
+
+
+def _recipe_digests(prepared: Prepared) -> list[str]:
+    """Digest of the recipe, and those of earlier versions, in whose recipes the way of measuring stood too."""
+    recipe, config = prepared.config.recipe(), prepared.config
+    found = [recipe]
+    for setting in ("unaugmented", "augmented"):
+        found.append({**recipe, "averaging": {**recipe["averaging"], "statistics": setting},
+                      "data": {**recipe["data"], "limit_test": config.data.limit_test}})
+    return [digest_bytes(canonical_json(one)) for one in found]
 
 
 def _start_digest(prepared: Prepared) -> str:

@@ -10,7 +10,7 @@ from swamp_ray.orchestration.store_memory import RoundBytes
 from swamp_ray.orchestration.timesheet import Worked
 from swamp_ray.round_messages import Work
 from swamp_ray.storage.leases import Held
-from swamp_ray.storage.recipes import Named
+from swamp_ray.storage.recipes import Measurement, Named
 from swamp_ray.training.arithmetic import SINGLE, form_and_width
 from swamp_ray.training.program import Program
 from swamp_ray.training.records import Progress
@@ -36,6 +36,7 @@ class WorkItem:
         reseed: How many seeds were tried before this one.
         packing: In which form, and with how many others, it is trained.
         seat: Where in its pack.
+        measurement: Training: how its network is measured; what was stored with other metrics is measured anew.
     """
 
     work: Work
@@ -50,6 +51,7 @@ class WorkItem:
     reseed: int = 0
     packing: str = SINGLE
     seat: int = 0
+    measurement: Measurement | None = None
 
     @property
     def is_packed(self) -> bool:

@@ -21,6 +21,7 @@ from swamp_ray.config import StartFrom, SwampConfig
 from swamp_ray.credentials import concealed_tree
 from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.importing import is_import_path, own_traceback, refuse_main
+from swamp_ray.orchestration.naming import recipes_of
 from swamp_ray.orchestration.sending import refuse_unsendable
 from swamp_ray.round_messages import RoundPlan
 from swamp_ray.rounds import plan_rounds
@@ -53,7 +54,6 @@ from swamp_ray.training.normalisation import (
     check_statistics,
     forward_batch,
     kept_statistics,
-    normalisation_recipe,
     small_batch,
     uses_batch_statistics,
 )
@@ -256,8 +256,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     prepared = Prepared(
         config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
         first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
-        recipes=Recipes(config, data.digest, layout, arithmetic.as_dict(), facts,
-                        normalisation_recipe(model, kept, config, data)),
+        recipes=recipes_of(config, data, model, kept, layout, arithmetic, facts),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
         caution=caution(model, forward_batch(config)), contents=contents,

@@ -13,6 +13,7 @@ from swamp_ray.orchestration.choosing import measure_here, measure_on_ray, recor
 from swamp_ray.orchestration.driver import Driver, ExecutorFactory
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
+from swamp_ray.orchestration.older_runs import knowing_older_runs
 from swamp_ray.orchestration.placement import check_labels
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.reporting import Reporter
@@ -81,7 +82,7 @@ def _run(
 ) -> Run:
     device = device_of(config)
     with computing(lambda: reporter.notice(OTHER_RUN)):
-        prepared = prepare(config, device)
+        prepared = knowing_older_runs(prepare(config, device), rundir.place)
     prepared = _settled(prepared, rundir, reporter)
     complete = _is_complete(rundir)
     if not complete:

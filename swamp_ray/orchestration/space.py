@@ -10,6 +10,7 @@ from pathlib import Path
 
 from swamp_ray.errors import SwampError
 from swamp_ray.orchestration.averager import read_mask
+from swamp_ray.orchestration.lookup import find_named
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.resources import pool_size, this_machine
 from swamp_ray.round_messages import RoundPlan
@@ -188,25 +189,25 @@ def _stored(prepared: Prepared, store: ArtifactStore) -> Iterator[Manifest]:
     if prepared.dense is not None:
         named = recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start,
                                  recipes.mask_digest(prepared.whole_mask), None)
-        if (dense := store.find(named.name)) is None:
+        if (dense := find_named(store, named)) is None:
             return
         yield dense
         start = state_digest(dense.files)
     for plan in prepared.plan:
         digest = recipes.mask_digest(mask)
-        found = [store.find(named.name) for named in _particles(prepared, plan, start, digest, values)]
+        found = [find_named(store, named) for named in _particles(prepared, plan, start, digest, values)]
         particles = [manifest for manifest in found if manifest is not None]
         yield from particles
         if len(particles) < len(found) or best:
             return
         states = [state_digest(manifest.files) for manifest in particles]
         seed = prepared.particle_seed(plan.index, -1)
-        average = store.find(recipes.average(states, digest, start, plan.next_survivors, seed).name)
+        average = find_named(store, recipes.average(states, digest, start, plan.next_survivors, seed))
         if average is None:
             return
         yield average
         state = state_digest(average.files)
-        if (evaluation := store.find(recipes.evaluation(state, digest, start).name)) is not None:
+        if (evaluation := find_named(store, recipes.evaluation(state, digest, start))) is not None:
             yield evaluation
         bits = read_mask(store, average)
         if bits is not None:

@@ -192,7 +192,7 @@ def trainings(example: Prepared, seed: int, member: int = 0) -> Iterator[Trainin
     recipes, per_epoch = prepared.recipes, prepared.steps_per_epoch
     start = recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
     if not prepared.config.brings_weights:
-        start = name_of("initialisation", {"seed": seed, "data": prepared.data.digest})
+        start = name_of("initialisation", {"seed": seed, "data": prepared.recipes.training_data})
     mask, values = recipes.mask_digest(prepared.first_mask), None
     if prepared.dense is not None:
         program, whole = prepared.dense, recipes.mask_digest(prepared.whole_mask)

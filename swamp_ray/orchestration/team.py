@@ -17,6 +17,7 @@ from swamp_ray.orchestration.driver import WAIT_S, Driver
 from swamp_ray.orchestration.inline import InlineExecutor
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
+from swamp_ray.orchestration.older_runs import knowing_older_runs
 from swamp_ray.orchestration.pool import Pool
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.ray_executor import RayExecutor
@@ -179,7 +180,7 @@ class Team:
         place = open_place(self._configs[0].storage, self._configs[0].execution.storage_patience_s)
         store = ArtifactStore(place)
         rundirs = [RunDir(place, str(prepared.config.name)) for prepared in self._members]
-        self._members = self._settled(place, rundirs[0])
+        self._members = [knowing_older_runs(prepared, place) for prepared in self._settled(place, rundirs[0])]
         journals = [Journal(rundir, store) for rundir in rundirs]
         for journal, prepared in zip(journals, self._members, strict=True):
             journal.check(prepared)

@@ -25,13 +25,15 @@ class Waiting:
         self._look_s, self._clock = look_s, clock
         self._watch = Watch(expiry_s, clock)
         self._items: dict[Work, WorkItem] = {}
+        self._keys: dict[Work, str] = {}
         self._looked: float | None = None
         self._named: set[tuple[Work, str]] = set()
 
     def add(self, item: WorkItem, held: Held) -> bool:
         """Let a job wait; True if its holder was not named before."""
         self._items[item.work] = item
-        self._watch.stale(_key(item), held)
+        self._keys[item.work] = held.key or artifact_lease(item.named.name)
+        self._watch.stale(self._keys[item.work], held)
         new = (item.work, held.who) not in self._named
         self._named.add((item.work, held.who))
         return new
@@ -44,6 +46,10 @@ class Waiting:
         self._looked = now
         return list(self._items.values())
 
+    def key(self, work: Work) -> str:
+        """Where the lease lies that a job waits for; an earlier version's lies under another name."""
+        return self._keys[work]
+
     def look(self, work: Work, held: Held | None) -> bytes | None:
         """What is to be done with a job, given its lease.
 
@@ -52,12 +58,8 @@ class Waiting:
         """
         if held is None:
             return b""
-        return held.content if self._watch.stale(_key(self._items[work]), held) else None
+        return held.content if self._watch.stale(self._keys[work], held) else None
 
     def remove(self, work: Work) -> None:
         """The job does not wait any more. What was seen of its holder is kept, should it have to wait again."""
         self._items.pop(work, None)
-
-
-def _key(item: WorkItem) -> str:
-    return artifact_lease(item.named.name)

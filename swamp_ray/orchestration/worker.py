@@ -19,6 +19,14 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.credentials import Concealer, concealed_tree
 from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError, SwampError
 from swamp_ray.orchestration.failures import recall_divergence, remember_divergence
+from swamp_ray.orchestration.lookup import (
+    discard_named,
+    evaluation_of,
+    every_named,
+    is_measured_alike,
+    measured_anew,
+    outcome_of,
+)
 from swamp_ray.orchestration.messages import Busy, Outcome, WorkItem
 from swamp_ray.orchestration.preparation import State
 from swamp_ray.orchestration.shard import num_shards
@@ -28,9 +36,9 @@ from swamp_ray.storage.arrays import arrays_to_bytes
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.joblog import JobLog
-from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease
+from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease, is_free
 from swamp_ray.storage.places import Place, open_place
-from swamp_ray.storage.states import put_state, read_state, state_digest
+from swamp_ray.storage.states import put_state, read_state
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.data import Data, Feed
 from swamp_ray.training.memory import PeakMemory
@@ -121,7 +129,7 @@ class Worker:
         """
         mask = self._mask(mask_bits)
         with _log(item, self.store.place, self._conceal) as log:
-            if (found := self._stored(item, log)) is not None:
+            if (found := self._stored(item, mask, start, log)) is not None:
                 yield from found
                 return
             lease = self._lease(item, log)
@@ -132,30 +140,47 @@ class Worker:
             with lease or contextlib.nullcontext():
                 # Whoever had the lease before may have finished since the look above.
                 job = _Job(item, start, mask, values, seat)
-                result = self._stored(item, log) or (yield from self._train_anew(job, log, stop))
+                result = self._stored(item, mask, start, log) or (yield from self._train_anew(job, log, stop))
             yield from result or ()
 
-    def _with_pieces(self, manifest: Manifest, packed: Packed, trained_epochs: int = 0) -> list[Outcome | Packed]:
+    def _with_pieces(self, outcome: Outcome, packed: Packed) -> list[Outcome | Packed]:
         """The outcome, and the state in a piece for each averaging shard."""
         pieces = [packed.part(*span) for span in spans(packed.size, self._num_shards)]
-        return [outcome_of(manifest, trained_epochs, len(pieces)), *pieces]
+        return [replace(outcome, num_pieces=len(pieces)), *pieces]
 
-    def _stored(self, item: WorkItem, log: Any) -> list[Outcome | Packed] | None:
-        """A result that an earlier attempt, or another run, has left behind."""
-        manifest = self.store.find(item.named.name)
-        if manifest is None:
-            return None
-        try:
-            packed = read_state(self.store, manifest)
-        except MissingPayloadError:
-            return None  # let go to save space, and needed once more
-        log(f"{item.work}: found {item.named.name[:12]} in storage")
-        return self._with_pieces(manifest, packed)
+    def _stored(self, item: WorkItem, mask: np.ndarray, start: State, log: Any) -> list[Outcome | Packed] | None:
+        """A result that an earlier attempt, or another run, has left behind, with the metrics that are asked for."""
+        for manifest in every_named(self.store, item.named):
+            try:
+                packed = read_state(self.store, manifest)
+            except MissingPayloadError:
+                continue  # let go to save space, and needed once more
+            log(f"{item.work}: found {manifest.name[:12]} in storage")
+            outcome = outcome_of(manifest)
+            if not is_measured_alike(item, manifest.name, manifest.info):
+                outcome = self._measure(item, outcome, packed, mask, start, log)
+            return self._with_pieces(outcome, packed)
+        return None
+
+    def _measure(self, item: WorkItem, outcome: Outcome, packed: Packed, mask: np.ndarray, start: State, log: Any
+                 ) -> Outcome:
+        """Measure a stored network as this run measures; what is measured lies under a name of its own."""
+        named = evaluation_of(item, outcome.digest)
+        found = self.store.find(named.name)
+        if found is None:
+            found = self._store_evaluation(item, named.name, packed, mask, start)
+            log(f"{item.work}: measured anew, {_metrics_text(found.info['metrics'])}")
+        return measured_anew(item, outcome, named.name, found.info["metrics"])
 
     def _lease(self, item: WorkItem, log: Any) -> Lease | Held | None:
         """The right to train, or who has it; None where the storage fails, since leases only save work."""
         holder = replace(self._holder, session=item.session)
         try:
+            # An earlier version may be at work on the same under the name that it gives to it.
+            for former in item.named.former:
+                held = self.leases.look(artifact_lease(former.name))
+                if held is not None and not is_free(held, holder, item.stale):
+                    return held
             return self.leases.acquire(artifact_lease(item.named.name), holder, item.stale)
         except (RunError, OSError) as error:
             log(f"{item.work}: goes on without a lease: {error}")
@@ -203,15 +228,15 @@ class Worker:
                 written = time.monotonic()
         result = run.finish()
         manifest = self._keep(item, result, time.perf_counter() - began, memory.read_bytes())
-        self.store.discard(item.named.name, CHECKPOINT)
+        discard_named(self.store, item.named, CHECKPOINT)
         log(f"{item.work}: finished, {_metrics_text(result.evaluation.metrics)}")
-        return self._with_pieces(manifest, result.packed, len(run.history) - first_epoch)
+        return self._with_pieces(outcome_of(manifest, len(run.history) - first_epoch), result.packed)
 
     def _note_divergence(self, item: WorkItem, error: DivergedError, log: Any) -> None:
         """Its checkpoint leads nowhere. A storage that takes no files must not hide what happened."""
         try:
             remember_divergence(self.store, item, error)
-            self.store.discard(item.named.name, CHECKPOINT)
+            discard_named(self.store, item.named, CHECKPOINT)
         except RunError as failure:
             log(f"{item.work}: {failure}")
 
@@ -227,7 +252,7 @@ class Worker:
             run = trainer.begin(order, values, mask, start.buffers, checkpoint)
         except CorruptArtifactError as error:
             log(f"{item.work}: {error}; starting afresh")
-            self.store.discard(item.named.name, CHECKPOINT)
+            discard_named(self.store, item.named, CHECKPOINT)
             run = trainer.begin(order, values, mask, start.buffers)
         origin = f"step {run.step}" if run.step else "the start"
         seed = f", seed {item.reseed}" if item.reseed else ""
@@ -246,13 +271,15 @@ class Worker:
 
     def _find_checkpoint(self, item: WorkItem, log: Any) -> bytes | None:
         """What an earlier attempt left; a damaged checkpoint only costs its epochs."""
-        try:
-            manifest = self.store.find(item.named.name, CHECKPOINT)
-            return None if manifest is None else self.store.read(manifest, RUN_FILE)
-        except CorruptArtifactError as error:
-            log(f"{item.work}: {error}")
-            self.store.discard(item.named.name, CHECKPOINT)
-            return None
+        for name in item.named.names:
+            try:
+                manifest = self.store.find(name, CHECKPOINT)
+                if manifest is not None:
+                    return self.store.read(manifest, RUN_FILE)
+            except CorruptArtifactError as error:
+                log(f"{item.work}: {error}")
+                self.store.discard(name, CHECKPOINT)
+        return None
 
     def _keep(self, item: WorkItem, result: TrainedParticle, seconds: float, peak_bytes: int | None) -> Manifest:
         info: dict[str, Any] = {"metrics": result.evaluation.metrics, "history": result.history, "seconds": seconds,
@@ -261,6 +288,8 @@ class Worker:
             info["as_trained"] = result.as_trained
         if peak_bytes is not None:
             info["peak_bytes"] = peak_bytes
+        if item.measurement is not None:
+            info["measured"] = item.measurement.measured
         # Who reads the file need not know the tokens of the options.
         recipe = concealed_tree(item.named.recipe)
         return put_state(self.store, item.named.name, result.packed, recipe, info)
@@ -270,17 +299,18 @@ class Worker:
         average = self.store.find(item.average)
         if average is None:
             raise CorruptArtifactError(f"the average {item.average} of {item.work} is not in the storage")
+        packed = read_state(self.store, average)
+        manifest = self._store_evaluation(item, item.named.name, packed, mask, start)
+        log(f"{item.work}: {_metrics_text(manifest.info['metrics'])}")
+        return outcome_of(manifest)
+
+    def _store_evaluation(self, item: WorkItem, name: str, packed: Packed, mask: np.ndarray, start: State) -> Manifest:
+        """Evaluate a network and store its metrics and statistics under a name."""
         began = time.perf_counter()
-        evaluation = self.trainer.evaluate(read_state(self.store, average), mask, start.buffers)
+        evaluation = self.trainer.evaluate(packed, mask, start.buffers)
         files = {BUFFERS_FILE: arrays_to_bytes(evaluation.buffers)}
         info = {"metrics": evaluation.metrics, "seconds": time.perf_counter() - began, "work": str(item.work)}
-        log(f"{item.work}: {_metrics_text(evaluation.metrics)}")
-        return outcome_of(self.store.put(item.named.name, files, info))
-
-
-def outcome_of(manifest: Manifest, trained_epochs: int = 0, num_pieces: int = 0) -> Outcome:
-    """The outcome that a stored result stands for."""
-    return Outcome(manifest.name, state_digest(manifest.files), manifest.info, trained_epochs, num_pieces)
+        return self.store.put(name, files, info)
 
 
 @contextlib.contextmanager

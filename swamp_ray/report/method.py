@@ -98,9 +98,9 @@ def _combination(config: SwampConfig) -> str:
 
 
 def _statistics(config: SwampConfig) -> str:
-    if config.averaging.statistics == "unaugmented":
+    if config.averaging.statistics == "augmented":
         return ""
-    return "Normalisation statistics are those of augmented images."
+    return "Normalisation statistics are those of images without augmentation."
 
 
 def _pruning(config: SwampConfig) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from swamp_ray.errors import SwampError, first_line
 from swamp_ray.storage.jsonlines import Salvaged, is_sealed, salvage_lines
+from swamp_ray.storage.metrics import since_afresh
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import ranges
@@ -58,7 +59,7 @@ def rounds_of(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:
 def metrics_of(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:
     """Every scalar, an epoch once: a killed attempt may have begun to write what a later one wrote in full."""
     found = _attempted(lambda: salvage_lines(rundir.metrics, _is_scalars), rundir.metrics, losses)
-    lines = _told(found, rundir.metrics, losses, "curves and epochs do without")
+    lines = since_afresh(_told(found, rundir.metrics, losses, "curves and epochs do without"))
     last = {_about(line) if str(line["kind"]).endswith("_epoch") else number: line
             for number, line in enumerate(lines)}
     return list(last.values())

@@ -11,8 +11,15 @@ import numpy as np
 
 from swamp_ray.storage.sources import digest_sources
 
-FORMAT_VERSION = 1
-"""Raised when a change of the code alters results, so that no old result answers for a new one."""
+FORMATS = {"particle": 2, "evaluation": 2}
+"""By kind of result, 1 for all others. Raised when a change of the code alters numbers of that kind, so that no old
+result answers for a new one. `swamp_ray.storage.former` knows which results of earlier formats hold the same numbers.
+"""
+
+
+def format_of(kind: str) -> int:
+    """The present format of a kind of result."""
+    return FORMATS.get(kind, 1)
 
 
 def canonical_json(value: object) -> bytes:
@@ -53,16 +60,18 @@ def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def name_of(kind: str, content: Mapping[str, object]) -> str:
+def name_of(kind: str, content: Mapping[str, object], version: int | None = None) -> str:
     """The name (64 hex digits) of a result of one kind, e.g. ``"particle"``, made from all that it depends on.
 
     Args:
         kind: What sort of result it is; kinds never share names.
         content: JSON values; the keys ``kind`` and ``format`` are taken.
+        version: An earlier format of this kind; default: the present one.
     """
     if taken := {"kind", "format"} & content.keys():
         raise ValueError(f"the content of a name must not have the keys {sorted(taken)}")
-    return digest_bytes(canonical_json({**content, "kind": kind, "format": FORMAT_VERSION}))
+    return digest_bytes(canonical_json({**content, "kind": kind,
+                                        "format": format_of(kind) if version is None else version}))
 
 
 def source_digest(import_path: str, version: str | None = None) -> dict[str, str]:

@@ -48,12 +48,14 @@ class Held:
         holder: Who holds it; None if that cannot be read.
         token: What its holder knows it by.
         expiry_s: How long its holder may be silent, as the holder says.
+        key: Where it lies.
     """
 
     content: bytes
     holder: Holder | None = None
     token: str = ""
     expiry_s: float = 0.0
+    key: str = ""
 
     @property
     def life(self) -> Life:
@@ -135,11 +137,11 @@ class Leases:
             # A write whose answer was lost has happened all the same.
             if held.token == lease.token:
                 return lease.start()
-            if not _is_free(held, holder, stale):
+            if not is_free(held, holder, stale):
                 return held
             if self.place.swap(key, lease.content, expected=held.content):
                 return lease.start()
-        return self.look(key) or Held(b"")
+        return self.look(key) or Held(b"", key=key)
 
     def look(self, key: str) -> Held | None:
         """Who holds a lease; None if it is free. Raises RunError if the storage cannot be read."""
@@ -147,7 +149,7 @@ class Leases:
             content = self.place.read(key)
         except FileNotFoundError:
             return None
-        return _parse(content)
+        return replace(_parse(content), key=key)
 
     def last_seen_s(self, key: str) -> float | None:
         """When the holder of a lease last gave a sign of life, by the storage's clock."""
@@ -411,7 +413,8 @@ def claim(
         sleep(min(1.0, leases.interval_s))
 
 
-def _is_free(held: Held, holder: Holder, stale: bytes) -> bool:
+def is_free(held: Held, holder: Holder, stale: bytes = b"") -> bool:
+    """Whether a holder may take a lease over: its own run had it, or whoever had it is gone or was seen to be stale."""
     if held.content == stale or held.life == "gone":
         return True
     nameless = None if held.holder is None else replace(held.holder, run="", session="")

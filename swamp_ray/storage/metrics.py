@@ -23,6 +23,8 @@ _LEADING: dict[str, pa.DataType] = {
     "step": pa.int64(),
 }
 _FLUSH_S = 10
+AFRESH = "measured_anew"
+"""Kind of a line after which everything is logged again: metrics before it were measured in another way."""
 
 
 class MetricsLog:
@@ -32,15 +34,21 @@ class MetricsLog:
         jsonl: The file of JSON lines.
         tensorboard: Folder for TensorBoard's event files, None for none. In an object store they are put there when the
             log is closed.
+        afresh: What is in the file so far is out of date, because networks are measured in another way from now on;
+            it stays there, and is not read any more.
 
     Raises:
         UserError: If TensorBoard files are wanted and tensorboardX is not installed.
         RunError: If the file could not be written.
     """
 
-    def __init__(self, jsonl: str | Path | Spot, tensorboard: str | Path | Spot | None = None) -> None:
+    def __init__(
+        self, jsonl: str | Path | Spot, tensorboard: str | Path | Spot | None = None, afresh: bool = False
+    ) -> None:
         self._lines = open_lines(as_spot(jsonl))
-        self._events = None if tensorboard is None else _EventFiles(as_spot(tensorboard))
+        self._events = None if tensorboard is None else _EventFiles(as_spot(tensorboard), afresh)
+        if afresh:
+            self._lines.append({"time": time.time(), "kind": AFRESH})
 
     def log(self, **fields: Any) -> None:
         """Write one line.
@@ -93,11 +101,11 @@ class MetricsLog:
 class _EventFiles:
     """TensorBoard's files: written where they belong, or uploaded from a temporary folder at the end."""
 
-    def __init__(self, spot: Spot) -> None:
+    def __init__(self, spot: Spot, afresh: bool = False) -> None:
         self._spot = spot
         folder = made_folder(spot)
         self._temporary = Path(tempfile.mkdtemp(prefix="swamp-events-")) if folder is None else None
-        self.writer: Any = _summary_writer(folder or Path(str(self._temporary)))
+        self.writer: Any = _summary_writer(folder or Path(str(self._temporary)), afresh)
 
     def close(self) -> None:
         """End the files; that one could not be uploaded is no reason for a run to fail."""
@@ -119,13 +127,24 @@ def read_jsonl(where: str | Path | Spot) -> list[dict[str, Any]]:
     return read_lines(as_spot(where))
 
 
+def read_metrics(where: str | Path | Spot) -> list[dict[str, Any]]:
+    """As `read_jsonl`, of a run's metrics: those that hold today."""
+    return since_afresh(read_jsonl(where))
+
+
+def since_afresh(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a run's metrics that are not out of date."""
+    last = max((number for number, line in enumerate(lines) if line.get("kind") == AFRESH), default=-1)
+    return list(lines[last + 1:])
+
+
 def write_parquet(jsonl: str | Path | Spot, parquet: str | Path | Spot) -> None:
     """Write the JSON lines as a table, atomically.
 
     Columns: time, kind, round, particle, epoch, step (always there), then the others by name. A column of whole
     numbers is int64, one with any fraction float64, one that mixes text or nested values with others JSON text.
     """
-    records = read_jsonl(jsonl)
+    records = read_metrics(jsonl)
     others = sorted({name for record in records for name in record} - _LEADING.keys())
     columns = {name: _column([record.get(name) for record in records], _LEADING.get(name, pa.float64()))
                for name in [*_LEADING, *others]}
@@ -148,13 +167,13 @@ def _column(values: Sequence[Any], default: pa.DataType) -> pa.Array:
     return pa.array(texts, type=pa.string())
 
 
-def _summary_writer(folder: Path) -> Any:
+def _summary_writer(folder: Path, afresh: bool) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UserError("TensorBoard files need the package tensorboardX", where="tensorboard",
                         do="Install it with: pip install tensorboardX") from error
-    writer = SummaryWriter(str(folder), flush_secs=_FLUSH_S)
+    writer = SummaryWriter(str(folder), flush_secs=_FLUSH_S, purge_step=0 if afresh else None)
     files: Any = writer.file_writer
     events = files.event_writer
     events._ev_writer = events._worker._record_writer = _Tolerant(events._ev_writer)

@@ -6,6 +6,7 @@ particles, the workers, paths or hosts. docs/identity.md explains each entry.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,25 +15,78 @@ import numpy as np
 from swamp_ray.config import SwampConfig
 from swamp_ray.importing import is_import_path
 from swamp_ray.sparsity.masks import Layout, to_bits
+from swamp_ray.storage.former import Before, Former, Recipe, metrics_of
 from swamp_ray.storage.identity import canonical_json, digest_arrays, digest_bytes, name_of, source_digest
 from swamp_ray.storage.sources import package_version
 from swamp_ray.training.arithmetic import SINGLE
 from swamp_ray.training.models import TORCHVISION
 
-Recipe = dict[str, Any]
+
+@dataclass(frozen=True)
+class DataDigests:
+    """What names a run's data.
+
+    Attributes:
+        training: Digest of the training samples and of what is done to them.
+        all: Digest of the samples of all splits, likewise.
+    """
+
+    training: str
+    all: str
 
 
 @dataclass(frozen=True)
 class Named:
-    """A result's name (64 hex digits) and the recipe that it was made from."""
+    """A result's name (64 hex digits) and the recipe that it was made from.
+
+    Attributes:
+        name: Under which it is stored if it is computed now.
+        recipe: What it is made from.
+        former: Names under which earlier versions may have stored the same.
+    """
 
     name: str
     recipe: Recipe
+    former: tuple[Former, ...] = ()
 
     @classmethod
-    def of(cls, kind: str, recipe: Recipe) -> Named:
+    def of(cls, kind: str, recipe: Recipe, former: tuple[Former, ...] = ()) -> Named:
         """Name a recipe."""
-        return cls(name_of(kind, recipe), {"kind": kind, **recipe})
+        return cls(name_of(kind, recipe), {"kind": kind, **recipe}, former)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names under which it may lie, the present one first."""
+        return (self.name, *(former.name for former in self.former))
+
+    def measured_with(self, name: str, info: Mapping[str, Any]) -> Recipe | None:
+        """What the metrics that are stored with a training are metrics of; None where that is not known.
+
+        Args:
+            name: The name under which it was found.
+            info: What its manifest says.
+        """
+        noted = info.get("measured")
+        if isinstance(noted, dict):
+            return noted
+        return next((former.measured for former in self.former if former.name == name), None)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How a run measures networks of one mask.
+
+    Attributes:
+        recipe: Of an evaluation, without the network.
+        measured: What distinguishes it from other measurements of the same network; stored with its metrics.
+    """
+
+    recipe: Recipe
+    measured: Recipe
+
+    def named(self, state: str, former: tuple[Former, ...] = ()) -> Named:
+        """The metrics of a network, given the digest of its state."""
+        return Named.of("evaluation", {**self.recipe, "state": state}, former)
 
 
 class Recipes:
@@ -40,23 +94,25 @@ class Recipes:
 
     Args:
         config: The run.
-        data_digest: Digest of the decoded samples and their split.
+        data: Digests of the training samples, and of the samples of all splits.
         layout: Prunable weights and the rest.
         arithmetic: As resolved when the run started, as plain values.
         facts: Library versions and hardware models, for ``identity.strict``.
         normalisation: What of the network's normalisation is unusual; of most networks nothing.
+        before: What earlier versions did otherwise; it knows the normalisation statistics too.
     """
 
     def __init__(
         self,
         config: SwampConfig,
-        data_digest: str,
+        data: DataDigests,
         layout: Layout,
         arithmetic: dict[str, Any],
         facts: dict[str, str],
+        before: Before,
         normalisation: Recipe | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._data, self.before = config, data, before
         self._layout_digest = digest_bytes(canonical_json({
             "layers": [[layer.name, list(layer.shape)] for layer in layout.layers],
             "rest": [[name, list(shape)] for name, shape in layout.rest],
@@ -64,7 +120,7 @@ class Recipes:
         # The dense phase and evaluations are never packed, and shared by runs that pack and runs that do not.
         alone = {**arithmetic, "packing": SINGLE}
         self._shared: Recipe = {
-            "data": data_digest,
+            "data": data.training,
             "model": _code(config.model.name, config.model.options, config.model.version),
             "task": _code(config.task.name, config.task.options, config.task.version)
             | {"label_smoothing": config.task.label_smoothing},
@@ -72,13 +128,21 @@ class Recipes:
             "micro_batch": config.training.micro_batch,
             "arithmetic": alone,
         }
-        if config.averaging.statistics != "unaugmented":  # results that are older than the option keep their names
-            self._shared["statistics"] = config.averaging.statistics
         self._shared |= normalisation or {}
         if config.identity.strict:
             self._shared["machine"] = facts
         self._optimizer = config.training.model_dump(
             mode="json", exclude={"batch_size", "micro_batch", "lr", "weight_decay", "schedule"})
+
+    @property
+    def training_data(self) -> str:
+        """Digest of the training samples."""
+        return self._data.training
+
+    @property
+    def measured(self) -> Recipe:
+        """What distinguishes this run's metrics from others of the same networks."""
+        return metrics_of(self._data.all, self.before.statistics)
 
     def mask_digest(self, mask: np.ndarray) -> str:
         """Digest of a mask and of the tensors that it is over."""
@@ -103,8 +167,9 @@ class Recipes:
             packing: The form and width of packing that decide the last bits.
         """
         shared = {**self._shared, "arithmetic": {**self._shared["arithmetic"], "packing": packing}}
-        return Named.of("particle", {**shared, "optimizer": self._optimizer, "program": program, "seed": seed,
-                                     "start": start, "mask": mask, "values": values})
+        recipe = {**shared, "optimizer": self._optimizer, "program": program, "seed": seed, "start": start,
+                  "mask": mask, "values": values}
+        return Named.of("particle", recipe, self.before.trainings(recipe))
 
     def average(self, states: list[str], mask: str, start: str, next_survivors: int | None, seed: int) -> Named:
         """A round's average and its next mask.
@@ -124,11 +189,18 @@ class Recipes:
                 recipe |= {"start": start}
             if pruning.score == "random":
                 recipe |= {"seed": seed}
-        return Named.of("average", recipe)
+        return Named.of("average", recipe, self.before.averages(recipe))
+
+    def measurement(self, mask: str, start: str) -> Measurement:
+        """How networks of a mask are measured whose buffers come from the state with the digest ``start``."""
+        recipe = {**self._shared, "data": self._data.all, "statistics": self.before.statistics, "mask": mask,
+                  "start": start}
+        return Measurement(recipe, self.measured)
 
     def evaluation(self, average: str, mask: str, start: str) -> Named:
         """The metrics of an average: digest of its state, of its mask, and of where its buffers come from."""
-        return Named.of("evaluation", {**self._shared, "state": average, "mask": mask, "start": start})
+        measurement = self.measurement(mask, start)
+        return measurement.named(average, self.before.evaluations({**measurement.recipe, "state": average}))
 
 
 def average_recipe(named: Named) -> Recipe:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 
 from swamp_ray.errors import UserError
+from swamp_ray.storage.sources_v1 import digest_sources_v1, modules_v1
 from swamp_ray.usercode.finding import find, is_standard, release_of
 from swamp_ray.usercode.loading import taken
 from swamp_ray.usercode.project import explore
@@ -40,6 +41,20 @@ def digest_sources(import_path: str) -> dict[str, str]:
                         do="Put it into a file on the import path (PYTHONPATH or the current folder), or declare a "
                            "version for it.")
     return project.digest()
+
+
+def former_digest(import_path: str) -> dict[str, str] | None:
+    """What stood for the code in format 1; None where it did not see all of the user's modules that are seen now.
+
+    Raises:
+        UserError: As :func:`digest_sources`.
+    """
+    name = _module_name(import_path)
+    found = find(name)
+    if found is None or is_standard(found) or release_of(found) is not None:
+        return digest_sources_v1(import_path)
+    project = taken(name) or explore([name])
+    return digest_sources_v1(import_path) if project.parts.keys() <= modules_v1(import_path) else None
 
 
 def package_version(name: str) -> str:

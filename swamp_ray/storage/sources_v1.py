@@ -52,6 +52,14 @@ def digest_sources_v1(import_path: str) -> dict[str, str]:
     return {"source": _digest(_project(start))}
 
 
+def modules_v1(import_path: str) -> set[str]:
+    """Names of the modules that this digest is of; empty where it is that of an installed package."""
+    start = _locate(_module_name(import_path))
+    if start is None or _is_library(start.file):
+        return set()
+    return {module.name for module in _project(start)}
+
+
 def _module_name(import_path: str) -> str:
     module, colon, attribute = import_path.partition(":")
     words = module.split(".") + attribute.split(".")

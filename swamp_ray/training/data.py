@@ -142,6 +142,7 @@ def assemble(config: DataConfig, raw: Raw) -> Data:
         description={"name": config.name, "source": raw.source, "sample": f"{first.dtype} {list(first.shape[1:])}",
                      **{name: len(split) for name, split in samples.items()}},
         warnings=raw.warnings,
+        training_digest=digest_of({"train": splits["train"]}, images),
     )
 
 

@@ -95,6 +95,7 @@ def load_image_folder(config: DataConfig, root: Path | None) -> Data:
         description={"name": config.name, "source": f"train, {', '.join(held_folders)}", "sample": "image files",
                      **{name: len(chosen) for name, (_, chosen) in splits.items()}},
         warnings=_warnings([train, *others.values()]),
+        training_digest=digest_of({"train": _identity(*splits["train"])}, settings),
     )
 
 

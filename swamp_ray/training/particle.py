@@ -35,6 +35,7 @@ from swamp_ray.training.normalisation import forward_batch, kept_statistics, use
 from swamp_ray.training.ranks import Alone, Ranks
 from swamp_ray.training.records import Arrays, Evaluation, Gradients, Order, ParticleJob
 from swamp_ray.training.reproducible import seeded
+from swamp_ray.training.statistics import Statistics, statistics_of, statistics_seed
 from swamp_ray.training.tasks import Batch, Task, build_task
 from swamp_ray.training.training_run import TrainingRun
 
@@ -181,22 +182,21 @@ class ParticleTrainer:
         buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in named_buffers(self.model)}
         return Evaluation(self.metrics(("validation", "test")), buffers)
 
-    def reestimate(self, augmentation: int | None = None) -> None:
+    def reestimate(self, statistics: Statistics | None = None) -> None:
         """Normalisation statistics of the weights in place.
 
-        One pass over the training split, unaugmented, in fixed order, with the training batch size, the last
-        partial batch dropped, as a cumulative mean. Where several ranks train, the batches are of a rank's size.
+        One pass over the training split, with order and augmentation that are the same for every network, with the
+        training batch size, the last partial batch dropped, as a cumulative mean. Where several ranks train, the
+        batches are of a rank's size.
 
         Args:
-            augmentation: Seed of the order and of the augmentation; default: none, or under ``averaging.statistics:
-                augmented`` one that is the same for every network.
+            statistics: Of which training images; default: as ``averaging.statistics`` says.
         """
         if not has_batchnorm(self.model, self.kept):
             return
-        if augmentation is None and self.config.averaging.statistics == "augmented":
-            augmentation = derive_seed(0, "statistics")
+        seed = statistics_seed(statistics or statistics_of(self.config, self.data, self.model, self.kept))
         with batchnorm_reestimation(self.model, self.kept), self.autocast(), self.randomness(self._evaluation_seed):
-            for batch in self.feed("train").batches(self.config.training.batch_size, seed=augmentation, drop_last=True):
+            for batch in self.feed("train").batches(self.config.training.batch_size, seed=seed, drop_last=True):
                 for part in split_batch(batch, self.forward_batch):
                     with blamed(_FAILED):
                         self.task.predict(self.model, part)

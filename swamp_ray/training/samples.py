@@ -97,6 +97,7 @@ class Data:
         digest: SHA-256 of the three splits and the pipeline.
         description: Name, source, sizes: plain values for people.
         warnings: What the user should know of the data.
+        training_digest: SHA-256 of the training split and the pipeline alone; empty: ``digest`` stands for it.
     """
 
     train: Samples
@@ -108,6 +109,7 @@ class Data:
     digest: str
     description: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    training_digest: str = ""
 
 
 def shuffled(num: int, seed: int, purpose: str, *indices: int) -> np.ndarray:

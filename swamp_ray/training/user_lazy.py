@@ -87,6 +87,7 @@ def lazy_data(config: DataConfig, task: str | None, given: Given, read: Mapping[
                      **{name: len(split) for name, split in samples.items()}},
         warnings=(*target.warnings, *_random_warnings(config, read, plain is not None),
                   *_open_file_warnings(config, splits)),
+        training_digest=digest_of({"train": chosen["train"]}, source),
     )
 
 

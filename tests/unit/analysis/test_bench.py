@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,14 +44,28 @@ def test_what_is_measured_is_what_the_run_recorded(bench: Bench, storage: Path, 
     assert not bench.average(index)[:bench.mask(index).size][~bench.mask(index)].any()
 
 
-def test_statistics_of_augmented_images_depend_on_their_seed_alone(tmp_path: Path) -> None:
+def test_statistics_of_augmented_images_are_the_runs_own_and_always_the_same_draw(tmp_path: Path) -> None:
     run(tiny(tmp_path, data__augment="crop", data__crop_padding=2, pruning__target=0.0))
     bench = Bench(RunDir(tmp_path, "tiny"))
     point = bench.average(0)
-    plain, one, again, other = (bench.measure(point, ("test",), augmentation=seed) for seed in (None, 0, 0, 1))
-    assert one == again
-    assert plain != one != other
-    assert bench.measure(point, ("test",)) == plain, "nothing of it stays"
+    plain, one, again = (bench.measure(point, ("test",), kind) for kind in ("unaugmented", "augmented", "augmented"))
+    assert one == again == {"test": bench.rundir.read_rounds()[0]["average"]["test"]}
+    assert plain != one
+    assert bench.measure(point, ("test",)) == one, "nothing of it stays"
+
+
+@pytest.mark.parametrize("values", [
+    {"data__augment": "none"}, {"data__augment": "crop", "data__crop_padding": 0},
+    {"data__augment": "crop", "model__name": "lenet_300_100"}])
+def test_where_statistics_do_not_matter_all_settings_are_one_measurement(tmp_path: Path, values: dict[str, Any]
+                                                                         ) -> None:
+    """Data that are not augmented, and networks without normalisation."""
+    found = []
+    for statistics in ("unaugmented", "augmented"):
+        config = tiny(tmp_path, name=statistics, averaging__statistics=statistics, pruning__target=0.0, **values)
+        done = run(config)
+        found.append([done.records[0].average, done.records[0].artifacts["evaluation"]])
+    assert found[0] == found[1]
 
 
 def test_a_run_with_augmented_statistics_differs_in_its_metrics_alone(tmp_path: Path) -> None:

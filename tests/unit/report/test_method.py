@@ -48,4 +48,4 @@ def test_the_sentences_say_what_is_done(arm: str, words: list[str]) -> None:
 def test_statistics_are_named_where_they_are_not_the_usual_ones() -> None:
     usual = load_config(ARMS / "imp_erk.yaml")
     assert "statistics" not in method_words(usual)
-    assert "of augmented images" in method_words(with_values(usual, {"averaging.statistics": "augmented"}))
+    assert "without augmentation" in method_words(with_values(usual, {"averaging.statistics": "unaugmented"}))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swamp_ray.storage.identity import FORMAT_VERSION, canonical_json, digest_arrays, digest_bytes, name_of
+from swamp_ray.storage.identity import canonical_json, digest_arrays, digest_bytes, format_of, name_of
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -85,7 +85,9 @@ def test_arrays_of_objects_are_refused() -> None:
 def test_names_depend_on_kind_and_content_only() -> None:
     name = name_of("particle", {"seed": 1, "lr": 0.1})
     assert name == name_of("particle", {"lr": 0.1, "seed": 1})
-    assert name == digest_bytes(canonical_json({"format": FORMAT_VERSION, "kind": "particle", "lr": 0.1, "seed": 1}))
+    whole = {"format": format_of("particle"), "kind": "particle", "lr": 0.1, "seed": 1}
+    assert name == digest_bytes(canonical_json(whole))
+    assert name != name_of("particle", {"seed": 1, "lr": 0.1}, version=format_of("particle") - 1)
     assert len({name, name_of("round", {"seed": 1, "lr": 0.1}), name_of("particle", {"seed": 2, "lr": 0.1})}) == 3
     with pytest.raises(ValueError, match="kind"):
         name_of("particle", {"kind": "round"})

@@ -23,9 +23,10 @@ from pydantic import BaseModel
 from swamp_ray.config import SwampConfig, TrainingConfig
 from swamp_ray.config_reading import build_config
 from swamp_ray.errors import UserError
+from swamp_ray.orchestration.naming import recipes_of
 from swamp_ray.orchestration.preparation import Prepared, prepare
 from swamp_ray.orchestration.running import run
-from swamp_ray.storage.recipes import Recipes, average_recipe
+from swamp_ray.storage.recipes import average_recipe
 from swamp_ray.training.particle import initial_model
 from tests.helpers import TINY, ticket_digests, tiny
 
@@ -59,7 +60,7 @@ DECIDES: dict[str, tuple[dict[str, Any], Any, set[str]]] = {
     "data.validation": ({}, 0.2, SAMPLES),
     "data.split_seed": ({}, 1, SAMPLES),
     "data.limit_train": ({}, 80, SAMPLES),
-    "data.limit_test": ({}, 20, SAMPLES),
+    "data.limit_test": ({}, 20, {"evaluation"}),
     "data.augment": ({}, "crop_flip", SAMPLES),
     "data.crop_padding": ({"data__augment": "crop"}, 2, SAMPLES),
     "model.name": ({}, "lenet_300_100", ALL),
@@ -93,7 +94,7 @@ DECIDES: dict[str, tuple[dict[str, Any], Any, set[str]]] = {
     "averaging.start": ({"round__length": 4}, 0.25, {"particle"}),
     "averaging.lr": ({}, 0.01, {"particle"}),
     "averaging.every": ({}, "3 steps", {"particle"}),
-    "averaging.statistics": ({}, "augmented", SAMPLES),
+    "averaging.statistics": ({"data__augment": "crop"}, "unaugmented", {"evaluation"}),
     "averaging.ema_decay": ({"averaging__within": "ema"}, 0.99, {"particle"}),
     "particles.vary.weight_decay": ({}, [0.0, 0.1, 0.2], {"particle"}),
     "particles.vary.lr": ({}, [0.1, 0.2, 0.3], {"particle"}),
@@ -219,7 +220,8 @@ def test_a_changed_default_gives_other_names(tmp_path: Path, named: Cache, monke
 def test_each_part_of_the_arithmetic_is_in_the_names(tmp_path: Path, change: dict[str, Any]) -> None:
     prepared = prepare(tiny(tmp_path))
     arithmetic = replace(prepared.arithmetic, **change)
-    recipes = Recipes(prepared.config, prepared.data.digest, prepared.layout, arithmetic.as_dict(), prepared.facts)
+    recipes = recipes_of(prepared.config, prepared.data, initial_model(prepared.config, prepared.data), (),
+                         prepared.layout, arithmetic, prepared.facts)
     before, after = names(prepared), names(replace(prepared, recipes=recipes))
     assert {kind for kind in before if after[kind] != before[kind]} == SAMPLES
 
@@ -471,8 +473,9 @@ def test_the_number_of_ranks_is_in_the_names_of_what_they_train(tmp_path: Path) 
 
 def test_strict_names_hold_the_machine(tmp_path: Path) -> None:
     prepared = prepare(tiny(tmp_path, identity__strict=True))
-    other = Recipes(prepared.config, prepared.data.digest, prepared.layout, prepared.arithmetic.as_dict(),
-                    {**prepared.facts, "cpu": "another"})
+    model = initial_model(prepared.config, prepared.data)
+    other = recipes_of(prepared.config, prepared.data, model, (), prepared.layout, prepared.arithmetic,
+                       {**prepared.facts, "cpu": "another"})
     assert other.evaluation("c", "m", "s").name != prepared.recipes.evaluation("c", "m", "s").name
 
 

@@ -387,7 +387,7 @@ def test_ema_is_torchs_average_of_the_same_trajectory() -> None:
 @pytest.mark.parametrize("micro", [None, 5])
 def test_normalisation_statistics_are_re_estimated_on_the_training_split(micro: int | None) -> None:
     config = configured(training={"micro_batch": micro, "batch_size": 10}, data={"validation": 0.06},
-                        model={"options": {"dropout": 0.0}})
+                        model={"options": {"dropout": 0.0}}, averaging={"statistics": "unaugmented"})
     trainer = trainer_of(config)
     assert len(trainer.data.train) == 47  # seven samples are left over
     result = complete(begin(trainer))
