@@ -180,13 +180,15 @@ def test_a_training_that_an_earlier_version_is_busy_with_is_left_to_it(storage: 
     folder = storage / "artifacts" / former[:2] / former
     shutil.move(folder / "result.json", storage / "result.json")
 
-    class Releases(Told):
-        def work_blocked(self, work: Work, holder: str) -> None:
-            shutil.move(storage / "result.json", folder / "result.json")
-            lease.release()
-
     lease = Leases(as_place(storage)).acquire(artifact_lease(former), this_process("of another version"))
     assert isinstance(lease, Lease)
+    held: Lease = lease
+
+    class Releases(Told):
+        def work_blocked(self, work: Work, who: str) -> None:
+            shutil.move(storage / "result.json", folder / "result.json")
+            held.release()
+
     assert trained(run(tiny(storage, name="again", **CROPS), Releases())) == 0
 
 

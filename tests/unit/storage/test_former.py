@@ -206,11 +206,10 @@ def test_changed_code_is_not_found(own_module: Path) -> None:
 
 
 def test_code_of_which_format_1_did_not_see_all_is_not_found(
-    tmp_path: Path, own_module: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_module: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It took no notice of modules in other folders of the import path: its digest says nothing of them."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.syspath_prepend(str(elsewhere))
     own_module.write_text(f"import former_helper\n{MODULE}")
     for folder, seen in ((tmp_path, True), (elsewhere, False)):
