@@ -150,7 +150,8 @@ class Journal:
         self._began = time.monotonic()
         earlier = self._rundir.read_run() or {}
         text = self._rundir.read_config()
-        was_measured = None if text is None else _was_measured(prepared, earlier, parse_stored_config(text))
+        then = None if text is None else parse_stored_config(text, source=str(self._rundir.config))
+        was_measured = None if then is None else _was_measured(prepared, earlier, then)
         plain = prepared.config.model_dump(mode="json")
         self._conceal = Concealer(plain)
         self._rundir.write_config(dump_config(prepared.config), private=bool(credentials_in(plain)))
