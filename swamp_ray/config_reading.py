@@ -180,24 +180,9 @@ def _explain_one(problem: Any, place: Sequence[str | int], path: str, model: typ
         return text
     text = _PLAIN.get(str(problem["type"])) or text.replace("Input should be", "must be")
     got = problem.get("input")
-    if problem["type"] == "string_type" and callable(got):
-        return _explain_object(got)
     if isinstance(got, Mapping) or problem["type"] == "missing":
         return text
     return f"{text}, but got {'nothing' if got is None else str(got).lower() if isinstance(got, bool) else repr(got)}"
-
-
-def _explain_object(got: Any) -> str:
-    """What to write in place of a function, a class or a network that was given itself."""
-    kind = got if hasattr(got, "__qualname__") else type(got)
-    module, name = getattr(kind, "__module__", "?"), getattr(kind, "__qualname__", "?")
-    text = (f"must be the import path of your code as a text, 'module:name', but got the object {name} itself; all "
-            "processes import it by that path. ")
-    if not name.isidentifier():
-        return text + "Define it under a name at the top of a module: what stands inside a function has no path."
-    if module == "__main__":
-        return text + f"Put {name} into a file, for example my_project.py in the current folder: 'my_project:{name}'"
-    return text + f"Write '{module}:{name}'" + ("" if kind is got else ", or a function that makes it")
 
 
 def _no_such_option(name: str, known: Sequence[str]) -> str:

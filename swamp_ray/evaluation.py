@@ -28,6 +28,7 @@ from swamp_ray.training.normalisation import without_single
 from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.process_state import computing
 from swamp_ray.training.tasks import Task
+from swamp_ray.usercode.code import import_paths, take_up
 
 SPLITS = ("validation", "test")
 PREDICTION_BATCH = 128
@@ -66,6 +67,8 @@ def evaluate_runs(runs: Sequence[RunDir]) -> tuple[list[SparsityLevel], Task]:
             the one that its run recorded.
     """
     configs = [config_of(rundir) for rundir in runs]
+    for config in configs:
+        take_up(import_paths(config))
     data = load_data(configs[0].data, configs[0].task)
     _same_data(runs, configs, data)
     common = _common_sparsities(runs)

@@ -83,6 +83,9 @@ def import_path_of(code: Any, where: str) -> str:
     found: Any = sys.modules.get(str(module))
     for part in name.split("."):
         found = getattr(found, part, None)
+    if found is not None and found is not code and "." not in name and callable(code):
+        raise UserError("its module was imported anew since this was taken from it", got=f"{module}.{name}",
+                        where=where, do=f"Import it again (from {module} import {name}), or give '{module}:{name}'.")
     if not module or not name or found is not code:
         spelled = f"{module}.{name}" if name else f"an object of the class {type(code).__name__}"
         raise UserError("this cannot be found by its name, which workers and later commands need", got=spelled,

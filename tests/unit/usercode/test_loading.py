@@ -13,6 +13,7 @@ import pytest
 
 from swamp_ray.errors import UserError
 from swamp_ray.importing import import_module, load_object
+from swamp_ray.plain_values import import_path_of
 from swamp_ray.storage.sources import digest_sources
 from swamp_ray.usercode.code import NO_CODE, Code, adopt_path, own_path, take_up
 from swamp_ray.usercode.loading import held, hold
@@ -204,3 +205,13 @@ def test_without_user_code_there_is_nothing_to_compare() -> None:
     assert take_up({}).modules == {}
     NO_CODE.take_over()
     hold({})
+
+
+def test_a_function_from_before_an_edit_is_not_taken_for_the_new_one(write: Write) -> None:
+    write({"uc_net.py": "def value():\n    return 1\n"})
+    old = value()
+    assert import_path_of(old, "model.name") == PATH
+    write({"uc_net.py": "def value():\n    return 2\n"})
+    take_up({"model.name": PATH})
+    with pytest.raises(UserError, match=r"imported anew since .*from uc_net import value"):
+        import_path_of(old, "model.name")
