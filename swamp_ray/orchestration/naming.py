@@ -43,7 +43,7 @@ def recipes_of(
     before = Before(
         config, data=(data.digest,), statistics=statistics_of(config, data, model, kept), augments=augments(data),
         trains_alike=_trained_alike(model), code=former_digest)
-    digests = DataDigests(data.training_digest or data.digest, data.digest)
+    digests = DataDigests(data.training_digest or data.digest, data.digest, data.decoder)
     return Recipes(config, digests, layout, arithmetic.as_dict(), facts, before,
                    normalisation_recipe(model, kept, config, data))
 

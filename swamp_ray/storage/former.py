@@ -21,7 +21,7 @@ from swamp_ray.training.statistics import Statistics
 
 Recipe = dict[str, Any]
 
-_SHARED = {"data", "model", "task", "batch_size", "micro_batch", "arithmetic", "machine"}
+_SHARED = {"data", "decoder", "model", "task", "batch_size", "micro_batch", "arithmetic", "machine"}
 _KEYS = {
     "particle": _SHARED | {"optimizer", "program", "seed", "start", "mask", "values"},
     "evaluation": _SHARED | {"state", "mask", "start", "statistics"},
@@ -118,7 +118,11 @@ class Before:
         """The recipe with network and task as they were named; None where that does not say what they are today."""
         model = self._code_of(recipe["model"], self.config.model.version)
         task = self._code_of(recipe["task"], self.config.task.version)
-        return None if model is None or task is None else {**recipe, "model": model, "task": task}
+        if model is None or task is None:
+            return None
+        # Format 1 did not name the versions of the libraries that decode images, and that build torchvision's networks.
+        plain = {key: value for key, value in recipe.items() if key != "decoder"}
+        return {**plain, "model": model, "task": task}
 
     def _code_of(self, entry: Recipe, version: str | None) -> Recipe | None:
         plain = {key: value for key, value in entry.items() if key != "code"}

@@ -29,10 +29,12 @@ class DataDigests:
     Attributes:
         training: Digest of the training samples and of what is done to them.
         all: Digest of the samples of all splits, likewise.
+        decoder: What decodes samples while training, where the digests are of files; else empty.
     """
 
     training: str
     all: str
+    decoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ class Recipes:
             "micro_batch": config.training.micro_batch,
             "arithmetic": alone,
         }
+        if data.decoder:
+            self._shared["decoder"] = data.decoder
         self._shared |= normalisation or {}
         if config.identity.strict:
             self._shared["machine"] = facts

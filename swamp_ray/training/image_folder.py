@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def load_image_folder(config: DataConfig, root: Path | None) -> Data:
         description={"name": config.name, "source": f"train, {', '.join(held_folders)}", "sample": "image files",
                      **{name: len(chosen) for name, (_, chosen) in splits.items()}},
         warnings=_warnings([train, *others.values()]),
+        decoder=f"pillow=={importlib.metadata.version('pillow')}",
         training_digest=digest_of({"train": _identity(*splits["train"])}, settings),
     )
 

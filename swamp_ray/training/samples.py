@@ -98,6 +98,8 @@ class Data:
         description: Name, source, sizes: plain values for people.
         warnings: What the user should know of the data.
         training_digest: SHA-256 of the training split and the pipeline alone; empty: ``digest`` stands for it.
+        decoder: ``"name==version"`` of the library that decodes samples while training; empty where the digests are
+            of decoded samples.
     """
 
     train: Samples
@@ -110,6 +112,7 @@ class Data:
     description: dict[str, Any]
     warnings: tuple[str, ...] = ()
     training_digest: str = ""
+    decoder: str = ""
 
 
 def shuffled(num: int, seed: int, purpose: str, *indices: int) -> np.ndarray:

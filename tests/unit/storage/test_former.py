@@ -6,6 +6,7 @@ The names below were made by the last version of that format, for inputs that ar
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from swamp_ray.config_reading import build_config, with_values
 from swamp_ray.orchestration.naming import recipes_of
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.storage.former import Before
-from swamp_ray.storage.recipes import Recipes
+from swamp_ray.storage.recipes import Named, Recipes
 from swamp_ray.training.particle import initial_model
 from tests.helpers import TINY
 
@@ -250,3 +251,24 @@ def test_what_a_later_version_adds_to_a_recipe_has_no_former_name(entry: str) ->
     changed = {**recipe, entry: {**recipe[entry], "new": 1} if entry in recipe else 1}
     assert before.trainings(changed) == ()
     assert config.name == "tiny"
+
+
+@pytest.mark.parametrize("kind", ["particle", "evaluation"])
+def test_versions_of_libraries_are_in_the_names_of_today_alone(kind: str) -> None:
+    """Of torchvision in those of its networks, and of what decodes image files while training."""
+    config = with_values(build_config(TINY), {"model.name": "torchvision/shufflenet_v2_x0_5",
+                                              "data.options.shape": [3, 16, 16]})
+    prepared = prepare(config, "cpu")
+
+    def named(decoder: str) -> Named:
+        data = replace(prepared.data, decoder=decoder)
+        made = recipes_of(config, data, nn.Linear(2, 2), (), prepared.layout, prepared.arithmetic, prepared.facts)
+        if kind == "evaluation":
+            return made.evaluation(STATE, MASK, START)
+        return made.training(prepared.program(1, 2).as_dict(), 7, START, MASK, None)
+
+    plain, old, new = named(""), named("pillow==11.0"), named("pillow==12.0")
+    assert len({plain.name, old.name, new.name}) == 3
+    assert plain.names[1:] == old.names[1:] == new.names[1:] != ()
+    version = importlib.metadata.version("torchvision")
+    assert plain.recipe["model"]["code"] == {"distribution": f"torchvision=={version}"}
