@@ -348,6 +348,14 @@ class StartFrom(Section):
     take: Literal["all", "mask"] = Field(
         default="all", description="mask: of a ticket its mask alone; the weights come from the run's own rewind point."
     )
+    skip: tuple[str, ...] = Field(
+        default=(),
+        description="Patterns of tensor names that are not taken: the model's own keep their initialisation.",
+    )
+    zeros: Literal["ask", "keep", "regrow"] = Field(
+        default="ask",
+        description="Exact zeros of what is no ticket: keep them pruned, or regrow; ask: refused above 5 %.",
+    )
     round: int = Field(
         default=0, ge=0, description="The round of an earlier run that the first one repeats, with that one's seeds."
     )

@@ -296,7 +296,9 @@ def header(prepared: Prepared, path: str) -> list[str]:
     return [
         f"[bold]{escape(str(config.name))}[/bold]: {escape(config.model.name)} on {escape(config.data.name)}, "
         f"{counted(len(plan), 'round')} of {counts} to {percent(plan[-1].sparsity)} sparsity, seed {config.seed}",
-        f"{prepared.layout.num_prunable:,} prunable weights; {prepared.arithmetic.device}, "
+        f"{prepared.layout.num_prunable:,} prunable weights of {prepared.layout.num_parameters:,} parameters "
+        f"({percent(prepared.layout.sparsity_of_all(plan[-1].survivors))} of all pruned at the end); "
+        f"{prepared.arithmetic.device}, "
         f"{prepared.arithmetic.precision}{_packing(prepared)}; results in {escape(display_path(path))}",
     ]
 

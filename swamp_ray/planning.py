@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from rich import box
 from rich.markup import escape
 from rich.table import Table
@@ -19,14 +20,17 @@ from swamp_ray.orchestration.resources import pool_size, this_machine
 from swamp_ray.orchestration.space import estimate, free_bytes
 from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.output import Output
+from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.places import Place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Sweep, describe, label, plain_value
-from swamp_ray.tables import display_path, percent, size
-from swamp_ray.training.arithmetic import SINGLE, form_and_width
+from swamp_ray.tables import display_path, number, percent, size
+from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
 from swamp_ray.training.footprint import footprint
+from swamp_ray.training.particle import ParticleTrainer
+from swamp_ray.training.process_state import computing
 
 if TYPE_CHECKING:
     from swamp_ray.orchestration.sweep_planning import SweepPlan
@@ -46,6 +50,8 @@ def print_plan(config: SwampConfig) -> None:
     console.print(_data_line(prepared), soft_wrap=True)
     console.print(layers_table(prepared))
     console.print(rounds_table(prepared))
+    for line in checkpoint_lines(prepared):
+        console.print(line, soft_wrap=True)
     for line in [memory_line(prepared), *traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
         console.print(line, soft_wrap=True)
     for line in [*packing_lines(prepared, rundir.place), workers_line(prepared)]:
@@ -154,20 +160,38 @@ def layers_table(prepared: Prepared) -> Table:
 
 
 def rounds_table(prepared: Prepared) -> Table:
-    """What each round trains."""
+    """What each round trains; the second column gives the share of all parameters that are pruned."""
     table = _table("rounds")
-    for heading in ("round", "sparsity", "weights left", "particles", "steps each", "epochs in all"):
+    for heading in ("round", "sparsity", "of all", "weights left", "particles", "steps each", "epochs in all"):
         table.add_column(heading, justify="right")
     if prepared.dense is not None:
         steps = prepared.dense.num_steps
-        table.add_row("dense", "0.0 %", f"{prepared.layout.num_prunable:,}", "1", f"{steps:,}",
+        table.add_row("dense", "0.0 %", "0.0 %", f"{prepared.layout.num_prunable:,}", "1", f"{steps:,}",
                       f"{steps / prepared.steps_per_epoch:g}")
     for plan in prepared.plan:
         steps = [prepared.program(plan.index, particle).num_steps for particle in range(plan.num_particles)]
         each = f"{steps[0]:,}" if len(set(steps)) == 1 else f"{min(steps):,} to {max(steps):,}"
-        table.add_row(str(plan.index), percent(plan.sparsity), f"{plan.survivors:,}", str(plan.num_particles), each,
-                      f"{sum(steps) / prepared.steps_per_epoch:g}")
+        of_all = percent(prepared.layout.sparsity_of_all(plan.survivors))
+        table.add_row(str(plan.index), percent(plan.sparsity), of_all, f"{plan.survivors:,}", str(plan.num_particles),
+                      each, f"{sum(steps) / prepared.steps_per_epoch:g}")
     return table
+
+
+def checkpoint_lines(prepared: Prepared) -> list[str]:
+    """How good a checkpoint is that all weights are taken from, before anything is pruned or trained."""
+    start = prepared.config.start_from
+    if start is None or start.skip or not prepared.config.brings_weights:
+        return []
+    with computing(), applied(prepared.arithmetic.alone):
+        trainer = ParticleTrainer(prepared.config, prepared.data, prepared.arithmetic.alone)
+        given = {**prepared.initial.parameters, **prepared.initial.buffers}
+        with torch.no_grad():
+            for name, tensor in [*trainer.model.named_parameters(), *trainer.model.named_buffers()]:
+                tensor.copy_(torch.tensor(given[clean_name(name)]))
+        found = trainer.metrics(("validation", "test"))
+    name = prepared.task.primary
+    return [f"the checkpoint as it is: {name} " + ", ".join(
+        f"{number(metrics[name], name)} on {split}" for split, metrics in found.items())]
 
 
 def _table(title: str) -> Table:
@@ -227,7 +251,8 @@ def space_lines(prepared: Prepared) -> list[str]:
 
 def warnings(prepared: Prepared) -> list[str]:
     """What is odd about the data, what else metrics depend on, and layers that are sure to be emptied."""
-    texts = [*prepared.data.warnings, *prepared.short_trainings, *([prepared.caution] if prepared.caution else [])]
+    odd = [*prepared.data.warnings, *prepared.notes, *prepared.short_trainings]
+    texts = [*odd, *([prepared.caution] if prepared.caution else [])]
     return [f"[yellow]warning: {escape(text)}[/yellow]" for text in texts] + _emptied(prepared)
 
 

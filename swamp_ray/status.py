@@ -22,6 +22,7 @@ from swamp_ray.storage.growing import read_growing
 from swamp_ray.storage.leases import EXPIRY_S, Held, Leases, Watch, artifact_lease
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.tables import display_path, duration, percent, results_table
+from swamp_ray.thin_layers import thin_of_record, thin_text
 
 REFRESH_S = 2.0
 SHOWN_ROUNDS = 8
@@ -69,7 +70,7 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
     rounds, planned = rundir.read_rounds(), record.get("rounds", [])
     lines: list[Text | Table] = [Text(f"{rundir.name}: {life.text}, {len(rounds)} of {len(planned)} rounds",
                              style="bold")]
-    lines += [Text(line) for line in _attempts(record, life.running)]
+    lines += [Text(line) for line in [*_coverage(record), *_attempts(record, life.running)]]
     done = {entry["round"] for entry in rounds}
     missing = [plan for plan in planned if plan["index"] not in done]
     if missing:
@@ -78,8 +79,21 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
         lines += [Text(line) for line in _OpenWork(rundir, record, life.running).lines(missing)]
         lines += [Text(line) for line in _logs(rundir)]
     if rounds:
+        if thin := thin_of_record(rounds[-1], record.get("layers", [])):
+            lines.append(Text(f"warning: round {rounds[-1]['round']} keeps only {thin_text(thin)}", style="yellow"))
         lines.append(_results(rundir, rounds, record.get("primary", "accuracy")))
     return lines
+
+
+def _coverage(record: dict[str, Any]) -> list[str]:
+    """How much of the network is pruned at the end, and what is odd about it; runs of before did not record it."""
+    prunable, parameters, planned = record.get("num_prunable"), record.get("num_parameters"), record.get("rounds")
+    if not prunable or not parameters or not planned:
+        return []
+    of_all = (prunable - planned[-1]["survivors"]) / parameters
+    return [f"{prunable:,} prunable weights of {parameters:,} parameters: at {percent(planned[-1]['sparsity'])} "
+            f"sparsity {percent(of_all)} of all parameters are pruned",
+            *(f"warning: {text}" for text in record.get("notes", []))]
 
 
 def life_of(rundir: RunDir, record: dict[str, Any], watch: Watch | None = None) -> Life:

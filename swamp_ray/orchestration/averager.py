@@ -25,6 +25,7 @@ from swamp_ray.sparsity.packing import spans
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.arrays import arrays_from_bytes, arrays_to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
+from swamp_ray.thin_layers import thin_layers
 
 MASK_FILE = "next_mask.safetensors"
 
@@ -92,6 +93,9 @@ class Averager:
             _all(shards, "score", spec.seed, start, mask_bits)
             following = self._next_mask(spec.next_survivors, counts, mask_bits, shards)
             info["emptied_layers"] = self._emptied(following, counts)
+            left = layer_counts(self.layout, following)
+            info["thin_layers"] = thin_layers(
+                (layer.name, layer.size, count) for layer, count in zip(self.layout.layers, left, strict=True))
             files[MASK_FILE] = self.store.write(spec.named.name, MASK_FILE, arrays_to_bytes({"bits": following}))
         for written in _all(shards, "write", spec.named):
             files |= written

@@ -74,6 +74,7 @@ from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
 from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.states import lacks_state, state_digest
+from swamp_ray.thin_layers import thin_text
 from swamp_ray.training.arithmetic import SINGLE
 
 WAIT_S = 0.2
@@ -489,6 +490,9 @@ class Driver:
         self._averages[index] = manifest
         for emptied in manifest.info.get("emptied_layers", []):
             self._reporter.warning(f"round {index + 1} leaves no weight in {emptied}")
+        if thin := manifest.info.get("thin_layers"):
+            self._reporter.warning(f"round {index + 1} keeps only {thin_text(thin)}; pruning.exclude keeps a layer "
+                                   "whole, and pruning.scope: erk or uniform divides the weights by layer")
         self._inputs.follow(index, manifest)
         return [Averaged(index)]
 

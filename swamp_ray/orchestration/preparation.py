@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from swamp_ray.config import StartFrom, SwampConfig
+from swamp_ray.config import SwampConfig
 from swamp_ray.credentials import concealed_tree
 from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.importing import is_import_path, own_traceback, refuse_main
 from swamp_ray.orchestration.naming import recipes_of
 from swamp_ray.orchestration.sending import refuse_unsendable
+from swamp_ray.orchestration.starting import take_start_
 from swamp_ray.round_messages import RoundPlan
 from swamp_ray.rounds import plan_rounds
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors
 from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survivors
-from swamp_ray.storage.places import as_spot, is_url
 from swamp_ray.storage.recipes import Recipes
-from swamp_ray.storage.ticket_fit import broken_ties, is_extra, own_names, transient_names
-from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.training.arithmetic import (
     SINGLE,
     Arithmetic,
@@ -42,6 +35,7 @@ from swamp_ray.training.arithmetic import (
 )
 from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.contents import Contents, contents_of, extra_state, refuse_moving_extra_state, use_of
+from swamp_ray.training.coverage import network_notes
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.factories import Snapshot, disturb_
 from swamp_ray.training.hidden_state import refuse_hidden_state
@@ -101,6 +95,7 @@ class Prepared:
         member: Which of them this is.
         open_packings: Forms and widths of packing that have to be chosen from; empty once it is decided.
         unpackable: Why some forms do not come into question for this network.
+        notes: What is odd about the network's prunable weights, and about the checkpoint that it starts from.
         caution: What its user should know of the network's metrics; empty for most.
         code: The user code that every worker must have.
         contents: What the network's ``state_dict()``, and so a ticket, holds.
@@ -125,6 +120,7 @@ class Prepared:
     open_packings: tuple[str, ...] = ()
     unpackable: str = ""
     caution: str = ""
+    notes: tuple[str, ...] = ()
     code: Code = NO_CODE
     contents: Contents = field(default_factory=lambda: Contents({}, {}))
 
@@ -243,8 +239,9 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
     contents = contents_of(model, layout)
     _check_score(config, model, layout)
-    metrics, kept, model = _try_out(config, data, model, task)
-    initial, first_mask = _start(config, model, layout)
+    metrics, kept, notes, model = _try_out(config, data, model, task, layout)
+    first_mask, start_notes = take_start_(config, model, layout)
+    initial = state_of(model)
     plan = _plan(config, layout, int(first_mask.sum()))
     device = device or device_kind(config)
     arithmetic = resolve_arithmetic(config.execution, device, model, config.particle.num_workers)
@@ -259,7 +256,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         recipes=recipes_of(config, data, model, kept, layout, arithmetic, facts),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
-        caution=caution(model, forward_batch(config)), contents=contents,
+        caution=caution(model, forward_batch(config)), notes=(*notes, *start_notes), contents=contents,
         code=code_of_workers(code, config, data))
     _check_programs(prepared)
     if config.execution.executor == "ray" and is_import_path(config.data.name):
@@ -329,19 +326,21 @@ def _check_score(config: SwampConfig, model: nn.Module, layout: Layout) -> None:
 
 
 def _try_out(
-    config: SwampConfig, data: Data, model: nn.Module, task: Any
-) -> tuple[tuple[str, ...], frozenset[str], nn.Module]:
+    config: SwampConfig, data: Data, model: nn.Module, task: Any, layout: Layout
+) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...], nn.Module]:
     """Check a training step with a network, and that its factory gives an equal one afterwards.
 
     Returns:
-        What :func:`_check_training_step` gives, and that next network, which nothing has happened to.
+        What :func:`_check_training_step` gives, what is odd about the prunable weights, and that next network, which
+        nothing has happened to.
     """
     fresh = Snapshot(model)
     found = _check_training_step(config, data, model, task)
+    notes = network_notes(model, layout)
     disturb_(model)
     again = initial_model(config, data)
     fresh.compare(again, config.model.name)
-    return *found, again
+    return *found, notes, again
 
 
 def _check_training_step(
@@ -451,77 +450,3 @@ def _packings(
         raise UserError(f"particles of {config.model.name} cannot be packed: {next(iter(reasons.values()))}",
                         where="execution.particles_per_worker", do="Set it to 1, or to auto.")
     return possible, next(iter(reasons.values()), "")
-
-
-def _start(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[State, np.ndarray]:
-    """The weights before the first training, and the mask of round 0."""
-    mask = np.ones(layout.num_prunable, dtype=bool)
-    if config.start_from is None:
-        return state_of(model), mask
-    tensors, masks = _read_checkpoint(config.start_from)
-    outside = transient_names(model)  # older tickets hold buffers that are not persistent
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in outside}
-    _fit(model, tensors, config.start_from.path)
-    if config.brings_weights:
-        own = own_names(model)
-        model.load_state_dict({own[name]: tensor for name, tensor in tensors.items()}, strict=False)
-    elif not masks:
-        raise UserError("a mask is to be taken from it, but this is no ticket", got=config.start_from.path,
-                        where="start_from.take", do="Name a ticket of a run, or set start_from.take: all.")
-    for layer in layout.layers:
-        if layer.name in masks:
-            mask[layer.span] = masks[layer.name].reshape(-1)
-    unknown = set(masks) - {layer.name for layer in layout.layers}
-    if unknown:
-        raise UserError("the ticket prunes tensors that this config does not", got=", ".join(sorted(unknown)),
-                        where="pruning.include", do="Use the include and exclude patterns of the ticket's run.")
-    return state_of(model), mask
-
-
-def _read_checkpoint(start: StartFrom) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
-    """State dict and masks (by parameter name; empty for a plain checkpoint)."""
-    path = start.path if is_url(start.path) else Path(start.path)
-    where = "start_from.path"
-    if isinstance(path, Path):
-        data = path.read_bytes() if path.is_file() else None
-    else:
-        data = as_spot(path).read()
-    if data is None:
-        raise UserError("the checkpoint does not exist", got=str(path), where=where)
-    try:
-        tensors: Any = load_safetensors(data)
-        if any(name.startswith("swamp.mask/") for name in tensors):
-            ticket = load_ticket(path)
-            return ticket.state, {name: mask.numpy() for name, mask in ticket.masks.items()}
-    except SafetensorError:
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # what is no such file makes the unpickler raise almost anything
-            reason = first_line(error)
-            raise UserError(f"the checkpoint is neither safetensors nor a torch file of plain tensors: {reason}",
-                            got=str(path), where=where, do="Save model.state_dict() alone.") from error
-    for key in filter(None, start.prefix.split(".")):
-        if not isinstance(tensors, Mapping) or key not in tensors:
-            raise UserError(f"the checkpoint has no key {start.prefix!r}", where="start_from.prefix")
-        tensors = tensors[key]
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        keys = ", ".join(map(str, tensors)) if isinstance(tensors, Mapping) else type(tensors).__name__
-        raise UserError("the checkpoint must be a state dict of tensors", got=keys[:200], where=where,
-                        do="Name the key that holds it in start_from.prefix, e.g. 'state_dict'.")
-    return {clean_name(str(name)): value for name, value in tensors.items()}, {}
-
-
-def _fit(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
-    state = model.state_dict()
-    expected = {clean: tuple(state[name].shape) for clean, name in own_names(model).items()}
-    lines = [f"missing: {name} {shape}" for name, shape in expected.items()
-             if name not in tensors and not is_extra(name)]
-    lines += [f"not in the model: {name} {tuple(value.shape)}" for name, value in tensors.items()
-              if name not in expected]
-    lines += [f"{name}: the model has {expected[name]}, the checkpoint {tuple(value.shape)}"
-              for name, value in tensors.items() if name in expected and expected[name] != tuple(value.shape)]
-    lines = lines or broken_ties(tensors, {clean: state[name] for clean, name in own_names(model).items()})
-    if lines:
-        shown = "\n  ".join(lines[:20]) + (f"\n  and {len(lines) - 20} more" if len(lines) > 20 else "")
-        raise UserError(f"{len(lines)} tensors of {path} do not fit the model:\n  {shown}\n", where="start_from.path")

@@ -16,7 +16,8 @@ from swamp_ray.report.method import method_words
 from swamp_ray.report.missing import missing_rounds, unknown_trainings
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.status import life_of
-from swamp_ray.tables import duration
+from swamp_ray.tables import duration, percent
+from swamp_ray.thin_layers import thin_of_record, thin_text
 
 INCIDENTS = {
     "machine": ("failure of a machine", "failures of machines"),
@@ -95,13 +96,27 @@ def _subject(run: ReportRun) -> Iterator[tuple[str, str]]:
     config, data = run.config, run.about.get("data", {})
     prunable = run.about.get("num_prunable")
     yield "Model", _named(config.model.name, config.model.options) + (
-        f", {prunable:,} prunable weights" if prunable else "")
+        f", {prunable:,} prunable weights" if prunable else "") + _of_all(run)
     sizes = ", ".join(f"{data[part]:,} {part}" for part in ("train", "validation", "test")
                       if isinstance(data.get(part), int))
     sample = f"samples {data['sample']}" if data.get("sample") else ""
     yield "Data", "; ".join(filter(None, [_named(config.data.name, config.data.options), sample, sizes]))
     yield "Training", _training(run)
     yield "Seed", str(run.seed)
+
+
+def _of_all(run: ReportRun) -> str:
+    """The last sparsity as a share of all parameters; runs of before did not record their number."""
+    prunable, parameters = run.about.get("num_prunable"), run.about.get("num_parameters")
+    if not prunable or not parameters or not run.records:
+        return ""
+    last = run.records[-1]
+    text = (f" of {parameters:,} parameters; at {percent(last['sparsity'])} sparsity "
+            f"{percent((prunable - last['survivors']) / parameters)} of all parameters are pruned")
+    notes = [*run.about.get("notes", [])]
+    if thin := thin_of_record(last, run.about.get("layers", [])):
+        notes.append(f"round {last['round']} keeps only {thin_text(thin)}")
+    return text + "".join(f". Warning: {note}" for note in notes)
 
 
 def _named(name: str, options: Mapping[str, Any]) -> str:

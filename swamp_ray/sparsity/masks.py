@@ -68,6 +68,15 @@ class Layout:
         """All other parameters' elements."""
         return sum(int(np.prod(shape, dtype=np.int64)) for _, shape in self.rest)
 
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters."""
+        return self.num_prunable + self.num_rest
+
+    def sparsity_of_all(self, survivors: int) -> float:
+        """Share of all parameters that are pruned, where so many of the prunable ones survive."""
+        return (self.num_prunable - survivors) / self.num_parameters
+
 
 def clean_name(name: str) -> str:
     """A parameter's name without what DataParallel and torch.compile put before it."""

@@ -37,7 +37,8 @@ def test_off_a_terminal_a_round_is_a_line(tmp_path: Path) -> None:
     print_results(console, done.rundir, done.records, "accuracy")
     assert rounds[:3] == [
         "tiny: digits_cnn on synthetic, 3 rounds of 3 particles to 75.0 % sparsity, seed 0",
-        f"27,472 prunable weights; cpu, fp32; results in {tmp_path}/runs/tiny",
+        "27,472 prunable weights of 27,763 parameters (74.2 % of all pruned at the end); cpu, fp32; "
+        f"results in {tmp_path}/runs/tiny",
         "training on 1 worker"]
     line = (r"round  (\d)  sparsity +([\d.]+ %)  test accuracy: particles [\d.]+ % ± [\d.]+ %, averaged [\d.]+ %"
             r"(  \(.+ left\))?")

@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "sparsity": ("sparsity/",),
     "training": ("training/",),
     "storage": ("storage/",),
-    "method": ("round_messages.py", "rounds.py"),
+    "method": ("round_messages.py", "rounds.py", "thin_layers.py"),
     "orchestration": ("orchestration/",),
     "people": (
         "analysis/", "report/", "api.py", "cli.py", "console.py", "doctor.py", "evaluation.py", "locating.py",

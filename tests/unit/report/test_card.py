@@ -9,6 +9,7 @@ import pytest
 
 from swamp_ray.report.card import card, failures, status
 from swamp_ray.report.reading import ReportRun
+from swamp_ray.tables import percent
 
 
 def attempt(*kinds: str, **values: Any) -> dict[str, Any]:
@@ -24,7 +25,11 @@ def facts(run: ReportRun) -> dict[str, str]:
 
 def test_it_says_what_was_run_with_what_and_what_it_took(swamp: ReportRun) -> None:
     found = facts(swamp)
-    assert found["Model"] == f"digits_cnn, {swamp.about['num_prunable']:,} prunable weights"
+    prunable, parameters = swamp.about["num_prunable"], swamp.about["num_parameters"]
+    pruned = (prunable - swamp.records[-1]["survivors"]) / parameters
+    assert found["Model"] == (f"digits_cnn, {prunable:,} prunable weights of {parameters:,} parameters; at "
+                              f"{percent(swamp.records[-1]['sparsity'])} sparsity {percent(pruned)} of all parameters "
+                              "are pruned")
     assert found["Seed"] == "0"
     assert found["Commit"] == swamp.about["attempts"][0]["commit"]
     assert found["Epochs"].startswith("19 particle-epochs, the dense phase included; ")

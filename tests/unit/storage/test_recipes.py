@@ -134,6 +134,7 @@ NEVER: dict[str, Any] = {
 ELSEWHERE = {
     "data.version", "model.options", "model.version", "task.name", "task.options", "task.version", "pruning.version",
     "data.image_size", "data.resize", "start_from.path", "start_from.prefix", "start_from.take", "start_from.round",
+    "start_from.skip", "start_from.zeros",
     "execution.device", "execution.deterministic", "particle.num_workers", "execution.packing",
 }
 
