@@ -9,6 +9,10 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 LOG := $(VENV)/install.log
+# Tests that use one core go side by side; those that start clusters or kill processes have the machine to themselves.
+SIDE_BY_SIDE := tests/unit tests/fuzz
+ONE_BY_ONE := tests/integration tests/chaos
+TEST_PROCESSES ?= 2
 BENCHMARKS := $(filter-out benchmarks/_%.py benchmarks/chaos.py benchmarks/study.py,$(wildcard benchmarks/*.py))
 
 # Everything pip says goes to the log; the terminal sees the large downloads and, if it fails, why.
@@ -32,7 +36,8 @@ demo: $(VENV)/.installed ## Set up, then prune a small network with SWAMP (confi
 
 .PHONY: test
 test: lint ## Set up, then ruff, pyright and the tests
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(SIDE_BY_SIDE) --numprocesses $(TEST_PROCESSES) --dist loadfile
+	@$(PY) -m pytest $(ONE_BY_ONE)
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes
