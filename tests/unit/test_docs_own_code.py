@@ -42,7 +42,7 @@ def tiny(project: Path) -> SwampConfig:
 def test_every_snippet_names_its_file(project: Path) -> None:
     num_snippets = len(re.findall(r"^```(?:python|yaml)$", PAGE.read_text(), re.M))
     files = sorted(path.relative_to(project).as_posix() for path in project.rglob("*.*"))
-    assert len(files) == num_snippets == 6
+    assert len(files) == num_snippets == 7
 
 
 def test_config_of_the_page_can_be_planned_as_it_stands(project: Path) -> None:
@@ -56,7 +56,7 @@ def test_script_of_the_page_runs(
 ) -> None:
     script = (project / "my_run.py").read_text()
     small = script.replace('load_config("my_run.yaml")', f'load_config("my_run.yaml", {TINY!r})')
-    small = small.replace("input_shape=(2,)", "input_shape=(2,), width=8").replace("sparsity=0.9", "sparsity=0.5")
+    small = small.replace("sparsity=0.9", "sparsity=0.5")
     assert small.count("TINY") == 0
     (project / "my_run.py").write_text(small)
     runpy.run_path(str(project / "my_run.py"), run_name="__main__")

@@ -15,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swamp_ray import SwampTrainer
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import UserError
+from swamp_ray.evaluation import evaluate_runs
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.averaging import batchnorm_reestimation
+from swamp_ray.storage.rundir import RunDir
 from swamp_ray.training.arithmetic import resolve_arithmetic
 from swamp_ray.training.normalisation import uses_batch_statistics, without_single
 from swamp_ray.training.pack import Pack, train_epoch
@@ -345,3 +348,19 @@ def test_a_split_of_one_sample_is_refused_before_any_work() -> None:
 def test_batches_of_one_are_refused_before_any_work(training: dict[str, int]) -> None:
     with pytest.raises(UserError, match="fail on a training batch of 1"):
         prepare(of_net("always", training=training))
+
+
+def test_stored_networks_without_statistics_are_evaluated_in_the_batches_of_their_run(tmp_path: Path) -> None:
+    results = []
+    for batch_size in (10, 12):
+        config = configured(model={"name": f"{MODULE}:Batch"}, training={"batch_size": batch_size},
+                            particles={"count": 1}, pruning={"target": 0.5, "rate": 0.5},
+                            execution={"executor": "inline", "device": "cpu"})
+        name = f"of-{batch_size}"
+        config = config.model_copy(update={"name": name, "storage": str(tmp_path / "results")})
+        results.append(SwampTrainer(config, quiet=True).fit())
+        levels, _ = evaluate_runs([RunDir(tmp_path / "results", name)])
+        assert [level.members[0]["test"] for level in levels] == [
+            pytest.approx(record.average["test"]) for record in results[-1].rounds]
+    with pytest.raises(UserError, match="the networks of of-10 and of-12 normalise by the batch at hand"):
+        evaluate_runs([RunDir(tmp_path / "results", name) for name in ("of-10", "of-12")])
