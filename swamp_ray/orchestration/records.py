@@ -62,5 +62,7 @@ def round_record(
 
 def _over_particles(metrics: Sequence[Metrics], statistic: Callable[[list[float]], float]) -> Metrics:
     first: Mapping[str, Mapping[str, float]] = metrics[0]
-    return {split: {name: statistic([one[split][name] for one in metrics]) for name in values}
+    # Results that an earlier version stored may lack a metric, as the loss of a task of the user's own.
+    return {split: {name: statistic([one[split][name] for one in metrics]) for name in values
+                    if all(name in one[split] for one in metrics)}
             for split, values in first.items()}

@@ -51,7 +51,7 @@ def refuse_unsendable(data: Data, where: str) -> None:
 
 def _why_not(part: Any) -> str | None:
     """Why an object cannot be sent, in one line; None if it can."""
-    from ray import cloudpickle
+    from ray.cloudpickle import cloudpickle
 
     try:
         # Arrays are left where they are: only whether they can be sent is asked.

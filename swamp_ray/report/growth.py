@@ -33,7 +33,8 @@ def growth_charts(runs: Sequence[ReportRun]) -> list[Chart]:
     metric = runs[0].primary if runs else "loss"
     rows = [{"arm": run.arm, "run": run.name, "round": row["round"], "density": 1 - row["sparsity"],
              "particles": row["count"], "network": network, metric: row[network]["test"][metric]}
-            for run in runs for row in rows_of(run, "particles") for network in ("average", "ensemble")]
+            for run in runs for row in rows_of(run, "particles") for network in ("average", "ensemble")
+            if metric in row[network]["test"]]  # an ensemble has no loss where the task's metrics have none
     every: Any = pd.DataFrame(rows)
     if every.empty or (every := every.groupby("arm").filter(lambda one: one["particles"].max() > 1)).empty:
         return []

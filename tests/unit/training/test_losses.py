@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from swamp_ray.analysis import items
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.errors import LostRankError, RunError, UserError
 from swamp_ray.importing import own_traceback
+from swamp_ray.orchestration.records import _over_particles
 from swamp_ray.orchestration.running import run
 from swamp_ray.training.blaming import blamed
 from swamp_ray.training.losses import origin_of_loss
@@ -186,6 +188,12 @@ def test_tasks_of_ones_own_report_losses_and_are_analysed(tmp_path: Path, own: s
     rows = [what.measure(bench, what.items(bench, [0])[0]) for what in (items.connectivity, items.landscape)]
     assert set(rows[0]["barrier"]["test"]) == {"loss"}
     assert rows[1]["at_the_average"]["test"] > 0
+
+
+def test_particles_that_were_stored_without_a_loss_are_still_averaged() -> None:
+    found = [{"test": {"loss": 1.0, "right": 0.5}}, {"test": {"right": 1.0}}]
+    for metrics in (found, found[::-1]):
+        assert _over_particles(metrics, fmean) == {"test": {"right": 0.75}}
 
 
 def test_a_loss_can_be_what_decides(tmp_path: Path, own: str) -> None:
