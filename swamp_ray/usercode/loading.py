@@ -231,7 +231,8 @@ class _Finder(MetaPathFinder):
         if fullname not in _state.watched:
             return None
         for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            search = None if finder is self else getattr(finder, "find_spec", None)
+            spec = None if search is None else search(fullname, path, target)
             if spec is not None:
                 if type(spec.loader) is SourceFileLoader:
                     spec.loader = _Loader(spec.loader.name, spec.loader.path)

@@ -37,7 +37,6 @@ class Text:
     exports: tuple[str, ...] = ()
 
 
-@lru_cache(maxsize=8192)
 def understand(data: bytes, suffix: str, package: str) -> Text:
     """Read a module. The result is remembered by the bytes themselves, so that it is never of an older file.
 
@@ -50,6 +49,11 @@ def understand(data: bytes, suffix: str, package: str) -> Text:
         return _of_bytecode(data, package)
     if suffix != ".py":
         return Text(hashlib.sha256(data).hexdigest())
+    return _of_source(data, package)
+
+
+@lru_cache(maxsize=8192)
+def _of_source(data: bytes, package: str) -> Text:
     try:
         tree = ast.parse(data)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # it cannot be imported, and says so itself then
