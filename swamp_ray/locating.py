@@ -48,13 +48,21 @@ def _named(run: str, storage: str | None) -> RunDir:
             raise UserError("a run's URL must be like s3://bucket/folder/runs/NAME", got=run, where="RUN")
         return RunDir(root, name)
     path = Path(expanded(run, "RUN"))
-    if os.sep in run and not path.is_dir():
+    if os.sep in run and not _is_there(path, Path.is_dir):
         raise UserError("there is no such folder", got=run, where="RUN",
                         do="Give the folder of a run, or its name and --storage.")
-    if os.sep in run or (storage is None and (path / "config.yaml").is_file()):
+    if os.sep in run or (storage is None and _is_there(path / "config.yaml", Path.is_file)):
         path = path.absolute()
         return RunDir(path.parent.parent, path.name)
     return RunDir(storage or DEFAULT_STORAGE, run)
+
+
+def _is_there(path: Path, look: Callable[[Path], bool]) -> bool:
+    """Whether there is a file or a folder; nothing can be under a name that no file can have."""
+    try:
+        return look(path)
+    except (OSError, ValueError):
+        return False
 
 
 def find_sweep(sweep: str, storage: str | None = None) -> SweepDir:
@@ -122,10 +130,10 @@ def _named_sweep(sweep: str, storage: str | None) -> SweepDir:
             raise UserError("a sweep's URL must be like s3://bucket/folder/sweeps/NAME", got=sweep, where="SWEEP")
         return SweepDir(root, name)
     path = Path(expanded(sweep, "SWEEP"))
-    if os.sep in sweep and not path.is_dir():
+    if os.sep in sweep and not _is_there(path, Path.is_dir):
         raise UserError("there is no such folder", got=sweep, where="SWEEP",
                         do="Give the folder of a sweep, or its name and --storage.")
-    if os.sep in sweep or (storage is None and (path / "sweep.yaml").is_file()):
+    if os.sep in sweep or (storage is None and _is_there(path / "sweep.yaml", Path.is_file)):
         path = path.absolute()
         return SweepDir(path.parent.parent, path.name)
     return SweepDir(storage or DEFAULT_STORAGE, sweep)

@@ -71,6 +71,9 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
     lines: list[Text | Table] = [Text(f"{rundir.name}: {life.text}, {len(rounds)} of {len(planned)} rounds",
                              style="bold")]
     lines += [Text(line) for line in [*_coverage(record), *_attempts(record, life.running)]]
+    if unverified := rundir.unverified(rundir.rounds, rundir.results):
+        lines.append(Text("not verified, since an older version wrote them without checksums: "
+                          + ", ".join(unverified)))
     done = {entry["round"] for entry in rounds}
     missing = [plan for plan in planned if plan["index"] not in done]
     if missing:
@@ -154,8 +157,19 @@ class _OpenWork:
             works = [Work("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
             if any(work in self._names for work in works):
                 states = {work.particle: self._state(work) for work in works}
-                found.append(f"round {plan['index']}: {_by_state(states)}")
+                found.append(f"round {plan['index']}: {_by_state(states)}{self._after(plan['index'], states)}")
         return found
+
+    def _after(self, index: int, states: dict[int, str]) -> str:
+        """What a round lacks whose particles are all done: it is not finished before it is evaluated and recorded."""
+        if set(states.values()) != {"done"}:
+            return ""
+        average, evaluation = self._state(Work("average", index)), self._state(Work("evaluation", index))
+        if average != "done":
+            return "; their average is still to be made"
+        if evaluation != "done":
+            return f"; averaged; the evaluation of the average: {evaluation}"
+        return "; averaged and evaluated; only the round's record is missing"
 
     def _state(self, work: Work) -> str:
         name = self._names.get(work)

@@ -31,14 +31,17 @@ from swamp_ray.sparsity.packing import unpack
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.identity import canonical_json, digest_bytes
-from swamp_ray.storage.jsonlines import Lines, open_lines
+from swamp_ray.storage.jsonlines import Lines, open_lines, sealed
 from swamp_ray.storage.leases import Lease, LeaseLostError
-from swamp_ray.storage.metrics import MetricsLog, read_metrics, write_parquet
+from swamp_ray.storage.metrics import MetricsLog, mend_jsonl, salvage_jsonl, since_afresh, write_parquet
 from swamp_ray.storage.patience import impatient
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.states import read_state
 from swamp_ray.storage.tickets import ticket_bytes
+
+_ABOUT = ("kind", "round", "particle", "epoch")
+"""What tells lines of metrics apart."""
 
 
 class Journal:
@@ -123,6 +126,10 @@ class Journal:
             do="Set these options as they were, to go on; or choose another name with --name: what was not kept is "
                "trained again then.", where=str(self._rundir.spot()))
 
+    def _records_of_lines(self) -> list[Spot]:
+        found = self._unheld
+        return [found.rounds, found.results, found.decisions, found.metrics, found.jobs]
+
     def _taken(self, how: str, changed: list[str]) -> UserError:
         return UserError(
             f"the run {self._rundir.name!r} exists already {how}:\n  " + "\n  ".join(changed) + "\n",
@@ -155,6 +162,8 @@ class Journal:
         plain = prepared.config.model_dump(mode="json")
         self._conceal = Concealer(plain)
         self._rundir.write_config(dump_config(prepared.config), private=bool(credentials_in(plain)))
+        if unverified := self._unheld.unverified(*self._records_of_lines()):
+            say(f"not verified, since an older version wrote them without checksums: {', '.join(unverified)}")
         attempt: dict[str, Any] = {
             "started": now(), "argv": concealed_arguments(sys.argv), "host": socket.gethostname(),
             "python": platform.python_version(),
@@ -176,10 +185,11 @@ class Journal:
         }
         self._run, self._attempt, self._saved = run, attempt, self._rundir.run_json.read()
         self._save()
-        known = read_metrics(self._rundir.metrics)
+        if mended := mend_jsonl(self._rundir.metrics):
+            say(mended)
+        known = since_afresh(salvage_jsonl(self._rundir.metrics).records)
         anew = bool(known) and was_measured != prepared.recipes.measured
-        self._logged = _distinct([(line.get("kind"), line.get("round"), line.get("particle")) for line in known],
-                                 self._rundir.metrics)
+        self._logged = {tuple(line.get(key) for key in _ABOUT) for line in known}
         self._metrics = MetricsLog(self._rundir.metrics, self._rundir.tensorboard, afresh=anew)
         if anew:
             self._logged.clear()
@@ -272,7 +282,7 @@ class Journal:
         with contextlib.suppress(RunError, OSError):
             if self._jobs is None:
                 self._jobs = open_lines(Spot(impatient(self._rundir.place), self._rundir.jobs.key))
-            self._jobs.append(line)
+            self._jobs.append(sealed(line))
             self._jobs.settle()
 
     def incident(self, who: Work | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
@@ -331,20 +341,27 @@ class Journal:
         self.incident(decision.work, decision.reason, decision.what, reseed=decision.attempt)
 
     def finished(self, work: Work, outcome: Outcome) -> None:
-        """Write a job's metrics, unless an earlier attempt has."""
+        """Write a job's metrics, as far as no earlier attempt has."""
         if work.kind == "evaluation":
             return
         self._attempt["found"] += outcome.trained_epochs == 0
         particle = work.particle if work.kind == "particle" else None
         where = {"round": work.round if work.kind == "particle" else None, "particle": particle}
-        if self._metrics is None or (f"{work.kind}_end", where["round"], particle) in self._logged:
+        if self._metrics is None:
             return
         for line in outcome.info["history"]:
-            self._metrics.log(kind=f"{work.kind}_epoch", **where, **line)
+            self._log_once(kind=f"{work.kind}_epoch", **where, **line)
         for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", outcome.info["metrics"])):
             if metrics is not None:
-                self._metrics.log(kind=f"{work.kind}_{name}", **where, **flat(metrics))
+                self._log_once(kind=f"{work.kind}_{name}", **where, **flat(metrics))
         self._metrics.settle()
+
+    def _log_once(self, **fields: Any) -> None:
+        """Write a line of metrics, unless there is one about the same."""
+        about = tuple(fields.get(key) for key in _ABOUT)
+        if self._metrics is not None and about not in self._logged:
+            self._metrics.log(**fields)
+            self._logged.add(about)
 
     def uses(self, work: Work, name: str) -> None:
         """Note an artifact that the run needs, once; before it is looked for or made, so that nobody prunes it."""
@@ -359,8 +376,8 @@ class Journal:
         if self._written.get(record.round, {}) | {"peak_bytes": []} != plain | {"peak_bytes": []}:
             self._rundir.append_round(plain)
             self._written[record.round] = plain
-        if self._metrics is not None and ("round", record.round, None) not in self._logged:
-            self._metrics.log(kind="round", round=record.round, sparsity=record.sparsity, spread=record.spread,
+        if self._metrics is not None:
+            self._log_once(kind="round", round=record.round, sparsity=record.sparsity, spread=record.spread,
                               num_particles=record.num_particles, **flat(record.average),
                               **{f"particles_mean/{k}": v for k, v in flat(record.mean).items()},
                               **{f"particles_std/{k}": v for k, v in flat(record.std).items()})

@@ -245,7 +245,7 @@ class _Sweep:
         plain = self.sweep.resolved()
         self.dir.config.write(dump_yaml(plain).encode(), private=bool(credentials_in(plain)))
         self._records = self.dir.read_trials()
-        earlier = self.dir.read_record()
+        earlier = self._earlier()
         self._attempt = {
             "started": now(), "argv": concealed_arguments(sys.argv), "host": socket.gethostname(),
             "python": platform.python_version(),
@@ -264,6 +264,14 @@ class _Sweep:
             "attempts": [*earlier.get("attempts", []), self._attempt],
         }
         self.dir.write_record(self._record)
+
+    def _earlier(self) -> dict[str, Any]:
+        """What ``sweep.json`` says of earlier attempts; one that is damaged only describes them, and is begun anew."""
+        try:
+            return self.dir.read_record()
+        except CorruptArtifactError as error:
+            self.reporter.warning(f"{error} The sweep goes on, and begins it anew.")
+            return {}
 
     def _exclude(self) -> None:
         """Record the settings that cannot run; of a search only some were tried, and none of them is a setting."""

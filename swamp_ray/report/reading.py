@@ -112,6 +112,7 @@ def _read(rundir: RunDir, config: SwampConfig, arm: str) -> ReportRun:
         losses.note("run.json", "run.json is not there: by which metric the run is judged, what it was trained on and "
                     "with, how it ended and what it cost are not known.")
     check_run_record(about or {}, rundir.run_json)
+    losses.unverified(*rundir.unverified())
     records = rounds_of(rundir, losses)
     if not records:
         raise _nothing_to_show(rundir, losses)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from swamp_ray.errors import SwampError, first_line
-from swamp_ray.storage.jsonlines import Salvaged, is_sealed, salvage_lines
+from swamp_ray.storage.jsonlines import Salvaged, salvage_lines
 from swamp_ray.storage.metrics import since_afresh
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
@@ -23,6 +23,7 @@ class Losses:
 
     def __init__(self) -> None:
         self._notes: dict[str, str] = {}
+        self._unverified: list[str] = []
         self._tickets: set[int] = set()
 
     def note(self, what: str, text: str) -> None:
@@ -37,6 +38,10 @@ class Losses:
         """It has been made anew."""
         self._notes.pop(what, None)
 
+    def unverified(self, *files: str) -> None:
+        """Files hold something without a checksum, as older versions wrote it."""
+        self._unverified += [file for file in files if file not in self._unverified]
+
     def ticket(self, index: int) -> None:
         """A round's ticket was needed, and is damaged or not there."""
         self._tickets.add(index)
@@ -44,6 +49,8 @@ class Losses:
     def sentences(self) -> Iterator[str]:
         """One a thing."""
         yield from self._notes.values()
+        if self._unverified:
+            yield (f"Not verified, since an older version wrote them without checksums: {', '.join(self._unverified)}.")
         if self._tickets:
             several = len(self._tickets) > 1
             yield (f"The ticket{'s' * several} of round{'s' * several} {ranges(self._tickets)} cannot be read or "
@@ -73,7 +80,7 @@ def jobs_of_workers(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:
 
 def results_of(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:
     """The artifacts that the run has noted."""
-    found = _attempted(lambda: salvage_lines(rundir.results, lambda line: is_sealed(line) and _is_result(line)),
+    found = _attempted(lambda: salvage_lines(rundir.results, _is_result),
                        rundir.results, losses)
     return list(_told(found, rundir.results, losses, "costs do without"))
 
@@ -114,6 +121,8 @@ def _attempted(read: Callable[[], Salvaged], spot: Spot, losses: Losses) -> Salv
 def _told(found: Salvaged, spot: Spot, losses: Losses, so: str) -> tuple[dict[str, Any], ...]:
     """The records; which lines are damaged is noted."""
     parts = []
+    if found.unverified:
+        losses.unverified(_name(spot))
     if found.damaged:
         several = len(found.damaged) > 1
         parts.append(f"line{'s' * several} {ranges(found.damaged)} of {found.num_lines} "

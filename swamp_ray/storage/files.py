@@ -15,6 +15,8 @@ from swamp_ray.errors import RunError, UserError
 from swamp_ray.storage.patience import PassingError, may_pass
 
 TEMPORARY_SUFFIX = ".tmp"
+LONGEST_NAME = 255
+LONGEST_SHOWN = 60
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES}
@@ -29,9 +31,20 @@ def local_folder(storage: str | Path) -> Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(storage)):
         raise UserError("the storage root must be a local folder", got=str(storage), where="storage",
                         do="Give a path on a file system that all nodes share, e.g. /mnt/shared/swamp.")
+    if "\0" in str(storage) or any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(storage).parts):
+        raise UserError(f"the parts of the storage root's path must have at most {LONGEST_NAME} bytes each, and no "
+                        "character 0", where="storage", got=shown(str(storage)), do="Choose a shorter path.")
     if not str(storage):
         raise UserError("the storage root must not be empty", where="storage", do="Give a path, e.g. ./storage.")
     return Path(storage).expanduser().absolute()
+
+
+def shown(name: str) -> str:
+    """A name for a message: the beginning of one that is very long, without what a terminal would obey."""
+    printable = "".join(character if character.isprintable() else "?" for character in name)
+    if len(printable) <= LONGEST_SHOWN:
+        return printable
+    return f"{printable[:LONGEST_SHOWN]}... ({len(name):,} characters)"
 
 
 def write_atomic(path: Path, data: bytes, *, keep_existing: bool = False, below: Path | None = None,

@@ -38,15 +38,18 @@ def load_json(data: bytes) -> Any:
 
 
 def read_lines(where: Path | Spot) -> list[dict[str, Any]]:
-    """All objects of a file of JSON lines, in order; a missing file has none.
+    """All objects of a file of JSON lines, in order and without their checksums; a missing file has none.
 
     A last line that a crash cut off is ignored.
 
     Raises:
-        CorruptArtifactError: If a line before the last is not a JSON object.
+        CorruptArtifactError: If a line before the last is not a JSON object, or one has changed since it was written.
     """
     spot = as_spot(where)
     found = salvage_lines(spot)
+    if found.changed:
+        raise CorruptArtifactError(f"{spot}: a line has changed since it was written (line {found.changed[0]}). "
+                                   "Restore the file, or delete that line.")
     if wrong := [number for number in found.damaged if number < found.num_lines]:
         raise CorruptArtifactError(f"{spot}: line {wrong[0]} is not a JSON object. The file was changed or damaged "
                                    "after it was written; restore it, or delete that line.")
@@ -62,16 +65,25 @@ class Salvaged:
         damaged: Numbers of the lines that do not, counted from 1.
         num_lines: How many whole lines there are.
         is_cut_off: Whether something without an end follows them.
+        changed: Numbers of the damaged lines that are JSON objects, but not those that were written.
+        unverified: How many of the records have no checksum, as older versions wrote them.
+        intact: The bytes of the lines that hold.
     """
 
     records: tuple[dict[str, Any], ...]
     damaged: tuple[int, ...] = ()
     num_lines: int = 0
     is_cut_off: bool = False
+    changed: tuple[int, ...] = ()
+    unverified: int = 0
+    intact: tuple[bytes, ...] = ()
 
 
 def salvage_lines(where: Path | Spot, fits: Callable[[dict[str, Any]], bool] = lambda _: True) -> Salvaged:
     """All objects of a file of JSON lines that can be read, and which lines cannot; a missing file has none.
+
+    A line without a checksum is from an older version, unless one with a checksum stands before it: then it was put
+    there, or its checksum was taken away, and it is damaged.
 
     Args:
         where: The file.
@@ -79,15 +91,27 @@ def salvage_lines(where: Path | Spot, fits: Callable[[dict[str, Any]], bool] = l
     """
     data = read_growing(as_spot(where))
     end = data.rfind(b"\n") + 1
-    records, damaged = [], []
+    records, damaged, changed, intact = [], [], [], []
+    unverified = 0
     lines = data[:end].splitlines()
     for number, line in enumerate(lines, start=1):
         record = _parse_line(line)
-        if record is not None and fits(record):
-            records.append(record)
-        else:
+        if record is None:
             damaged.append(number)
-    return Salvaged(tuple(records), tuple(damaged), len(lines), end < len(data))
+            continue
+        has_check = CHECK_KEY in record
+        holds = is_sealed(record) and (has_check or unverified == len(records))
+        plain = {key: value for key, value in record.items() if key != CHECK_KEY}
+        if not holds:
+            changed.append(number)
+        if not holds or not fits(plain):
+            damaged.append(number)
+            continue
+        records.append(plain)
+        intact.append(line)
+        unverified += not has_check
+    return Salvaged(tuple(records), tuple(damaged), len(lines), end < len(data), tuple(changed), unverified,
+                    tuple(intact))
 
 
 class Lines(Protocol):

@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines
+from swamp_ray.storage.jsonlines import (
+    CHECK_KEY,
+    Salvaged,
+    dump_json,
+    load_json,
+    open_lines,
+    read_lines,
+    salvage_lines,
+    sealed,
+)
 from swamp_ray.storage.places import Spot, as_spot, made_folder
 
 _LEADING: dict[str, pa.DataType] = {
@@ -48,7 +57,7 @@ class MetricsLog:
         self._lines = open_lines(as_spot(jsonl))
         self._events = None if tensorboard is None else _EventFiles(as_spot(tensorboard), afresh)
         if afresh:
-            self._lines.append({"time": time.time(), "kind": AFRESH})
+            self._lines.append(sealed({"time": time.time(), "kind": AFRESH}))
 
     def log(self, **fields: Any) -> None:
         """Write one line.
@@ -57,10 +66,11 @@ class MetricsLog:
             fields: ``kind`` (text, e.g. ``"epoch"``), ``round``, ``particle``, ``epoch``, ``step`` as far as they
                 apply, then values by name. ``time`` (seconds since 1970) is filled in. None is left out.
         """
-        record = {"time": time.time(), **{name: value for name, value in fields.items() if value is not None}}
+        values = {f"metric/{name}" if name == CHECK_KEY else name: value for name, value in fields.items()}
+        record = {"time": time.time(), **{name: value for name, value in values.items() if value is not None}}
         # What is read back decides, so that TensorBoard, Parquet and the lines cannot disagree about a value.
         plain: dict[str, Any] = load_json(dump_json(record))
-        self._lines.append(plain)
+        self._lines.append(sealed(plain))
         if self._events is not None:
             self._add_scalars(self._events.writer, plain)
 
@@ -128,14 +138,44 @@ def read_jsonl(where: str | Path | Spot) -> list[dict[str, Any]]:
 
 
 def read_metrics(where: str | Path | Spot) -> list[dict[str, Any]]:
-    """As `read_jsonl`, of a run's metrics: those that hold today."""
-    return since_afresh(read_jsonl(where))
+    """The lines of a run's metrics that can be read, and hold today."""
+    return since_afresh(salvage_lines(as_spot(where)).records)
 
 
 def since_afresh(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The lines of a run's metrics that are not out of date."""
     last = max((number for number, line in enumerate(lines) if line.get("kind") == AFRESH), default=-1)
     return list(lines[last + 1:])
+
+
+def salvage_jsonl(where: str | Path | Spot) -> Salvaged:
+    """The lines that hold, and which do not."""
+    return salvage_lines(as_spot(where), _is_scalars)
+
+
+def _is_scalars(line: Mapping[str, Any]) -> bool:
+    numbers = [line.get(key) for key in ("round", "particle", "epoch", "step")]
+    return isinstance(line.get("kind", ""), str) and all(value is None or type(value) is int for value in numbers)
+
+
+def mend_jsonl(where: str | Path | Spot) -> str:
+    """Take lines that are damaged out of a file in a folder, so that what they held can be written again.
+
+    Returns:
+        What was found, in words; nothing if every line holds. In an object store the lines stay, and are not read.
+    """
+    spot = as_spot(where)
+    found = salvage_jsonl(spot)
+    # What a crash left at the end is no damage.
+    damaged = [number for number in found.damaged if number < found.num_lines or number in found.changed]
+    if not damaged:
+        return ""
+    if isinstance(spot.location, Path):
+        spot.write(b"".join(line + b"\n" for line in found.intact))
+    several = len(damaged) > 1
+    return (f"{spot}: line{'s' * several} {', '.join(map(str, damaged[:5]))} of {found.num_lines} "
+            f"{'are' if several else 'is'} not what was written and left out; what stored results hold of "
+            f"{'them' if several else 'it'} is written again")
 
 
 def write_parquet(jsonl: str | Path | Spot, parquet: str | Path | Spot) -> None:

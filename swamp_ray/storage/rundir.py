@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, UserError
+from swamp_ray.storage.files import shown
 from swamp_ray.storage.growing import growing, read_growing
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.jsonlines import (
+    CHECK_KEY,
     Salvaged,
     dump_json,
     is_sealed,
@@ -22,7 +24,6 @@ from swamp_ray.storage.jsonlines import (
     read_lines,
     salvage_lines,
     sealed,
-    unsealed,
 )
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim, held_by
 from swamp_ray.storage.places import Place, Spot, as_place, check_key, local_path
@@ -44,7 +45,7 @@ class RunDir:
 
     def __init__(self, storage: str | Path | Place, name: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", name) or not name.strip("."):
-            raise UserError("a run's name must consist of 1 to 200 letters, digits, '.', '_' and '-'", got=name,
+            raise UserError("a run's name must consist of 1 to 200 letters, digits, '.', '_' and '-'", got=shown(name),
                             where="name", do="Choose another, e.g. resnet20-swamp.")
         self.place = as_place(storage)
         self.name = name
@@ -272,7 +273,7 @@ class RunDir:
         Returns:
             Its bytes.
         """
-        data = dump_json(dict(record), indent=2) + b"\n"
+        data = dump_json(sealed(record), indent=2) + b"\n"
         has_locks = isinstance(self.run_json.location, Path)
         if has_locks or before is None or not self.place.swap(self.run_json.key, data, expected=before):
             self.run_json.write(data)
@@ -290,7 +291,24 @@ class RunDir:
         if not isinstance(record, dict):
             raise CorruptArtifactError(f"{self.run_json}: this is not the JSON object that was written. Restore "
                                        "the file or delete it; it only describes the run.")
-        return record
+        if not is_sealed(record):
+            raise CorruptArtifactError(f"{self.run_json}: this is not what was written: it has changed since. Restore "
+                                       "the file or delete it; it only describes the run.")
+        return {key: value for key, value in record.items() if key != CHECK_KEY}
+
+    def unverified(self, *files: Spot) -> list[str]:
+        """Names of files that hold something without a checksum, as older versions wrote it.
+
+        Args:
+            files: Of JSON lines; ``run.json`` is looked at in any case.
+        """
+        found = []
+        data = self.run_json.read()
+        with contextlib.suppress(ValueError, RecursionError):
+            record = load_json(data) if data else None
+            if isinstance(record, dict) and CHECK_KEY not in record:
+                found.append("run.json")
+        return found + [spot.key.rpartition("/")[2] for spot in files if salvage_lines(spot).unverified]
 
     def append_round(self, record: Mapping[str, object]) -> None:
         """Record a finished round; `record` has a key ``round``. A later record of the same round replaces it."""
@@ -306,11 +324,11 @@ class RunDir:
 
     def read_decisions(self) -> list[dict[str, Any]]:
         """All decisions, in the order in which they were made. Raises CorruptArtifactError if one is damaged."""
-        return [unsealed(record, self.decisions) for record in read_lines(self.decisions)]
+        return read_lines(self.decisions)
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The finished rounds in the order of rounds, each as last recorded; a run may record them in another."""
-        records = [unsealed(record, self.rounds) for record in read_lines(self.rounds)]
+        records = read_lines(self.rounds)
         if wrong := [record["round"] for record in records if not isinstance(record.get("round", 0), int)]:
             raise CorruptArtifactError(f"{self.rounds}: {wrong[0]!r} is no round. The file was changed after it "
                                        "was written; restore it, or delete that line.")
@@ -318,9 +336,8 @@ class RunDir:
 
     def salvage_rounds(self) -> Salvaged:
         """As `read_rounds`, of the lines that hold; which do not is said."""
-        found = salvage_lines(self.rounds, lambda record: is_sealed(record) and isinstance(record.get("round", 0), int))
-        records = [unsealed(record, self.rounds) for record in found.records]
-        return replace(found, records=tuple(_last_of_each(records)))
+        found = salvage_lines(self.rounds, lambda record: isinstance(record.get("round", 0), int))
+        return replace(found, records=tuple(_last_of_each(found.records)))
 
     def ticket_of(self, record: Mapping[str, Any]) -> Spot:
         """Where the ticket of a finished round lies: in this folder, whatever it was called when that was recorded."""
@@ -345,7 +362,7 @@ class RunDir:
 
     def read_results(self) -> list[dict[str, Any]]:
         """The artifacts that the run has noted, in order. Raises CorruptArtifactError if a line has changed."""
-        return [unsealed(record, self.results) for record in read_lines(self.results)]
+        return read_lines(self.results)
 
     def logs(self, attempt: int) -> dict[str, Spot]:
         """The log files of an attempt, by what `log` calls them."""

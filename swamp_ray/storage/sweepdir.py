@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, UserError
+from swamp_ray.storage.files import shown
 from swamp_ray.storage.holders import this_process
-from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, read_lines, sealed, unsealed
+from swamp_ray.storage.jsonlines import CHECK_KEY, dump_json, is_sealed, load_json, open_lines, read_lines, sealed
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim, held_by
 from swamp_ray.storage.places import Place, Spot, as_place
 from swamp_ray.sweep_config import Sweep
@@ -35,7 +36,7 @@ class SweepDir:
     def __init__(self, storage: str | Path | Place, name: str) -> None:
         if not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{MAX_NAME}}}", name) or not name.strip("."):
             raise UserError(f"a sweep's name must consist of 1 to {MAX_NAME} letters, digits, '.', '_' and '-'",
-                            got=name, where="name", do="Choose another with --name, e.g. sparsity-x-particles.")
+                            got=shown(name), where="name", do="Choose another with --name, e.g. sparsity-x-particles.")
         self.place, self.name = as_place(storage), name
 
     def spot(self, file: str = "") -> Spot:
@@ -130,7 +131,7 @@ class SweepDir:
 
     def write_record(self, record: Mapping[str, object]) -> None:
         """Replace ``sweep.json``."""
-        self.record.write(dump_json(dict(record), indent=2) + b"\n")
+        self.record.write(dump_json(sealed(record), indent=2) + b"\n")
 
     def read_record(self) -> dict[str, Any]:
         """What ``sweep.json`` holds, empty if it is missing. Raises CorruptArtifactError if it is damaged."""
@@ -139,8 +140,8 @@ class SweepDir:
             return {}
         with contextlib.suppress(ValueError, RecursionError):
             record = load_json(data)
-            if isinstance(record, dict):
-                return record
+            if isinstance(record, dict) and is_sealed(record):
+                return {key: value for key, value in record.items() if key != CHECK_KEY}
         raise CorruptArtifactError(f"{self.record}: this is not the JSON object that was written. Restore the file or "
                                    "delete it; it only describes the sweep.")
 
@@ -152,8 +153,7 @@ class SweepDir:
     def read_trials(self) -> dict[str, dict[str, Any]]:
         """The last record of each setting by its label, in the order in which settings were begun."""
         found: dict[str, dict[str, Any]] = {}
-        for line in read_lines(self.trials):
-            record = unsealed(line, self.trials)
+        for record in read_lines(self.trials):
             if not isinstance(record.get("label"), str) or not isinstance(record.get("setting"), dict):
                 raise CorruptArtifactError(f"{self.trials}: a line is not what was written. Restore the file, or "
                                            "delete that line.")

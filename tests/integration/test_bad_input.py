@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from swamp_ray.cli import main
+from swamp_ray.storage.rundir import RunDir
 from tests.helpers import TINY
 
 BROKEN_MODULE = '''
@@ -201,7 +202,8 @@ def test_more_workers_than_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "results/runs").exists(), "a refused plan has taken the run's name"
     assert swamp(tmp_path).exit_code == 0
     run_json = tmp_path / "results/runs/tiny/run.json"
-    run_json.write_text(run_json.read_text().replace('"status": "complete"', '"status": "interrupted"'))
+    rundir = RunDir(tmp_path / "results", "tiny")
+    rundir.write_run({**(rundir.read_run() or {}), "status": "interrupted"})
     before = run_json.read_bytes()
     refused(swamp(tmp_path, execution__executor="ray", execution__num_workers=99), "99 workers", "fit at a time")
     assert run_json.read_bytes() == before, "a refused plan counts as an attempt"

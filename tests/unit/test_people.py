@@ -24,6 +24,7 @@ from swamp_ray.evaluation import evaluate_runs
 from swamp_ray.locating import find_run
 from swamp_ray.orchestration.resources import capacity, pool_size
 from swamp_ray.orchestration.running import run
+from swamp_ray.storage.rundir import RunDir
 from swamp_ray.training.particle import ParticleTrainer
 from tests.helpers import TINY, tiny
 
@@ -134,8 +135,8 @@ def test_status_of_an_unfinished_run_names_what_is_missing(storage: Path, tmp_pa
     target = tmp_path / "runs" / "half"
     target.mkdir(parents=True)
     (target / "config.yaml").write_bytes(rundir.config_path.read_bytes())
-    record = json.loads(rundir.run_json_path.read_text())
-    (target / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    record = rundir.read_run() or {}
+    RunDir(tmp_path, "half").write_run({**record, "status": "running"})
     (target / "rounds.jsonl").write_text(rundir.rounds_path.read_text().splitlines()[0] + "\n{torn")
     done = swamp("status", "half", "--storage", str(tmp_path))
     assert "half: stopped without a word (killed?); the same command goes on, 1 of 3 rounds" in done.output
