@@ -76,7 +76,7 @@ def swamp(storage: Path, *arguments: str) -> str:
     return " ".join(CliRunner().invoke(main, [*arguments, "--storage", str(storage)]).output.split())
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "a digit": lambda path: change(path, r'"loss": (\d)', '"loss": 9'),
     "an epoch": lambda path: change(path, r'"epoch": 1', '"epoch": 5'),
     "no JSON": lambda path: change(path, r"\{", "["),
