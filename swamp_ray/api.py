@@ -67,7 +67,10 @@ class Result:
         """Every scalar of the run, as in ``metrics.parquet``."""
         if not self._frame:
             spot = as_spot(f"{self.path}/metrics.parquet")
-            self._frame.append(pd.read_parquet(io.BytesIO(spot.place.read(spot.key))))
+            frame = pd.read_parquet(io.BytesIO(spot.place.read(spot.key)))
+            # A file of an earlier version has them as floats.
+            whole = {name: "Int64" for name in ("round", "particle", "epoch", "step") if name in frame.columns}
+            self._frame.append(frame.astype(whole))
         return self._frame[0]
 
     @property

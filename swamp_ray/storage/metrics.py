@@ -182,15 +182,33 @@ def write_parquet(jsonl: str | Path | Spot, parquet: str | Path | Spot) -> None:
     """Write the JSON lines as a table, atomically.
 
     Columns: time, kind, round, particle, epoch, step (always there), then the others by name. A column of whole
-    numbers is int64, one with any fraction float64, one that mixes text or nested values with others JSON text.
+    numbers is int64, and so it is in pandas where values are missing; one with any fraction is float64, one that mixes
+    text or nested values with others JSON text. Rows are in the order of rounds: the dense phase, then of each round
+    the particles and last the round's own row, in whatever order evaluations ended.
     """
-    records = read_metrics(jsonl)
+    records = sorted(read_metrics(jsonl), key=_place_in_table)
     others = sorted({name for record in records for name in record} - _LEADING.keys())
     columns = {name: _column([record.get(name) for record in records], _LEADING.get(name, pa.float64()))
                for name in [*_LEADING, *others]}
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), buffer)
+    pq.write_table(_with_whole_numbers(pa.table(columns)), buffer)
     as_spot(parquet).write(buffer.getvalue().to_pybytes())
+
+
+def _place_in_table(record: Mapping[str, Any]) -> tuple[float, bool, float]:
+    """What rows are sorted by; those of one particle stay in the order in which they were written."""
+    round_, particle = (record.get(name) for name in ("round", "particle"))
+    return (round_ if type(round_) is int else -1, record.get("kind") == "round",
+            particle if type(particle) is int else -1)
+
+
+def _with_whole_numbers(table: pa.Table) -> pa.Table:
+    """The same table, with a note for pandas: it would read whole numbers as floats where some are missing."""
+    import pandas as pd
+
+    frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    noted = pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False).schema.metadata
+    return table.replace_schema_metadata(noted)
 
 
 def _column(values: Sequence[Any], default: pa.DataType) -> pa.Array:

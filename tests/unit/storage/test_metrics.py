@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -76,8 +77,8 @@ def test_no_mixture_of_values_keeps_the_table_from_being_written(
     table = pq.read_table(folder / "m.parquet")
     lines = read_jsonl(folder / "m.jsonl")
     assert table.num_rows == len(records)
-    assert [[value is None for value in row.values()] for row in table.to_pylist()] == [
-        [line.get(name) is None for name in table.column_names] for line in lines]
+    assert sorted([value is None for value in row.values()] for row in table.to_pylist()) == sorted(
+        [line.get(name) is None for name in table.column_names] for line in lines)
 
 
 def test_no_lines_are_an_empty_table(tmp_path: Path) -> None:
@@ -108,3 +109,21 @@ def test_tensorboard_reads_the_scalars(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in lr] == [(10, 1.0), (20, 0.5)]
     assert [(event.step, event.value) for event in events.Scalars("round/accuracy")] == [(0, 0.5)]
     assert abs(lr[0].wall_time - read_jsonl(tmp_path / "m.jsonl")[0]["time"]) < 1e-3
+
+
+def test_rows_are_in_the_order_of_rounds_and_their_numbers_whole(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"kind": "particle_epoch", "round": 0, "particle": 1, "epoch": 1}, {"kind": "dense_epoch", "epoch": 1},
+        {"kind": "particle_epoch", "round": 0, "particle": 0, "epoch": 1}, {"kind": "round", "round": 1, "count": 3},
+        {"kind": "particle_epoch", "round": 1, "particle": 0, "epoch": 2, "loss": 0.5}, {"kind": "round", "round": 0},
+        {"kind": "particle_epoch", "round": 1, "particle": 0, "epoch": 1},
+    ]
+    log_all(tmp_path / "m.jsonl", lines)
+    write_parquet(tmp_path / "m.jsonl", tmp_path / "m.parquet")
+    frame = pd.read_parquet(tmp_path / "m.parquet")
+    order = [(row.kind, row.round, row.particle, row.epoch) for row in frame.fillna(-1).itertuples()]
+    assert order == [("dense_epoch", -1, -1, 1), ("particle_epoch", 0, 0, 1), ("particle_epoch", 0, 1, 1),
+                     ("round", 0, -1, -1), ("particle_epoch", 1, 0, 2), ("particle_epoch", 1, 0, 1),
+                     ("round", 1, -1, -1)]
+    assert {str(frame[name].dtype) for name in ("round", "particle", "epoch", "step", "count")} == {"Int64"}
+    assert frame["loss"].dtype == float
