@@ -35,8 +35,19 @@ An unknown option is an error. `swamp check CONFIG` reads a config and prints wh
 
 - Sparsities, densities, shares and rates are fractions: 0.95, not 95 %.
 - A *length* is a number of epochs (`4`, `4 epochs`, `0.5 epochs`) or of optimiser steps (`800 steps`, `16k steps`).
+- Values are YAML, and the type of an option decides what a value stands for, in `--set` and in sweeps too: `1e-2` is a
+  number for `training.lr`, and `data.version=1` the text `1`. Where no type decides, as in `model.options`, `1e-2`,
+  `1_000`, `0x1F`, `0o17` and `0b11` are numbers; `true`, `yes` and `on` are true, `false`, `no` and `off` false; times
+  and dates are texts; a number that begins with 0, such as `017`, is refused. Anchors and merges (`<<`) work. From
+  Python, values of NumPy and pandas, paths, members of an Enum and tuples are taken as the plain values they hold.
+- A config is read once: a file, `-` for standard input, or a pipe, as in `swamp run <(my_script)`. A pipe has no name:
+  its run is called `swamp` unless it names itself.
+- Paths (`storage`, `data.root`, `start_from.path`, `--storage`, `--output`, `--working-dir`, the base of a sweep,
+  `load_ticket`) may begin with `~` and hold `$VAR` or `${VAR}`, which are replaced once, where the command starts; a
+  variable that is not set is an error. Relative ones are below the current folder, a sweep's base below the sweep's.
+  Where a command submits a run, a relative `start_from.path` is below the folder that is uploaded.
 - `package.module:attribute` is an import path to code of your own: see
-  [own_model_and_data.md](own_model_and_data.md).
+  [own_model_and_data.md](own_model_and_data.md). From Python the function or class itself may stand there.
 
 Shipped configs are in [configs/](../configs); [arms.md](arms.md) says which settings make which method.
 What enters a result's name is in [identity.md](identity.md).

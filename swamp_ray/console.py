@@ -20,7 +20,7 @@ from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.output import Output, is_live
 from swamp_ray.round_messages import Work
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.tables import display_path, duration, number, percent, results_table
+from swamp_ray.tables import bounded, display_path, duration, number, percent, results_table
 from swamp_ray.training.records import Progress
 
 WIDE = 100  # columns that a particle's whole line needs
@@ -207,7 +207,7 @@ class LiveReporter(Reporter):
         for work, progress in sorted(self._running.items(), key=lambda entry: (entry[0].round, entry[0].particle)):
             if progress is None:
                 continue
-            extra = "  ".join(f"{name} {value:.3f}" for name, value in progress.metrics.items())
+            extra = "  ".join(f"{bounded(name, 20)} {value:.3f}" for name, value in progress.metrics.items())
             bar = [ProgressBar(total=progress.num_epochs, completed=progress.epoch, width=12)] if wide else []
             table.add_row(
                 Text(f"  {work}", style="cyan"), *bar,
@@ -317,7 +317,7 @@ def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget | None =
     spread = f" ± {number(std, name)}" if entered > 1 else ""
     of = f"{entered} of {counted(record.num_particles, 'particle')}" if record.dropped else "particles"
     left = budget.text() if budget is not None and budget.share < 1 else ""
-    return (f"round {record.round:>2}  sparsity {percent(record.sparsity):>7}  test {name}: {of} "
+    return (f"round {record.round:>2}  sparsity {percent(record.sparsity):>7}  test {bounded(name)}: {of} "
             f"{number(mean, name)}{spread}, averaged {number(record.average['test'][name], name)}"
             + (f"  ({left})" if left else ""))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.output import Output
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_round_ticket
-from swamp_ray.tables import number, percent
+from swamp_ray.tables import bounded, number, percent
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
 from swamp_ray.training.blaming import blamed
 from swamp_ray.training.data import Data, load_data, tree_map
@@ -239,9 +240,10 @@ def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -
 
 def evaluation_table(levels: Sequence[SparsityLevel], names: Sequence[str], primary: str) -> Table:
     """Test and validation metric of each run, and of the ensemble, by sparsity."""
-    caption = f"{primary} on test (validation)"
+    caption = f"{escape(bounded(primary))} on test (validation)"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
-    for heading in ("sparsity", *names, *(["ensemble"] if levels[0].ensemble else [])):
+    headings = [escape(bounded(name)) for name in names]
+    for heading in ("sparsity", *headings, *(["ensemble"] if levels[0].ensemble else [])):
         table.add_column(heading, justify="right")
     for level in levels:
         columns = [*level.members, *([level.ensemble] if level.ensemble else [])]

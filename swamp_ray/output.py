@@ -107,6 +107,8 @@ class Output(Console):
     lacks is written in ASCII. Codes in names and messages do not reach the terminal. A table is never cut.
     """
 
+    _least = NARROWEST
+
     @property
     def file(self) -> IO[str]:
         """The stream that is written to."""
@@ -121,7 +123,7 @@ class Output(Console):
     def size(self) -> ConsoleDimensions:
         """Columns and rows, not fewer columns than can be used."""
         found = super().size
-        return ConsoleDimensions(max(NARROWEST, found.width), found.height)
+        return ConsoleDimensions(max(self._least, found.width), found.height)
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
@@ -137,11 +139,15 @@ class Output(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Like rich's, and a table is as wide as it has to be."""
-        if len(objects) == 1 and isinstance(objects[0], Table) and "width" not in options:
-            wanted = Measurement.get(self, self.options.update(max_width=_WIDEST), objects[0])
-            needed = wanted.minimum if self.is_terminal else wanted.maximum
-            options |= {"width": max(self.width, needed), "crop": False}
-        super().print(*objects, **options)
+        if len(objects) != 1 or not isinstance(objects[0], Table):
+            super().print(*objects, **options)
+            return
+        wanted = Measurement.get(self, self.options.update(max_width=_WIDEST), objects[0])
+        self._least = wanted.minimum if self.is_terminal else wanted.maximum
+        try:
+            super().print(*objects, **options)
+        finally:
+            self._least = NARROWEST
 
     def on_broken_pipe(self) -> None:
         """Print to nowhere from now on; rich would end the process."""

@@ -12,6 +12,7 @@ import pandas as pd
 
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_fields import Length, Section
+from swamp_ray.csv_text import csv_bytes
 from swamp_ray.errors import CorruptArtifactError, UserError, nearest
 from swamp_ray.locating import config_of
 from swamp_ray.storage.rundir import RunDir, check_run_record
@@ -64,7 +65,7 @@ def write_results(sweepdir: SweepDir, frame: pd.DataFrame | None = None) -> pd.D
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     sweepdir.parquet.write(buffer.getvalue())
-    sweepdir.csv.write(frame.to_csv(index=False, lineterminator="\n").encode())
+    sweepdir.csv.write(csv_bytes(frame))
     return frame
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +22,7 @@ def results_table(records: Sequence[Mapping[str, Any]], primary: str) -> Table:
     """
     several = any(record["num_particles"] > 1 for record in records)
     network = "averaged" if several else "network"
-    caption = f"{primary} in percent" if primary == "accuracy" else primary
+    caption = f"{primary} in percent" if primary == "accuracy" else escape(bounded(primary))
     for record in records:
         if record.get("dropped"):
             caption += f"\nround {record['round']}: {_entered(record)} of {record['num_particles']} particles"
@@ -40,6 +41,18 @@ def results_table(records: Sequence[Mapping[str, Any]], primary: str) -> Table:
             short(average["validation"][primary], primary),
             Text(short(average["test"][primary], primary), style="bold green"))
     return table
+
+
+NAME_WIDTH = 60
+"""Characters of a name in a table or a line."""
+
+
+def bounded(name: str, longest: int = NAME_WIDTH) -> str:
+    """A name, of a long one its beginning and its end."""
+    if len(name) <= longest:
+        return name
+    kept = longest - 3
+    return f"{name[: kept // 2]}...{name[-(kept - kept // 2) :]}"
 
 
 def _entered(record: Mapping[str, Any]) -> int:

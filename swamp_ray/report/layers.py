@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from swamp_ray.errors import SwampError
 from swamp_ray.importing import is_import_path
 from swamp_ray.report.arms import by_arm, each_arm
-from swamp_ray.report.cells import ink, shortened
+from swamp_ray.report.cells import ink, told_apart
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, PAPER, density_ticks
@@ -109,7 +109,7 @@ def _figure(values: np.ndarray, layers: Sequence[str], shared: Sequence[Mapping[
     norm = LogNorm(min(lowest, 0.5), 1.0)
     colours = matplotlib.colormaps[COLOUR_MAP].with_extremes(bad=PAPER)
     image = axes.imshow(np.ma.masked_where(~(values > 0), values), norm=norm, cmap=colours, aspect="auto")
-    longest = max(len(_label(layer)) for layer in layers)
+    longest = max(len(label) for label in _labels(layers))
     cell_in = ((WIDTH_IN - BESIDE_IN - 0.08 * longest) / num_columns, (height - 1.2) / num_rows)
     _write_cells(axes, values, image, cell_in)
     _axes(axes, layers, shared, cell_in)
@@ -135,8 +135,8 @@ def _write_cells(axes: Any, values: np.ndarray, image: Any, cell_in: tuple[float
                       color=ink(image.cmap(image.norm(value))))
 
 
-def _label(layer: str) -> str:
-    return shortened(layer.removesuffix(".weight"), LONGEST_NAME)
+def _labels(layers: Sequence[str]) -> list[str]:
+    return told_apart([layer.removesuffix(".weight") for layer in layers], LONGEST_NAME)
 
 
 def _percent(value: float) -> str:
@@ -146,7 +146,7 @@ def _percent(value: float) -> str:
 
 
 def _axes(axes: Any, layers: Sequence[str], shared: Sequence[Mapping[str, Any]], cell_in: tuple[float, float]) -> None:
-    short = [_label(layer) for layer in layers]
+    short = _labels(layers)
     every = max(1, int(np.ceil(0.16 / cell_in[1])))
     axes.set_yticks(range(0, len(layers), every), short[::every], fontsize=FONT)
     texts = [f"{100 * record['sparsity']:.3g} %" for record in shared]

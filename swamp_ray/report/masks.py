@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from swamp_ray.report.arms import line_of
-from swamp_ray.report.cells import ink, shortened
+from swamp_ray.report.cells import ink, told_apart
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, GRID, INK, MUTED, arm_styles, density_axis, new_figure, plain_axes
@@ -148,7 +148,7 @@ def _matrix(names: Sequence[str], chosen: Any) -> Figure:
                 axes.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center_baseline",
                           fontsize=FONT, color=ink(image.cmap(image.norm(value))))
     every = 1 + (len(names) - 1) // MOST_WITH_LABELS
-    short = [shortened(name, 22) for name in names]
+    short = told_apart(names, 22)
     axes.set_xticks(range(0, len(names), every), short[::every], fontsize=FONT, rotation=90)
     axes.set_yticks(range(0, len(names), every), short[::every], fontsize=FONT)
     axes.tick_params(length=0)

@@ -12,6 +12,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from swamp_ray.csv_text import csv_bytes
 from swamp_ray.report.card import Card
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.drawing import inline
@@ -140,7 +141,7 @@ class Page:
 
 def csv_of(chart: Chart) -> bytes:
     """A chart's data as CSV, numbers in full."""
-    return chart.data.to_csv(index=False, lineterminator="\n").encode()
+    return csv_bytes(chart.data)
 
 
 def render(page: Page) -> bytes:

@@ -66,12 +66,9 @@ def new_figure(inches: tuple[float, float] = FIGURE_INCHES) -> tuple[Figure, Any
 
 
 def add_legend(figure: Figure, axes: Any, handles: Sequence[Any]) -> None:
-    """A legend in the axes where there are few entries, else below them, for which the figure grows."""
+    """A legend below the axes, for which the figure grows: in them it would cover lines where no corner is free."""
     for handle in handles:
         handle.set_label(shortened(str(handle.get_label()), LONGEST_LABEL))
-    if len(handles) <= MOST_INSIDE:
-        axes.legend(handles=handles)
-        return
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW_IN * math.ceil(len(handles) / 2))
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
 

@@ -105,7 +105,7 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
     scale = scale_of(name)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    named, rest = _worth_a_colour(found, higher_is_better)
+    named, rest = _worth_a_colour(found, _judged(frame, metric, found), higher_is_better)
     few = len(found) <= len(COLOURS)
     for number, curve in enumerate(rest):
         label = f"{len(rest)} others (grey)" if number == 0 else None
@@ -156,7 +156,7 @@ def _left_out(sweepdir: SweepDir, frame: pd.DataFrame) -> list[str]:
     """What the curves do not show: settings that a longer chain stands for, and settings without results."""
     lines = []
     if SPACE + TARGET in frame and _varies(frame, SPACE + TARGET):
-        lines.append("of settings that differ in their target alone, the highest is shown")
+        lines.append("of settings that differ in their target alone, the one with the most rounds")
     failed = sum(trial.status == "failed" for trial in Settings(sweepdir).read())
     if failed:
         lines.append(f"{failed} setting{'s' * (failed > 1)} failed")
@@ -322,12 +322,21 @@ def _option_names(frame: pd.DataFrame) -> set[str]:
     return names | {name.removesuffix("_epochs").removesuffix("_steps") for name in names}
 
 
-def _worth_a_colour(lines: Sequence[_Line], higher_is_better: bool) -> tuple[list[_Line], list[_Line]]:
+def _judged(frame: pd.DataFrame, metric: str, shown: Sequence[_Line]) -> list[float]:
+    """What curves with a colour are chosen by: their ends on validation, where the test set is only shown."""
+    held_out = metric.replace("/test/", "/validation/")
+    lines = _curves(frame, held_out) if held_out in frame else list(shown)
+    return [float(line.mean[-1]) for line in (lines if len(lines) == len(shown) else shown)]
+
+
+def _worth_a_colour(
+    lines: Sequence[_Line], ends: Sequence[float], higher_is_better: bool
+) -> tuple[list[_Line], list[_Line]]:
     """Curves that are named, and the rest: all are named where they can be told apart, else the best at their ends."""
     if len(lines) <= MAX_CURVES:
         return list(lines), []
     sign = -1 if higher_is_better else 1
-    best = sorted(range(len(lines)), key=lambda index: sign * lines[index].mean[-1])[:MAX_CURVES]
+    best = sorted(range(len(lines)), key=lambda index: sign * ends[index])[:MAX_CURVES]
     return ([line for index, line in enumerate(lines) if index in best],
             [line for index, line in enumerate(lines) if index not in best])
 

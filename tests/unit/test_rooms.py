@@ -24,7 +24,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "method": ("round_messages.py", "rounds.py", "thin_layers.py"),
     "orchestration": ("orchestration/",),
     "people": (
-        "analysis/", "report/", "api.py", "cli.py", "console.py", "doctor.py", "evaluation.py", "locating.py",
+        "analysis/", "report/", "api.py", "cli.py", "console.py", "csv_text.py", "doctor.py", "evaluation.py",
+        "locating.py",
         "output.py", "planning.py", "pruning_storage.py", "status.py", "submitting.py", "sweep_console.py",
         "sweep_records.py", "sweep_results.py", "sweep_status.py", "tables.py", "__init__.py", "__main__.py",
     ),

@@ -121,7 +121,8 @@ def test_rows_are_in_the_order_of_rounds_and_their_numbers_whole(tmp_path: Path)
     log_all(tmp_path / "m.jsonl", lines)
     write_parquet(tmp_path / "m.jsonl", tmp_path / "m.parquet")
     frame = pd.read_parquet(tmp_path / "m.parquet")
-    order = [(row.kind, row.round, row.particle, row.epoch) for row in frame.fillna(-1).itertuples()]
+    columns = [frame[name].tolist() for name in ("kind", "round", "particle", "epoch")]
+    order = [tuple(-1 if value is pd.NA else value for value in row) for row in zip(*columns, strict=True)]
     assert order == [("dense_epoch", -1, -1, 1), ("particle_epoch", 0, 0, 1), ("particle_epoch", 0, 1, 1),
                      ("round", 0, -1, -1), ("particle_epoch", 1, 0, 2), ("particle_epoch", 1, 0, 1),
                      ("round", 1, -1, -1)]

@@ -1,0 +1,178 @@
+"""What commands print: no encoding, pipe, narrow window or name in the data ends or takes over anything."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from rich.markup import escape
+from rich.table import Table
+
+from swamp_ray.cli import main
+from swamp_ray.csv_text import csv_bytes
+from swamp_ray.output import Output, is_live, visible
+from swamp_ray.report.cells import told_apart
+from swamp_ray.tables import bounded, results_table
+
+CODES = ["\x1b]0;title\x07", "\x1b[31m", "\x9b2J", "a\u202eb", "\u2066x\u2069", "\x08\x08", "\x00",
+         "\r\x1b[1A", "\u200f"]
+
+
+class Stream(io.TextIOWrapper):
+    """A text stream over bytes, in an encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, errors="strict", write_through=True)
+
+    def written(self) -> str:
+        return self.buffer.getvalue().decode(self.encoding)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Gone(io.StringIO):
+    """A stream whose reader is gone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, "gone")
+
+
+class TestEncodings:
+    @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
+    def test_every_character_is_written_somehow(self, encoding: str) -> None:
+        stream = Stream(encoding)
+        Output(file=stream, highlight=False).print("a ± b … \u00fc \u4e2d \U0001f600 \udcff", soft_wrap=True)
+        assert stream.written().startswith("a ")
+
+    def test_ascii_is_plain(self) -> None:
+        stream = Stream("ascii")
+        Output(file=stream, highlight=False).print("88.2 ± 0.3 … \u00e9")
+        assert stream.written() == "88.2 +- 0.3 ... \\xe9\n"
+
+    @pytest.mark.parametrize("environment", [
+        {"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"COLUMNS": "1"}, {"COLUMNS": "10", "TERM": "dumb"}, {"NO_COLOR": "1", "TERM": "unknown"},
+    ])
+    def test_a_command_in_a_poor_surrounding(self, environment: dict[str, str], tmp_path: Path) -> None:
+        script = ("from swamp_ray.output import *; from rich.table import Table\nmake_streams_safe()\n"
+                  "t = Table('\\u00fc x'); t.add_row('1.25 \\u00b1 0.50'); Output(highlight=False).print(t)\n"
+                  "print('\\u4e2d')")
+        done = subprocess.run([sys.executable, "-c", script], env=os.environ | environment, capture_output=True,
+                              check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"0.50" in done.stdout
+
+
+class TestReaders:
+    @pytest.mark.parametrize("number", [32, 5, 9])
+    def test_one_who_is_gone_ends_nothing(self, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stdout", io.StringIO())
+        console = Output(file=Gone(number), highlight=False)
+        console.print("a")
+        console.print(Table("b"))
+
+    def test_a_full_disk_is_said(self) -> None:
+        with pytest.raises(OSError, match="gone"):
+            Output(file=Gone(28), highlight=False).print("a")
+
+    def test_a_closed_stream(self) -> None:
+        stream = io.StringIO()
+        stream.close()
+        Output(file=stream, highlight=False).print("a")
+
+    def test_a_dumb_terminal_is_not_live(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TERM", "dumb")
+        assert not is_live(Output(force_terminal=True))
+        monkeypatch.setenv("TERM", "xterm")
+        assert is_live(Output(force_terminal=True))
+
+
+class TestWidths:
+    @pytest.mark.parametrize("columns", [1, 10, 80])
+    def test_a_table_is_never_cut(self, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        metrics = {"test": {"weighted_f1": 6.76812e-05}, "validation": {"weighted_f1": 0.123456}}
+        record = {"round": 0, "sparsity": 0.5, "survivors": 1_234_567, "num_particles": 4, "mean": metrics,
+                  "std": metrics, "average": metrics}
+        stream = io.StringIO()
+        Output(file=stream, highlight=False).print(results_table([record], "weighted_f1"))
+        assert "6.768e-05 ± 6.768e-05" in stream.getvalue()
+        assert "…" not in stream.getvalue()
+
+    @pytest.mark.parametrize("name", ["m" * 5000, "a.b." * 2000, "[bold]" * 900])
+    def test_names_are_bounded(self, name: str) -> None:
+        metrics = {"test": {name: 0.5}, "validation": {name: 0.5}}
+        record = {"round": 0, "sparsity": 0.5, "survivors": 1, "num_particles": 1, "mean": metrics, "std": metrics,
+                  "average": metrics}
+        stream = io.StringIO()
+        Output(file=stream, highlight=False).print(results_table([record], name))
+        assert max(map(len, stream.getvalue().splitlines())) < 200
+        assert len(bounded(name)) == 60
+
+
+class TestCodes:
+    @pytest.mark.parametrize("code", CODES)
+    def test_do_not_reach_the_terminal(self, code: str) -> None:
+        stream = io.StringIO()
+        console = Output(file=stream, highlight=False)
+        console.print(escape(f"name {code} end"), soft_wrap=True)
+        table = Table(escape(f"heading {code}"))
+        table.add_row(escape(code))
+        console.print(table)
+        assert visible(stream.getvalue()) == stream.getvalue()
+        assert "end" in stream.getvalue()
+
+    @pytest.mark.parametrize("code", CODES)
+    def test_nor_do_those_in_errors(self, code: str, tmp_path: Path) -> None:
+        (tmp_path / "a.yaml").write_text("{}")
+        done = CliRunner().invoke(main, ["status", f"x{code}".replace("\x00", "\x01"), "--storage", str(tmp_path)])
+        assert done.exit_code == 2
+        assert visible(done.output) == done.output
+
+
+class TestTablesAsFiles:
+    @pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1", "=HYPERLINK(\"x\")"])
+    def test_formulas_are_texts(self, text: str) -> None:
+        [heading, cell, *_] = csv_bytes(pd.DataFrame({text: [text]})).decode().splitlines()
+        assert heading.strip('"').startswith("'")
+        assert cell.strip('"').startswith("'")
+
+    @pytest.mark.parametrize("text", ["-1.5", "+3", "-2e-5", "1e3", "-.5", "plain", "a=b", ""])
+    def test_numbers_and_plain_texts_stay(self, text: str) -> None:
+        assert pd.read_csv(io.BytesIO(csv_bytes(pd.DataFrame({"a": ["x", text]}))), dtype=str, keep_default_na=False)[
+            "a"].tolist() == ["x", text]
+
+    def test_numbers_are_in_full(self) -> None:
+        frame = pd.DataFrame({"a": [-0.1, 1 / 3], "b": [1, -2], "c": [True, None], "d": ["x", None]})
+        assert csv_bytes(frame) == frame.to_csv(index=False, lineterminator="\n").encode()
+
+    def test_long_names_and_codes(self) -> None:
+        found = csv_bytes(pd.DataFrame({"m" * 5000: ["\x1b[31m", "\u202e"]}))
+        assert b"\x1b" not in found
+        assert len(found) < 1100
+
+
+class TestNamesThatDiffer:
+    def test_are_told_apart(self) -> None:
+        names = [f"bert.encoder.layer.{layer}.attention.self.{part}.weight"
+                 for layer in (0, 11) for part in ("query", "key", "value")]
+        short = told_apart(names, 22)
+        assert len(set(short)) == len(names)
+        assert max(map(len, short)) <= 22
+        assert "query" in short[0]
+
+    @pytest.mark.parametrize("names", [
+        ["a", "b"], ["x" * 50, "x" * 50], [], ["x" * 50 + "a" * 50 + "y" * 50, "x" * 50 + "b" * 50 + "y" * 50],
+    ])
+    def test_others_are_as_before(self, names: list[str]) -> None:
+        short = told_apart(names, 20)
+        assert len(set(short)) == len(set(names))
+        assert all(len(one) <= 20 for one in short)
