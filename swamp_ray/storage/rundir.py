@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from swamp_ray.errors import CorruptArtifactError, UserError
+from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.storage.files import shown
 from swamp_ray.storage.growing import growing, read_growing
 from swamp_ray.storage.holders import this_process
@@ -308,7 +308,11 @@ class RunDir:
             record = load_json(data) if data else None
             if isinstance(record, dict) and CHECK_KEY not in record:
                 found.append("run.json")
-        return found + [spot.key.rpartition("/")[2] for spot in files if salvage_lines(spot).unverified]
+        for spot in files:
+            # What cannot be read is told by those who need it.
+            with contextlib.suppress(RunError, OSError):
+                found += [spot.key.rpartition("/")[2]] if salvage_lines(spot).unverified else []
+        return found
 
     def append_round(self, record: Mapping[str, object]) -> None:
         """Record a finished round; `record` has a key ``round``. A later record of the same round replaces it."""
