@@ -135,7 +135,7 @@ def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured
     from ray.exceptions import RayError
 
     from swamp_ray.orchestration.actors import ParticleActor, worker_environment
-    from swamp_ray.orchestration.cluster import connect
+    from swamp_ray.orchestration.cluster import answers, check_alive, connect
     from swamp_ray.orchestration.placement import worker_labels
     from swamp_ray.orchestration.resources import worker_resources
 
@@ -150,11 +150,15 @@ def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured
         ).remote([prepared.config], [ray.put(prepared.data)], prepared.arithmetic, prepared.config.storage,
                  prepared.code)
         try:
-            return ray.get(actor.measure.remote(list(packings)))
+            measured = actor.measure.remote(list(packings))
+            while not ray.wait([measured], timeout=1.0)[0]:
+                check_alive()
+            return ray.get(measured)
         except RayError as error:
             raise RunError(first_line(error)) from error
         finally:
-            ray.kill(actor)
+            if answers():
+                ray.kill(actor)
     finally:
         connection.close()
 

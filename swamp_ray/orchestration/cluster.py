@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +17,14 @@ from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 
 from swamp_ray.config import ExecutionConfig
-from swamp_ray.errors import UserError, first_line
+from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.orchestration.access import find_token
+from swamp_ray.orchestration.lifeline import Lifeline, no_lines_of_ray, quiet_core
 from swamp_ray.orchestration.listening import answer_without_token, listeners
 from swamp_ray.orchestration.own_token import OwnToken, private_folder
 from swamp_ray.orchestration.placement import Node
+
+SHUTDOWN_S = 4.0
 
 
 class _Session:
@@ -36,6 +40,9 @@ class _Session:
     def __init__(self, address: str | None, token: OwnToken | None) -> None:
         self.address, self.token, self.num_users = address, token, 0
         self.node = ray_worker._global_node
+        self.lifeline = Lifeline(address)
+        self._silence = contextlib.ExitStack()
+        self._silence.enter_context(no_lines_of_ray())
 
     @property
     def is_current(self) -> bool:
@@ -43,7 +50,9 @@ class _Session:
         return ray.is_initialized() and self.node is ray_worker._global_node
 
     def put_back(self) -> None:
-        """Leave the environment as it was before an embedded Ray was started."""
+        """Leave this process as it was before Ray was joined or started; a second call does nothing."""
+        self.lifeline.close()
+        self._silence.close()
         if self.token is not None:
             self.token.put_back()
 
@@ -85,6 +94,8 @@ def connect(execution: ExecutionConfig) -> Connection:
             _sessions.append(session)
         elif session is None:
             return Connection(None)
+        elif (text := session.lifeline.lost()) is not None:
+            raise RunError(text)
         elif session.address != execution.address:
             raise UserError("another run of this process uses another Ray, and a process can use one at a time",
                             got=execution.address or "an embedded Ray", where="execution.address",
@@ -97,7 +108,7 @@ def connect(execution: ExecutionConfig) -> Connection:
 def _started() -> _Session:
     token = OwnToken()
     try:
-        with _own_signals():
+        with _own_signals(), quiet_core():
             ray.init(address="local", include_dashboard=False, _temp_dir=private_folder(), **_QUIET)
     except (OSError, RuntimeError, ValueError) as error:
         token.put_back()
@@ -111,7 +122,7 @@ def _started() -> _Session:
 
 def _joined(address: str) -> _Session:
     try:
-        with _own_signals():
+        with _own_signals(), quiet_core():
             ray.init(address=address, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise UserError(f"no Ray cluster answers ({str(error).splitlines()[0]})", got=address,
@@ -125,10 +136,22 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 
 
 def _end(session: _Session) -> None:
-    _sessions.remove(session)
     if session.is_current:
-        ray.shutdown()
+        if session.lifeline.lost() is None:
+            ray.shutdown()
+        elif not _shut_down_in(SHUTDOWN_S):
+            session.lifeline.close()  # whoever uses the session hears of the loss, and tells it
+            return
+    _sessions.remove(session)
     session.put_back()
+
+
+def _shut_down_in(seconds: float) -> bool:
+    """Disconnect from a Ray that has lost a process and may take a while to notice; whether it is done."""
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 @contextlib.contextmanager
@@ -144,6 +167,39 @@ def _own_signals() -> Iterator[None]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+def check_alive() -> None:
+    """Nothing, as long as the Ray that this process has joined or started is there.
+
+    Raises:
+        RunError: One of its processes has died; what can be done is in the text.
+    """
+    for session in tuple(_sessions):
+        if session.is_current and (text := session.lifeline.lost()) is not None:
+            raise RunError(text)
+
+
+def loss() -> str | None:
+    """What has died of the Ray that this process has joined or started, as a sentence; None: nothing has."""
+    try:
+        check_alive()
+    except RunError as error:
+        return str(error)
+    return None
+
+
+def say_and_exit(text: str, code: int) -> None:
+    """End this process with a sentence, without asking anything of Ray again."""
+    for session in tuple(_sessions):
+        session.lifeline.say_and_exit(text, code)
+    print(f"swamp: {text}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def answers() -> bool:
+    """Whether Ray can be asked anything: this process is connected, and nothing has died."""
+    return ray.is_initialized() and loss() is None
 
 
 def ray_is_running() -> bool:

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from swamp_ray.config import ExecutionConfig
 from swamp_ray.errors import RunError, SwampError
 from swamp_ray.orchestration.actors import worker_environment
-from swamp_ray.orchestration.cluster import living_nodes
+from swamp_ray.orchestration.cluster import answers, check_alive, living_nodes
 from swamp_ray.orchestration.crew import Crew
 from swamp_ray.orchestration.failures import kind_of, memory_error
 from swamp_ray.orchestration.nodes import check_shared
@@ -108,6 +108,7 @@ class Farm:
         waiting = deque(range(len(pieces)))
         while waiting or self._running:
             check()
+            check_alive()
             self._look_at_nodes()
             self._crew.grow(len(waiting))
             while waiting and (actor := self._crew.take()) is not None:
@@ -128,7 +129,7 @@ class Farm:
     def close(self) -> None:
         """End all actors."""
         for actor in self._crew.all:
-            if ray.is_initialized():
+            if answers():
                 ray.kill(actor)
         self._running.clear()
 

@@ -125,19 +125,39 @@ def _address(text: str) -> tuple[str, int]:
     return str(mapped or address), int(port, 16)
 
 
+def children(pid: int) -> list[int]:
+    """Processes that a process has started, as far as the system says."""
+    return _parents().get(pid, [])
+
+
+def command_of(pid: int) -> str:
+    """The command line of a process; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
 def _below(pid: int) -> list[int]:
+    parents = _parents()
+    found, waiting = [], [pid]
+    while waiting:
+        below = parents.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def _parents() -> dict[int, list[int]]:
+    """The children of each process."""
     parents: dict[int, list[int]] = {}
+    if not _PROC.is_dir():
+        return parents
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 parents.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found
+    return parents
 
 
 def _inodes(pid: int) -> Iterator[str]:

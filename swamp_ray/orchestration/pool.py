@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.orchestration.actors import AveragingActor, ParticleActor, Spares, worker_environment
 from swamp_ray.orchestration.backlog import Backlog, Entry
-from swamp_ray.orchestration.cluster import connect, living_nodes
+from swamp_ray.orchestration.cluster import answers, check_alive, connect, living_nodes
 from swamp_ray.orchestration.crew import Crew
 from swamp_ray.orchestration.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.orchestration.messages import (
@@ -181,8 +182,9 @@ class Pool:
         """Wait for the next stream item, the averager, or a worker that has started, and tell whom it concerns.
 
         Raises:
-            RunError: No worker was there for as long as the deadline.
+            RunError: No worker was there for as long as the deadline, or a process of Ray's has died.
         """
+        check_alive()
         self._look_at_nodes()
         self._fill()
         if self._backlog and not self._running:
@@ -193,6 +195,7 @@ class Pool:
             time.sleep(timeout_s)
             return
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s, fetch_local=False)
+        check_alive()  # else the deaths of its workers would be told one by one, and each job tried again
         for found in ready:
             if found in self._running:
                 self._read_stream(found)
@@ -222,7 +225,7 @@ class Pool:
                 self._spares.keep(self._averager_kind, actor)
             self._averagers.clear()
         for actor in [*self._crew.all, *self._averagers.values()]:
-            if ray.is_initialized():
+            if answers():
                 end_worker(actor)
         for running in self._running.values():
             for job in running.open:
@@ -340,7 +343,8 @@ class Pool:
             return start_ranked(given, environment)
         kind: Any = ray.remote(ParticleActor)
         node, where = self._next_place()
-        actor = kind.options(num_cpus=self._resources["CPU"], num_gpus=self._resources["GPU"], max_restarts=0,
+        actor = kind.options(name=self._name_of("particles"), num_cpus=self._resources["CPU"],
+                             num_gpus=self._resources["GPU"], max_restarts=0,
                              runtime_env={"env_vars": environment}, **where).remote(*given)
         self._node_of[actor] = node
         return actor
@@ -363,6 +367,11 @@ class Pool:
         # Should it go meanwhile, another one will do, unless labels count.
         return node, {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=not labels)}
 
+    def _name_of(self, task: str) -> str:
+        """What an actor is called in Ray's dashboard. Names are unique on a cluster; spares go from run to run."""
+        run = self._prepared.config.name if self._spares is None and len(self._members) == 1 else None
+        return f"{run or 'several runs'}: {task}, {uuid.uuid4().hex[:8]}"
+
     @property
     def _averager_kind(self) -> object:
         return "averager", tuple(self._prepared.config.execution.stable_labels.items())
@@ -375,7 +384,7 @@ class Pool:
             return spare
         kind: Any = ray.remote(AveragingActor)
         labels = self._prepared.config.execution.stable_labels
-        return kind.options(num_cpus=0, max_restarts=0, label_selector=labels or None,
+        return kind.options(name=self._name_of("average"), num_cpus=0, max_restarts=0, label_selector=labels or None,
                             scheduling_strategy="SPREAD" if self._num_shards > 1 else None).remote(*given)
 
     @property

@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_stopped = threading.Event()
+
+
+def was_stopped() -> bool:
+    """Whether this process was asked to stop since handlers were installed last."""
+    return _stopped.is_set()
 
 
 class Stopping:
@@ -32,6 +38,7 @@ class Stopping:
         """
         if threading.current_thread() is not threading.main_thread():
             return {}
+        _stopped.clear()
         return {number: signal.signal(number, self) for number in SIGNALS}
 
     @staticmethod
@@ -43,6 +50,7 @@ class Stopping:
     def __call__(self, _signal: int, _frame: object) -> None:
         """The signal handler."""
         self._num_signals += 1
+        _stopped.set()
         if self._num_signals > 1:
             return
         sys.unraisablehook = _quiet_interrupts

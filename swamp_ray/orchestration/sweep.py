@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import platform
 import socket
 import sys
@@ -26,8 +25,17 @@ from ray import tune
 from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import differences
 from swamp_ray.credentials import Concealer, concealed_arguments, credentials_in
-from swamp_ray.errors import EXIT_INTERRUPTED, CorruptArtifactError, Interrupted, RunError, SwampError, UserError
-from swamp_ray.orchestration.cluster import cluster_gpus, connect, living_nodes
+from swamp_ray.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    CorruptArtifactError,
+    Interrupted,
+    RunError,
+    SwampError,
+    UserError,
+)
+from swamp_ray.orchestration.cluster import cluster_gpus, connect, living_nodes, loss, say_and_exit
+from swamp_ray.orchestration.lifeline import LOOK_S, NO_ANSWER
 from swamp_ray.orchestration.nodes import check_shared
 from swamp_ray.orchestration.placement import check_labels, eligible
 from swamp_ray.orchestration.preparation import device_kind
@@ -163,7 +171,7 @@ class _Sweep:
 
     def __init__(self, sweep: Sweep, plan: SweepPlan, sweepdir: SweepDir, place: Place, reporter: SweepReporter,
                  stopping: Stopping, device: str, embedded: bool = False) -> None:
-        self._embedded = embedded
+        self.is_alone = embedded
         self.sweep, self.plan, self.dir, self.reporter, self.stopping = sweep, plan, sweepdir, reporter, stopping
         self.running: dict[str, float] = {}
         self.lost: list[Setting] = []
@@ -213,23 +221,25 @@ class _Sweep:
     def _last_resort(self, began: float) -> Iterator[None]:
         """End the process if Ray does not let go of it.
 
-        A signal to the whole process group ends an embedded Ray as well. Whoever calls it then waits for a minute and
-        is aborted, without a word in the records.
+        A signal to the whole process group ends an embedded Ray as well, and its processes may die. Whoever calls it
+        then waits for a minute and is aborted, without a word in the records; Tune would try trial after trial.
         """
         over = threading.Event()
 
         def watch() -> None:
-            while not over.wait(0.5):
+            while not over.wait(LOOK_S):
+                text = None if self.stopping.asked() else loss()
+                if text is not None and not over.wait(LOOK_S):
+                    with contextlib.suppress(SwampError, OSError):
+                        self._close("failed", began)
+                    say_and_exit(text, EXIT_FAILED)
                 patience_s = self.sweep.base.execution.grace_s + STOP_SLACK_S + LAST_RESORT_S
-                if self.stopping.asked() and not over.wait(patience_s):
+                if self.is_alone and self.stopping.asked() and not over.wait(patience_s):
                     with contextlib.suppress(SwampError, OSError):
                         self._close("interrupted", began)
-                    print("swamp: stopped, because Ray does not answer any more. Run the same command again to go on.",
-                          file=sys.stderr, flush=True)
-                    os._exit(EXIT_INTERRUPTED)
+                    say_and_exit(NO_ANSWER, EXIT_INTERRUPTED)
 
-        if self._embedded:
-            threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, daemon=True).start()
         try:
             yield
         finally:

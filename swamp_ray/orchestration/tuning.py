@@ -30,6 +30,7 @@ class Attempt(Protocol):
         running: When each running setting began, by label.
         lost: Settings whose process was lost.
         gave_up: Why the sweep cannot go on; empty while it can.
+        is_alone: Whether the Ray is the sweep's own, which nobody else uses.
     """
 
     sweep: Sweep
@@ -38,6 +39,7 @@ class Attempt(Protocol):
     running: dict[str, float]
     lost: list[Setting]
     gave_up: str
+    is_alone: bool
 
     def finished_before(self, key: str) -> bool:
         """Whether an earlier attempt has finished a setting, which then only reports again."""
@@ -181,7 +183,8 @@ class Watch(tune.Callback):
                 "once they are back, the same command goes on")
         elif idle_s > NO_ROOM_S and not self._told:
             self._told = True
-            why = "others use the cluster" if self._attempt.has_room() else "no living node can hold its workers"
+            busy = "this machine is slow to start one" if self._attempt.is_alone else "others use the cluster"
+            why = busy if self._attempt.has_room() else "no living node can hold its workers"
             self._attempt.reporter.warning(
                 f"no setting has started for {NO_ROOM_S:.0f} s: {why}. The sweep goes on as soon as there is room; "
                 "Ctrl-C stops it, and the same command goes on later")
