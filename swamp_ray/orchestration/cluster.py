@@ -138,6 +138,7 @@ _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR
 def _end(session: _Session) -> None:
     if session.is_current:
         if session.lifeline.lost() is None:
+            session.lifeline.close()  # what ends now has not died
             ray.shutdown()
         elif not _shut_down_in(SHUTDOWN_S):
             session.lifeline.close()  # whoever uses the session hears of the loss, and tells it

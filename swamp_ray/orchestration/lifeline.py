@@ -6,6 +6,7 @@ are two watchers: a thread, and a small process that is left when Ray has ended 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -55,6 +56,8 @@ class Lifeline:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._survivor = _start_survivor(texts)
+        # Where nobody closes it, Ray's own end at the end of this process must not be taken for a death.
+        atexit.register(self.close)
         threading.Thread(target=self._watch, name="swamp-lifeline", daemon=True).start()
 
     def lost(self) -> str | None:
@@ -70,6 +73,7 @@ class Lifeline:
     def close(self) -> None:
         """Stop watching; a second call does nothing."""
         self._over.set()
+        atexit.unregister(self.close)
         self._release()
         with self._lock:
             handles, self._handles = self._handles, {}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -75,6 +76,7 @@ def own_head() -> Iterator[Cluster]:
 @pytest.mark.chaos
 @pytest.mark.parametrize("part", ["gcs_server", "raylet"])
 def test_the_head_of_a_cluster_that_a_run_has_joined_dies(own_head: Cluster, tmp_path: Path, part: str) -> None:
-    process = _start(tmp_path, "--address", own_head.address)
-    os.kill(own_head.head_node.all_processes[part][0].process.pid, signal.SIGKILL)
+    node: Any = own_head.head_node
+    process = _start(tmp_path, "--address", str(own_head.address))
+    os.kill(node.all_processes[part][0].process.pid, signal.SIGKILL)
     _ends_with_a_sentence(process, "head" if part == "gcs_server" else "raylet of this node")
