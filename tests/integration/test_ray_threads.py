@@ -40,7 +40,7 @@ def test_runs_in_threads_share_one_ray_and_have_their_own_numbers(tmp_path: Path
     for thread in threads:
         thread.start()
     with pytest.raises(UserError, match="another run of this process uses another Ray"):
-        run(tiny(tmp_path / "refused", execution__executor="ray", execution__address="127.0.0.1:1"))
+        connect(tiny(tmp_path, execution__address="127.0.0.1:1").execution)
     for thread in threads:
         thread.join()
     assert ray.is_initialized(), "a run that ends does not end the Ray that others use"
