@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -102,6 +102,7 @@ class SwampTrainer:
             particle whose worker died) are read.
         scaling_config: Ray Train's own; ``num_workers``, ``use_gpu`` and ``resources_per_worker`` are read.
         quiet: Print nothing.
+        code_changed: If your code is another than the run was begun with: ``refuse``, or ``retrain`` under its name.
 
     Raises:
         UserError: The config is wrong, or one of Ray's settings has no meaning here.
@@ -114,6 +115,7 @@ class SwampTrainer:
         run_config: RunConfig | None = None,
         scaling_config: ScalingConfig | None = None,
         quiet: bool = False,
+        code_changed: Literal["refuse", "retrain"] = "refuse",
     ) -> None:
         built = _config_of(config)
         values: dict[str, Any] = {"name": built.name or "swamp"}
@@ -122,7 +124,7 @@ class SwampTrainer:
         if scaling_config is not None:
             values |= scaling_values(scaling_config)
         self.config = located(with_values(built, values))
-        self._quiet = quiet
+        self._quiet, self._code_changed = quiet, code_changed
 
     def fit(self) -> Result:
         """Carry the run to its end, from wherever it stands.
@@ -132,7 +134,7 @@ class SwampTrainer:
             RunError: Something failed for good; what is finished is kept, and the next call goes on.
         """
         reporter, _ = make_reporter(self._quiet)
-        return result_of(run(self.config, reporter))
+        return result_of(run(self.config, reporter, code_changed=self._code_changed))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -83,9 +83,11 @@ def main() -> None:
 @STORAGE
 @click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; default: embedded.")
 @click.option("--executor", type=click.Choice(["ray", "inline"]), help="inline: in this process, without Ray.")
+@click.option("--code-changed", type=click.Choice(["refuse", "retrain"]), default="refuse", help="If your code is "
+              "another than the run was begun with: refuse (default), or train anew under its name.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(config: str, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
-        executor: str | None, quiet: bool) -> None:
+        executor: str | None, code_changed: Literal["refuse", "retrain"], quiet: bool) -> None:
     """Run CONFIG to its end, or go on where it stopped.
 
     \b
@@ -105,7 +107,7 @@ def run(config: str, overrides: tuple[str, ...], name: str | None, storage: str 
     from swamp_ray.orchestration.running import run as run_config
 
     reporter, console = make_reporter(quiet)
-    done = run_config(resolved, reporter, stopping)
+    done = run_config(resolved, reporter, stopping, code_changed=code_changed)
     print_results(console, done.rundir, done.records, done.prepared.task.primary)
 
 

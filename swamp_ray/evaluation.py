@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import config_of, find_run
 from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.output import Output
+from swamp_ray.storage.kept_sources import changes_in_words
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_round_ticket
 from swamp_ray.tables import bounded, number, percent
@@ -230,6 +232,9 @@ def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -
     """Evaluate runs and print a table, or JSON."""
     runs = [find_run(name, storage) for name in names]
     levels, task = evaluate_runs(runs)
+    for rundir in runs:
+        if text := changes_in_words(rundir, config_of(rundir)):
+            print(f"warning: {text}", file=sys.stderr)
     if as_json:
         print(json.dumps([{"sparsity": level.sparsity,
                            "members": {rundir.name: found for rundir, found in zip(runs, level.members, strict=True)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -29,6 +30,7 @@ from swamp_ray.orchestration.resources import check_address, check_device
 from swamp_ray.orchestration.stopping import Stopping, handled
 from swamp_ray.output import Output
 from swamp_ray.sparsity.masks import overlap
+from swamp_ray.storage.kept_sources import changes_in_words
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.tables import display_path, number, percent, short
@@ -106,6 +108,9 @@ def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequen
     """
     console = Output(highlight=False, stderr=as_json)
     rundirs = [find_run(name, storage) for name in names]
+    for rundir in rundirs:
+        if text := changes_in_words(rundir, config_of(rundir)):
+            print(f"warning: {text}", file=sys.stderr)
     with handled(stopping) as stopping, _workplace(rundirs[0], executor, address, stopping) as place, _alone(place):
         benches: list[Bench] = []
         for rundir in rundirs:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.identity import canonical_json, digest_bytes
 from swamp_ray.storage.jsonlines import Lines, open_lines, sealed
+from swamp_ray.storage.kept_sources import code_changes, keep_sources
 from swamp_ray.storage.leases import Lease, LeaseLostError
 from swamp_ray.storage.metrics import MetricsLog, mend_jsonl, salvage_jsonl, since_afresh, write_parquet
 from swamp_ray.storage.patience import impatient
@@ -42,6 +43,9 @@ from swamp_ray.storage.tickets import ticket_bytes
 
 _ABOUT = ("kind", "round", "particle", "epoch")
 """What tells lines of metrics apart."""
+
+CodeChanged = Literal["refuse", "retrain"]
+"""What becomes of a run whose user code has changed since it was begun."""
 
 
 class Journal:
@@ -72,8 +76,12 @@ class Journal:
         """The run's folder; while the journal is open it is written to only while the run is held."""
         return self._rundir
 
-    def check(self, prepared: Prepared) -> None:
-        """Refuse a name that was used with another recipe or under another arithmetic.
+    def check(self, prepared: Prepared, code_changed: CodeChanged = "refuse") -> None:
+        """Refuse a name that was used with another recipe, with other code or under another arithmetic.
+
+        Args:
+            prepared: The run.
+            code_changed: ``retrain``: what other code decides is trained anew under the same name.
 
         Raises:
             UserError: With the differences, old -> new.
@@ -91,6 +99,8 @@ class Journal:
             raise self._taken("with another recipe", [f"its config.yaml is missing; digest of the recipe: "
                                                       f"{run['recipe'][:12]} -> {_recipe_digests(prepared)[0][:12]}"])
         self._check_data(prepared, (run or {}).get("data", {}))
+        if code_changed == "refuse" and text is not None:
+            self._check_code(prepared)
         start = _start_digest(prepared)
         if run and run.get("start") not in (None, start):
             raise self._taken("from another start", [f"start_from: {run['start'][:12]} -> {start[:12]}"])
@@ -130,6 +140,14 @@ class Journal:
         found = self._unheld
         return [found.rounds, found.results, found.decisions, found.metrics, found.jobs]
 
+    def _check_code(self, prepared: Prepared) -> None:
+        changed = code_changes(self._rundir, prepared.config)
+        if changed:
+            raise UserError(
+                f"the run {self._rundir.name!r} exists already with other code:\n  " + "\n  ".join(changed) + "\n",
+                do="Choose another name with --name, undo the change, or go on with --code-changed retrain: what the "
+                   "code decides is trained anew under this name.", where=str(self._rundir.spot()))
+
     def _taken(self, how: str, changed: list[str]) -> UserError:
         return UserError(
             f"the run {self._rundir.name!r} exists already {how}:\n  " + "\n  ".join(changed) + "\n",
@@ -159,6 +177,7 @@ class Journal:
         text = self._rundir.read_config()
         then = None if text is None else parse_stored_config(text, source=str(self._rundir.config))
         was_measured = None if then is None else _was_measured(prepared, earlier, then)
+        keep_sources(self._rundir, prepared.config)
         plain = prepared.config.model_dump(mode="json")
         self._conceal = Concealer(plain)
         self._rundir.write_config(dump_config(prepared.config), private=bool(credentials_in(plain)))

@@ -11,7 +11,7 @@ from swamp_ray.config import ExecutionConfig, SwampConfig
 from swamp_ray.errors import Interrupted, SwampError, UserError
 from swamp_ray.orchestration.choosing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
 from swamp_ray.orchestration.driver import Driver, ExecutorFactory
-from swamp_ray.orchestration.journal import Journal
+from swamp_ray.orchestration.journal import CodeChanged, Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
 from swamp_ray.orchestration.older_runs import knowing_older_runs
 from swamp_ray.orchestration.placement import check_labels
@@ -45,6 +45,7 @@ def run(
     reporter: Reporter | None = None,
     stopping: Stopping | None = None,
     executor: MakeExecutor | None = None,
+    code_changed: CodeChanged = "refuse",
 ) -> Run:
     """Carry a run to its end, from wherever it stands.
 
@@ -53,6 +54,7 @@ def run(
         reporter: Who is told; by default nobody.
         stopping: Whose signal handlers are installed; by default they are installed for as long as the run takes.
         executor: Makes another executor than the one that the config names.
+        code_changed: ``retrain``: go on under the same name although the user's code is another than before.
 
     Raises:
         UserError: The config, the data or the cluster has to be changed; nothing has been started.
@@ -71,14 +73,14 @@ def run(
     with handled(stopping) as stopping, _joined(config.execution):
         factory = partial(executor or make_executor, stopping=stopping)
         if config.execution.executor != "inline":
-            return _run(config, rundir, store, reporter, stopping, factory)
+            return _run(config, rundir, store, reporter, stopping, factory, code_changed)
         with computing(lambda: reporter.notice(OTHER_RUN)):
-            return _run(config, rundir, store, reporter, stopping, factory)
+            return _run(config, rundir, store, reporter, stopping, factory, code_changed)
 
 
 def _run(
     config: SwampConfig, rundir: RunDir, store: ArtifactStore, reporter: Reporter, stopping: Stopping,
-    executor: ExecutorFactory,
+    executor: ExecutorFactory, code_changed: CodeChanged,
 ) -> Run:
     device = device_of(config)
     with computing(lambda: reporter.notice(OTHER_RUN)):
@@ -89,7 +91,7 @@ def _run(
         _check_room(prepared, rundir.place)
     store.check_writable()
     journal = Journal(rundir, store)
-    journal.check(prepared)
+    journal.check(prepared, code_changed)
     try:
         journal.open(prepared, reporter.warning)
         driver = Driver(prepared, store, journal, reporter, executor, stopping)

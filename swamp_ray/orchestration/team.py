@@ -183,7 +183,7 @@ class Team:
         self._members = [knowing_older_runs(prepared, place) for prepared in self._settled(place, rundirs[0])]
         journals = [Journal(rundir, store) for rundir in rundirs]
         for journal, prepared in zip(journals, self._members, strict=True):
-            journal.check(prepared)
+            journal.check(prepared, "retrain")
         for member, (rundir, journal) in enumerate(zip(rundirs, journals, strict=True)):
             prepared = self._members[member]
             journal.open(prepared)

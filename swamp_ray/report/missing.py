@@ -10,6 +10,7 @@ from swamp_ray.console import counted
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.status import life_of
 from swamp_ray.storage.growing import read_growing
+from swamp_ray.storage.kept_sources import changes_in_words
 from swamp_ray.tables import ranges
 
 DENSE_ROUND = -1
@@ -18,7 +19,8 @@ TRAINED = ("dense", "particle")
 
 def missing(run: ReportRun) -> tuple[str, ...]:
     """What of a run cannot be read, or is not there although the run has done it: a sentence each."""
-    return (*run.losses.sentences(), *_rounds(run), *_scalars(run), *_jobs(run), *_results(run))
+    return (*run.losses.sentences(), *_rounds(run), *_scalars(run), *_jobs(run), *_results(run),
+            *filter(None, [changes_in_words(run.rundir, run.config)]))
 
 
 def missing_rounds(run: ReportRun) -> list[int]:

@@ -1,0 +1,107 @@
+"""A run whose code has changed is refused under its name, with what has changed, or goes on if that is said."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swamp_ray.errors import UserError
+from swamp_ray.evaluation import print_evaluation
+from swamp_ray.orchestration.running import run
+from swamp_ray.storage.kept_sources import code_changes
+from tests.helpers import tiny
+
+MODULE = '''"""Mine."""
+from torch import nn
+import changing_helper
+
+API_KEY = "abcdefghijklmnop"
+
+class Net(nn.Module):
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Linear(4, 3))
+
+    def forward(self, x):
+        return changing_helper.scaled(self.layers(x)) * 1.0
+
+def unused():
+    return 1
+'''
+VALUES: dict[str, Any] = {"model__name": "changing_net:Net", "pruning__target": 0.0, "particles__count": 1,
+                          "averaging__within": "none"}
+Edit = Callable[[str, str], None]
+
+
+@pytest.fixture
+def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edit]:
+    """Writes a module of the user's as an editor would."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+
+    def write(file: str, text: str) -> None:
+        (folder / file).write_text(text)
+        shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+        for name in ("changing_net", "changing_helper"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+
+    write("changing_net.py", MODULE)
+    write("changing_helper.py", "def scaled(x):\n    return x\n")
+    yield write
+    for name in ("changing_net", "changing_helper"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(("file", "old", "new", "said"), [
+    ("changing_net.py", "* 1.0", "* 2.0", "module changing_net: Net.forward"),
+    ("changing_net.py", "    return 1\n", "    return 2\n", "module changing_net: unused"),
+    ("changing_net.py", "import changing_helper\n", "import changing_helper\nX = 1\n",
+     "module changing_net: statements outside of functions"),
+    ("changing_helper.py", "return x", "return x + 0", "module changing_helper: scaled"),
+])
+def test_changed_code_is_refused_with_what_changed(
+    tmp_path: Path, edit: Edit, capsys: pytest.CaptureFixture[str], file: str, old: str, new: str, said: str
+) -> None:
+    storage = tmp_path / "storage"
+    config = tiny(storage, **VALUES)
+    done = run(config)
+    assert code_changes(done.rundir, config) == []
+    before = MODULE if file == "changing_net.py" else "def scaled(x):\n    return x\n"
+    edit(file, before.replace(old, new))
+    with pytest.raises(UserError, match=f"other code(.|\n)*{said}(.|\n)*--code-changed retrain"):
+        run(config)
+    assert (done.rundir.read_run() or {})["status"] == "complete"
+    print_evaluation([str(done.rundir.path)], None, as_json=False)
+    assert said in capsys.readouterr().err
+    again = run(config, code_changed="retrain")
+    assert (again.rundir.read_run() or {})["attempts"][-1]["trained"] == 2
+    run(config)
+
+
+def test_comments_docstrings_and_declared_versions_change_nothing(tmp_path: Path, edit: Edit) -> None:
+    storage = tmp_path / "storage"
+    run(tiny(storage, **VALUES))
+    run(tiny(storage, name="declared", model__version="1", **VALUES))
+    edit("changing_net.py", MODULE.replace('"""Mine."""', '"""Yours."""').replace("* 1.0", "* 1.0  # once"))
+    assert (run(tiny(storage, **VALUES)).rundir.read_run() or {})["attempts"][-1]["trained"] == 0
+    edit("changing_net.py", MODULE.replace("* 1.0", "* 3.0"))
+    run(tiny(storage, name="declared", model__version="1", **VALUES))
+
+
+def test_the_sources_are_kept_with_the_run_without_keys(tmp_path: Path, edit: Edit) -> None:
+    folder = run(tiny(tmp_path / "storage", **VALUES)).rundir.path / "sources"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["modules"]) == {"changing_net", "changing_helper"}
+    text = (folder / "changing_net.py").read_text()
+    assert "abcdefghijklmnop" not in text
+    assert text == MODULE.replace("abcdefghijklmnop", "***")
+    assert not (run(tiny(tmp_path / "storage", name="built-in", pruning__target=0.0)).rundir.path / "sources").exists()
