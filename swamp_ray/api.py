@@ -124,7 +124,8 @@ class SwampTrainer:
         if scaling_config is not None:
             values |= scaling_values(scaling_config)
         self.config = located(with_values(built, values))
-        self._quiet, self._code_changed = quiet, code_changed
+        self._quiet = quiet
+        self._code_changed: Literal["refuse", "retrain"] = code_changed
 
     def fit(self) -> Result:
         """Carry the run to its end, from wherever it stands.
