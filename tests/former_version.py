@@ -50,6 +50,7 @@ def to_format_1(storage: Path, run: str, statistics: str, open_trainings: Prepar
     for manifest in list((storage / "artifacts").glob("*/*/*.json")):
         _rewrite(storage, manifest, renamed)
     del about["data"]["training_digest"], about["measured"]
+    about.pop("check", None)  # earlier versions wrote none
     (folder / "run.json").write_text(json.dumps(about))
     for file in ("results.jsonl", "rounds.jsonl"):
         (folder / file).unlink(missing_ok=True)
