@@ -177,7 +177,7 @@ def starts(root: Path, samples: LazySamples, repeats: int) -> list[dict[str, Any
     rows = []
     for num in LISTED:
         listing = Listing(root / "train", np.resize(files, num), np.zeros(num, np.int64), np.zeros((num, 2), np.int64),
-                          ("even", "odd"))
+                          np.zeros(num, np.uint8), ("even", "odd"))
         listed = replace(samples, dataset=ImageFiles(listing), indices=np.arange(num))
         seconds: dict[str, list[float]] = {"new": [], "stay": []}
         for repeat in range(repeats):
