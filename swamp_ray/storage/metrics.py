@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from swamp_ray.errors import RunError, UserError
+from swamp_ray.storage.event_files import EventFiles
 from swamp_ray.storage.jsonlines import (
     CHECK_KEY,
     Salvaged,
@@ -25,13 +22,12 @@ from swamp_ray.storage.jsonlines import (
     salvage_lines,
     sealed,
 )
-from swamp_ray.storage.places import Spot, as_spot, made_folder
+from swamp_ray.storage.places import Spot, as_spot
 
 _LEADING: dict[str, pa.DataType] = {
     "time": pa.float64(), "kind": pa.string(), "round": pa.int64(), "particle": pa.int64(), "epoch": pa.int64(),
     "step": pa.int64(),
 }
-_FLUSH_S = 10
 AFRESH = "measured_anew"
 """Kind of a line after which everything is logged again: metrics before it were measured in another way."""
 
@@ -41,8 +37,8 @@ class MetricsLog:
 
     Args:
         jsonl: The file of JSON lines.
-        tensorboard: Folder for TensorBoard's event files, None for none. In an object store they are put there when the
-            log is closed.
+        tensorboard: Folder for TensorBoard's event files, see :mod:`swamp_ray.storage.event_files`; None for none. In
+            an object store they are put there when the log is closed.
         afresh: What is in the file so far is out of date, because networks are measured in another way from now on;
             it stays there, and is not read any more.
 
@@ -55,7 +51,7 @@ class MetricsLog:
         self, jsonl: str | Path | Spot, tensorboard: str | Path | Spot | None = None, afresh: bool = False
     ) -> None:
         self._lines = open_lines(as_spot(jsonl))
-        self._events = None if tensorboard is None else _EventFiles(as_spot(tensorboard), afresh)
+        self._events = None if tensorboard is None else EventFiles(as_spot(tensorboard), afresh)
         if afresh:
             self._lines.append(sealed({"time": time.time(), "kind": AFRESH}))
 
@@ -72,15 +68,19 @@ class MetricsLog:
         plain: dict[str, Any] = load_json(dump_json(record))
         self._lines.append(sealed(plain))
         if self._events is not None:
-            self._add_scalars(self._events.writer, plain)
+            self._events.add(plain)
 
     def settle(self) -> None:
         """The lines so far belong together: in an object store they are written now, or later as a whole."""
         self._lines.settle()
+        if self._events is not None:
+            self._events.flush()
 
     def flush(self) -> None:
         """Have all lines written when this returns."""
         self._lines.flush()
+        if self._events is not None:
+            self._events.flush()
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
@@ -96,36 +96,6 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _add_scalars(self, writer: Any, record: dict[str, Any]) -> None:
-        axis = next((name for name in ("step", "epoch", "round") if name in record), None)
-        suffix = "-".join(f"{name}-{record[name]:02d}" for name in ("round", "particle")
-                          if name in record and name != axis)
-        for name, value in record.items():
-            if name in _LEADING or isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            tag = "/".join(part for part in (str(record.get("kind", "scalars")), name, suffix) if part)
-            writer.add_scalar(tag, value, record[axis] if axis else 0, walltime=record["time"])
-
-
-class _EventFiles:
-    """TensorBoard's files: written where they belong, or uploaded from a temporary folder at the end."""
-
-    def __init__(self, spot: Spot, afresh: bool = False) -> None:
-        self._spot = spot
-        folder = made_folder(spot)
-        self._temporary = Path(tempfile.mkdtemp(prefix="swamp-events-")) if folder is None else None
-        self.writer: Any = _summary_writer(folder or Path(str(self._temporary)), afresh)
-
-    def close(self) -> None:
-        """End the files; that one could not be uploaded is no reason for a run to fail."""
-        self.writer.close()
-        if self._temporary is None:
-            return
-        with contextlib.suppress(RunError):
-            for path in sorted(self._temporary.iterdir()):
-                self._spot.place.write(f"{self._spot.key}/{path.name}", path.read_bytes())
-        shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def read_jsonl(where: str | Path | Spot) -> list[dict[str, Any]]:
@@ -223,38 +193,3 @@ def _column(values: Sequence[Any], default: pa.DataType) -> pa.Array:
         return pa.array([None if value is None else float(value) for value in values], type=pa.float64())
     texts = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
     return pa.array(texts, type=pa.string())
-
-
-def _summary_writer(folder: Path, afresh: bool) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError("TensorBoard files need the package tensorboardX", where="tensorboard",
-                        do="Install it with: pip install tensorboardX") from error
-    writer = SummaryWriter(str(folder), flush_secs=_FLUSH_S, purge_step=0 if afresh else None)
-    files: Any = writer.file_writer
-    events = files.event_writer
-    events._ev_writer = events._worker._record_writer = _Tolerant(events._ev_writer)
-    return writer
-
-
-class _Tolerant:
-    """An event file that gives up where the disk is full.
-
-    The package writes it in a thread. An error would end the thread, and who fills its queue would wait for ever.
-    """
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-
-    def write_event(self, event: Any) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.write_event(event)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.flush()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.close()

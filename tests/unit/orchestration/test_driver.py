@@ -321,7 +321,11 @@ def test_the_metrics_agree_with_the_records(tmp_path: Path) -> None:
     assert len(frame[frame["kind"] == "particle_epoch"]) == 3 * 3 * 2
     watched(tmp_path)
     assert len(pd.read_parquet(done.rundir.metrics_parquet_path)) == len(frame), "a second attempt logs nothing twice"
-    assert list(done.rundir.tensorboard_path.glob("events*"))
+    runs = {path.parent.relative_to(done.rundir.tensorboard_path).as_posix()
+            for path in done.rundir.tensorboard_path.rglob("events*")}
+    particles = {f"particle-{number:02d}" for number in range(3)}
+    trainings = {f"round-{index:02d}/{particle}" for index in range(3) for particle in particles}
+    assert runs == {"dense", "average", "particles_mean", "particles_std", *particles, *trainings}
 
 
 def test_swamp_plus_trains_one_particle_below_a_sparsity(tmp_path: Path) -> None:

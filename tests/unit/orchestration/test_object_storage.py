@@ -150,7 +150,8 @@ def test_logs_and_events_are_there(root: str) -> None:
              for name in place.folders(attempt)}
     assert len(texts) == 1 + 3 * 3 + 3
     assert all(b"attempt 0, from the start" in texts[f"round-{index}-particle-2.log"] for index in range(3))
-    events, *_ = place.entries("runs/tiny/tensorboard")
+    assert place.folders("runs/tiny/tensorboard/round-02") == ["particle-00", "particle-01", "particle-02"]
+    (events,) = place.entries("runs/tiny/tensorboard/average")
     assert events.size > 1000
 
 

@@ -95,22 +95,6 @@ def test_equal_lines_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_tensorboard_reads_the_scalars(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log_all(tmp_path / "m.jsonl", RECORDS, tmp_path / "tb")
-    events = EventAccumulator(str(tmp_path / "tb"))
-    events.Reload()
-    tags: Any = events.Tags()["scalars"]
-    assert sorted(tags) == ["epoch/loss/round-00-particle-01", "epoch/lr/round-00-particle-01",
-                            "round/accuracy", "round/images"]
-    lr = events.Scalars("epoch/lr/round-00-particle-01")
-    assert [(event.step, event.value) for event in lr] == [(10, 1.0), (20, 0.5)]
-    assert [(event.step, event.value) for event in events.Scalars("round/accuracy")] == [(0, 0.5)]
-    assert abs(lr[0].wall_time - read_jsonl(tmp_path / "m.jsonl")[0]["time"]) < 1e-3
-
-
 def test_rows_are_in_the_order_of_rounds_and_their_numbers_whole(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [
         {"kind": "particle_epoch", "round": 0, "particle": 1, "epoch": 1}, {"kind": "dense_epoch", "epoch": 1},
