@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -114,7 +115,8 @@ def test_a_sweep_is_pointed_elsewhere(copy: Path) -> None:
 
 def test_runs_that_are_judged_by_other_metrics_are_not_mixed(copy: Path) -> None:
     path = copy / "runs" / "imp-seed0" / "run.json"
-    path.write_text(path.read_text().replace('"primary": "accuracy"', '"primary": "loss"'))
+    changed = path.read_text().replace('"primary": "accuracy"', '"primary": "loss"')
+    path.write_text(json.dumps(sealed(json.loads(changed))))
     with pytest.raises(UserError, match="judged by"):
         write_report(["imp-seed0", "imp-seed1"], str(copy), copy / "page.html")
 
