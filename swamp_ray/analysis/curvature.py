@@ -22,6 +22,10 @@ Product = Callable[[np.ndarray], np.ndarray]
 """The Hessian times a direction, both float64 ``[n]`` over the parameters that are looked at."""
 
 
+MAX_STEPS = 100
+"""Of Lanczos's method: products with the Hessian that the largest eigenvalue takes at most."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over random directions, and its standard error."""
@@ -75,7 +79,7 @@ def scaled_trace(product: Product, weights: np.ndarray, num: int, seed: int) -> 
 
 
 def largest_eigenvalue(
-    product: Product, size: int, seed: int, max_steps: int = 100, tolerance: float = 1e-3
+    product: Product, size: int, seed: int, max_steps: int = MAX_STEPS, tolerance: float = 1e-3
 ) -> Eigenvalue:
     """The algebraically largest eigenvalue by Lanczos's method with full reorthogonalisation.
 

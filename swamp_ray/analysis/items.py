@@ -13,7 +13,7 @@ from typing import Any
 from swamp_ray import __version__
 from swamp_ray.analysis.bench import Bench, mean_point
 from swamp_ray.analysis.paths import NUM_POINTS, Line, grid, line
-from swamp_ray.analysis.sharpness import BATCH, NUM_DIRECTIONS, NUM_SAMPLES, SEED, sharpness
+from swamp_ray.analysis.sharpness import BATCH, NUM_DIRECTIONS, NUM_SAMPLES, SEED, longest_s, sharpness
 from swamp_ray.errors import UserError
 from swamp_ray.storage.identity import name_of
 from swamp_ray.training.blaming import blamed
@@ -64,11 +64,13 @@ class Divided:
         items: The pieces for some rounds, in the order of rows.
         measure: The figures of one, as plain values.
         gather: Rows from the figures of pieces, in order; what is not complete gives no row.
+        longest_s: Seconds that a piece takes at most in this process; None where pieces are short.
     """
 
     items: Callable[[Bench, Sequence[int]], list[Item]]
     measure: Callable[[Bench, Item], Any]
     gather: Callable[[Bench, Sequence[Item], Sequence[Any]], list[Row]]
+    longest_s: Callable[[Bench, Item], float] | None = None
 
 
 def by_round(what: str, measure: Callable[[Bench, int], list[Row]], text: str,
@@ -219,6 +221,13 @@ def _measure_curvature(bench: Bench, item: Item) -> Row:
             **found.as_dict()}
 
 
+def _longest_curvature_s(bench: Bench, item: Item) -> float:
+    [network] = item.networks
+    with blamed("the curvature needs second derivatives of the task's loss, which cannot be computed", "task.name"):
+        return longest_s(bench, item.round, _network(bench, *network), item.settings["samples"],
+                         item.settings["directions"])
+
+
 connectivity = Divided(_lines, _measure_line, _rows)
 landscape = Divided(_plane_rows, _measure_plane_row, _gather_planes)
-curvature = Divided(_networks, _measure_curvature, _rows)
+curvature = Divided(_networks, _measure_curvature, _rows, _longest_curvature_s)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from swamp_ray.analysis.bench import Bench, Point
-from swamp_ray.analysis.curvature import Eigenvalue, Estimate, Hessian, largest_eigenvalue, scaled_trace, trace
+from swamp_ray.analysis.curvature import (
+    MAX_STEPS,
+    Eigenvalue,
+    Estimate,
+    Hessian,
+    largest_eigenvalue,
+    scaled_trace,
+    trace,
+)
 from swamp_ray.sparsity.masks import mask_tensors, prunable_tensors
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.losses import loss_of
@@ -55,21 +66,9 @@ def sharpness(
         num_images: The first of the training split, or all if there are fewer.
         num_directions: Random directions of each estimate.
     """
-    trainer = bench.trainer
     with applied(bench.arithmetic):
-        bench.put(point)
-        model = trainer.model.eval()
-        model.zero_grad(set_to_none=True)
         batches = _sample(bench, num_images)
-
-        def loss(batch: Any) -> tuple[Tensor, int]:
-            return loss_of(trainer.task, model, batch), num_samples(batch)
-
-        weights = prunable_tensors(model, trainer.layout)
-        masks = mask_tensors(trainer.layout, bench.mask(index), device=trainer.device, like=weights)
-        kept = {id(weight): mask.bool() for weight, mask in zip(weights, masks, strict=True)}
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        hessian = Hessian(parameters, [kept.get(id(parameter)) for parameter in parameters], batches, loss)
+        hessian, loss = _hessian(bench, index, point, batches)
         with torch.no_grad():
             losses = [loss(batch) for batch in batches]
         count = sum(num for _, num in losses)
@@ -81,6 +80,42 @@ def sharpness(
             num_parameters=hessian.size,
             num_samples=count,
         )
+
+
+def longest_s(bench: Bench, index: int, point: Point, num_images: int, num_directions: int) -> float:
+    """Seconds that :func:`sharpness` takes at most, from one product with the Hessian of one batch.
+
+    The first product is not timed, because it makes room for the others.
+    """
+    with applied(bench.arithmetic):
+        batches = _sample(bench, num_images)
+        hessian, _ = _hessian(bench, index, point, batches[:1])
+        direction = np.ones(hessian.size)
+        hessian(direction)
+        began = time.monotonic()
+        hessian(direction)
+        one_s = time.monotonic() - began
+    num_products = 2 * num_directions + MAX_STEPS
+    return one_s * len(batches) * num_products
+
+
+def _hessian(
+    bench: Bench, index: int, point: Point, batches: list[Any]
+) -> tuple[Hessian, Callable[[Any], tuple[Tensor, int]]]:
+    """The Hessian at weights under a round's mask, and the loss of a batch with its number of samples."""
+    trainer = bench.trainer
+    bench.put(point)
+    model = trainer.model.eval()
+    model.zero_grad(set_to_none=True)
+
+    def loss(batch: Any) -> tuple[Tensor, int]:
+        return loss_of(trainer.task, model, batch), num_samples(batch)
+
+    weights = prunable_tensors(model, trainer.layout)
+    masks = mask_tensors(trainer.layout, bench.mask(index), device=trainer.device, like=weights)
+    kept = {id(weight): mask.bool() for weight, mask in zip(weights, masks, strict=True)}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return Hessian(parameters, [kept.get(id(parameter)) for parameter in parameters], batches, loss), loss
 
 
 def _sample(bench: Bench, num_images: int) -> list[Any]:

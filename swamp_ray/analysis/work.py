@@ -18,6 +18,7 @@ from swamp_ray.storage.growing import read_growing
 from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, sealed, unsealed
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
+from swamp_ray.tables import duration
 from swamp_ray.usercode.code import Code
 
 Do = Callable[[Bench, Item], Any]
@@ -71,6 +72,9 @@ def rows_of(divided: Divided, do: Do, bench: Bench, rounds: Sequence[int], place
     todo = [index for index, key in enumerate(keys) if key not in known]
     with progress.of(bench.rundir.name, len(items), len(items) - len(todo)):
         if todo:
+            if divided.longest_s is not None and place.execution.executor == "inline":
+                longest_s = divided.longest_s(bench, items[todo[0]]) * len(todo)
+                progress.note(f"this takes up to {duration(longest_s)}; what is measured is kept if it is interrupted")
             with contextlib.closing(open_lines(spot, durable=True)) as lines:
                 for number, value in _done(do, bench, [items[index] for index in todo], place, progress):
                     index = todo[number]

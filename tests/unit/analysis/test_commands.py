@@ -57,6 +57,7 @@ def test_the_others_print_a_table_and_leave_a_file(
     text = shown(storage, what, "tiny")
     assert heading in text
     assert "…" not in text, "a number is cut off"
+    assert ("this takes up to" in text) == (what == "curvature")
     assert rows(storage, what)
 
 
