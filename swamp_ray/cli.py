@@ -15,6 +15,7 @@ from swamp_ray.config_files import ConfigFile, read_config_file
 from swamp_ray.config_paths import absolute, expanded
 from swamp_ray.config_reading import load_config, with_values
 from swamp_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SwampError, UserError
+from swamp_ray.metric_names import shown_primary
 from swamp_ray.output import leave_stdout, make_streams_safe, visible
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -108,7 +109,7 @@ def run(config: str, overrides: tuple[str, ...], name: str | None, storage: str 
 
     reporter, console = make_reporter(quiet)
     done = run_config(resolved, reporter, stopping, code_changed=code_changed)
-    print_results(console, done.rundir, done.records, done.prepared.task.primary)
+    print_results(console, done.rundir, done.records, shown_primary(done.prepared.task))
 
 
 @main.command(short_help="Run the sweep CONFIG to its end, or go on where it stopped.")

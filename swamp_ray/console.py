@@ -14,13 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from swamp_ray.metric_names import number, shown_primary
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.output import Output, is_live
 from swamp_ray.round_messages import Work
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.tables import bounded, display_path, duration, number, percent, results_table
+from swamp_ray.tables import bounded, display_path, duration, percent, results_table
 from swamp_ray.training.records import Progress
 
 WIDE = 100  # columns that a particle's whole line needs
@@ -311,7 +312,7 @@ def _packing(prepared: Prepared) -> str:
 
 def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget | None = None) -> str:
     """One line for a finished round, with the time that is left where a budget is given."""
-    name = prepared.task.primary
+    name = shown_primary(prepared.task)
     mean, std = record.mean["test"][name], record.std["test"][name]
     entered = record.num_particles - len(record.dropped)
     spread = f" ± {number(std, name)}" if entered > 1 else ""

@@ -17,12 +17,13 @@ from torch import Tensor
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import config_of, find_run
+from swamp_ray.metric_names import number, shown_primary
 from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.output import Output
 from swamp_ray.storage.kept_sources import changes_in_words
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_round_ticket
-from swamp_ray.tables import bounded, number, percent
+from swamp_ray.tables import bounded, percent
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
 from swamp_ray.training.blaming import blamed
 from swamp_ray.training.data import Data, load_data, tree_map
@@ -240,7 +241,7 @@ def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -
                            "members": {rundir.name: found for rundir, found in zip(runs, level.members, strict=True)},
                            "ensemble": level.ensemble} for level in levels], indent=2))
         return
-    Output(highlight=False).print(evaluation_table(levels, [rundir.name for rundir in runs], task.primary))
+    Output(highlight=False).print(evaluation_table(levels, [rundir.name for rundir in runs], shown_primary(task)))
 
 
 def evaluation_table(levels: Sequence[SparsityLevel], names: Sequence[str], primary: str) -> Table:

@@ -14,6 +14,7 @@ from rich.table import Table
 from swamp_ray.config import SwampConfig
 from swamp_ray.console import counted, header
 from swamp_ray.errors import SwampError
+from swamp_ray.metric_names import number, shown_primary
 from swamp_ray.orchestration.choosing import WORDS, recorded_choice
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.resources import pool_size, this_machine
@@ -26,7 +27,7 @@ from swamp_ray.storage.places import Place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Sweep, describe, label, plain_value
-from swamp_ray.tables import bounded, display_path, number, percent, size
+from swamp_ray.tables import bounded, display_path, percent, size
 from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
 from swamp_ray.training.footprint import footprint
 from swamp_ray.training.particle import ParticleTrainer
@@ -190,7 +191,7 @@ def checkpoint_lines(prepared: Prepared) -> list[str]:
             for name, tensor in [*trainer.model.named_parameters(), *trainer.model.named_buffers()]:
                 tensor.copy_(torch.tensor(given[clean_name(name)]))
         found = trainer.metrics(("validation", "test"))
-    name = prepared.task.primary
+    name = shown_primary(prepared.task)
     return [f"the checkpoint as it is: {name} " + ", ".join(
         f"{number(metrics[name], name)} on {split}" for split, metrics in found.items())]
 

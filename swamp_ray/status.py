@@ -15,6 +15,7 @@ from rich.text import Text
 
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import find_run
+from swamp_ray.metric_names import Metric
 from swamp_ray.output import Output, is_live
 from swamp_ray.round_messages import DENSE, Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
@@ -84,7 +85,7 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
     if rounds:
         if thin := thin_of_record(rounds[-1], record.get("layers", [])):
             lines.append(Text(f"warning: round {rounds[-1]['round']} keeps only {thin_text(thin)}", style="yellow"))
-        lines.append(_results(rundir, rounds, record.get("primary", "accuracy")))
+        lines.append(_results(rundir, rounds, Metric(record.get("primary", "accuracy"), record.get("shown_as"))))
     return lines
 
 

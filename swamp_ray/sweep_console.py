@@ -13,6 +13,7 @@ from rich.text import Text
 
 from swamp_ray.console import Output, stopping_text
 from swamp_ray.errors import Interrupted, RunError, SwampError
+from swamp_ray.metric_names import Metric, number
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
 from swamp_ray.orchestration.sweep_planning import SweepPlan
@@ -26,7 +27,7 @@ from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Setting, Sweep, describe
 from swamp_ray.sweep_results import write_results
 from swamp_ray.sweep_status import SweepView
-from swamp_ray.tables import display_path, duration, number, percent
+from swamp_ray.tables import display_path, duration, percent
 
 REFRESH_S = 1.0
 
@@ -71,11 +72,13 @@ class PlainSweepReporter(SweepReporter):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._metric, self._num_settings = "", 0
+        self._name = Metric("")
         self._ended: set[str] = set()
 
     def sweep_started(self, sweep: Sweep, plan: SweepPlan, sweepdir: SweepDir) -> None:
         """The header."""
         self._metric = sweep.config.metric
+        self._name = Metric(self._metric.rpartition("/")[2], plan.example.task.shown_as)
         self._num_settings = sweep.config.num_samples if sweep.config.is_adaptive else len(sweep.settings())
         self._ended = {key for key, record in sweepdir.read_trials().items() if record["status"] in FINISHED}
         for line in [*sweep_header(sweep), *sweep_lines(sweep, plan)]:
@@ -102,10 +105,9 @@ class PlainSweepReporter(SweepReporter):
         if result.get("complete") or self._metric not in result:
             return
         error = result.get(f"{self._metric}_se", float("nan"))
-        name = self._metric.rpartition("/")[2]
-        spread = "" if error != error else f" ± {number(error, name)}"
+        spread = "" if error != error else f" ± {number(error, self._name)}"
         self._line(f"{describe(setting)}: sparsity {percent(result['sparsity'])}, {self._metric} "
-                   f"{number(result[self._metric], name)}{spread}")
+                   f"{number(result[self._metric], self._name)}{spread}")
 
     def warning(self, text: str) -> None:
         """Print it."""

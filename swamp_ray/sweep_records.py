@@ -19,7 +19,7 @@ NETWORKS = {"average": "average", "particles_mean": "mean", "particles_std": "st
 
 _RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
     "status": str, "primary": str, "higher_is_better": bool, "planned": list, "num_settings": int, "attempts": list,
-    "plan": (dict, type(None)),
+    "shown_as": dict, "plan": (dict, type(None)),
 }
 _ATTEMPT_TYPES: dict[str, type | tuple[type, ...]] = {
     "started": str, "seconds": (int, float), "trained": int, "trained_epochs": (int, float),

@@ -21,13 +21,14 @@ from rich.text import Text
 
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.locating import find_sweep
+from swamp_ray.metric_names import Metric, is_percent, short
 from swamp_ray.output import Output, is_live
 from swamp_ray.status import REFRESH_S, Life, life_by_lease
 from swamp_ray.storage.leases import Leases, Watch
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_records import NETWORKS, Settings, Trial, read_record, read_sweep
-from swamp_ray.tables import duration, percent, short
+from swamp_ray.tables import duration, percent
 
 STYLES = {"running": "cyan", "failed": "red", "unreadable": "red", "stopped": "yellow", "interrupted": "yellow",
           "waiting": "dim", "complete": "green"}
@@ -269,8 +270,9 @@ class SweepView:
             _Column("\nsparsity", ["-" if row.sparsity is None else percent(row.sparsity) for row in rows],
                     rank=0 if _differ(rows) else 4)]
         for metric in self.metrics:
-            _, split, name = metric.split("/", 2)
-            columns.append(_Column(f"{split}\n{name}" + (" %" if name == "accuracy" else ""),
+            _, split, plain = metric.split("/", 2)
+            name = Metric(plain, self._record.get("shown_as"))
+            columns.append(_Column(f"{split}\n{name}" + (" %" if is_percent(name) else ""),
                                    [_metric(row, metric, name) for row in rows],
                                    rank=0 if metric == self.metrics[0] else 3))
         states = [Text(" ".join(filter(None, [row.status, _stopped_at(row)])),

@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from swamp_ray.metric_names import is_percent, short
+
 
 def results_table(records: Sequence[Mapping[str, Any]], primary: str) -> Table:
     """The table at the end of a run.
@@ -22,7 +24,7 @@ def results_table(records: Sequence[Mapping[str, Any]], primary: str) -> Table:
     """
     several = any(record["num_particles"] > 1 for record in records)
     network = "averaged" if several else "network"
-    caption = f"{primary} in percent" if primary == "accuracy" else escape(bounded(primary))
+    caption = escape(bounded(primary)) + (" in percent" if is_percent(primary) else "")
     for record in records:
         if record.get("dropped"):
             caption += f"\nround {record['round']}: {_entered(record)} of {record['num_particles']} particles"
@@ -65,21 +67,11 @@ def dense_metric(records: Sequence[Mapping[str, Any]], primary: str) -> float | 
     return float(dense[0]["mean"]["test"][primary]) if dense else None
 
 
-def short(value: float, metric: str) -> str:
-    """A metric in a column whose unit is known: accuracies in percent without the sign."""
-    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4g}"
-
-
 def percent(fraction: float) -> str:
     """A sparsity in percent, with as many digits as show one of a small density: 99.95 %."""
     density = 100 * (1 - fraction)
     digits = 1 if density >= 0.1 or density <= 0 else min(6, math.ceil(-math.log10(density)))
     return f"{100 * fraction:.{digits}f} %"
-
-
-def number(value: float, metric: str) -> str:
-    """A metric as people read it: accuracies in percent, everything else with four digits."""
-    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.4g}"
 
 
 def ranges(numbers: Iterable[int], most: int = 8) -> str:

@@ -35,10 +35,11 @@ def record(index: int, density: float, *, accuracy: Sequence[float] = (0.5,), av
 
 def made_run(folder: Path, name: str, records: Sequence[Mapping[str, Any]] = (), *, arm: str | None = None,
              seed: int = 0, metrics: Sequence[Mapping[str, Any]] = (), jobs: Sequence[Mapping[str, Any]] = (),
-             analyses: Mapping[str, Any] | None = None, primary: str = "accuracy") -> ReportRun:
+             analyses: Mapping[str, Any] | None = None, primary: str = "accuracy",
+             shown_as: Mapping[str, Any] | None = None) -> ReportRun:
     """A run that nobody trained."""
     rundir = RunDir(folder, name)
-    about = {"primary": primary, "higher_is_better": primary == "accuracy"}
+    about = {"primary": primary, "higher_is_better": primary == "accuracy", "shown_as": dict(shown_as or {})}
     return ReportRun(rundir, arm or name, tiny(folder, name=name, seed=seed), about, list(records),
                      pd.DataFrame(list(metrics)), dict(analyses or {}), list(jobs))
 

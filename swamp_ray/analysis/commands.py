@@ -26,6 +26,7 @@ from swamp_ray.analysis.sharpness import NUM_SAMPLES
 from swamp_ray.analysis.work import Workplace, kept_rows, rows_of
 from swamp_ray.errors import UserError
 from swamp_ray.locating import config_of, find_run
+from swamp_ray.metric_names import number, short, shown_primary
 from swamp_ray.orchestration.resources import check_address, check_device
 from swamp_ray.orchestration.stopping import Stopping, handled
 from swamp_ray.output import Output
@@ -33,7 +34,7 @@ from swamp_ray.sparsity.masks import overlap
 from swamp_ray.storage.kept_sources import changes_in_words
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.rundir import RunDir
-from swamp_ray.tables import display_path, number, percent, short
+from swamp_ray.tables import display_path, percent
 from swamp_ray.training.data import Data
 from swamp_ray.training.process_state import computing
 
@@ -277,7 +278,7 @@ def _curvature_cells(row: Row, bench: Bench) -> dict[str, str]:
 
 
 def _particles_cells(row: Row, bench: Bench) -> dict[str, str]:
-    primary = bench.task.primary
+    primary = shown_primary(bench.task)
     spread = f" ± {short(row['spread']['test'][primary], primary)}" if row["num_subsets"] > 1 else ""
     return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "particles": str(row["count"]),
             "choices": str(row["num_subsets"]),

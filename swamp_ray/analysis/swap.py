@@ -20,6 +20,7 @@ from swamp_ray.config import SwampConfig
 from swamp_ray.config_reading import with_values
 from swamp_ray.errors import UserError
 from swamp_ray.locating import config_of
+from swamp_ray.metric_names import shown_primary
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import one_cluster, run
 from swamp_ray.orchestration.stopping import Stopping, handled
@@ -122,7 +123,7 @@ def swap(
                 say(f"{number * len(CELLS) + place + 1}/{len(pairs) * len(CELLS)}: {swapped.words(cell)}")
                 done = run(swapped.prepare(cell), reporter(), stopping, executor)
                 rows.append(swapped.row(cell, done.rundir))
-    primary = one.prepared.task.primary
+    primary = shown_primary(one.prepared.task)
     rows = [row | {"difference": _differences(row, rows)} for row in rows]
     found = effects(rows, primary)
     return Swap(rows, found, primary, _write(first, rows, found))

@@ -13,9 +13,10 @@ from swamp_ray.analysis.swap import SIDES, Row, Swap, swap
 from swamp_ray.console import Output, make_reporter
 from swamp_ray.errors import UserError
 from swamp_ray.locating import find_run
+from swamp_ray.metric_names import is_percent, short
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.tables import display_path, percent, short
+from swamp_ray.tables import display_path, percent
 
 CAPTION = ("difference: to what the same training gives under its own mask\n"
            "shuffled: within each layer, which keeps its density")
@@ -65,7 +66,7 @@ def cells_table(rows: Sequence[Row], primary: str) -> Table:
     title = f"{row['first']} and {row['second']} at {percent(row['sparsity'])} sparsity, {row['survivors']:,} weights"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title=title, title_justify="left",
                   caption=CAPTION, caption_justify="left")
-    is_share = primary == "accuracy"
+    is_share = is_percent(primary)
     for heading in ("mask of", "shuffled", "training of"):
         table.add_column(f"\n{heading}", overflow="fold", justify="center" if heading == "shuffled" else "left")
     unit = "%" if is_share else primary
@@ -84,7 +85,7 @@ def cells_table(rows: Sequence[Row], primary: str) -> Table:
 def effects_table(effect: Row) -> Table:
     """What the four unshuffled cells say, and the shuffled ones."""
     first, second, metric = effect["first"], effect["second"], effect["metric"]
-    unit = ", in points" if metric == "accuracy" else ""
+    unit = ", in points" if is_percent(metric) else ""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False, title=f"differences of test {metric}{unit}",
                   title_justify="left", caption_justify="left",
                   caption="one pair of runs: without an interval, which takes several seeds")

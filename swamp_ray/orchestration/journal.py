@@ -197,7 +197,7 @@ class Journal:
             "num_prunable": prepared.layout.num_prunable, "num_parameters": prepared.layout.num_parameters,
             "notes": list(prepared.notes),
             "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
-            "primary": prepared.task.primary,
+            "primary": prepared.task.primary, "shown_as": dict(prepared.task.shown_as),
             "higher_is_better": prepared.task.higher_is_better,
             "rounds": [asdict(plan) for plan in prepared.plan],
             "attempts": [*earlier.get("attempts", []), attempt],

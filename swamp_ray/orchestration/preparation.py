@@ -57,7 +57,7 @@ from swamp_ray.training.process_state import computing, threads_of
 from swamp_ray.training.program import Program, dense_phase, is_too_short, round_program
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.samples import LazySamples
-from swamp_ray.training.tasks import Classification, build_task
+from swamp_ray.training.tasks import Classification, build_task, check_shown_as
 from swamp_ray.usercode.code import NO_CODE, Code, import_paths, take_up
 
 
@@ -367,6 +367,7 @@ def _check_training_step(
         if values.ndim != 1:
             raise UserError(f"the metric {name!r} must have one value a sample", got=f"shape {tuple(values.shape)}",
                             where="task.name")
+    check_shown_as(task, metrics)
     return tuple(metrics), kept
 
 

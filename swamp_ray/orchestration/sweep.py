@@ -267,7 +267,7 @@ class _Sweep:
         example = self.plan.example
         self._record = earlier | {
             "name": self.sweep.name, "status": "running", "metric": self.sweep.config.metric,
-            "mode": self.sweep.config.mode, "primary": example.task.primary,
+            "mode": self.sweep.config.mode, "primary": example.task.primary, "shown_as": dict(example.task.shown_as),
             "higher_is_better": example.task.higher_is_better, "planned": planned,
             "num_settings": self.sweep.config.num_samples if adaptive else len(planned),
             "plan": None if adaptive else self.plan.as_record(),

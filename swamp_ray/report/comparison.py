@@ -10,6 +10,7 @@ from itertools import combinations
 import pandas as pd
 
 from swamp_ray.analysis.statistics import Paired, paired
+from swamp_ray.metric_names import is_percent
 from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
@@ -112,7 +113,7 @@ def difference_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Ch
     if not found:
         return []
     metric, styles = runs[0].primary, arm_styles(run.arm for run in runs)
-    scale, unit = scale_of(metric), " (points)" if metric == "accuracy" else ""
+    scale, unit = scale_of(metric), " (points)" if is_percent(metric) else ""
     figure, axes = new_figure()
     axes.axhline(0, color=MUTED, linewidth=1)
     baseline = found[0].first if len({one.first for one in found}) == 1 else ""
@@ -149,7 +150,7 @@ def _caption(found: Sequence[Comparison], metric: str, split: str) -> str:
     intervals = any(level.paired for one in found for level in one.levels)
     mean = "The difference" if pairs == [1] else "Mean over seeds of the difference"
     text = f"{mean} of two runs with the same seed, on {split}, at equal sparsity; {n}{of_arms}."
-    if metric == "accuracy":
+    if is_percent(metric):
         text += " In percentage points."
     if not intervals:
         why = "With one pair" if pairs == [1] else "Where all pairs differ equally"

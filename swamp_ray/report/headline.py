@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from swamp_ray.metric_names import is_percent, number, short
 from swamp_ray.report.arms import each_arm
 from swamp_ray.report.card import status
 from swamp_ray.report.comparison import Comparison, comparisons
@@ -11,7 +12,7 @@ from swamp_ray.report.method import method_name
 from swamp_ray.report.page_tables import signed
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.series import AVERAGE, Mean, arms_of_runs, dense_value, means, points
-from swamp_ray.tables import number, percent, short
+from swamp_ray.tables import percent
 
 NAMED_ARMS = 4
 
@@ -82,7 +83,7 @@ def _difference(one: Comparison, metric: str) -> str:
     levels = [level for level in one.levels if level.difference is not None]
     if not levels:
         return ""
-    level, points_ = levels[-1], " points" if metric == "accuracy" else ""
+    level, points_ = levels[-1], " points" if is_percent(metric) else ""
     text = (f"{one.second} − {one.first} at {percent(level.sparsity)} sparsity: "  # noqa: RUF001 - a minus sign
             f"{signed(level.difference or 0.0, metric)}{points_}")
     if level.paired is None:

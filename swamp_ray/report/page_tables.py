@@ -7,13 +7,14 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from swamp_ray.metric_names import is_percent, short, style_of, unit_words
+from swamp_ray.report.cells import metric_title
 from swamp_ray.report.comparison import Comparison, Level
 from swamp_ray.report.method import method_words
 from swamp_ray.report.page import Cell, PageTable
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.series import AVERAGE, Mean, arms_of_runs, means, points, seeds_of_means
-from swamp_ray.report.style import scale_of
-from swamp_ray.tables import percent, short
+from swamp_ray.tables import percent
 
 LOSS = "loss"
 MANY_RUNS = 2
@@ -31,11 +32,10 @@ def summary_table(runs: Sequence[ReportRun], split: str = "test") -> PageTable |
                  for sparsity in sparsities)
     counts = seeds_of_means(points(runs, split))
     headings = [f"{arm} (n = {counts[arm]})" for arm in arms]
-    unit = f"{metric} in percent" if scale_of(metric) == 100 else metric
     furthest = "" if counts == arms else " that have come furthest"
     spread = f", mean ± standard deviation over the n seeds{furthest}" if max(counts.values()) > 1 else ""
     return PageTable("By sparsity", ("sparsity", *headings), rows,
-                     f"{split.capitalize()} {unit} of the network of each round{spread}.")
+                     f"{split.capitalize()} {unit_words(metric)} of the network of each round{spread}.")
 
 
 def _arm_cell(one: Mean | None, metric: str) -> Cell:
@@ -64,7 +64,7 @@ def _round_cells(run: ReportRun, record: Mapping[str, Any], several: bool, losse
              Cell(f"{record['survivors']:,}", record["survivors"]),
              _metric(average["test"][metric], metric), _metric(average["validation"][metric], metric)]
     if losses:
-        cells.append(_metric(average["test"][LOSS], LOSS))
+        cells.append(_metric(average["test"][LOSS], run.metric(LOSS)))
     return (*cells, *(_particles(run, record) if several else []))
 
 
@@ -83,8 +83,7 @@ def _metric(value: float, metric: str) -> Cell:
 
 
 def _caption(run: ReportRun, several: bool, losses: bool) -> str:
-    unit = f"{run.primary} in percent" if scale_of(run.primary) == 100 else run.primary
-    text = f"{unit[:1].upper()}{unit[1:]}."
+    text = f"{metric_title(run.primary)}{' in percent' if is_percent(run.primary) else ''}."
     if losses:
         text += " Loss: the task's mean loss (for classification the negative log-likelihood)."
     if several:
@@ -133,7 +132,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def comparison_table(one: Comparison, metric: str, folded: bool = False) -> PageTable:
     """Both arms and their difference at each sparsity that both have."""
-    unit = " (points)" if metric == "accuracy" else ""
+    unit = " (points)" if is_percent(metric) else ""
     headings = ["sparsity", f"{one.first}, test", f"{one.second}, test"]
     if one.is_paired:
         headings += ["pairs", f"difference{unit}", "95 % interval", "detectable"]
@@ -163,9 +162,9 @@ def _mean_cell(values: Mapping[int, float], metric: str) -> Cell:
 
 
 def signed(difference: float, metric: str) -> str:
-    """A difference with its sign: accuracies in percentage points with two decimals."""
-    scaled = scale_of(metric) * difference
-    text = f"{scaled:+.2f}" if metric == "accuracy" else f"{scaled:+.3g}"
+    """A difference with its sign: shares in percentage points with two decimals."""
+    sign = "-" if difference < 0 else "+"
+    text = f"{difference:+.3g}" if style_of(metric) is None else f"{sign}{short(abs(difference), metric)}"
     # Below half of the last digit there is no sign to speak of.
     return text.lstrip("+-") if math.isclose(float(text), 0.0) else text.replace("-", "−")  # noqa: RUF001
 

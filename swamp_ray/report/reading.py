@@ -13,6 +13,7 @@ import pandas as pd
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
 from swamp_ray.locating import config_of, find_run
+from swamp_ray.metric_names import Metric
 from swamp_ray.report.salvage import Losses, analyses_of, jobs_of_workers, metrics_of, results_of, rounds_of
 from swamp_ray.storage.rundir import RunDir, check_run_record
 from swamp_ray.storage.tickets import Ticket, load_round_ticket
@@ -57,9 +58,13 @@ class ReportRun:
         return self.config.seed
 
     @property
-    def primary(self) -> str:
-        """The metric that decides."""
-        return str(self.about.get("primary", "loss"))
+    def primary(self) -> Metric:
+        """The metric that decides, and how it is written."""
+        return self.metric(str(self.about.get("primary", "loss")))
+
+    def metric(self, name: str) -> Metric:
+        """A metric of this name, and how it is written."""
+        return Metric(name, self.about.get("shown_as"))
 
     def ticket(self, record: Mapping[str, Any]) -> Ticket | None:
         """A round's network and mask; where they cannot be read, that is noted."""

@@ -12,6 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from swamp_ray.metric_names import is_percent
 from swamp_ray.report.cells import shortened
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -74,13 +75,13 @@ def add_legend(figure: Figure, axes: Any, handles: Sequence[Any]) -> None:
 
 
 def scale_of(metric: str) -> float:
-    """What a metric is multiplied by before it is drawn: accuracies are shown in percent."""
-    return 100.0 if metric == "accuracy" else 1.0
+    """What a metric is multiplied by before it is drawn: shares are shown in percent."""
+    return 100.0 if is_percent(metric) else 1.0
 
 
 def axis_label(metric: str, split: str = "") -> str:
     """What an axis of a metric is called; without a split where it is of several."""
-    return f"{split} {metric}".strip() + (" (%)" if metric == "accuracy" else "")
+    return f"{split} {metric}".strip() + (" (%)" if is_percent(metric) else "")
 
 
 def plain_axes(axes: Any) -> None:

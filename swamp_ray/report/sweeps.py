@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from swamp_ray.errors import UserError, nearest
+from swamp_ray.errors import CorruptArtifactError, UserError, nearest
+from swamp_ray.metric_names import Metric, short, style_of
 from swamp_ray.report.cells import ink
 from swamp_ray.report.style import (
     COLOUR_MAP,
@@ -29,7 +30,7 @@ from swamp_ray.report.style import (
 )
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_records import Settings, read_sweep
+from swamp_ray.sweep_records import Settings, read_record, read_sweep
 from swamp_ray.sweep_results import CONFIG, SPACE, by_round, by_setting, space_columns
 
 TARGET = "pruning.target"
@@ -45,7 +46,8 @@ MISSING = "#f2f2f2"
 
 
 def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "average/test/accuracy",
-             at_sparsity: float | None = None, title: str = "") -> Figure:
+             at_sparsity: float | None = None, title: str = "",
+             shown_as: Mapping[str, str | int] | None = None) -> Figure:
     """A metric over two entries of the space: in each cell the mean over seeds, and below it the standard error.
 
     Args:
@@ -55,6 +57,7 @@ def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "ave
         metric: NETWORK/SPLIT/METRIC.
         at_sparsity: Compare all settings at the first round that is at least so sparse; by default each at its last.
         title: Above the figure.
+        shown_as: How metrics are written, as :class:`swamp_ray.Task` says.
 
     Raises:
         UserError: There is no such entry or metric, or a further entry varies.
@@ -65,7 +68,7 @@ def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "ave
     # Numbers grow upwards; names are read from the top.
     rows = rows if _is_numeric(frame, SPACE + y_entry) else rows[::-1]
     cells = {(setting[SPACE + x_entry], setting[SPACE + y_entry]): setting for _, setting in table.iterrows()}
-    _, split, name = metric.split("/", 2)
+    split, name = _split_and_name(metric, shown_as)
     means = np.array([[_mean(cells.get((x, y))) for x in columns] for y in rows]) * scale_of(name)
     size = (min(16.0, 2.6 + 1.05 * len(columns)), min(14.0, 1.5 + 0.75 * len(rows)))
     figure = Figure(figsize=(max(size[0], 5.0), max(size[1], 3.2)), layout="constrained")
@@ -85,7 +88,7 @@ def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "ave
 
 
 def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher_is_better: bool = True,
-           title: str = "", notes: Sequence[str] = ()) -> Figure:
+           title: str = "", notes: Sequence[str] = (), shown_as: Mapping[str, str | int] | None = None) -> Figure:
     """A metric against the weights that are left (log axis): the mean over seeds, with one standard error around it.
 
     Settings that differ in nothing but pruning.target are one curve, which the longest chain of rounds stands for.
@@ -93,19 +96,22 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
     Args:
         frame: What :func:`swamp_ray.sweep_results.collect` gave.
         metric: NETWORK/SPLIT/METRIC.
-        higher_is_better: Which curves get a colour of their own where there are too many: the best at their ends.
+        higher_is_better: Which curves get a colour of their own where there are too many: those that are best at their
+            ends on validation. Where the frame has no values of it, the first ones do: test chooses nothing.
         title: Above the figure.
         notes: Lines below the title.
+        shown_as: How metrics are written, as :class:`swamp_ray.Task` says.
 
     Raises:
         UserError: There is no such metric.
     """
     found = _curves(frame, metric)
-    _, split, name = metric.split("/", 2)
+    split, name = _split_and_name(metric, shown_as)
     scale = scale_of(name)
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    named, rest = _worth_a_colour(found, _judged(frame, metric, found), higher_is_better)
+    judged = _judged(frame, metric)
+    named, rest = _worth_a_colour(found, judged, higher_is_better)
     few = len(found) <= len(COLOURS)
     for number, curve in enumerate(rest):
         label = f"{len(rest)} others (grey)" if number == 0 else None
@@ -124,8 +130,16 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
     if found:
         _legend(figure, axes, frame)
     bands = "mean over seeds" + (", ± one standard error" if any(curve.has_band for curve in found) else "")
-    axes.set_title("\n".join(filter(None, [title, bands, *notes])), loc="left", fontsize=10)
+    chosen = _choice_in_words(judged is not None) if rest else ""
+    axes.set_title("\n".join(filter(None, [title, bands, chosen, *notes])), loc="left", fontsize=10)
     return figure
+
+
+def _choice_in_words(by_validation: bool) -> str:
+    """Which of too many curves have colours."""
+    if by_validation:
+        return f"in colour: the {MAX_CURVES} that end best on validation"
+    return f"in colour: the first {MAX_CURVES} of the sweep"
 
 
 def write_figures(sweepdir: SweepDir, frame: pd.DataFrame) -> list[Spot]:
@@ -140,16 +154,30 @@ def write_figures(sweepdir: SweepDir, frame: pd.DataFrame) -> list[Spot]:
     """
     if frame.empty:
         return []
-    config = read_sweep(sweepdir).config
+    config, shown_as = read_sweep(sweepdir).config, _shown_as(sweepdir)
     metric = config.metric.replace("/validation/", "/test/")
     figures = {"curves": curves(frame, metric, higher_is_better=config.mode == "max", title=sweepdir.name,
-                                notes=_left_out(sweepdir, frame))}
+                                notes=_left_out(sweepdir, frame), shown_as=shown_as)}
     varied = [entry for entry in config.space if _varies(frame, SPACE + entry)]
     if len(varied) == 2 and all(config.space[entry].values is not None for entry in varied):
         # Sparsity goes to the right, as in the curves.
         x, y = sorted(varied, key=lambda entry: entry != TARGET)
-        figures["heat_map"] = heat_map(frame, x, y, metric, title=sweepdir.name)
+        figures["heat_map"] = heat_map(frame, x, y, metric, title=sweepdir.name, shown_as=shown_as)
     return [_write(sweepdir, figure, name, kind) for name, figure in figures.items() for kind in KINDS]
+
+
+def _shown_as(sweepdir: SweepDir) -> Mapping[str, str | int] | None:
+    """How the sweep's metrics are written; a record that cannot be read only describes the sweep."""
+    try:
+        return read_record(sweepdir).get("shown_as")
+    except CorruptArtifactError:
+        return None
+
+
+def _split_and_name(metric: str, shown_as: Mapping[str, str | int] | None) -> tuple[str, Metric]:
+    """Of NETWORK/SPLIT/METRIC."""
+    _, split, name = metric.split("/", 2)
+    return split, Metric(name, shown_as)
 
 
 def _left_out(sweepdir: SweepDir, frame: pd.DataFrame) -> list[str]:
@@ -225,10 +253,9 @@ def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, imag
                       bbox={"facecolor": MISSING, "edgecolor": "none", "pad": 1.5})
         return
     colour = ink(image.cmap(image.norm(mean)))
-    error = float(setting["standard_error"]) * scale_of(metric)
-    digits = 2 if metric == "accuracy" else 4
-    text = f"{mean:.{digits}f}" if metric == "accuracy" else f"{mean:.{digits}g}"
-    spread = "" if math.isnan(error) else f"± {error:.{digits}f}" if metric == "accuracy" else f"± {error:.2g}"
+    error = float(setting["standard_error"])
+    text = short(_mean(setting), metric)
+    spread = "" if math.isnan(error) else f"± {error:.2g}" if style_of(metric) is None else f"± {short(error, metric)}"
     axes.text(column, row + (0.12 if spread else 0), text, ha="center", va="center", fontsize=size, color=colour)
     if spread:
         axes.text(column, row - 0.2, spread, ha="center", va="center", fontsize=0.8 * size, color=colour)
@@ -322,21 +349,29 @@ def _option_names(frame: pd.DataFrame) -> set[str]:
     return names | {name.removesuffix("_epochs").removesuffix("_steps") for name in names}
 
 
-def _judged(frame: pd.DataFrame, metric: str, shown: Sequence[_Line]) -> list[float]:
-    """What curves with a colour are chosen by: their ends on validation, where the test set is only shown."""
+def _judged(frame: pd.DataFrame, metric: str) -> list[float] | None:
+    """What curves with a colour are chosen by: their ends on validation; None without it, as test chooses nothing."""
     held_out = metric.replace("/test/", "/validation/")
-    lines = _curves(frame, held_out) if held_out in frame else list(shown)
-    return [float(line.mean[-1]) for line in (lines if len(lines) == len(shown) else shown)]
+    return [float(line.mean[-1]) for line in _curves(frame, held_out)] if held_out in frame else None
 
 
 def _worth_a_colour(
-    lines: Sequence[_Line], ends: Sequence[float], higher_is_better: bool
+    lines: Sequence[_Line], ends: Sequence[float] | None, higher_is_better: bool
 ) -> tuple[list[_Line], list[_Line]]:
-    """Curves that are named, and the rest: all are named where they can be told apart, else the best at their ends."""
+    """Curves that are named, and the rest: all are named where they can be told apart, else the best at their ends.
+
+    Args:
+        lines: All curves.
+        ends: What they are chosen by, in the same order; None: the first of them are named.
+        higher_is_better: Which ends are best. One that is NaN never is.
+    """
     if len(lines) <= MAX_CURVES:
         return list(lines), []
-    sign = -1 if higher_is_better else 1
-    best = sorted(range(len(lines)), key=lambda index: sign * ends[index])[:MAX_CURVES]
+    places = list(range(len(lines)))
+    if ends is not None:
+        sign = -1 if higher_is_better else 1
+        places.sort(key=lambda index: (math.isnan(ends[index]), sign * ends[index]))
+    best = places[:MAX_CURVES]
     return ([line for index, line in enumerate(lines) if index in best],
             [line for index, line in enumerate(lines) if index not in best])
 

@@ -387,7 +387,7 @@ class RunDir:
 
 _RUN_TYPES: dict[str, type | tuple[type, ...]] = {
     "status": str, "primary": str, "start": str, "arithmetic": dict, "data": dict, "rounds": list, "attempts": list,
-    "num_prunable": int, "higher_is_better": bool,
+    "num_prunable": int, "higher_is_better": bool, "shown_as": dict,
 }
 _ROUND_TYPES: dict[str, type | tuple[type, ...]] = {"index": int, "sparsity": (int, float)}
 _ATTEMPT_TYPES: dict[str, type | tuple[type, ...]] = {

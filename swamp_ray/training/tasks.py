@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from swamp_ray.config import TaskConfig
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.importing import is_import_path, load_object, own_traceback
+from swamp_ray.metric_names import MAX_DIGITS, is_style
 from swamp_ray.training.labels import built_in_pair
 
 Batch = Any
@@ -29,10 +30,13 @@ class Task:
     Attributes:
         primary: Name of the metric that decides and is shown.
         higher_is_better: Direction of the primary metric.
+        shown_as: How metrics are written, by name: ``"percent"`` (a share, in percent with two decimals) or the number
+            of decimals. Others get four significant digits; ``accuracy`` is in percent.
     """
 
     primary: str = "loss"
     higher_is_better: bool = False
+    shown_as: Mapping[str, str | int] = {}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a batch, a scalar tensor that can be differentiated."""
@@ -151,6 +155,26 @@ def build_task(config: TaskConfig) -> Task:
         raise UserError(f"the task {config.name} takes no such option", got=", ".join(sorted(unknown)),
                         where="task.options")
     return kind(**options)
+
+
+def check_shown_as(task: Task, metrics: Collection[str]) -> None:
+    """Refuse what a task says of how its metrics are written, where that means nothing.
+
+    Raises:
+        UserError: It is no mapping, names no metric of the task, or names no style.
+    """
+    known = [*dict.fromkeys([*metrics, "loss"])]
+    shown_as: Any = task.shown_as
+    if not isinstance(shown_as, Mapping):
+        raise UserError("a task's shown_as must be a mapping of metrics to how they are written",
+                        got=type(shown_as).__name__, where="task.name", do='Write e.g. shown_as = {"iou": "percent"}.')
+    for name, style in shown_as.items():
+        if name not in known:
+            raise UserError("the task's shown_as names a metric that the task does not have", got=str(name),
+                            where="task.name", do=f"{nearest(str(name), known)} There are: {', '.join(known)}.".strip())
+        if not is_style(style):
+            raise UserError(f"the task's shown_as must say of {name!r} how it is written", got=repr(style),
+                            where="task.name", do=f'Give it "percent", or a number of decimals from 0 to {MAX_DIGITS}.')
 
 
 def _user_task(config: TaskConfig) -> Task:

@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "swamp_ray"
 # In order: each room knows itself and the rooms before it. A trailing slash means a folder.
 ROOMS: dict[str, tuple[str, ...]] = {
     "words": ("config.py", "config_fields.py", "config_files.py", "config_paths.py", "config_reading.py",
-              "config_rules.py", "credentials.py", "errors.py", "importing.py", "plain_values.py", "seeding.py",
+              "config_rules.py", "credentials.py", "errors.py", "importing.py", "metric_names.py", "plain_values.py",
+              "seeding.py",
               "sweep_config.py", "sweep_reading.py", "sweep_space.py", "yaml_reading.py", "usercode/__init__.py",
               "usercode/code.py", "usercode/finding.py", "usercode/loading.py", "usercode/project.py",
               "usercode/script.py", "usercode/text.py"),

@@ -161,14 +161,45 @@ def test_many_curves_in_the_order_of_a_number_get_darker_to_lighter() -> None:
 def test_curves_that_get_no_colour_are_counted_and_drawn() -> None:
     names = [f"m{number:02}" for number in range(MAX_CURVES + 3)]
     frame = made({"method": names})
-    frame[METRIC] -= 0.01 * frame["space/method"].str[1:].astype(int)
+    # Test and validation disagree; validation chooses.
+    frame[METRIC] += 0.01 * frame["space/method"].str[1:].astype(int)
+    frame["average/validation/accuracy"] = 1 - frame[METRIC]
     figure = curves(frame)
+    assert "in colour: the 12 that end best on validation" in figure.axes[0].get_title("left")
     assert labels(figure) == [*names[:MAX_CURVES], "3 others (grey)", "dense"]
     assert len(figure.axes[0].get_lines()) == len(names) + 1
     worst = curves(frame, higher_is_better=False)
     assert labels(worst) == [*names[3:], "3 others (grey)", "dense"]
     styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()[3:-1]}
     assert len(styles) == MAX_CURVES
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_without_validation_the_first_curves_get_colours_because_test_chooses_nothing(better: bool) -> None:
+    names = [f"m{number:02}" for number in range(MAX_CURVES + 2)]
+    frame = made({"method": names})
+    frame[METRIC] += 0.01 * frame["space/method"].str[1:].astype(int)
+    figure = curves(frame, higher_is_better=better)
+    assert labels(figure) == [*names[:MAX_CURVES], "2 others (grey)", "dense"]
+    assert "in colour: the first 12 of the sweep" in figure.axes[0].get_title("left")
+
+
+def test_a_curve_without_a_number_at_its_end_is_not_the_best() -> None:
+    names = [f"m{number:02}" for number in range(MAX_CURVES + 1)]
+    frame = made({"method": names})
+    frame["average/validation/accuracy"] = frame[METRIC].where(frame["space/method"] != "m00")
+    assert "m00" not in labels(curves(frame))
+
+
+@pytest.mark.parametrize(("shown_as", "cell"), [
+    (None, "0.88"), ({"iou": "percent"}, "88."), ({"iou": 1}, "0.9"), ({"iou": 6}, "0.88")])
+def test_figures_of_sweeps_write_metrics_as_their_task_says(shown_as: Any, cell: str) -> None:
+    frame = made({"pruning.target": [0.5], "particles.count": [4, 1]}).assign(**{"average/test/iou": 0.881234})
+    texts_ = texts(heat_map(frame, "pruning.target", "particles.count", "average/test/iou", shown_as=shown_as))
+    assert texts_[0].startswith(cell)
+    is_percent = shown_as == {"iou": "percent"}
+    assert curves(frame, "average/test/iou", shown_as=shown_as).axes[0].get_ylabel() == (
+        "test iou (%)" if is_percent else "test iou")
 
 
 def test_the_legend_covers_no_data() -> None:

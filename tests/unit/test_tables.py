@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from swamp_ray.tables import dense_metric, display_path, duration, number, percent, results_table, short, size
+from swamp_ray.metric_names import number, short
+from swamp_ray.tables import dense_metric, display_path, duration, percent, results_table, size
 
 
 @pytest.mark.parametrize(("fraction", "text"), [
