@@ -65,7 +65,7 @@ def test_a_metric_is_written_as_its_task_says(name: str, shown_as: Any, value: f
     metric = Metric(name, shown_as)
     assert (short(value, metric), number(value, metric)) == (bare, full)
     assert metric == name
-    assert {metric: 1}[name] == 1
+    assert metric in {name}
     assert json.dumps(metric) == f'"{name}"'
 
 
