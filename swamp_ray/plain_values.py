@@ -22,6 +22,8 @@ from swamp_ray.config_fields import EXPONENT, Length, leaf_types, parse_length
 from swamp_ray.errors import UserError
 from swamp_ray.yaml_reading import MAX_DEPTH, Scalar
 
+MOST_BITS = 1024
+"""Of a whole number that is taken for a text."""
 _NUMBERS = {int, float}
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} deep, or holds itself"
 
@@ -147,13 +149,20 @@ def _unwrapped(value: Any) -> Any:
 def _typed(value: Any, kinds: set[Any]) -> Any:
     """A plain value as a type wants it, where what is meant is certain; else the value itself."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and str in kinds and not kinds & _NUMBERS:
+    if is_number and str in kinds and not kinds & _NUMBERS and _can_be_spelled(value):
         return str(value)
     if isinstance(value, str) and kinds & _NUMBERS and str not in kinds and EXPONENT.fullmatch(value):
         value, is_number = float(value), True
     if is_number and isinstance(value, float) and int in kinds and float not in kinds and value.is_integer():
         return int(value)
     return value
+
+
+def _can_be_spelled(value: float) -> bool:
+    """Whether a number is finite and short: Python refuses to spell whole numbers of thousands of digits."""
+    if isinstance(value, int):
+        return value.bit_length() <= MOST_BITS
+    return math.isfinite(value)
 
 
 def _key(key: Any) -> Any:

@@ -8,7 +8,7 @@ such as ``12:30:00`` and dates are texts. ``017``, which YAML 1.1 reads as 15 an
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -203,7 +203,7 @@ def load_yaml(text: str, problem: str, source: str) -> Any:
     Raises:
         UserError: It has no value, one with too many values, or one that holds itself.
     """
-    return _load(text, _Loader, problem, source)
+    return _checked(lambda: yaml.load(text, Loader=_Loader), problem, source)
 
 
 def load_stored_yaml(text: str, problem: str, source: str) -> Any:
@@ -212,12 +212,12 @@ def load_stored_yaml(text: str, problem: str, source: str) -> Any:
     Raises:
         UserError: It has none, or one with too many values.
     """
-    return _load(text, yaml.SafeLoader, problem, source)
+    return _checked(lambda: yaml.load(text, Loader=yaml.SafeLoader), problem, source)
 
 
-def _load(text: str, loader: type[yaml.SafeLoader], problem: str, source: str) -> Any:
+def _checked(read: Callable[[], Any], problem: str, source: str) -> Any:
     try:
-        tree = yaml.load(text, Loader=loader)
+        tree = read()
     # Numbers too long to convert and dates that do not exist are ValueErrors.
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{problem}: {_reason(error)}", where=source) from error
