@@ -38,7 +38,7 @@ from swamp_ray.training.contents import Contents, contents_of, extra_state, refu
 from swamp_ray.training.coverage import network_notes
 from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.factories import Snapshot, disturb_
-from swamp_ray.training.hidden_state import refuse_hidden_state
+from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered
 from swamp_ray.training.losses import LOSS, origin_of_loss
 from swamp_ray.training.model_tensors import refuse_odd_gradients
 from swamp_ray.training.models import check_outputs, image_advice
@@ -336,10 +336,12 @@ def _try_out(
     """
     fresh = Snapshot(model)
     found = _check_training_step(config, data, model, task)
+    fresh.refuse_changed(model, [layer.name for layer in layout.layers])
     notes = network_notes(model, layout)
     disturb_(model)
     again = initial_model(config, data)
     fresh.compare(again, config.model.name)
+    refuse_random_constants(again, lambda: initial_model(config.model_copy(update={"seed": config.seed + 1}), data))
     return *found, notes, again
 
 
@@ -412,6 +414,7 @@ def _trial_step(
     try:
         kept = kept_statistics(model, config, data, task)
         loss = step()
+        refuse_unregistered(model, loss)
         refuse_odd_gradients(model)
         refuse_hidden_state(model, step)
         model.eval()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import UserError
+from ..sparsity.masks import clean_name
 
 _ADVICE = ("Build all of its modules, parameters and buffers anew in each call: without functools.cache, and without "
            "networks or tensors of the module's own. To start from such a one, return copy.deepcopy of it.")
@@ -72,6 +73,23 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self._values = {name: tensor.detach().clone() for name, tensor in _strided(model)}
+
+    def refuse_changed(self, model: nn.Module, names: Iterable[str]) -> None:
+        """Refuse a network whose forward pass itself writes into weights that may be pruned.
+
+        Args:
+            model: The same network, after some passes without an optimiser.
+            names: Clean names of the weights.
+
+        Raises:
+            UserError: It names the weight.
+        """
+        prunable = set(names)
+        for path, tensor in _strided(model):
+            if clean_name(path) in prunable and not _equal(self._values[path], tensor.detach()):
+                raise UserError(f"the network's own forward pass changes the weight {clean_name(path)}, so that pruned "
+                                "weights would not stay 0", where="model.name",
+                                do="Compute what is used from the weight, or exclude it with pruning.exclude.")
 
     def compare(self, again: nn.Module, name: str) -> None:
         """Refuse a factory that gives other values at its next call, under the same seed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def refuse_hidden_state(model: nn.Module, step: Callable[[], object]) -> None:
     before = _attributes(model)
     step()
     for name, value in _attributes(model).items():
-        if name not in before or before[name] == value:
+        if name not in before or before[name] == value or _has_grown(before[name], value):
             continue
         what, do = "which no checkpoint holds and which one particle would hand on to the next", (
             "Keep it constant, or compute it from the inputs.")
@@ -39,8 +39,105 @@ def refuse_hidden_state(model: nn.Module, step: Callable[[], object]) -> None:
                         do=do)
 
 
+def refuse_unregistered(model: nn.Module, loss: Tensor) -> None:
+    """Raise UserError if the loss depends on a parameter that the network does not have.
+
+    Layers in a plain list are such: no optimiser trains them, and no stored state and no ticket holds them.
+
+    Args:
+        model: The network.
+        loss: Of a training step.
+    """
+    known = {id(parameter) for parameter in model.parameters()}
+    for parameter in _parameters_behind(loss):
+        if id(parameter) not in known:
+            raise UserError("the loss depends on a parameter that is none of the network's: it is not trained, and no "
+                            f"ticket holds it{_where(model, parameter)}", got=f"shape {list(parameter.shape)}",
+                            where="model.name", do="Keep layers in nn.ModuleList or nn.ModuleDict, and parameters in "
+                            "nn.ParameterList, or set requires_grad_(False) for what is constant.")
+
+
+def refuse_random_constants(model: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Raise UserError if the network holds tensors that are drawn at random and that ``state_dict()`` leaves out.
+
+    A ticket that is loaded into a network which was built later would be used with others.
+
+    Args:
+        model: As its factory gave it, under the run's seed.
+        build: Calls the factory once more, under another seed.
+    """
+    found = _unsaved(model)
+    if not found:
+        return
+    for name, other in _unsaved(build()).items():
+        if name in found and found[name] != other:
+            raise UserError(f"the tensor {name!r} is drawn at random, and state_dict() does not hold it, so that no "
+                            "ticket would hold it either", where="model.name", do="Register it as a persistent buffer, "
+                            "or draw it from a generator with a seed of its own.")
+
+
+def _unsaved(model: nn.Module) -> dict[str, Any]:
+    """The bytes of all tensors that a network holds outside of what ``state_dict()`` lists."""
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        dropped = {key: module._buffers[key] for key in module._non_persistent_buffers_set}
+        for key, value in dropped.items():
+            if value is not None:
+                found[f"{name}.{key}" if name else key] = _bytes_of(value)
+        for key, value in vars(module).items():
+            held = () if key in _OF_EVERY_MODULE else _held(value)
+            for index, tensor in enumerate(one for one in held if id(one) not in known):
+                found[(f"{name}.{key}" if name else key) + (f"[{index}]" if index else "")] = _bytes_of(tensor)
+    return found
+
+
+def _parameters_behind(loss: Tensor) -> Iterator[nn.Parameter]:
+    """Parameters that a loss would be differentiated by, each once."""
+    waiting, seen = [loss.grad_fn], set[Any]()
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, nn.Parameter):
+            yield leaf
+        waiting.extend(following for following, _ in node.next_functions)
+
+
+def _where(model: nn.Module, parameter: Tensor) -> str:
+    """The attribute that holds a parameter, in brackets; empty where it is not found."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in _OF_EVERY_MODULE and any(one is parameter for one in _held(value)):
+                return f" (in the attribute {f'{name}.{key}' if name else key})"
+    return ""
+
+
+def _held(value: Any) -> Iterator[Tensor]:
+    """Tensors in a value, also those of modules in plain lists and dicts."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else [value]
+    for part in parts:
+        if isinstance(part, nn.Module):
+            yield from (*part.parameters(), *part.buffers())
+        elif isinstance(part, Tensor):
+            yield part
+
+
 class _Generator(bytes):
     """The state of a random generator."""
+
+
+class _Parts(tuple[Any, ...]):
+    """The tensors and arrays in a list or mapping."""
+
+    __slots__ = ()
+
+
+def _has_grown(before: Any, value: Any) -> bool:
+    """Whether a list or mapping holds more than before: it is a log, or a cache."""
+    return isinstance(value, _Parts) and isinstance(before, _Parts) and len(value) != len(before)
 
 
 def _attributes(model: nn.Module) -> dict[str, Any]:
@@ -63,6 +160,9 @@ def _state(value: Any) -> Any:
         return (value.shape, value.tobytes())
     if isinstance(value, Tensor):
         return _bytes_of(value)
+    if isinstance(value, dict | list | tuple):
+        parts = value.values() if isinstance(value, dict) else value
+        return _Parts(_state(part) for part in parts if isinstance(part, Tensor | np.ndarray))
     if isinstance(value, _GENERATORS):
         return _Generator(_generator_state(value).encode())
     return None

@@ -39,6 +39,7 @@ def settle_tensors_(model: nn.Module) -> None:
     buffers = dict(model.named_buffers())
     for name, parameter in parameters.items():
         _refuse_form(f"the parameter {name}", parameter)
+        _refuse_values(name, parameter)
     for name, buffer in buffers.items():
         _refuse_buffer(name, buffer)
     _refuse_equal_names(list(parameters), list(buffers))
@@ -84,6 +85,12 @@ def _refuse_form(what: str, tensor: Tensor) -> None:
                         do="Build the model outside of torch.inference_mode().")
 
 
+def _refuse_values(name: str, parameter: Tensor) -> None:
+    if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
+        raise UserError(f"the parameter {clean_name(name)} has values that are not finite before any training",
+                        where="model.name", do="Initialise it: torch.empty() holds whatever was in memory.")
+
+
 def _refuse_buffer(name: str, buffer: Tensor) -> None:
     what = f"the buffer {name}"
     if is_lazy(buffer):
@@ -93,6 +100,9 @@ def _refuse_buffer(name: str, buffer: Tensor) -> None:
     if buffer.dtype not in BUFFER_TYPES:
         raise UserError(f"{what} has a type that a stored state cannot hold", got=str(buffer.dtype),
                         where="model.name", do=_OWN_BUFFER)
+    if buffer.is_conj() or buffer.is_neg():
+        raise UserError(f"{what} is a conjugate or the negative of other memory", where="model.name",
+                        do="Store its values with .resolve_conj().resolve_neg().clone().")
     if buffer.grad_fn is not None:
         raise UserError(f"{what} was computed from parameters, which it would not follow", where="model.name",
                         do="Compute it in the forward pass, or store it with .detach().clone().")

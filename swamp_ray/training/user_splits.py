@@ -151,6 +151,8 @@ def _array(leaf: Any, is_label: bool, path: str, tables: Tables, where: str) -> 
         array = _from_column(leaf)
     else:
         array = _from_tensor(leaf, where) if isinstance(leaf, Tensor) else leaf
+    if isinstance(array, np.ma.MaskedArray):
+        array = _unmasked(array, where)
     if is_label and isinstance(array, np.ndarray) and array.dtype == object and _are_numbers(array):
         array = np.array(array.tolist())
     if is_label and is_texts(array) and array.ndim:
@@ -158,13 +160,36 @@ def _array(leaf: Any, is_label: bool, path: str, tables: Tables, where: str) -> 
     if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in "fiub":
         got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(leaf).__name__
         raise UserError("the parts of a split must be arrays or tensors of numbers [N, ...]", got=got, where=where)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        row = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
-        what = "labels must be finite numbers" if is_label else "all numbers must be finite"
-        raise UserError(what, got=f"NaN or infinity in sample {row}", where=where)
+    if array.dtype.kind == "f":
+        return _finite(array, is_label, where)
+    if is_label and array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise UserError("labels must be numbers of classes", got=int(array.max()), where=where)
     if is_label and array.ndim == 1 and array.dtype.kind in "iu":
         return array.astype(np.int64, copy=False)
-    return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+    return array
+
+
+def _finite(array: np.ndarray, is_label: bool, where: str) -> np.ndarray:
+    """Floating point as float32, in which all of it must be finite."""
+    with np.errstate(over="ignore"):
+        found = array.astype(np.float32, copy=False)
+    good = np.isfinite(found)
+    if not good.all():
+        row = int(np.flatnonzero(~good.reshape(len(array), -1).all(axis=1))[0])
+        what = "labels must be finite numbers" if is_label else "all numbers must be finite"
+        is_large = bool(np.isfinite(array[row]).all())
+        got = "a number that float32 cannot hold" if is_large else "NaN or infinity"
+        raise UserError(what, got=f"{got} in sample {row}", where=where)
+    return found
+
+
+def _unmasked(array: Any, where: str) -> np.ndarray:
+    """The values of a masked array that masks nothing."""
+    if np.ma.is_masked(array):
+        row = int(np.argwhere(np.ma.getmaskarray(array))[0][0])
+        raise UserError("a masked array has values that do not count", got=f"a masked value in sample {row}",
+                        where=where, do="Fill them in with .filled(), or leave such samples out.")
+    return np.ma.getdata(array)
 
 
 def _are_numbers(array: np.ndarray) -> bool:

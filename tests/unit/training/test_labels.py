@@ -291,11 +291,20 @@ def test_tables(give: Give) -> None:
     ({"train": (TABLE, Y), "test": (TABLE[list("abc")], Y)}, "those of train, but got 'differences in d, e, f'"),
     ({"train": (TABLE, pd.Series(Y).iloc[::-1]), "test": (TABLE, Y)}, "in different orders"),
     ({"train": (TABLE.assign(a=np.nan), Y), "test": (TABLE, Y)}, "NaN or infinity in sample 0"),
+    ({"train": (np.ma.masked_array(X, mask=X > 1), Y), "test": (X, Y)}, "masked value in sample"),
+    ({"train": (X, np.ma.masked_array(Y, mask=Y == 2)), "test": (X, Y)}, "masked value in sample 2"),
+    ({"train": (X.astype(np.float64) * 1e300, Y), "test": (X, Y)}, "float32 cannot hold in sample 0"),
+    ({"train": (X, Y.astype(np.uint64) + np.uint64(2**63)), "test": (X, Y)}, "numbers of classes, but got 92233"),
     ({"train": (TABLE, Y[:9]), "test": (TABLE, Y)}, "same number of samples, but got '0: 30, 1: 9'"),
 ])
 def test_tables_that_do_not_fit(made: Any, text: str, give: Give) -> None:
     with pytest.raises(UserError, match=text):
         load(give(lambda: made))
+
+
+def test_masked_arrays_that_mask_nothing_are_ordinary(give: Give) -> None:
+    made = splits(np.ma.masked_array(Y, mask=False), train=(np.ma.masked_array(X), Y))
+    assert numbers(load(give(lambda: made))) == Y.tolist()
 
 
 # Odd splits and options -----------------------------------------------------------------------------------------------

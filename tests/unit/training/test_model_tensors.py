@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from swamp_ray.config import TrainingConfig
 from swamp_ray.errors import UserError
-from swamp_ray.training.hidden_state import refuse_hidden_state
+from swamp_ray.training.factories import Snapshot
+from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered
 from swamp_ray.training.model_tensors import refuse_odd_gradients, settle_tensors_
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 from swamp_ray.training.packable import why_unpackable
@@ -299,3 +300,113 @@ class TestHiddenState:
         model = Remembering(start, change)
         model(torch.ones(1, 2))
         refuse_hidden_state(model, lambda: model(torch.ones(1, 2)))
+
+    @pytest.mark.parametrize("start", [{"mean": torch.zeros(2)}, [np.zeros(2), "name"], (torch.zeros(1),)],
+                             ids=["mapping", "list", "tuple"])
+    def test_state_in_a_collection_is_seen(self, start: Any) -> None:
+        def change(held: Any) -> Any:
+            if isinstance(held, dict):
+                return {key: one + 1 for key, one in held.items()}
+            return type(held)(one if isinstance(one, str) else one + 1 for one in held)
+
+        model = nn.Sequential(Remembering(start, change))
+        model(torch.ones(1, 2))
+        with pytest.raises(UserError, match=r"changes the attribute '0\.memory'"):
+            refuse_hidden_state(model, lambda: model(torch.ones(1, 2)))
+
+
+class Holding(nn.Module):
+    """Multiplies by what it holds as a plain attribute."""
+
+    def __init__(self, held: Any, use: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.held, self._use = held, use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._use(self.held, self.layer(x))
+
+
+class TestUnregistered:
+    @pytest.mark.parametrize(("held", "use"), [
+        ([nn.Linear(4, 4)], lambda held, x: held[0](x)),
+        ({"gain": nn.Parameter(torch.ones(4))}, lambda held, x: x * held["gain"]),
+        ((nn.Sequential(nn.BatchNorm1d(4)),), lambda held, x: held[0](x)),
+    ], ids=["list of layers", "mapping of parameters", "tuple of networks"])
+    def test_what_no_optimiser_would_train_is_refused(self, held: Any, use: Any) -> None:
+        model = Holding(held, use)
+        with pytest.raises(UserError, match=r"none of the network's.*in the attribute held"):
+            refuse_unregistered(model, model(drawn(3, 4)).sum())
+
+    def test_a_layer_of_the_module_is_none_of_the_networks_either(self) -> None:
+        layer = nn.Linear(4, 4)
+        model = Holding(None, lambda _, x: layer(x))
+        with pytest.raises(UserError, match="none of the network's"):
+            refuse_unregistered(model, model(drawn(3, 4)).sum())
+
+    @pytest.mark.parametrize(("held", "use"), [
+        ([nn.Linear(4, 4).requires_grad_(False)], lambda held, x: held[0](x)),
+        (None, lambda _, x: x * x.detach().clone().requires_grad_()),
+        (torch.ones(4), lambda held, x: x * held),
+    ], ids=["frozen", "input with a gradient", "constant"])
+    def test_what_needs_no_training_is_right(self, held: Any, use: Any) -> None:
+        model = Holding(held, use)
+        refuse_unregistered(model, model(drawn(3, 4)).sum())
+
+
+def hidden(held: Any) -> nn.Module:
+    return Holding(held, lambda _, x: x)
+
+
+def not_persistent(value: Tensor) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].register_buffer("noise", value, persistent=False)
+    return model
+
+
+class TestRandomConstants:
+    @pytest.mark.parametrize("build", [
+        lambda: hidden(torch.randn(4)), lambda: hidden([nn.Linear(4, 4).requires_grad_(False)]),
+        lambda: hidden({"a": torch.ones(1), "b": torch.rand(2)}), lambda: not_persistent(torch.randn(4)),
+    ], ids=["attribute", "layer in a list", "mapping", "buffer"])
+    def test_what_no_ticket_would_hold_is_refused(self, build: Callable[[], nn.Module]) -> None:
+        with pytest.raises(UserError, match="drawn at random"):
+            refuse_random_constants(build(), build)
+
+    @pytest.mark.parametrize("build", [
+        lambda: hidden(drawn(4)), lambda: not_persistent(torch.ones(4)), lambda: nn.Linear(4, 4),
+        lambda: hidden(["a", None, 3]),
+    ], ids=["a seed of its own", "constant buffer", "ordinary", "no tensors"])
+    def test_what_is_always_the_same_is_right(self, build: Callable[[], nn.Module]) -> None:
+        refuse_random_constants(build(), build)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_at_the_beginning_are_refused(value: float) -> None:
+    model = Net()
+    with torch.no_grad():
+        model.head.weight[1, 2] = value
+    with pytest.raises(UserError, match=r"head\.weight has values that are not finite"):
+        settle_tensors_(model)
+
+
+@pytest.mark.parametrize("view", [
+    torch.ones(3, dtype=torch.complex64).conj(), torch.ones(3, dtype=torch.complex64).conj().imag], ids=["conj", "neg"])
+def test_buffers_that_are_computed_when_they_are_read_are_refused(view: Tensor) -> None:
+    model = Net()
+    model.register_buffer("phase", view)
+    with pytest.raises(UserError, match=r"phase is a conjugate or the negative"):
+        settle_tensors_(model)
+
+
+def test_a_forward_pass_that_writes_into_prunable_weights_is_refused() -> None:
+    model = Net()
+    fresh = Snapshot(model)
+    fresh.refuse_changed(model, ["head.weight"])
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    fresh.refuse_changed(model, ["head.weight"])
+    with torch.no_grad():
+        model.head.weight.clamp_(min=0.1)
+    with pytest.raises(UserError, match=r"changes the weight head\.weight"):
+        fresh.refuse_changed(model, ["head.weight"])
