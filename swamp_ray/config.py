@@ -68,7 +68,8 @@ class ScheduleConfig(Section):
         default="cosine", description="Course of the rate after the warm-up."
     )
     warmup: Literal["auto"] | LengthField = Field(
-        default="auto", description="Linear warm-up from 0. auto: one epoch without SWA, none with SWA."
+        default="auto", description="Linear warm-up from 0. auto: none with SWA; without SWA one epoch, or "
+        "half of a training of at most one epoch."
     )
     milestones: tuple[Share, ...] = Field(default=(0.5, 0.75), description="multistep: shares of the length.")
     gamma: float = Field(default=0.1, gt=0.0, le=1.0, description="multistep: factor at each milestone.")

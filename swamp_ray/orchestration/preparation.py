@@ -54,7 +54,7 @@ from swamp_ray.training.normalisation import (
 from swamp_ray.training.packable import why_unpackable
 from swamp_ray.training.particle import initial_model, steps_per_epoch
 from swamp_ray.training.process_state import computing, threads_of
-from swamp_ray.training.program import Program, dense_phase, is_too_short, round_program
+from swamp_ray.training.program import Program, dense_phase, has_short_warmup, is_too_short, round_program
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.samples import LazySamples
 from swamp_ray.training.tasks import Classification, build_task, check_shown_as
@@ -130,10 +130,14 @@ class Prepared:
 
     @property
     def short_trainings(self) -> list[str]:
-        """What to say where trainings are too short for the default snapshots; empty where they are not."""
+        """What to say where trainings are too short for the default snapshots or warm-up; empty where they are not."""
         first = self.plan[0]
         programs = [self.program(first.index, particle) for particle in range(first.num_particles)]
         short = [one.num_steps for one in programs if is_too_short(self.config, one)]
+        cold = [one.num_steps for one in programs if has_short_warmup(self.config, one)]
+        if cold:
+            return [f"a training of {min(cold)} steps is too short for a warm-up of one epoch. Its first half is the "
+                    "warm-up. Train longer, or set training.schedule.warmup"]
         if not short:
             return []
         return [f"a training of {min(short)} steps is too short for averaging.every: {self.config.averaging.every} in "

@@ -190,7 +190,7 @@ def is_too_short(config: SwampConfig, program: Program) -> bool:
 def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float) -> Rate:
     schedule, averaging = config.training.schedule, config.averaging
     swa = averaging.within == "swa"
-    warmup = _warmup_steps(schedule.warmup, swa, steps_per_epoch)
+    warmup = _warmup_steps(schedule.warmup, swa, steps_per_epoch, total)
     if warmup >= total > 0:
         raise UserError("the warm-up must be shorter than the training", got=f"{warmup} of {total} steps",
                         do="Set training.schedule.warmup to less, e.g. 0.", where="training.schedule.warmup")
@@ -219,10 +219,19 @@ def _retrain_program(config: SwampConfig, steps_per_epoch: int, particle: int, l
     return program
 
 
-def _warmup_steps(warmup: str | Length, swa: bool, steps_per_epoch: int) -> int:
+def _warmup_steps(warmup: str | Length, swa: bool, steps_per_epoch: int, total: int) -> int:
     if isinstance(warmup, Length):
         return warmup.steps(steps_per_epoch)
-    return 0 if swa else steps_per_epoch
+    if swa:
+        return 0
+    # The default is made for long trainings. One of an epoch or less warms up over its first half.
+    return steps_per_epoch if steps_per_epoch < total else total // 2
+
+
+def has_short_warmup(config: SwampConfig, program: Program) -> bool:
+    """Whether a training is too short for the default warm-up of one epoch, so that half of it is warm-up."""
+    is_default = config.training.schedule.warmup == "auto" and config.averaging.within != "swa"
+    return is_default and program.rate.warmup > 0 and program.rate.total <= program.steps_per_epoch
 
 
 def _cycle(values: tuple[Any, ...], particle: int, default: Any) -> Any:

@@ -55,6 +55,24 @@ class TestShortTrainings:
         long = prepare(with_values(tiny(tmp_path), {"averaging.start": 0.75, "averaging.every": 1, "round.length": 4}))
         assert long.short_trainings == []
 
+    @pytest.mark.parametrize(("length", "warmup"), [("1 epoch", 5), ("0.5 epochs", 2), ("3 steps", 1), ("1 step", 0)])
+    def test_without_averaging_warm_up_over_their_first_half(self, length: str, warmup: int) -> None:
+        program = round_program(parse_config("averaging: {within: none}", [f"round.length={length}"]), 10, 0, 0)
+        assert program.rate.warmup == warmup
+
+    @pytest.mark.parametrize("length", ["11 steps", "2 epochs", "40 epochs"])
+    def test_longer_ones_warm_up_for_an_epoch(self, length: str) -> None:
+        program = round_program(parse_config("averaging: {within: ema}", [f"round.length={length}"]), 10, 0, 0)
+        assert program.rate.warmup == 10
+
+    @pytest.mark.parametrize(("values", "is_told"), [
+        ({"round.length": 1}, True), ({"round.length": 2}, False),
+        ({"round.length": 1, "training.schedule.warmup": 0}, False),
+    ])
+    def test_a_shorter_warm_up_is_told(self, values: dict[str, object], is_told: bool, tmp_path: Path) -> None:
+        config = with_values(tiny(tmp_path), {"averaging.within": "none"} | values)
+        assert ["too short for a warm-up" in text for text in prepare(config).short_trainings] == [True] * is_told
+
 
 class TestCode:
     @pytest.mark.parametrize(("code", "path"), [

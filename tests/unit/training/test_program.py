@@ -204,7 +204,7 @@ def test_snapshots_in_steps(length: str, every: str, expected: list[int]) -> Non
 
 
 @pytest.mark.parametrize(("parts", "text"), [
-    ([IMP, {"round": {"length": "5 steps"}}],
+    ([IMP, {"round": {"length": "5 steps"}, "training": {"schedule": {"warmup": 1}}}],
      "training.schedule.warmup: the warm-up must be shorter than the training, but got '5 of 5 steps'"),
     ([SWA, {"round": {"length": 4}, "training": {"schedule": {"warmup": "16 steps"}}}],
      "training.schedule.warmup: the warm-up must end before SWA starts, but got '16 > 15 steps'"),
@@ -216,7 +216,8 @@ def test_snapshots_in_steps(length: str, every: str, expected: list[int]) -> Non
      "round.length: a round must train at least one step, but got 0"),
     ([IMP, {"dense": {"length": "15 steps"}, "round": {"length": 3}, "rewind": {"schedule": "continue"}}],
      "dense.length: dense.length must be shorter than round.length under rewind.schedule: continue"),
-    ([IMP, {"particles": {"vary": {"length": ["3 steps"]}}}], "but got '5 of 3 steps'"),
+    ([IMP, {"particles": {"vary": {"length": ["3 steps"]}}, "training": {"schedule": {"warmup": 1}}}],
+     "but got '5 of 3 steps'"),
 ])
 def test_refusals(parts: list[dict[str, Any]], text: str) -> None:
     with pytest.raises(UserError) as caught:
