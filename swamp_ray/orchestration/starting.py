@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
 from swamp_ray.config import StartFrom, SwampConfig
-from swamp_ray.errors import UserError, first_line
+from swamp_ray.errors import UserError
 from swamp_ray.sparsity.masks import Layout, clean_name
 from swamp_ray.storage.places import as_spot, is_url
 from swamp_ray.storage.ticket_fit import broken_ties, is_extra, own_names, transient_names
@@ -28,6 +30,9 @@ MANY_ZEROS = 0.05
 _PLAIN: list[Any] = [argparse.Namespace]
 """Classes of plain values that checkpoints hold beside their tensors; nothing in them is executed."""
 _SHOWN = 20
+_REFUSED_OBJECT = re.compile(r"Unsupported (?:global|class)[^:]*: (?:GLOBAL )?([\w.]+)")
+"""How torch.load with weights_only names the class or function that a file refers to."""
+_ZIP = b"PK"
 
 
 def take_start_(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -134,7 +139,8 @@ def _read_checkpoint(start: StartFrom) -> tuple[dict[str, Tensor], dict[str, np.
         tensors = _unpickled(data, path)
     for key in filter(None, start.prefix.split(".")):
         if not isinstance(tensors, Mapping) or key not in tensors:
-            raise UserError(f"the checkpoint has no key {start.prefix!r}", where="start_from.prefix")
+            raise UserError(f"the checkpoint has no key {start.prefix!r}", where="start_from.prefix",
+                            do=_prefixes_in_words(tensors))
         tensors = tensors[key]
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         keys = ", ".join(map(str, tensors)) if isinstance(tensors, Mapping) else type(tensors).__name__
@@ -143,14 +149,42 @@ def _read_checkpoint(start: StartFrom) -> tuple[dict[str, Tensor], dict[str, np.
     return {clean_name(str(name)): value for name, value in tensors.items()}, {}
 
 
+def _prefixes_in_words(tensors: Any) -> str:
+    if not isinstance(tensors, Mapping):
+        return "Leave start_from.prefix empty."
+    nested = [str(name) for name, value in tensors.items() if isinstance(value, Mapping)]
+    if nested:
+        return f"There is: {_listed(nested)}."
+    return "Leave start_from.prefix empty, if the file holds the weights themselves."
+
+
 def _unpickled(data: bytes, path: Path | str) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_PLAIN):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # what is no such file makes the unpickler raise almost anything
-        reason = first_line(error)
+        reason = _why_unreadable(data, error)
         raise UserError(f"the checkpoint is neither safetensors nor a torch file of plain tensors: {reason}",
                         got=str(path), where="start_from.path", do="Save model.state_dict() alone.") from error
+
+
+def _why_unreadable(data: bytes, error: Exception) -> str:
+    """What torch.load refused, in a sentence; its own texts are about options of torch.load."""
+    held = _REFUSED_OBJECT.search(str(error))
+    if held:
+        return f"besides tensors it holds an object ({held[1]}), whose code would have to be run"
+    if not data:
+        return "the file is empty"
+    if not data.startswith(_ZIP):
+        return "it begins like neither of them"
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return "the file is damaged or was cut off"
+    if any(Path(name).name == "constants.pkl" for name in names):
+        return "it is a TorchScript archive, and its weights alone are needed"
+    return "it is a ZIP file of another kind, or holds plain data that torch does not read"
 
 
 def _refuse_misfits(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str) -> None:

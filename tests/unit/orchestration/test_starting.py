@@ -124,6 +124,44 @@ class TestSkip:
             prepared(skip=[])
 
 
+class TestOtherFiles:
+    @pytest.mark.parametrize(("content", "said"), [
+        (nn.Linear(4, 3), "an object (torch.nn.modules.linear.Linear)"),
+        ({"state_dict": {}, "optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters())},
+         "an object (torch.optim.sgd.SGD)"),
+        ({"path": Path("a"), "state_dict": {}}, r"an object \(pathlib"),
+    ])
+    def test_objects_beside_the_weights_are_named(
+        self, content: Any, said: str, tmp_path: Path, prepared: Any
+    ) -> None:
+        saved(tmp_path, content)
+        with pytest.raises(UserError, match=said if "\\" in said else re.escape(said)) as caught:
+            prepared(skip=[])
+        assert "weights_only" not in str(caught.value)
+        assert "\x1b" not in str(caught.value)
+
+    @pytest.mark.parametrize(("data", "said"), [
+        (b"", "the file is empty"), (b"<html>404</html>", "it begins like neither"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(50), "it begins like neither"), (b"PK\x03\x04" + bytes(99), "cut off"),
+    ])
+    def test_what_is_no_checkpoint_is_said_plainly(
+        self, data: bytes, said: str, tmp_path: Path, prepared: Any
+    ) -> None:
+        (tmp_path / "checkpoint.pt").write_bytes(data)
+        with pytest.raises(UserError, match=f"{said}.*Save model") as caught:
+            prepared(skip=[])
+        assert "weights_only" not in str(caught.value)
+
+    @pytest.mark.parametrize(("content", "said"), [
+        (weights(), "Leave start_from.prefix empty, if"), ({"model": weights(), "epoch": 3}, "There is: model."),
+        (torch.ones(3), "Leave start_from.prefix empty."),
+    ])
+    def test_a_key_that_is_not_there(self, content: Any, said: str, tmp_path: Path, prepared: Any) -> None:
+        saved(tmp_path, content)
+        with pytest.raises(UserError, match=re.escape(f"no key 'state_dict'. {said}")):
+            prepared(prefix="state_dict")
+
+
 def test_check_says_how_good_the_untouched_checkpoint_is(
     tmp_path: Path, prepared: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
