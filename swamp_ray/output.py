@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableT
 from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 NARROWEST = 40
 """Columns that are used at least: below that, whatever is printed is cut to nothing."""
@@ -128,6 +129,14 @@ class Output(Console):
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
         self._width, self._height = new_size
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text in characters that the stream can encode: their number decides how wide a column is."""
+        try:
+            plain = text.encode(self.encoding, ENCODABLE).decode(self.encoding)
+        except (LookupError, UnicodeError):
+            plain = text
+        return super().render_str(plain, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Segments without codes of the text's own."""

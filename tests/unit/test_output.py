@@ -57,6 +57,15 @@ class TestEncodings:
         Output(file=stream, highlight=False).print("88.2 ± 0.3 … \u00e9")
         assert stream.written() == "88.2 +- 0.3 ... \\xe9\n"
 
+    @pytest.mark.parametrize("cell", ["1.25 ± 0.50", "a … b", "\u4e2d\u00fc"])
+    def test_the_columns_of_a_table_stay_in_line(self, cell: str) -> None:
+        stream = Stream("ascii")
+        table = Table("a", "b")
+        table.add_row(cell, "1")
+        Output(file=stream, highlight=False).print(table)
+        lines = stream.written().rstrip("\n").split("\n")
+        assert len({len(line) for line in lines}) == 1, lines
+
     @pytest.mark.parametrize("environment", [
         {"PYTHONIOENCODING": "ascii"}, {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         {"COLUMNS": "1"}, {"COLUMNS": "10", "TERM": "dumb"}, {"NO_COLOR": "1", "TERM": "unknown"},
