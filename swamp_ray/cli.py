@@ -355,7 +355,7 @@ def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, 
     masks stand shuffled ones, which keep each layer's density. What is stored is not trained again; the same command
     goes on where it stopped.
 
-    
+    \b
     Example:
       swamp swap imp-seed0 swamp-seed0
     """

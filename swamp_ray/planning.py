@@ -16,6 +16,8 @@ from swamp_ray.console import counted, header
 from swamp_ray.errors import SwampError
 from swamp_ray.metric_names import number, shown_primary
 from swamp_ray.orchestration.choosing import WORDS, recorded_choice
+from swamp_ray.orchestration.journal import Journal
+from swamp_ray.orchestration.older_runs import knowing_older_runs
 from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
 from swamp_ray.orchestration.resources import pool_size, this_machine
 from swamp_ray.orchestration.space import estimate, free_bytes
@@ -23,6 +25,7 @@ from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.output import Output
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.selection import layer_budgets
+from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.places import Place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
@@ -55,7 +58,7 @@ def print_plan(config: SwampConfig) -> None:
         console.print(line, soft_wrap=True)
     for line in [memory_line(prepared), *traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
         console.print(line, soft_wrap=True)
-    for line in [*packing_lines(prepared, rundir.place), workers_line(prepared)]:
+    for line in [*packing_lines(prepared, rundir.place), workers_line(prepared), *name_lines(prepared, rundir)]:
         console.print(line, soft_wrap=True)
 
 
@@ -256,6 +259,17 @@ def warnings(prepared: Prepared) -> list[str]:
     odd = [*prepared.data.warnings, *prepared.notes, *prepared.short_trainings]
     texts = [*odd, *([prepared.caution] if prepared.caution else [])]
     return [f"[yellow]warning: {escape(text)}[/yellow]" for text in texts] + _emptied(prepared)
+
+
+def name_lines(prepared: Prepared, rundir: RunDir) -> list[str]:
+    """Why ``swamp run`` would refuse the run's name: it was used with another recipe, other data or other code."""
+    if prepared.open_packings:  # how particles are packed is measured as the run starts
+        return []
+    try:
+        Journal(rundir, ArtifactStore(rundir.place)).check(knowing_older_runs(prepared, rundir.place))
+    except SwampError as error:
+        return [f"[yellow]warning: swamp run would refuse this: {escape(str(error))}[/yellow]"]
+    return []
 
 
 def _emptied(prepared: Prepared) -> list[str]:

@@ -90,15 +90,15 @@ def code_changes(rundir: RunDir, config: SwampConfig) -> list[str]:
 
 
 def changes_in_words(rundir: RunDir, config: SwampConfig) -> str:
-    """A sentence that says that today's code is not that of a run; empty where it is, or where that is not known."""
+    """A sentence that says that the user's code has changed since a run; empty where it has not, or if nobody knows."""
     try:
         found = code_changes(rundir, config)
     except SwampError as error:
         return f"The code of the run {rundir.name} cannot be compared with that of today: {error}"
     if not found:
         return ""
-    return (f"Today's code is not that with which the run {rundir.name} was trained, and is used here: "
-            f"{'; '.join(found)}. The run's own lies in {rundir.spot('sources')}.")
+    return (f"Your code has changed since the run {rundir.name} was trained, and the changed code is used here: "
+            f"{'; '.join(found)}. A copy of the code that it was trained with is in {rundir.spot('sources')}.")
 
 
 def _module_changes(name: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:

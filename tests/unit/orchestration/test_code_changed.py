@@ -15,6 +15,7 @@ import pytest
 from swamp_ray.errors import UserError
 from swamp_ray.evaluation import print_evaluation
 from swamp_ray.orchestration.running import run
+from swamp_ray.planning import print_plan
 from swamp_ray.storage.kept_sources import code_changes
 from tests.helpers import tiny
 
@@ -85,6 +86,23 @@ def test_changed_code_is_refused_with_what_changed(
     again = run(config, code_changed="retrain")
     assert (again.rundir.read_run() or {})["attempts"][-1]["trained"] == 2
     run(config)
+
+
+@pytest.mark.parametrize(("values", "new", "said"), [
+    ({}, "* 1.0", ""), ({}, "* 2.0", "other code: module changing_net: Net.forward"),
+    ({"training__lr": 0.01}, "* 1.0", "another recipe: training.lr"),
+    ({"data__split_seed": 5, "pruning__target": 0.5}, "* 1.0", "another recipe: data.split_seed"),
+    ({"name": "another", "training__lr": 0.01}, "* 2.0", ""),
+])
+def test_check_says_that_run_would_refuse_the_name(
+    tmp_path: Path, edit: Edit, capsys: pytest.CaptureFixture[str], values: dict[str, Any], new: str, said: str
+) -> None:
+    run(tiny(tmp_path / "storage", **VALUES))
+    edit("changing_net.py", MODULE.replace("* 1.0", new))
+    print_plan(tiny(tmp_path / "storage", **(VALUES | values)))
+    text = " ".join(capsys.readouterr().out.split())
+    assert ("swamp run would refuse this" in text) == bool(said)
+    assert said in text
 
 
 def test_comments_docstrings_and_declared_versions_change_nothing(tmp_path: Path, edit: Edit) -> None:
