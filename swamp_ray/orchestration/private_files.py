@@ -22,13 +22,15 @@ _FILES = (
     ".pgpass", ".my.cnf", ".htpasswd", "*.htpasswd", ".vault-token", ".vault_pass*", ".dockercfg", ".dockerconfigjson",
     ".boto", ".s3cfg", ".databrickscfg", ".rhosts", ".renviron", ".*_history", "kaggle.json", ".terraformrc",
     "terraform.rc", "*.tfrc.json", "*.tfstate", "*.tfstate.*", "*.tfvars", "*.tfvars.json", "kubeconfig*",
-    "*.kubeconfig", "*.keytab", "krb5cc_*",
+    "*.kubeconfig", "*.keytab", "krb5cc_*", ".flaskenv", ".condarc", ".mylogin.cnf", ".passwd-s3fs*", "*rclone.conf",
+    ".modal.toml", "ngrok.yml", "nuget.config", "auth.json", "vault_pass*", "rootkey.csv", "*accesskeys.csv",
     # keys
     "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "id_xmss*", "*_rsa", "*_ed25519", "*_ecdsa", "*.pem", "*.key",
-    "*.p12", "*.pfx", "*.pkcs12", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.der", "*.p8",
+    "*.p12", "*.pfx", "*.pkcs12", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.der", "*.p8", "secring.*",
+    "deploy_key*", "*_api_key", "*_api_keys", "wandb_key*",
     # tokens
-    "token", ".token", "*.token", "auth_token", "*_token", "hf_token*", ".wandb_api_key", "wandb_api_key*", "api_key*",
-    "apikey*",
+    "token", ".token", "*.token", "token.json", "token.pickle", "auth_token", "*_token", "hf_token*",
+    ".wandb_api_key", "api_key*", "apikey*",
 )
 _DATA = (".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".conf", ".csv", ".txt", ".xml", ".properties", ".db", "")
 _STEMS = ("credentials", "credential", "*-credentials", "*_credentials", ".credentials", "secret", "secrets",
@@ -37,11 +39,14 @@ _STEMS = ("credentials", "credential", "*-credentials", "*_credentials", ".crede
 _CODE = (".py", ".pyi", ".ipynb", ".md", ".rst")
 _FOLDERS = (".ssh", ".aws", ".kube", ".docker", ".gnupg", ".azure", ".gcloud", ".oci", ".ray", ".huggingface",
             ".env", ".envs", ".kaggle", ".terraform", ".terraform.d", ".password-store", ".secrets", ".databricks",
-            ".snowflake")
+            ".snowflake", ".snowsql", ".age", ".mc", ".runpod", ".ngrok2", ".lambda_cloud")
 _INNER_FOLDERS = (".config/gcloud", ".config/gh", ".config/hub", ".config/wandb", ".config/rclone", ".config/sops",
-                  ".config/helm", ".config/huggingface", ".config/containers", ".config/op", ".config/pip")
+                  ".config/helm", ".config/huggingface", ".config/containers", ".config/op", ".config/pip",
+                  ".config/vastai", ".config/ngrok")
 _INNER_FILES = ("wandb/settings", "huggingface/token", "huggingface/stored_tokens", ".cargo/credentials*",
-                ".gem/credentials", ".m2/settings.xml", ".streamlit/secrets.toml", ".git/config")
+                ".gem/credentials", ".m2/settings.xml", ".streamlit/secrets.toml", ".git/config", ".config/hub")
+_COPY = re.compile(r"(?:~|\.(?:bak|backup|old|orig|save|copy|swp|\d+))+$")
+"""How editors and people mark a copy of a file."""
 
 _KEY = re.compile(rb"^\s*-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[ \t]*\r?$"
                   rb"|\"private_key\"\s*:\s*\"-----BEGIN|^PuTTY-User-Key-File-\d|^AGE-SECRET-KEY-1"
@@ -61,7 +66,7 @@ def why_private(path: str, is_folder: bool) -> str | None:
         is_folder: Whether it is a folder.
     """
     lower = path.lower()
-    name = lower.rpartition("/")[2]
+    name = _COPY.sub("", lower.rpartition("/")[2])
     if is_folder:
         return PRIVATE if name in _FOLDERS or any(_ends(lower, inner) for inner in _INNER_FOLDERS) else None
     stem, ending = os.path.splitext(name)

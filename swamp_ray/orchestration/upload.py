@@ -154,9 +154,10 @@ class _Walk:
             reason = link_reason(Path(entry.path), self.folder)
             if reason is not None:
                 return reason
-            if entry.is_dir():
+            # Not the entry's own methods, which raise where links lead in a circle.
+            if os.path.isdir(entry.path):
                 return "a link to a folder"
-        return why_content_private(Path(entry.path)) if entry.is_file() else "not a file"
+        return why_content_private(Path(entry.path)) if os.path.isfile(entry.path) else "not a file"
 
 
 def _kind_of_folder(folder: Path, path: str) -> str | None:

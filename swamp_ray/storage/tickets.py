@@ -158,6 +158,9 @@ class Ticket:
         Raises:
             UserError: If the tensors differ; it lists which. The model is then unchanged.
         """
+        if not isinstance(model, nn.Module):
+            raise UserError("a ticket is loaded into a torch.nn.Module", got=repr(model), where="load_into",
+                            do="Build the network first, and give it.")
         own, state, extra = own_names(model), model.state_dict(), extra_names(model)
         # Older tickets hold buffers that are not persistent, and no extra state.
         outside = transient_names(model)

@@ -25,6 +25,9 @@ BY_NAME = [
     ".ssh/config", ".SSH/known_hosts", ".aws/config", ".kube/config", ".docker/config.json", ".gnupg/trustdb.gpg",
     ".config/gcloud/x.db", ".config/gh/hosts.yml", ".ray/auth_token", ".huggingface/token", "wandb/settings",
     "huggingface/stored_tokens", "home/.azure/x.json", ".streamlit/secrets.toml", ".bash_history",
+    ".netrc.bak", ".git-credentials~", "server.PEM.old", "prod.env.1~", ".passwd-s3fs", "rclone.conf", ".modal.toml",
+    "vast_api_key", "rootkey.csv", "me_accessKeys.csv", "deploy_key", "secring.gpg", ".flaskenv", "token.json",
+    "wandb_key.txt", ".age/keys.txt", ".mc/config.json", ".snowsql/config", ".config/hub",
 ]
 
 BY_CONTENT = {

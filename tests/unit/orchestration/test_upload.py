@@ -44,11 +44,12 @@ def test_data_behind_a_link_stay_behind_wherever_they_are_excluded(tmp_path: Pat
     (tmp_path / "code" / "link.py").symlink_to(tmp_path / "code" / "real.py")
     (tmp_path / "code" / "broken").symlink_to(tmp_path / "code" / "nothing")
     (tmp_path / "code" / "here").symlink_to(tmp_path / "code")
+    (tmp_path / "code" / "circle").symlink_to("circle")
     found = select_files(tmp_path / "code", {})
     assert set(found.sizes) == {"a.py", "real.py", "link.py"}
     assert found.left_out["data"] == "a link that leads out of the folder"
     assert found.left_out["here"] == "a link to a folder"
-    assert found.left_out["broken"] == "not a file"
+    assert found.left_out["broken"] == found.left_out["circle"] == "not a file"
     linked = select_files(tmp_path, {tmp_path / "elsewhere" / "data": "data"})
     assert linked.left_out["code/data"] == linked.left_out["elsewhere/data"] == "data"
 

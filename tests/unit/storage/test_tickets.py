@@ -358,3 +358,9 @@ def test_a_ticket_in_memory_does_not_change_with_its_file(ticket_path: Path) -> 
     with ticket_path.open("r+b") as file:
         file.write(bytes(ticket_path.stat().st_size))
     assert same(ticket.state, before)
+
+
+@pytest.mark.parametrize("model", [None, nn.Linear, {"weight": torch.ones(2)}], ids=["None", "class", "state"])
+def test_a_ticket_is_loaded_into_a_network_alone(ticket_path: Path, model: Any) -> None:
+    with pytest.raises(UserError, match=r"load_into: a ticket is loaded into a torch\.nn\.Module"):
+        load_ticket(ticket_path).load_into(model)
