@@ -27,7 +27,7 @@ _FILES = (
     # keys
     "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "id_xmss*", "*_rsa", "*_ed25519", "*_ecdsa", "*.pem", "*.key",
     "*.p12", "*.pfx", "*.pkcs12", "*.jks", "*.keystore", "*.ppk", "*.kdbx", "*.der", "*.p8", "secring.*",
-    "deploy_key*", "*_api_key", "*_api_keys", "wandb_key*",
+    "deploy_key*", "*_api_key", "*_api_keys", "wandb*_key*",
     # tokens
     "token", ".token", "*.token", "token.json", "token.pickle", "auth_token", "*_token", "hf_token*",
     ".wandb_api_key", "api_key*", "apikey*",
