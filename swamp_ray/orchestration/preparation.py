@@ -95,7 +95,7 @@ class Prepared:
         member: Which of them this is.
         open_packings: Forms and widths of packing that have to be chosen from; empty once it is decided.
         unpackable: Why some forms do not come into question for this network.
-        notes: What is odd about the network's prunable weights, and about the checkpoint that it starts from.
+        notes: What is odd about the network's prunable weights, the checkpoint that it starts from, and user code.
         caution: What its user should know of the network's metrics; empty for most.
         code: The user code that every worker must have.
         contents: What the network's ``state_dict()``, and so a ticket, holds.
@@ -260,7 +260,8 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         recipes=recipes_of(config, data, model, kept, layout, arithmetic, facts),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
-        caution=caution(model, forward_batch(config)), notes=(*notes, *start_notes), contents=contents,
+        caution=caution(model, forward_batch(config)), contents=contents,
+        notes=(*notes, *start_notes, *_code_notes(config, code)),
         code=code_of_workers(code, config, data))
     _check_programs(prepared)
     if config.execution.executor == "ray" and is_import_path(config.data.name):
@@ -285,6 +286,12 @@ def take_up_code(config: SwampConfig, data: Data | None) -> Code:
     if data is not None and not isinstance(data.train, LazySamples):
         paths.pop("data.name", None)
     return take_up(paths)
+
+
+def _code_notes(config: SwampConfig, code: Code) -> tuple[str, ...]:
+    """Data are digested as they are, so that their code is in no name."""
+    return code.notes({"model.name": config.model.version, "task.name": config.task.version,
+                       "pruning.score": config.pruning.version})
 
 
 def code_of_workers(code: Code, config: SwampConfig, data: Data) -> Code:

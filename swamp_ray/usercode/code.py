@@ -57,6 +57,20 @@ class Code:
         """What one option names."""
         return _code({option: self.paths[option]}) if option in self.paths else NO_CODE
 
+    def notes(self, declared: Mapping[str, str | None]) -> tuple[str, ...]:
+        """Warnings about code that the digest does not see; empty for most.
+
+        Args:
+            declared: For the options whose code is in names: the version that stands in place of its digest.
+        """
+        unseen = {name for option, path in self.paths.items() if option in declared and declared[option] is None
+                  for name in _unseen(_module_of(path))}
+        if not unseen:
+            return ()
+        return (f"{', '.join(sorted(unseen))} imports by a name that is put together at run time. What it leads to is "
+                "not in the names of results: when only that changes, stored results are taken as they are. Write the "
+                "name out, or declare a version (model.version, task.version, pruning.version)",)
+
     def check_unchanged(self) -> None:
         """Make sure that the files still hold what was imported.
 
@@ -204,6 +218,12 @@ def take_up(paths: Mapping[str, str]) -> Code:
 
 def _module_of(path: str) -> str:
     return path.partition(":")[0]
+
+
+def _unseen(name: str) -> list[str]:
+    """The modules of a project that import by a name which is put together at run time."""
+    project = taken(name)
+    return [] if project is None else [one for one, part in project.parts.items() if part.text.unseen]
 
 
 def _code(paths: Mapping[str, str]) -> Code:

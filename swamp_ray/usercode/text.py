@@ -29,12 +29,14 @@ class Text:
         imports: Dotted names that an import statement may mean, wherever it stands; not each of them is a module.
         stars: Modules of which ``*`` is imported: what their ``__all__`` names may be modules too.
         exports: The texts in its own ``__all__``.
+        unseen: Whether it imports by a name that is put together at run time, which nobody can follow here.
     """
 
     digest: str
     imports: tuple[str, ...] = ()
     stars: tuple[str, ...] = ()
     exports: tuple[str, ...] = ()
+    unseen: bool = False
 
 
 def understand(data: bytes, suffix: str, package: str) -> Text:
@@ -61,7 +63,7 @@ def _of_source(data: bytes, package: str) -> Text:
     found = _Imports(package)
     words = _words(tree, found)
     digest = hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()
-    return Text(digest, found.names, tuple(found.stars), tuple(found.exports))
+    return Text(digest, found.names, tuple(found.stars), tuple(found.exports), found.unseen)
 
 
 def _words(tree: ast.AST, imports: _Imports) -> list[str]:
@@ -157,6 +159,7 @@ class _Imports:
         self._names: dict[str, None] = {}
         self.stars: list[str] = []
         self.exports: list[str] = []
+        self.unseen = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -196,7 +199,10 @@ class _Imports:
         function = node.func
         called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         texts = [item.value for item in node.args if isinstance(item, ast.Constant) and isinstance(item.value, str)]
-        if called not in _IMPORTERS or not node.args or not texts or texts[0] != getattr(node.args[0], "value", None):
+        if called not in _IMPORTERS or not node.args:
+            return
+        if not texts or texts[0] != getattr(node.args[0], "value", None):
+            self.unseen = True
             return
         level = len(texts[0]) - len(texts[0].lstrip("."))
         package = texts[1] if len(texts) > 1 else self._package

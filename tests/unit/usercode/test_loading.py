@@ -215,3 +215,14 @@ def test_a_function_from_before_an_edit_is_not_taken_for_the_new_one(write: Writ
     take_up({"model.name": PATH})
     with pytest.raises(UserError, match=r"imported anew since .*from uc_net import value"):
         import_path_of(old, "model.name")
+
+
+def test_code_that_no_digest_sees_is_told_unless_a_version_is_declared(write: Write) -> None:
+    write({"uc_net.py": "from uc_kind import value\n",
+           "uc_kind.py": "import importlib\nvalue = importlib.import_module('uc_' + 'part').value\n",
+           "uc_part.py": "value = 1\n"})
+    code = take_up({"model.name": PATH, "data.name": PATH})
+    [text] = code.notes({"model.name": None})
+    assert text.startswith("uc_kind imports by a name that is put together at run time")
+    assert code.notes({"model.name": "3"}) == ()
+    assert code.without("model.name").notes({"model.name": None}) == ()

@@ -121,3 +121,12 @@ def test_other_files_count_as_they_are() -> None:
 ])
 def test_relative_names(package: str, level: int, module: str, full: str) -> None:
     assert absolute(package, level, module) == full
+
+
+@pytest.mark.parametrize(("text", "unseen"), [
+    ("import importlib\nimportlib.import_module('a' + 'b')", True), ("__import__(name)", True),
+    ("from importlib import import_module\nimport_module(f'x.{kind}', __package__)", True),
+    ("import importlib\nimportlib.import_module('a.b')", False), ("__import__('a')", False), ("import a", False),
+])
+def test_imports_that_nobody_can_follow_are_told(text: str, unseen: bool) -> None:
+    assert understand(text.encode(), ".py", "pkg").unseen is unseen
