@@ -23,7 +23,7 @@ from swamp_ray.output import Output
 from swamp_ray.storage.kept_sources import changes_in_words
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.tickets import load_round_ticket
-from swamp_ray.tables import bounded, percent
+from swamp_ray.tables import NAME_WIDTH, bounded, percent, told_apart
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
 from swamp_ray.training.blaming import blamed
 from swamp_ray.training.data import Data, load_data, tree_map
@@ -248,7 +248,7 @@ def evaluation_table(levels: Sequence[SparsityLevel], names: Sequence[str], prim
     """Test and validation metric of each run, and of the ensemble, by sparsity."""
     caption = f"{escape(bounded(primary))} on test (validation)"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
-    headings = [escape(bounded(name)) for name in names]
+    headings = [escape(name) for name in told_apart(names, NAME_WIDTH)]
     for heading in ("sparsity", *headings, *(["ensemble"] if levels[0].ensemble else [])):
         table.add_column(heading, justify="right")
     for level in levels:

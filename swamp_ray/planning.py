@@ -30,7 +30,7 @@ from swamp_ray.storage.places import Place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Sweep, describe, label, plain_value
-from swamp_ray.tables import bounded, display_path, percent, size
+from swamp_ray.tables import display_path, percent, size, told_apart
 from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
 from swamp_ray.training.footprint import footprint
 from swamp_ray.training.particle import ParticleTrainer
@@ -154,10 +154,10 @@ def layers_table(prepared: Prepared) -> Table:
     for heading in ("shape", "weights", "share"):
         table.add_column(heading, justify="right")
     total = prepared.layout.num_prunable
-    for layer in prepared.layout.layers:
+    names = told_apart([layer.name for layer in prepared.layout.layers], 120)
+    for layer, name in zip(prepared.layout.layers, names, strict=True):
         shape = " x ".join(str(extent) for extent in layer.shape)
-        name = escape(bounded(layer.name, 120))
-        table.add_row(name, layer.kind, shape, f"{layer.size:,}", percent(layer.size / total))
+        table.add_row(escape(name), layer.kind, shape, f"{layer.size:,}", percent(layer.size / total))
     table.add_section()
     table.add_row("all", "", "", f"{total:,}", "")
     table.add_row("not pruned", "", f"{len(prepared.layout.rest)} tensors", f"{prepared.layout.num_rest:,}", "")

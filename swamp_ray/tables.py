@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,56 @@ def bounded(name: str, longest: int = NAME_WIDTH) -> str:
         return name
     kept = longest - 3
     return f"{name[: kept // 2]}...{name[-(kept - kept // 2) :]}"
+
+
+def told_apart(names: Sequence[str], longest: int) -> list[str]:
+    """Long names with parts left out, so that names that differ are still told apart.
+
+    Names are cut in the middle. Where two would then read alike, the words that differ between all the long ones are
+    kept instead, or what stands between their common beginning and end, and a number stands at the end where even that
+    is too long.
+    """
+    short = [shortened(name, longest) for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    long = list(dict.fromkeys(name for name in names if len(name) > longest))
+    words = [re.split(r"[./]", name) for name in long]
+    spelled: dict[str, str] = {}
+    if len({len(parts) for parts in words}) == 1:
+        differing = [column for column in range(len(words[0])) if len({parts[column] for parts in words}) > 1]
+        spelled = {name: "…".join(["", *(parts[column] for column in differing), ""])
+                   for name, parts in zip(long, words, strict=True)}
+    if not spelled or max(map(len, spelled.values())) > longest:
+        spelled = _between_common_parts(long, longest)
+    if not spelled:
+        spelled = {name: f"{name[: max(1, longest - 6)]}… {number}" for number, name in enumerate(long, start=1)}
+    return [spelled.get(name, name) for name in names]
+
+
+def _between_common_parts(names: Sequence[str], longest: int) -> dict[str, str]:
+    """Different names without most of their common beginning and end; nothing where what differs is too long."""
+    start = len(os.path.commonprefix(names))
+    end = len(os.path.commonprefix([name[start:][::-1] for name in names]))
+    room = longest - 2 - max(len(name) - start - end for name in names)
+    if room < 0:
+        return {}
+    before = min(start, room // 2)
+    after = min(end, room - before)
+    return {name: f"…{name[start - before: len(name) - end + after]}…" for name in names}
+
+
+def short_names(names: Iterable[str], longest: int) -> dict[str, str]:
+    """The short form of each name, see :func:`told_apart`."""
+    every = list(dict.fromkeys(map(str, names)))
+    return dict(zip(every, told_apart(every, longest), strict=True))
+
+
+def shortened(name: str, longest: int) -> str:
+    """A long name with its middle left out: beginnings tell the place, ends the kind."""
+    if len(name) <= longest:
+        return name
+    kept = longest - 1
+    return f"{name[:kept // 2]}…{name[-(kept - kept // 2):]}"
 
 
 def _entered(record: Mapping[str, Any]) -> int:

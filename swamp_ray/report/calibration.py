@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from swamp_ray.analysis.calibration import AVERAGE, ENSEMBLE, PARTICLES
 from swamp_ray.report.arms import line_of, over_seeds, range_in_words
-from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import legend_below, legend_line
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import ArmStyle, arm_styles, density_axis, new_figure, plain_axes
+from swamp_ray.tables import short_names
 
 NETWORKS: dict[str, Any] = {AVERAGE: "-", PARTICLES: (0, (1, 1.2)), ENSEMBLE: (0, (5, 1.5))}
 """Of a round, and how each is drawn in the colour of its arm."""
@@ -94,7 +94,8 @@ def _curves(runs: Sequence[ReportRun], data: Any, metric: str, label: str) -> Fi
 def _legend(data: Any, styles: Mapping[str, ArmStyle]) -> list[Any]:
     """The arms, and what kinds of lines there are; of one arm with several kinds these alone, in its colour."""
     arms, networks = list(dict.fromkeys(data["arm"])), [name for name in NETWORKS if name in set(data["network"])]
-    of_arms = [legend_line(shortened(arm, 30), line_of(styles[arm]) | {"linestyle": "-"}) for arm in arms]
+    short = short_names(arms, 30)
+    of_arms = [legend_line(short[arm], line_of(styles[arm]) | {"linestyle": "-"}) for arm in arms]
     if len(networks) == 1:
         return of_arms
     kinds: list[dict[str, Any]] = [{"linestyle": NETWORKS[name]} for name in networks]

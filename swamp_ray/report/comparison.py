@@ -11,7 +11,6 @@ import pandas as pd
 
 from swamp_ray.analysis.statistics import Paired, paired
 from swamp_ray.metric_names import is_percent
-from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.series import SAME
@@ -25,6 +24,7 @@ from swamp_ray.report.style import (
     plain_axes,
     scale_of,
 )
+from swamp_ray.tables import shortened
 
 BySparsity = Mapping[float, Mapping[int, float]]
 """Values by sparsity and seed."""

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from swamp_ray.report.arms import by_arm, each_arm, line_of, rows_of, runs_of_data
-from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import (
     DASHED,
@@ -24,6 +23,7 @@ from swamp_ray.report.panels import (
 )
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import arm_styles, density_axis
+from swamp_ray.tables import short_names
 
 ASIDE = 1.03
 """Both networks of a round are moved apart by this factor, so that their bars do not cover each other."""
@@ -78,7 +78,7 @@ def _curvature(runs: Sequence[ReportRun], data: Any) -> Figure:
         light_axes(axes)
         axes.set_title(label, fontsize=FONT, loc="left")
     label_panels(figure, panels, "weights left", "")
-    arms = [legend_line(shortened(arm, 26), line_of(styles[arm]) | {"linestyle": "-"})
-            for arm in by_arm(runs) if arm in set(data["arm"])]
+    short = short_names((arm for arm in by_arm(runs) if arm in set(data["arm"])), 26)
+    arms = [legend_line(label, line_of(styles[arm]) | {"linestyle": "-"}) for arm, label in short.items()]
     legend_below(figure, [*arms, *kinds_of_lines("average", "particle 0")])
     return figure

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from swamp_ray.report.arms import each_arm, rows_of, runs_of_data
-from swamp_ray.report.cells import shortened
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.learning import MOST_ROUNDS, chosen_rounds
 from swamp_ray.report.panels import (
@@ -26,6 +25,7 @@ from swamp_ray.report.panels import (
 )
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import axis_label, scale_of
+from swamp_ray.tables import short_names
 
 
 def growth_charts(runs: Sequence[ReportRun]) -> list[Chart]:
@@ -54,6 +54,7 @@ def _growth(data: Any, metric: str) -> Figure:
     figure, panels = panels_for(len(arms))
     lowest, scale = float(data["density"].min()), scale_of(metric)
     colours = sparsity_colours(lowest)
+    short = short_names(arms, 26)
     for axes, arm in zip(panels.flat, arms, strict=False):
         for (density, network), one in data[data["arm"] == arm].groupby(["density", "network"]):
             mean = scale * one.groupby("particles")[metric].mean()
@@ -62,7 +63,7 @@ def _growth(data: Any, metric: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         light_axes(axes)
         if len(arms) > 1:
-            axes.set_title(shortened(arm, 26), fontsize=FONT, loc="left")
+            axes.set_title(short[arm], fontsize=FONT, loc="left")
     label_panels(figure, panels, "particles", axis_label(metric, "test"))
     legend_below(figure, kinds_of_lines("average of weights", "ensemble"))
     sparsity_bar(figure, list(panels.flat), colours, lowest)

@@ -17,10 +17,11 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from swamp_ray.errors import SwampError
 from swamp_ray.importing import is_import_path
 from swamp_ray.report.arms import by_arm, each_arm
-from swamp_ray.report.cells import ink, told_apart
+from swamp_ray.report.cells import ink
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, PAPER, density_ticks
+from swamp_ray.tables import told_apart
 
 WIDTH_IN, TALLEST_IN = 5.4, 9.0
 LONGEST_NAME = 28

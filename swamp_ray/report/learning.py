@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from swamp_ray.report.arms import each_arm, runs_of_data
-from swamp_ray.report.cells import metric_title, shortened
+from swamp_ray.report.cells import metric_title
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import (
     FONT,
@@ -26,6 +26,7 @@ from swamp_ray.report.panels import (
 )
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import MUTED, axis_label, scale_of
+from swamp_ray.tables import short_names
 
 TRAINING, TEST = "training", "test, at the end"
 MOST_ROUNDS = 6
@@ -118,11 +119,11 @@ def _figure(data: Any, metric: str) -> Figure:
     arms = list(dict.fromkeys(data["arm"]))
     figure, panels = panels_for(len(arms))
     lowest = float(data["density"].min())
-    shade = sparsity_colours(lowest)
+    shade, short = sparsity_colours(lowest), short_names(arms, 26)
     for axes, arm in zip(panels.flat, arms, strict=False):
         _panel(axes, data[data["arm"] == arm], metric, shade, _is_drawn_singly(data))
         if len(arms) > 1:
-            axes.set_title(shortened(str(arm), 26), fontsize=FONT, loc="left")
+            axes.set_title(short[str(arm)], fontsize=FONT, loc="left")
     if metric == "loss" and _orders(data[metric]) > WIDE:
         _log_axis(panels.flat[0])
     tested = TEST in set(data["split"])

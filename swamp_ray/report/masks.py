@@ -13,10 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from swamp_ray.report.arms import line_of
-from swamp_ray.report.cells import ink, told_apart
+from swamp_ray.report.cells import ink
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, GRID, INK, MUTED, arm_styles, density_axis, new_figure, plain_axes
+from swamp_ray.tables import told_apart
 
 WIDTH_IN = 5.4
 FONT = 8.0

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from swamp_ray.analysis.paths import instability
 from swamp_ray.report.arms import each_arm, line_of, rows_of, runs_of_data
-from swamp_ray.report.cells import capital, ink, shortened
+from swamp_ray.report.cells import capital, ink
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.learning import chosen_rounds
 from swamp_ray.report.panels import (
@@ -28,6 +28,7 @@ from swamp_ray.report.panels import (
 )
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, INK, MUTED, PAPER, arm_styles, density_axis, new_figure, plain_axes
+from swamp_ray.tables import short_names
 
 KINDS = {"particles": "particles of a round", "rounds": "successive averages"}
 MOST_PLANES = 6
@@ -106,11 +107,12 @@ def _barrier_chart(runs: Sequence[ReportRun]) -> list[Chart]:
 def _barriers(runs: Sequence[ReportRun], data: Any, name: str) -> Figure:
     figure, axes = new_figure()
     styles, scale = arm_styles(run.arm for run in runs), 100.0 if name == "error" else 1.0
+    short = short_names(data["arm"], 24)
     for (arm, kind), one in data.groupby(["arm", "kind"], sort=False):
         found = scale * one.groupby("density")["barrier"].agg(["mean", "min", "max"]).sort_index(ascending=False)
         line = {"linestyle": "-"} if kind == "particles" else {"linestyle": DASHED, "markerfacecolor": "none"}
         what = "particles" if kind == "particles" else "rounds"
-        axes.plot(found.index, found["mean"], linewidth=1.8, markersize=4, label=f"{shortened(arm, 24)}: {what}",
+        axes.plot(found.index, found["mean"], linewidth=1.8, markersize=4, label=f"{short[arm]}: {what}",
                   **line_of(styles[arm]) | line)
         axes.fill_between(found.index, found["min"], found["max"], color=styles[arm].colour, alpha=0.1, linewidth=0)
     axes.axhline(0, color=MUTED, linewidth=1)

@@ -14,11 +14,12 @@ from matplotlib.patches import Patch
 from swamp_ray.analysis.calibration import AVERAGE, ENSEMBLE, NUM_BINS, Bins, pooled
 from swamp_ray.report.arms import by_arm, each_arm
 from swamp_ray.report.calibration import NETWORKS, row_of, rows_of_calibration
-from swamp_ray.report.cells import capital, shortened
+from swamp_ray.report.cells import capital
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import FONT, legend_line
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import GRID, INK, MUTED, arm_styles
+from swamp_ray.tables import short_names
 
 FEWEST = 10
 """A share of right predictions among fewer samples says nothing: neighbouring bins are drawn as one."""
@@ -124,7 +125,7 @@ def _figure(runs: Sequence[ReportRun], data: Any) -> Figure:
     arms = list(dict.fromkeys(data["arm"]))
     most = max(one["round"].nunique() for _, one in data.groupby("arm"))
     figure, panels = _panels(len(arms), max(most, 2))
-    styles = arm_styles(run.arm for run in runs)
+    styles, short = arm_styles(run.arm for run in runs), short_names(arms, 20)
     for row, arm in zip(panels, arms, strict=True):
         rounds = list(data[data["arm"] == arm].groupby("round"))
         for axes, (_, one) in zip(row, rounds, strict=False):
@@ -132,7 +133,7 @@ def _figure(runs: Sequence[ReportRun], data: Any) -> Figure:
         for axes in row[len(rounds):]:
             axes.set_visible(False)
         if len(arms) > 1:
-            row[0].set_ylabel(shortened(arm, 20), fontsize=FONT)
+            row[0].set_ylabel(short[arm], fontsize=FONT)
     lines = [legend_line(name, _line(name, styles[arms[0]].colour if len(arms) == 1 else MUTED))
              for name in (AVERAGE, ENSEMBLE) if name in set(data["network"])]
     figure.legend(handles=[*lines, Patch(facecolor=GRID, label="share of samples")], loc="lower center", ncols=3,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from swamp_ray.metric_names import is_percent
-from swamp_ray.report.cells import shortened
+from swamp_ray.tables import short_names
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -68,8 +68,9 @@ def new_figure(inches: tuple[float, float] = FIGURE_INCHES) -> tuple[Figure, Any
 
 def add_legend(figure: Figure, axes: Any, handles: Sequence[Any]) -> None:
     """A legend below the axes, for which the figure grows: in them it would cover lines where no corner is free."""
+    short = short_names((handle.get_label() for handle in handles), LONGEST_LABEL)
     for handle in handles:
-        handle.set_label(shortened(str(handle.get_label()), LONGEST_LABEL))
+        handle.set_label(short[str(handle.get_label())])
     figure.set_figheight(figure.get_figheight() + LEGEND_ROW_IN * math.ceil(len(handles) / 2))
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
 

@@ -32,6 +32,7 @@ from swamp_ray.storage.places import Spot
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_records import Settings, read_record, read_sweep
 from swamp_ray.sweep_results import CONFIG, SPACE, by_round, by_setting, space_columns
+from swamp_ray.tables import told_apart
 
 TARGET = "pruning.target"
 WORDS = {TARGET: "sparsity", "particles.count": "number of particles", "seed": "seed"}
@@ -42,6 +43,8 @@ KINDS = ("svg", "png")
 DPI = 160
 MAX_CURVES = 12
 """So many can be told apart by colour, marker and line where they have no order."""
+LONGEST_VALUE, LONGEST_LABEL = 24, 42
+"""Letters of a value at an axis, and of a curve in the legend, which would leave no room for the axes."""
 MISSING = "#f2f2f2"
 
 
@@ -262,11 +265,11 @@ def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, imag
 
 
 def _cell_axes(axes: Any, x_entry: str, columns: Sequence[Any], y_entry: str, rows: Sequence[Any]) -> None:
-    texts = [value_text(x_entry, value) for value in columns]
+    texts = told_apart([value_text(x_entry, value) for value in columns], LONGEST_VALUE)
     crowded = len(texts) > 12 or max(map(len, texts), default=0) > 12
     axes.set_xticks(range(len(columns)), texts, rotation=45 if crowded else 0, ha="right" if crowded else "center",
                     rotation_mode="anchor" if crowded else "default")
-    axes.set_yticks(range(len(rows)), [value_text(y_entry, value) for value in rows])
+    axes.set_yticks(range(len(rows)), told_apart([value_text(y_entry, value) for value in rows], LONGEST_VALUE))
     axes.set_xlabel(WORDS.get(x_entry, x_entry))
     axes.set_ylabel(WORDS.get(y_entry, y_entry))
     axes.tick_params(length=0)
@@ -406,6 +409,7 @@ def _legend(figure: Figure, axes: Any, frame: pd.DataFrame) -> None:
     entries = [column.removeprefix(SPACE) for column in space_columns(frame)
                if column != SPACE + TARGET and _varies(frame, column)]
     title = WORDS.get(entries[0], entries[0]) if len(entries) == 1 else None
-    figure.legend([handles[index] for index in order], [labels[index] for index in order], loc="outside right upper",
+    short = told_apart([labels[index] for index in order], LONGEST_LABEL)
+    figure.legend([handles[index] for index in order], short, loc="outside right upper",
                   frameon=False, fontsize=8 if len(labels) > 8 else 9, title=title, title_fontsize=9,
                   alignment="left")

@@ -14,11 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from swamp_ray.report.cells import ink, shortened
+from swamp_ray.report.cells import ink
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.panels import VISIBLE
 from swamp_ray.report.reading import ReportRun
 from swamp_ray.report.style import COLOUR_MAP, INK, PAPER
+from swamp_ray.tables import shortened
 
 WIDTH_IN = 7.2
 TALLEST_IN = 7.0

@@ -11,14 +11,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from matplotlib.lines import Line2D
 from rich.markup import escape
 from rich.table import Table
 
 from swamp_ray.cli import main
 from swamp_ray.csv_text import csv_bytes
+from swamp_ray.evaluation import SparsityLevel, evaluation_table
 from swamp_ray.output import Output, is_live, visible
-from swamp_ray.report.cells import told_apart
-from swamp_ray.tables import bounded, results_table
+from swamp_ray.report.style import LONGEST_LABEL, add_legend, new_figure
+from swamp_ray.tables import bounded, results_table, short_names, told_apart
 
 CODES = ["\x1b]0;title\x07", "\x1b[31m", "\x9b2J", "a\u202eb", "\u2066x\u2069", "\x08\x08", "\x00",
          "\r\x1b[1A", "\u200f"]
@@ -177,6 +179,38 @@ class TestNamesThatDiffer:
         assert len(set(short)) == len(names)
         assert max(map(len, short)) <= 22
         assert "query" in short[0]
+
+    @pytest.mark.parametrize(("names", "longest"), [
+        ([f"model.decoder.blocks.{block}.mlp.fc{part}.weight" for block in range(24) for part in (1, 2)], 20),
+        ([f"features.{number}.conv.{part}.0.weight" for number in range(3) for part in range(2)] + ["head.weight"], 16),
+        ([f"encoder_{'x' * 60}_{side}_{'y' * 60}" for side in ("left", "right")], 22),
+        ([f"swamp-{'very-' * 20}long-lr{rate}-{'again-' * 20}" for rate in (0.1, 0.2, 0.3)], 27),
+    ])
+    def test_are_told_apart_whatever_they_are(self, names: list[str], longest: int) -> None:
+        short = told_apart(names, longest)
+        assert len(set(short)) == len(names)
+        assert max(map(len, short)) <= longest
+        assert list(short_names(iter([*names, *names]), longest).items()) == list(zip(names, short, strict=True))
+
+    def test_show_what_differs(self) -> None:
+        names = [f"{'a method ' * 12}with {number} steps {'and more ' * 12}" for number in (5, 10, 20)]
+        short = told_apart(names, 24)
+        assert all(f" {number} " in text for number, text in zip((5, 10, 20), short, strict=True))
+
+    def test_in_the_legend_of_a_figure(self) -> None:
+        figure, axes = new_figure()
+        names = [f"swamp-with-a-long-name-of-{'x' * 30}-{number}-{'y' * 30}" for number in range(4)]
+        add_legend(figure, axes, [Line2D([], [], label=name) for name in names])
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert len(set(labels)) == len(names)
+        assert max(map(len, labels)) <= LONGEST_LABEL
+
+    def test_in_a_table_of_evaluations(self) -> None:
+        names = [f"run-{'x' * 60}-{number}-{'y' * 60}" for number in range(3)]
+        members = [{split: {"iou": 0.5} for split in ("validation", "test")}] * 3
+        table = evaluation_table([SparsityLevel(0.5, members, None)], names, "iou")
+        headings = [str(column.header) for column in table.columns[1:]]
+        assert len(set(headings)) == len(names)
 
     @pytest.mark.parametrize("names", [
         ["a", "b"], ["x" * 50, "x" * 50], [], ["x" * 50 + "a" * 50 + "y" * 50, "x" * 50 + "b" * 50 + "y" * 50],

@@ -209,6 +209,19 @@ def test_the_legend_covers_no_data() -> None:
     assert legend.x0 >= axes.x1
 
 
+def test_long_names_leave_room_for_the_axes_and_are_told_apart() -> None:
+    names = [f"{'a method ' * 12}with {number} steps {'and more ' * 12}" for number in range(4)]
+    frame = made({"method": names, "particles.count": [1, 2]})
+    figure = curves(frame)
+    *of_curves, dense = labels(figure)
+    assert dense == "dense"
+    assert len(set(of_curves)) == 2 * len(names)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().width > 0.3 * figure.bbox.width
+    ticks = heat_map(frame, "method", "particles.count").axes[0].get_xticklabels()
+    assert len({tick.get_text() for tick in ticks}) == len(names)
+
+
 def test_the_dense_network_is_left_out_where_settings_train_it_differently() -> None:
     assert "dense" not in labels(curves(made({"training.lr": [0.1, 0.2]})))
 
