@@ -85,8 +85,8 @@ def told_apart(names: Sequence[str], longest: int) -> list[str]:
 
 def _between_common_parts(names: Sequence[str], longest: int) -> dict[str, str]:
     """Different names without most of their common beginning and end; nothing where what differs is too long."""
-    start = len(os.path.commonprefix(names))
-    end = len(os.path.commonprefix([name[start:][::-1] for name in names]))
+    start = len(os.path.commonprefix(names))  # noqa: RUF071 - letters, not folders
+    end = len(os.path.commonprefix([name[start:][::-1] for name in names]))  # noqa: RUF071
     room = longest - 2 - max(len(name) - start - end for name in names)
     if room < 0:
         return {}
