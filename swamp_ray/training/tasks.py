@@ -78,15 +78,20 @@ class Classification(Task):
         self.label_smoothing = label_smoothing
 
     def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy with smoothing, and the accuracy of the same forward pass."""
-        inputs, labels = built_in_pair(batch, "data.name")
-        logits = model(inputs)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        """Cross-entropy with smoothing, and the accuracy of the same forward pass; a subclass's own ``loss`` if any."""
+        if type(self).loss is not Classification.loss:
+            return self.loss(model, batch), {}
+        loss, logits, labels = self._measured(model, batch)
         return loss, {"accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy with smoothing."""
-        return self.training_step(model, batch)[0]
+        return self._measured(model, batch)[0]
+
+    def _measured(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, labels = built_in_pair(batch, "data.name")
+        logits = model(inputs)
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing), logits, labels
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probabilities ``[B, classes]``."""

@@ -171,3 +171,26 @@ def test_wrong_tasks_of_ones_own(user_module: str, attribute: str, options: dict
     with pytest.raises(UserError, match=text) as caught:
         build(f"{user_module}:{attribute}", options=options)
     assert "tasks.py\", line" not in str(caught.value).replace("their_tasks.py", "")
+
+
+class Doubled(Classification):
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return 2.0 * super().loss(model, batch)
+
+
+class Confident(Doubled):
+    def predict(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return super().predict(model, batch)
+
+
+class Stepping(Classification):
+    def training_step(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, metrics = super().training_step(model, batch)
+        return 2.0 * loss, metrics
+
+
+@pytest.mark.parametrize("task", [Doubled(), Confident(label_smoothing=0.1), Stepping()])
+def test_a_subclass_trains_with_its_own_loss(task: Classification, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    model = nn.Linear(4, 4)
+    expected = 2.0 * F.cross_entropy(model(batch[0]), batch[1], label_smoothing=task.label_smoothing)
+    torch.testing.assert_close(task.training_step(model, batch)[0], expected)
