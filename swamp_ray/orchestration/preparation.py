@@ -419,6 +419,7 @@ def _trial_step(
         with seeded(0):
             model.train()
             loss = task.training_step(model, batch)[0]
+            _refuse_odd_loss(config, loss)
             loss.backward()
         return loss
 
@@ -442,6 +443,17 @@ def _trial_step(
     refuse_stateful_buffers(model, before, kept)
     refuse_moving_extra_state(model, extra)
     return loss, metrics, kept
+
+
+def _refuse_odd_loss(config: SwampConfig, loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        got = type(loss).__name__
+    elif loss.numel() != 1:
+        got = f"a tensor of shape {list(loss.shape)}"
+    else:
+        return
+    raise UserError(f"loss() of the task {config.task.name!r} must return a tensor with a single number", got=got,
+                    where="task.name", do="Return the mean over the batch, e.g. with .mean().")
 
 
 def _packings(

@@ -137,3 +137,34 @@ class TestFilesAndFolders:
         assert "Result(path=" in f"{result}"
         assert "rounds to" in repr(result)
         assert len(repr(result)) < 500 + len(str(tmp_path))
+
+
+ODD_LOSSES = """
+from torch.nn import functional
+from swamp_ray import Classification
+
+class Vector(Classification):
+    def loss(self, model, batch):
+        return functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+class Number(Vector):
+    def loss(self, model, batch):
+        return super().loss(model, batch).mean().item()
+
+class Nothing(Vector):
+    def loss(self, model, batch):
+        return None
+"""
+
+
+@pytest.mark.parametrize(("task", "got"), [
+    ("Vector", "a tensor of shape [2]"), ("Number", "'float'"), ("Nothing", "'NoneType'"),
+])
+def test_a_loss_that_is_no_single_number_is_refused(
+    task: str, got: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_losses.py").write_text(ODD_LOSSES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"loss\(\) of the task .* must return a tensor with a single") as caught:
+        prepare(tiny(tmp_path, task__name=f"odd_losses:{task}"))
+    assert got in str(caught.value)
