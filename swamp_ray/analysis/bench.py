@@ -62,7 +62,8 @@ class Bench:
         self.arithmetic = resolve_arithmetic(self.config.execution, device or device_kind(self.config), model)
         self.task = build_task(self.config.task)
         kept = kept_statistics(model, self.config, self.data, self.task)
-        self._recipes = recipes_of(self.config, self.data, model, kept, self.layout, self.arithmetic, machine_facts())
+        self._recipes = recipes_of(self.config, self.data, model, self.task, kept, self.layout, self.arithmetic,
+                                   machine_facts())
         self._start = self._recipes.state_digest({}, initial.buffers)
         self._store = ArtifactStore(rundir.place)
         self._masks: dict[int, np.ndarray] = {}

@@ -18,12 +18,14 @@ from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.data import Data
 from swamp_ray.training.normalisation import normalisation_recipe
 from swamp_ray.training.statistics import augments, statistics_of
+from swamp_ray.training.tasks import Task
 
 
 def recipes_of(
     config: SwampConfig,
     data: Data,
     model: nn.Module,
+    task: Task,
     kept: Collection[str],
     layout: Layout,
     arithmetic: Arithmetic,
@@ -35,6 +37,7 @@ def recipes_of(
         config: The run.
         data: Its decoded data.
         model: Its network at the initialisation; only its kind matters.
+        task: Its task; only its kind matters.
         kept: Names of its normalisation modules that keep their statistics.
         layout: Prunable weights and the rest.
         arithmetic: As resolved when the run started.
@@ -42,7 +45,7 @@ def recipes_of(
     """
     before = Before(
         config, data=(data.digest,), statistics=statistics_of(config, data, model, kept), augments=augments(data),
-        trains_alike=_trained_alike(model), code=former_digest)
+        trains_alike=_trained_alike(model) and not task.has_own_loss, code=former_digest)
     digests = DataDigests(data.training_digest or data.digest, data.digest, data.decoder)
     return Recipes(config, digests, layout, arithmetic.as_dict(), facts, before,
                    normalisation_recipe(model, kept, config, data))
@@ -59,6 +62,7 @@ def _trained_alike(model: nn.Module) -> bool:
     """Whether format 1 trained such parameters to the same numbers.
 
     It did not take them for what they are where they are views of something larger, share memory or are not float32.
+    Nor did it call the ``loss`` of a subclass of the built-in classification (``Task.has_own_loss``).
     What was wrong with some networks' normalisation has an entry in recipes, which format 1 did not know.
     """
     for parameter in model.parameters():

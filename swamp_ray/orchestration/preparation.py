@@ -257,7 +257,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     prepared = Prepared(
         config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
         first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
-        recipes=recipes_of(config, data, model, kept, layout, arithmetic, facts),
+        recipes=recipes_of(config, data, model, task, kept, layout, arithmetic, facts),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
         caution=caution(model, forward_batch(config)), contents=contents,

@@ -58,6 +58,11 @@ class Task:
         """The prediction of an ensemble; by default the mean of its members' predictions."""
         return torch.stack(list(predictions)).mean(dim=0)
 
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether training takes the ``loss`` of a subclass where a built-in task would take its own."""
+        return False
+
     def better(self, a: float, b: float) -> bool:
         """Whether a value of the primary metric is strictly better than another."""
         return a > b if self.higher_is_better else a < b
@@ -79,10 +84,15 @@ class Classification(Task):
 
     def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy with smoothing, and the accuracy of the same forward pass; a subclass's own ``loss`` if any."""
-        if type(self).loss is not Classification.loss:
+        if self.has_own_loss:
             return self.loss(model, batch), {}
         loss, logits, labels = self._measured(model, batch)
         return loss, {"accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether this is a subclass with a ``loss`` of its own."""
+        return type(self).loss is not Classification.loss
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy with smoothing."""

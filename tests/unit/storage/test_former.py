@@ -24,6 +24,7 @@ from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.storage.former import Before
 from swamp_ray.storage.recipes import Named, Recipes
 from swamp_ray.training.particle import initial_model
+from swamp_ray.training.tasks import Classification, Task
 from tests.helpers import TINY
 
 MODULE = '''"""A network."""
@@ -128,21 +129,22 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 def recipes(
-    values: dict[str, Any], model: nn.Module | None = None, kept: tuple[str, ...] = ()
+    values: dict[str, Any], model: nn.Module | None = None, kept: tuple[str, ...] = (), task: Task | None = None
 ) -> tuple[SwampConfig, Recipes, dict[str, Any]]:
     """The names of the tiny run with some values, under the arithmetic of the pinned ones."""
     config = with_values(build_config(TINY), values)
     prepared = prepare(config, "cpu")
-    made = recipes_of(config, prepared.data, model or initial_model(config, prepared.data), kept,
-                      prepared.layout, replace(prepared.arithmetic, torch="2.0"), prepared.facts)
+    network = model or initial_model(config, prepared.data)
+    made = recipes_of(config, prepared.data, network, task or prepared.task, kept, prepared.layout,
+                      replace(prepared.arithmetic, torch="2.0"), prepared.facts)
     return config, made, prepared.program(1, 2).as_dict()
 
 
 def all_names(
-    values: dict[str, Any], model: nn.Module | None = None, kept: tuple[str, ...] = ()
+    values: dict[str, Any], model: nn.Module | None = None, kept: tuple[str, ...] = (), task: Task | None = None
 ) -> dict[str, tuple[str, ...]]:
     """All names of the results that are pinned, by kind."""
-    _, made, program = recipes(values, model, kept)
+    _, made, program = recipes(values, model, kept, task)
     return {"particle": made.training(program, 7, START, MASK, None).names,
             "average": made.average([STATE, OTHER], MASK, START, 100, 5).names,
             "evaluation": made.evaluation(STATE, MASK, START).names}
@@ -235,6 +237,18 @@ def test_trainings_that_format_1_got_wrong_are_not_found(model: nn.Module) -> No
     assert len(all_names(CASES["plain"], model)["particle"]) == 1
 
 
+class Doubled(Classification):
+    """Format 1 trained it with the loss that it inherits."""
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return 2 * super().loss(model, batch)
+
+
+def test_a_loss_that_format_1_did_not_call_is_not_found() -> None:
+    assert len(all_names({}, task=Classification())["particle"]) > 1
+    assert len(all_names({}, task=Doubled())["particle"]) == 1
+
+
 def test_where_normalisation_keeps_its_statistics_nothing_of_format_1_is_found() -> None:
     found = all_names(CASES["plain"], kept=("features.1",))
     assert len(found["particle"]) == len(found["evaluation"]) == 1
@@ -262,7 +276,8 @@ def test_versions_of_libraries_are_in_the_names_of_today_alone(kind: str) -> Non
 
     def named(decoder: str) -> Named:
         data = replace(prepared.data, decoder=decoder)
-        made = recipes_of(config, data, nn.Linear(2, 2), (), prepared.layout, prepared.arithmetic, prepared.facts)
+        made = recipes_of(config, data, nn.Linear(2, 2), prepared.task, (), prepared.layout, prepared.arithmetic,
+                          prepared.facts)
         if kind == "evaluation":
             return made.evaluation(STATE, MASK, START)
         return made.training(prepared.program(1, 2).as_dict(), 7, START, MASK, None)

@@ -221,8 +221,8 @@ def test_a_changed_default_gives_other_names(tmp_path: Path, named: Cache, monke
 def test_each_part_of_the_arithmetic_is_in_the_names(tmp_path: Path, change: dict[str, Any]) -> None:
     prepared = prepare(tiny(tmp_path))
     arithmetic = replace(prepared.arithmetic, **change)
-    recipes = recipes_of(prepared.config, prepared.data, initial_model(prepared.config, prepared.data), (),
-                         prepared.layout, arithmetic, prepared.facts)
+    model = initial_model(prepared.config, prepared.data)
+    recipes = recipes_of(prepared.config, prepared.data, model, prepared.task, (), prepared.layout, arithmetic, prepared.facts)
     before, after = names(prepared), names(replace(prepared, recipes=recipes))
     assert {kind for kind in before if after[kind] != before[kind]} == SAMPLES
 
@@ -475,7 +475,7 @@ def test_the_number_of_ranks_is_in_the_names_of_what_they_train(tmp_path: Path) 
 def test_strict_names_hold_the_machine(tmp_path: Path) -> None:
     prepared = prepare(tiny(tmp_path, identity__strict=True))
     model = initial_model(prepared.config, prepared.data)
-    other = recipes_of(prepared.config, prepared.data, model, (), prepared.layout, prepared.arithmetic,
+    other = recipes_of(prepared.config, prepared.data, model, prepared.task, (), prepared.layout, prepared.arithmetic,
                        {**prepared.facts, "cpu": "another"})
     assert other.evaluation("c", "m", "s").name != prepared.recipes.evaluation("c", "m", "s").name
 
