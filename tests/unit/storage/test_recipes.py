@@ -222,7 +222,8 @@ def test_each_part_of_the_arithmetic_is_in_the_names(tmp_path: Path, change: dic
     prepared = prepare(tiny(tmp_path))
     arithmetic = replace(prepared.arithmetic, **change)
     model = initial_model(prepared.config, prepared.data)
-    recipes = recipes_of(prepared.config, prepared.data, model, prepared.task, (), prepared.layout, arithmetic, prepared.facts)
+    recipes = recipes_of(prepared.config, prepared.data, model, prepared.task, (), prepared.layout, arithmetic,
+                         prepared.facts)
     before, after = names(prepared), names(replace(prepared, recipes=recipes))
     assert {kind for kind in before if after[kind] != before[kind]} == SAMPLES
 
