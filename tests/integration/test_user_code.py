@@ -44,7 +44,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def losses(storage: Path, executor: str) -> list[float]:
     config = tiny(storage, model__name="user_code_net:net", model__options={}, execution__executor=executor,
                   execution__num_workers=1 if executor == "ray" else None)
-    return [record.average["validation"]["loss"] for record in run(config).records]
+    records = run(config, code_changed="retrain").records
+    return [record.average["validation"]["loss"] for record in records]
 
 
 def test_workers_find_what_this_process_finds_and_train_what_is_edited(folder: Path, tmp_path: Path) -> None:
