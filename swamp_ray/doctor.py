@@ -18,6 +18,8 @@ from swamp_ray.tables import size
 
 PACKAGES = ("swamp_ray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors", "pydantic")
 SMALL_SHM_BYTES = 1 << 30
+FEW_FILES = 10_000
+"""Of so few that a storage can still hold, it is said how many."""
 
 
 def examine(storage: str | None = None) -> bool:
@@ -76,6 +78,7 @@ def _memory() -> Iterator[str]:
 
 
 def _storage(storage: str) -> Iterator[str]:
+    from swamp_ray.orchestration.space import free_inodes
     from swamp_ray.storage.artifacts import ArtifactStore
 
     store = ArtifactStore(storage)
@@ -90,6 +93,9 @@ def _storage(storage: str) -> Iterator[str]:
     if not existed:
         shutil.rmtree(root)
     yield f"{storage} can be written, {size(free)} are free"
+    inodes = free_inodes(str(storage))
+    if inodes is not None and inodes < FEW_FILES:
+        yield f"but no more than {inodes:,} further files fit there, whatever their size: its inodes are used up"
 
 
 def _data() -> Iterator[str]:

@@ -87,6 +87,8 @@ def print_sweep_plan(sweep: Sweep) -> None:
                       soft_wrap=True)
     for line in sweep_lines(sweep, plan):
         console.print(line, soft_wrap=True)
+    for text in plan.remarks:
+        console.print(f"[yellow]warning: {escape(text)}[/yellow]", soft_wrap=True)
 
 
 def sweep_header(sweep: Sweep) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ ARTIFACT_BYTES = 1_600
 EPOCH_BYTES = 500
 """What an epoch leaves in manifest, metrics, table, TensorBoard and log."""
 RUN_BYTES = 16_000
+RUN_FILES, FILES_OF_A_ROUND, FILES_OF_A_TRAINING = 24, 16, 8
+"""Files and folders at most: records and logs of a run; average, evaluation and ticket; result, checkpoint and log."""
 TENSOR_BYTES = 300
 """Name, shape and padding of one tensor in a file of tensors."""
 
@@ -40,12 +43,16 @@ class Space:
         peak_bytes: The most that lies there at one time while it works, checkpoints included.
         present_bytes: What of it is there already.
         free_bytes: Free space of the storage; None if that cannot be known.
+        num_files: Files that it writes at most, those that are there already included.
+        free_inodes: How many more files the storage can hold; None if that cannot be known, or has no bound.
     """
 
     kept_bytes: int
     peak_bytes: int
     present_bytes: int
     free_bytes: int | None
+    num_files: int = 0
+    free_inodes: int | None = None
 
     @property
     def missing_bytes(self) -> int:
@@ -55,12 +62,20 @@ class Space:
     @property
     def fits(self) -> bool:
         """Whether the run can be expected to come to its end."""
-        return self.free_bytes is None or self.missing_bytes <= self.free_bytes
+        return self.lacks_no_files and (self.free_bytes is None or self.missing_bytes <= self.free_bytes)
 
+    @property
+    def lacks_no_files(self) -> bool:
+        """Whether the file system can hold as many files, whatever their size; some may be there already."""
+        return self.free_inodes is None or self.present_bytes > 0 or self.num_files <= self.free_inodes
 
     @property
     def advice(self) -> str:
         """What to say where it does not fit."""
+        if not self.lacks_no_files:
+            return (f"this will not fit: up to {self.num_files:,} files are to be written, and the file system holds "
+                    f"{self.free_inodes or 0:,} more at most, whatever their size (its inodes are used up). Remove "
+                    "small files there, or choose another storage root")
         return (f"this will not fit: about {self.missing_bytes / 1e6:,.1f} MB are still to be written at the peak, and "
                 f"{(self.free_bytes or 0) / 1e6:,.1f} MB are free. Set keep.particles to last or none, make room "
                 "(swamp prune-storage), or choose another storage root")
@@ -70,17 +85,37 @@ def estimate(prepared: Prepared) -> Space:
     """What a run writes under its policy ``keep``, and what of it is there already."""
     storage = prepared.config.storage
     kept, peak = _kept_and_peak(prepared)
-    return Space(kept, peak, _present_bytes(prepared), free_bytes(storage))
+    return Space(kept, peak, _present_bytes(prepared), free_bytes(storage), _num_files(prepared), free_inodes(storage))
 
 
-def free_bytes(storage: str) -> int | None:
-    """Free bytes of the file system that a storage root lies on, or will lie on; None for an object store."""
+def free_inodes(storage: str) -> int | None:
+    """How many more files the file system of a storage root can hold; None for an object store, or without a bound."""
+    folder = _existing_folder(storage)
+    if folder is None:
+        return None
+    found = os.statvfs(folder)
+    return found.f_favail if found.f_files else None
+
+
+def _existing_folder(storage: str) -> Path | None:
     folder = open_place(storage).locate("")
     if not isinstance(folder, Path):
         return None
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
+
+
+def _num_files(prepared: Prepared) -> int:
+    """Folders count too: each takes an inode."""
+    trainings = sum(plan.num_particles for plan in prepared.plan) + (prepared.dense is not None)
+    return RUN_FILES + FILES_OF_A_ROUND * len(prepared.plan) + FILES_OF_A_TRAINING * trainings
+
+
+def free_bytes(storage: str) -> int | None:
+    """Free bytes of the file system that a storage root lies on, or will lie on; None for an object store."""
+    folder = _existing_folder(storage)
+    return None if folder is None else shutil.disk_usage(folder).free
 
 
 def state_bytes(prepared: Prepared, survivors: int) -> int:

@@ -438,8 +438,7 @@ class _Sweep:
             kind = "of the settings that were tried" if self.sweep.config.is_adaptive else "settings"
             self.reporter.warning(f"{len(self.plan.invalid)} {kind} cannot run; the first: "
                                   f"{next(iter(self.plan.invalid.values()))}")
-        texts = [text for data in self.plan.data.values() for text in data.warnings]
-        for text in dict.fromkeys(texts):
+        for text in self.plan.remarks:
             self.reporter.warning(text)
         free = free_bytes(self.sweep.base.storage)
         if free is not None and self.plan.num_bytes > free:

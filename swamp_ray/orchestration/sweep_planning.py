@@ -7,7 +7,7 @@ two particles have the same symbol exactly if they are made in the same way from
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from swamp_ray.config import SwampConfig
@@ -49,6 +49,7 @@ class SweepPlan:
         trainings: All that the settings name, dense phases included, by label; empty for an adaptive search.
         data: The decoded data by their section of the config.
         workers: Workers of each setting by label.
+        remarks: What is odd about the data, the networks and the trainings of the settings, each once.
         num_milestones: Reports of a setting on its way; 0 where settings differ in it.
         example: One member of the sweep.
         is_exact: Whether equal symbols can be counted beforehand: not where the best particle goes on.
@@ -63,6 +64,7 @@ class SweepPlan:
     trainings: dict[str, list[Training]] = field(default_factory=dict)
     data: dict[str, Data] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     is_exact: bool = True
     record_bytes: int = 0
 
@@ -98,6 +100,16 @@ class SweepPlan:
         }
 
 
+def _remarks(members: Iterable[Prepared]) -> list[str]:
+    """What is odd about the data, the networks and the trainings of the settings, each once."""
+    texts: dict[str, None] = {}
+    for member in members:
+        texts |= dict.fromkeys([*member.data.warnings, *member.notes, *member.short_trainings])
+        if member.caution:
+            texts[member.caution] = None
+    return list(texts)
+
+
 def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPlan:
     """Check all settings (of an adaptive search some), and see what they share.
 
@@ -129,7 +141,7 @@ def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPl
     example = next(iter(members.values()))
     check_metric(sweep.config, example)
     plan = SweepPlan(settings, example, _num_milestones(sweep, members, settings), invalid, excluded, data=data,
-                     workers=workers)
+                     workers=workers, remarks=_remarks(members.values()))
     if sweep.config.is_adaptive:
         plan.settings = {}
         return plan

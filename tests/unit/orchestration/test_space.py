@@ -16,7 +16,7 @@ from swamp_ray.orchestration import running
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.reporting import Reporter
 from swamp_ray.orchestration.running import run
-from swamp_ray.orchestration.space import Space, checkpoint_bytes, estimate, free_bytes
+from swamp_ray.orchestration.space import Space, checkpoint_bytes, estimate, free_bytes, free_inodes
 from swamp_ray.planning import space_lines
 from swamp_ray.sparsity.packing import pack_state
 from swamp_ray.training.arithmetic import applied
@@ -145,3 +145,17 @@ def test_what_fits_and_what_is_free(tmp_path: Path) -> None:
         for line in space_lines(prepare(tiny(tmp_path))):
             console.print(line)
     assert "keep.particles: all" in capture.get()
+
+
+def test_a_storage_that_can_hold_few_more_files_is_told_by_their_number(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    before = estimate(prepare(config))
+    assert before.fits
+    run(config)
+    written = sum(1 for _ in tmp_path.rglob("*"))
+    assert written <= before.num_files <= 4 * written
+    scarce = replace(before, free_inodes=before.num_files - 1)
+    assert not scarce.fits
+    assert f"{before.num_files - 1:,} more at most, whatever their size" in scarce.advice
+    assert replace(before, free_inodes=None).fits
+    assert free_inodes("s3://bucket/key") is None

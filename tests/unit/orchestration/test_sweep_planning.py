@@ -285,3 +285,10 @@ def test_of_a_search_some_random_settings_are_tried(tmp_path: Path) -> None:
         planned(sweep_of(tmp_path, {"model.name": {"choice": ["mpl", "mmlp"]}}, search={"name": "optuna"},
                          at_sparsity=[0.5]))
     assert len(sweep.sample(TRIED)) == TRIED
+
+
+def test_what_is_odd_about_the_networks_of_settings_is_told_once(tmp_path: Path) -> None:
+    few = {"pruning": {"target": 0.5, "rate": 0.5, "include": ["classifier.weight"]}}
+    remarks = planned(sweep_of(tmp_path, grid(training__lr=[0.05, 0.1]), few)).remarks
+    assert [text.partition(" parameters")[0].partition(" of ")[0] for text in remarks] == ["only 192"]
+    assert planned(sweep_of(tmp_path, grid(training__lr=[0.05]), SHORT)).remarks == []
