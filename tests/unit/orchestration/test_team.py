@@ -334,7 +334,7 @@ def test_a_member_that_another_process_works_on_is_refused_and_the_others_are_gi
 
 def test_a_setting_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="warm-up must be shorter than the training"):
-        team(tmp_path, training__schedule__warmup="auto")
+        team(tmp_path, training__schedule__warmup="1 epoch")
     assert not list(tmp_path.iterdir())
 
 
