@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -109,7 +109,8 @@ def _started() -> _Session:
     token = OwnToken()
     try:
         with _own_signals(), quiet_core():
-            ray.init(address="local", include_dashboard=False, _temp_dir=private_folder(), **_QUIET)
+            _in_a_lasting_thread(lambda: ray.init(
+                address="local", include_dashboard=False, _temp_dir=private_folder(), **_QUIET))
     except (OSError, RuntimeError, ValueError) as error:
         token.put_back()
         raise UserError(f"Ray could not be started on this machine ({first_line(error)})", where="Ray",
@@ -118,6 +119,33 @@ def _started() -> _Session:
         token.put_back()
         raise
     return _Session(None, token)
+
+
+def _in_a_lasting_thread(start: Callable[[], object]) -> None:
+    """Start Ray's processes from a thread that lasts as long as this process.
+
+    Linux ends them together with the thread that started them, because Ray asks for the signal of a parent's death; and
+    the thread of a run may end while other runs use the same Ray.
+    """
+    if threading.current_thread() is threading.main_thread():
+        start()
+        return
+    started = threading.Event()
+    errors: list[BaseException] = []
+
+    def carry_out() -> None:
+        try:
+            start()
+        except BaseException as error:
+            errors.append(error)
+        started.set()
+        if not errors:
+            threading.Event().wait()
+
+    threading.Thread(target=carry_out, name="swamp-starts-ray", daemon=True).start()
+    started.wait()
+    if errors:
+        raise errors[0]
 
 
 def _joined(address: str) -> _Session:

@@ -53,3 +53,18 @@ def test_runs_in_threads_share_one_ray_and_have_their_own_numbers(tmp_path: Path
         assert ticket_digests(tmp_path / "ray", name) == ticket_digests(tmp_path / "inline", name)
     assert not ray.is_initialized()
     assert {name: os.environ.get(name) for name in VARIABLES} == before
+
+
+def test_the_thread_that_started_ray_may_end_before_the_others(tmp_path: Path) -> None:
+    shares: list[Any] = []
+    first = threading.Thread(target=lambda: shares.append(connect(tiny(tmp_path).execution)))
+    first.start()
+    first.join()
+    second = connect(tiny(tmp_path).execution)
+    shares[0].close()
+    seven: Any = ray.remote(lambda: 7)
+    try:
+        assert ray.get(seven.remote(), timeout=60) == 7
+    finally:
+        second.close()
+    assert not ray.is_initialized()
