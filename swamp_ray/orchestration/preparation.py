@@ -33,6 +33,7 @@ from swamp_ray.training.arithmetic import (
     packings,
     resolve_arithmetic,
 )
+from swamp_ray.training.blaming import failed_method
 from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.contents import Contents, contents_of, extra_state, refuse_moving_extra_state, use_of
 from swamp_ray.training.coverage import network_notes
@@ -57,7 +58,7 @@ from swamp_ray.training.process_state import computing, threads_of
 from swamp_ray.training.program import Program, dense_phase, has_short_warmup, is_too_short, round_program
 from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.samples import LazySamples
-from swamp_ray.training.tasks import Classification, build_task, check_shown_as
+from swamp_ray.training.tasks import Classification, build_task, check_metrics, check_shown_as
 from swamp_ray.usercode.code import NO_CODE, Code, import_paths, take_up
 
 
@@ -368,6 +369,7 @@ def _check_training_step(
     if isinstance(task, Classification) and data.num_classes is not None:
         check_outputs(model, batch, data.num_classes)
     loss, metrics, kept = _trial_step(config, data, model, task)
+    check_metrics(task, metrics, num_samples(batch))
     if origin_of_loss(task, model, batch) == "measured":
         metrics = {**metrics, LOSS: torch.zeros(num_samples(batch))}
     _check_normalisation(config, data, kept, model, task)
@@ -376,10 +378,6 @@ def _check_training_step(
     if task.primary not in metrics:
         raise UserError(f"the task's metrics must contain its primary metric {task.primary!r}",
                         got=", ".join(metrics), where="task.name")
-    for name, values in metrics.items():
-        if values.ndim != 1:
-            raise UserError(f"the metric {name!r} must have one value a sample", got=f"shape {tuple(values.shape)}",
-                            where="task.name")
     check_shown_as(task, metrics)
     return tuple(metrics), kept
 
@@ -435,6 +433,11 @@ def _trial_step(
     except UserError:
         raise
     except Exception as error:
+        method = failed_method(error, model, task) if is_import_path(config.task.name) else ""
+        if method:
+            raise UserError(f"{method}() of the task {config.task.name!r} fails on a batch of {num_samples(batch)}: "
+                            f"{type(error).__name__}: {first_line(error)}", where="task.name",
+                            do=f"The whole error:\n{own_traceback(error)}") from error
         advice = image_advice(batch) or "Check model.options, task and data against each other."
         raise UserError(
             f"the model {config.model.name!r} and the task {config.task.name!r} fail on a training batch of "

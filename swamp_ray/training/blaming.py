@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from ..errors import SwampError, UserError
 from ..importing import own_traceback
 
 _CPU_MEMORY = ("can't allocate memory", "not enough memory")
 _CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_METHODS = ("loss", "training_step", "predict", "metrics")
 _DEVICE = ("CUDA error", "cuDNN error", "CUBLAS_STATUS")
 
 
@@ -52,3 +55,18 @@ def blamed(what: str, where: str = "") -> Iterator[None]:
         if out_of_memory(error) or lost_connection(error) or failed_device:
             raise
         raise UserError(what, where=where, do=f"Its own error:\n{own_traceback(error)}") from error
+
+
+def failed_method(error: BaseException, model: nn.Module, task: Any) -> str:
+    """The method of a task that failed, e.g. ``"loss"``; empty where the network was at work, or neither."""
+    modules = {id(module) for module in model.modules()}
+    found, step = "", error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        first = step.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if id(first) in modules:
+            return ""
+        if first is task and code.co_name in _METHODS:
+            found = code.co_name
+        step = step.tb_next
+    return found

@@ -40,6 +40,7 @@ from swamp_ray.training.tasks import Batch, Task, build_task
 from swamp_ray.training.training_run import TrainingRun
 
 _FAILED = "the model or the task failed in evaluation"
+_METRICS_FAILED = "metrics() of the task failed in evaluation"
 
 
 class ParticleTrainer:
@@ -288,7 +289,8 @@ def evaluate(
             given = tree_map(torch.clone, batch) if with_loss else None
             with autocast():
                 prediction = task.predict(model, batch)
-            found, size = task.metrics(prediction, batch), 0
+            with blamed(_METRICS_FAILED, "task.name"):
+                found, size = task.metrics(prediction, batch), 0
             for name, values in found.items():
                 total = values.double().sum()
                 sums[name] = sums[name] + total if name in sums else total

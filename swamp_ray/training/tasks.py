@@ -172,6 +172,23 @@ def build_task(config: TaskConfig) -> Task:
     return kind(**options)
 
 
+def check_metrics(task: Task, metrics: Any, size: int) -> None:
+    """Refuse what a task's ``metrics()`` gave for a batch of so many samples, where it is no mean over samples.
+
+    Raises:
+        UserError: It is no mapping, or a metric has not one value a sample.
+    """
+    if not isinstance(metrics, Mapping):
+        raise UserError("metrics() of the task must return a mapping of names to values", got=type(metrics).__name__,
+                        where="task.name", do='Return e.g. {"accuracy": correct}, with one value a sample.')
+    for name, values in metrics.items():
+        shape = list(values.shape) if isinstance(values, Tensor) else None
+        if shape != [size]:
+            raise UserError(f"the metric {name!r} must be a tensor of one value a sample, [{size}] for {size} samples",
+                            got=type(values).__name__ if shape is None else f"shape {shape}", where="task.name",
+                            do="Take the mean over all other dimensions.")
+
+
 def check_shown_as(task: Task, metrics: Collection[str]) -> None:
     """Refuse what a task says of how its metrics are written, where that means nothing.
 

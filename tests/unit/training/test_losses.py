@@ -157,6 +157,31 @@ CODE = """
                 raise ValueError("only in training")
             return super().loss(model, batch)
 
+    class Odd(Mine):
+        def __init__(self, at, what):
+            super().__init__()
+            self.at, self.what = at, what
+
+        def loss(self, model, batch):
+            if self.at == "loss":
+                raise KeyError("no loss")
+            return super().loss(model, batch)
+
+        def predict(self, model, batch):
+            if self.at == "predict":
+                return model(batch[0][:, :, :2])  # the network itself fails
+            return super().predict(model, batch)
+
+        def metrics(self, prediction, batch):
+            found = super().metrics(prediction, batch)
+            if self.at == "metrics":
+                self.helper(prediction)
+            return {"list": [found], "float": {"right": 0.5}, "short": {"right": found["right"][1:]},
+                    "scalar": {"right": found["right"].mean()}, "none": None}.get(self.what, found)
+
+        def helper(self, prediction):
+            return prediction[:, 99]
+
     class ByLoss(Mine):
         primary = "loss"
         higher_is_better = False
@@ -215,7 +240,7 @@ def test_analyses_that_need_a_loss_are_refused_without_one(tmp_path: Path, own: 
 @pytest.mark.parametrize(("values", "text"), [
     ({"task__options": {"fail": "training"}}, r"^dense phase|^round \d.*failed in training step"),
     ({"task__options": {"fail": "predict"}}, "the model or the task failed in evaluation"),
-    ({"task__options": {"fail": "metrics"}}, "the model or the task failed in evaluation"),
+    ({"task__options": {"fail": "metrics"}}, r"task.name: metrics\(\) of the task failed in evaluation"),
     ({"pruning__score": "own_losses:score"}, "the score failed on"),
 ])
 def test_errors_of_ones_own_code_are_shown_alone(values: Any, text: str, tmp_path: Path, own: str) -> None:
@@ -226,6 +251,25 @@ def test_errors_of_ones_own_code_are_shown_alone(values: Any, text: str, tmp_pat
     assert "swamp_ray/" not in message
     assert "site-packages" not in message
     assert message.endswith(("enough of training", "enough of predict", "enough of metrics", "KeyError: 'a layer'"))
+
+
+@pytest.mark.parametrize(("at", "what", "text"), [
+    ("metrics", "", r"^task.name: metrics\(\) of the task 'own_losses:Odd' fails on a batch(.|\n)*own_losses"),
+    ("loss", "", r"^task.name: loss\(\) of the task 'own_losses:Odd' fails(.|\n)*KeyError"),
+    ("predict", "", r"^model.name: the model 'digits_cnn' and the task 'own_losses:Odd' fail"),
+    ("", "list", r"^task.name: metrics\(\) of the task must return a mapping(.|\n)*list"),
+    ("", "none", r"^task.name: metrics\(\) of the task must return a mapping(.|\n)*NoneType"),
+    ("", "float", r"^task.name: the metric 'right' must be a tensor of one value a sample(.|\n)*float"),
+    ("", "scalar", r"^task.name: the metric 'right' must be a tensor of one value a sample(.|\n)*shape \[\]"),
+    ("", "short", r"^task.name: the metric 'right' must be a tensor of one value a sample(.|\n)*shape \[\d+\]"),
+])
+def test_what_a_task_of_ones_own_does_wrong_is_shown_under_its_option(
+    tmp_path: Path, own: str, at: str, what: str, text: str
+) -> None:
+    config = tiny(tmp_path / "a", task__name=f"{own}:Odd", task__options={"at": at, "what": what})
+    with pytest.raises(UserError, match=text):
+        run(config)
+    assert not (tmp_path / "a").exists()
 
 
 def fails(error: BaseException) -> None:
