@@ -175,25 +175,40 @@ def _weights(module: nn.Module) -> Iterator[tuple[Tensor, str]]:
             yield weight, "conv1d"
 
 
+_NORMALISED = {"WeightNorm": "weight", "SpectralNorm": "spectral"}
+"""Hooks of torch that compute a module's weight before each forward pass."""
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _refuse_other_forms(model: nn.Module) -> None:
+    refuse_computed_weights(model)
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise UserError(f"the module {name or 'model'!r} is parametrized (torch.nn.utils.parametrize), so that its "
                             "weight is computed and cannot be masked", where="model.name",
                             do="Remove it with torch.nn.utils.parametrize.remove_parametrizations.")
         own = {key for key, _ in module.named_parameters(recurse=False)}
-        if {"weight_g", "weight_v"} <= own or any(
-                type(hook).__name__ in {"WeightNorm", "SpectralNorm"} for hook in module._forward_pre_hooks.values()):
-            raise UserError(f"the module {name or 'model'!r} has weight or spectral normalisation, so that its weight "
-                            "is computed and cannot be masked", where="model.name", do="Remove the normalisation.")
         if any(key.endswith("_orig") and hasattr(module, key.removesuffix("_orig") + "_mask") for key in own):
             raise UserError(f"the module {name or 'model'!r} is in the form of torch.nn.utils.prune already",
                             where="model.name",
                             do="Make it permanent with torch.nn.utils.prune.remove, and start from a ticket.")
+
+
+def refuse_computed_weights(model: nn.Module) -> None:
+    """Raise UserError if a hook of torch's older normalisations computes a module's weight."""
+    for name, module in model.named_modules():
+        own = {key for key, _ in module.named_parameters(recurse=False)}
+        hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
+        kinds = [kind for form, kind in _NORMALISED.items() if form in hooks]
+        if kinds or {"weight_g", "weight_v"} <= own:
+            kind = (kinds or ["weight"])[0]
+            raise UserError(f"the module {name or 'model'!r} has {kind} normalisation (torch.nn.utils.{kind}_norm), so "
+                            "that its weight is computed and cannot be masked", where="model.name",
+                            do=f"Build the model without it, or take it off with torch.nn.utils.remove_{kind}_norm. "
+                            f"The newer torch.nn.utils.parametrizations.{kind}_norm is refused for the same reason.")
 
 
 def _refuse_unfit(name: str, parameter: Tensor) -> None:

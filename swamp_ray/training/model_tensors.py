@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from swamp_ray.errors import UserError
-from swamp_ray.sparsity.masks import clean_name
+from swamp_ray.sparsity.masks import clean_name, refuse_computed_weights
 
 BUFFER_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
                 torch.float32, torch.float64, torch.complex64)
@@ -33,8 +33,10 @@ def settle_tensors_(model: nn.Module) -> None:
 
     Raises:
         UserError: A tensor without values, sparse, of an own tensor class, of a type that buffers cannot have; two
-            whose memory overlaps; two names that are equal without the prefixes of wrappers.
+            whose memory overlaps; a weight that is computed from others; two names that are equal without the prefixes
+            of wrappers.
     """
+    refuse_computed_weights(model)  # such a weight shares memory with the parameters that it is computed from
     parameters = {name: tensor for name, tensor in model.named_parameters() if not is_lazy(tensor)}
     buffers = dict(model.named_buffers())
     for name, parameter in parameters.items():

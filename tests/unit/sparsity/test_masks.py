@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from swamp_ray.sparsity.masks import (
     to_bits,
     to_torch_prune,
 )
+from swamp_ray.training.model_tensors import settle_tensors_
 
 MASKS = st.lists(st.booleans(), min_size=1, max_size=70).map(lambda bits: np.array(bits, dtype=bool))
 
@@ -154,10 +157,18 @@ class TestFindPrunableRefuses:
             find_prunable(nn.Sequential(parametrizations.orthogonal(nn.Linear(2, 2))))
 
     @pytest.mark.filterwarnings("ignore::FutureWarning")
-    @pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm])
-    def test_hooks_that_compute_the_weight(self, norm) -> None:
-        with pytest.raises(UserError, match="'0' has weight or spectral normalisation"):
-            find_prunable(nn.Sequential(norm(nn.Linear(2, 2))))
+    @pytest.mark.parametrize(("kind", "layer", "name"), [
+        ("weight", nn.Linear(2, 2), "weight"), ("spectral", nn.Linear(2, 2), "weight"),
+        ("spectral", nn.Conv2d(2, 2, 3), "weight"), ("spectral", nn.Embedding(4, 2), "weight"),
+        ("weight", nn.LSTM(2, 2), "weight_hh_l0"), ("spectral", nn.LSTM(2, 2), "weight_hh_l0"),
+    ])
+    def test_hooks_that_compute_the_weight(self, kind: str, layer: nn.Module, name: str) -> None:
+        model = nn.Sequential(getattr(torch.nn.utils, f"{kind}_norm")(layer, name=name), nn.Linear(2, 2))
+        for check in (find_prunable, settle_tensors_):
+            with pytest.raises(UserError, match=f"'0' has {kind} normalisation.*remove_{kind}_norm"):
+                check(model)
+        restored: Any = getattr(torch.nn.utils, f"remove_{kind}_norm")(layer, name)
+        settle_tensors_(nn.Sequential(restored))
 
     def test_torchs_pruning_form(self) -> None:
         model = nn.Sequential(nn.Linear(2, 2))
