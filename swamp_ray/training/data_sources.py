@@ -14,6 +14,7 @@ import numpy as np
 from ..config import DataConfig
 from ..errors import UserError
 from .decoding import Unclear, decoded, quietly, why
+from .jpeg_ends import refuse_cut
 from .nests import num_samples
 from .samples import channel_statistics, class_counts, first_rows, shuffled
 
@@ -309,7 +310,9 @@ def _decode(encoded: bytes | None, where: str) -> np.ndarray:
         raise UserError("the image is missing", where=where)
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            return np.asarray(decoded(image))
+            picture = decoded(image)
+            refuse_cut(encoded, image)
+            return np.asarray(picture)
     except Unclear as error:
         raise UserError(f"the image cannot be used: {error}", where=where) from error
     except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error

@@ -11,12 +11,15 @@ import contextlib
 import os
 import re
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from enum import IntFlag
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+
+from .jpeg_ends import FORMATS, refuse_cut
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +82,8 @@ def decoded(image: Image) -> Image:
         Exception: Whatever decoders raise on damaged files.
     """
     steps = steps_of(image)
-    image.load()
+    with _whole_files_only():
+        image.load()
     # Some files say only after their pixels how they are turned.
     orientation = _orientation(image)
     if steps & Steps.SCALED:
@@ -105,7 +109,11 @@ def inspected(file: BinaryIO, image: Image, whole: bool) -> Steps:
     """
     steps = steps_of(image)
     if whole or not _ends_well(file, image.format):
-        image.load()
+        with _whole_files_only():
+            image.load()
+        if image.format in FORMATS:
+            file.seek(0)
+            refuse_cut(file.read(), image)
         if _orientation(image) != 1:
             steps |= Steps.TURNED
     return steps
@@ -120,6 +128,33 @@ def quietly() -> Iterator[None]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
+
+
+class _Strictness:
+    """How many threads decode, and what the caller's process had set before the first of them."""
+
+    lock = threading.Lock()
+    num_threads = 0
+    before = False
+
+
+@contextlib.contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """A block in which Pillow refuses files that were cut off, whatever the caller has set for the process."""
+    from PIL import ImageFile
+
+    with _Strictness.lock:
+        if _Strictness.num_threads == 0:
+            _Strictness.before = ImageFile.LOAD_TRUNCATED_IMAGES
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+        _Strictness.num_threads += 1
+    try:
+        yield
+    finally:
+        with _Strictness.lock:
+            _Strictness.num_threads -= 1
+            if _Strictness.num_threads == 0:
+                ImageFile.LOAD_TRUNCATED_IMAGES = _Strictness.before
 
 
 def why(error: BaseException) -> str:

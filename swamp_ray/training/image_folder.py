@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from ..config import DataConfig
 from ..errors import RunError, UserError
 from .decoding import decoded, why
+from .jpeg_ends import looks_cut, refuse_cut
 from .listing import EXTENSIONS, UNREAD_EXTENSIONS, Inspector, Listing, class_folders, list_images
 from .samples import Data, Images, LazySamples, digest_of, first_rows, fixed_order, hold_out
 
@@ -36,7 +37,10 @@ class ImageFiles(Dataset[Any]):
         path = os.path.join(self.root, os.fsdecode(self.files[index]))
         try:
             with Image.open(path) as image:
-                return decoded(image), int(self.labels[index])
+                picture = decoded(image)
+                if looks_cut(image):
+                    refuse_cut(Path(path).read_bytes(), image)
+                return picture, int(self.labels[index])
         except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error
             raise RunError(f"the image {path} cannot be read: {why(error)}. Replace or remove the file.") from error
 

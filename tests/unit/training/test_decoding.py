@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from swamp_ray.config import DataConfig
-from swamp_ray.errors import UserError
+from swamp_ray.errors import RunError, UserError
 from swamp_ray.training.data import LazySamples, load_data
 from swamp_ray.training.data_sources import read_parquet
 from swamp_ray.training.decoding import Steps, Unclear, decoded, inspected, quietly, steps_of
@@ -271,6 +271,77 @@ def test_parquet_images_are_refused_by_row(kind: str, tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [saved(COLOURS), saved(COLOURS), data])
     with pytest.raises(UserError, match=f"row 2: the image cannot be used.*{text}"):
         read_parquet(tmp_path / "a.parquet", 10, None)
+
+
+def cut_jpeg(share: float, mode: str = "RGB", **options: Any) -> bytes:
+    """A JPEG of which only a share is there, and an end marker."""
+    blocks = np.random.default_rng(3).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    picture = Image.fromarray(blocks.repeat(8, axis=0).repeat(8, axis=1)).convert(mode)
+    whole = saved(picture, "JPEG", **options)
+    start = whole.rindex(b"\xff\xda") + 12 if not options.get("progressive") else whole.index(b"\xff\xda") + 12
+    data = whole[:start + int(share * (len(whole) - 2 - start))]
+    return data.rstrip(b"\xff") + b"\xff\xd9"
+
+
+CUT_JPEGS: list[dict[str, Any]] = [
+    {}, {"mode": "L"}, {"mode": "CMYK"}, {"progressive": True}, {"restart_marker_rows": 1},
+    {"quality": 98, "subsampling": 0}, {"optimize": True, "quality": 10}]
+
+
+@pytest.mark.parametrize("options", CUT_JPEGS, ids=str)
+@pytest.mark.parametrize("truncated_allowed", [False, True])
+def test_cut_jpegs_with_an_end_marker_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], truncated_allowed: bool
+) -> None:
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", truncated_allowed)
+    whole = cut_jpeg(1.0, **options)
+    write_parquet(tmp_path / "whole.parquet", [whole, whole])
+    read_parquet(tmp_path / "whole.parquet", 10, None)
+    list_images(tree(tmp_path / "whole", {"train/cat/whole.jpg": whole}) / "train")
+    for share in (0.1, 0.6, 0.97):
+        data = cut_jpeg(share, **options)
+        write_parquet(tmp_path / "cut.parquet", [whole, data])
+        with pytest.raises(UserError, match="row 1: the image cannot be decoded: image file is truncated"):
+            read_parquet(tmp_path / "cut.parquet", 10, None)
+        root = tree(tmp_path / str(share), {"train/cat/cut.jpg": data})
+        with pytest.raises(UserError, match=r"cat/cut\.jpg: the image cannot be read: image file is truncated"):
+            list_images(root / "train")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is truncated_allowed
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_the_caller_cannot_let_cut_files_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    noise = np.random.RandomState(1).randint(0, 256, (80, 80, 3), dtype=np.uint8)
+    data = saved(noise, kind)
+    write_parquet(tmp_path / "a.parquet", [data, data[:len(data) * 2 // 3]])
+    with pytest.raises(UserError, match="row 1: the image cannot be decoded"):
+        read_parquet(tmp_path / "a.parquet", 10, None)
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "L"}, {"restart_marker_rows": 1}], ids=str)
+def test_cut_jpegs_of_large_folders_are_refused_when_they_are_read(tmp_path: Path, options: dict[str, Any]) -> None:
+    cut, whole = cut_jpeg(0.5, **options), cut_jpeg(1.0, **options)
+    root = tree(tmp_path, {"train/cat/cut.jpg": cut, "train/cat/whole.jpg": whole})
+    listing = list_images(root / "train", None, Inspector(0))
+    images, names = ImageFiles(listing), [name.decode() for name in listing.files]
+    images[names.index("cat/whole.jpg")]
+    with pytest.raises(RunError, match=r"cat/cut\.jpg cannot be read: image file is truncated"):
+        images[names.index("cat/cut.jpg")]
+
+
+def test_grey_pictures_and_what_follows_their_ends_are_whole(tmp_path: Path) -> None:
+    grey_picture = saved(np.full((40, 40, 3), 128, np.uint8), "JPEG")
+    for number, data in enumerate([grey_picture, grey_picture + b"camera \xff\xd9", grey_picture + b"\0" * 9,
+                                   saved(np.full((5, 3), 128, np.uint8), "JPEG", progressive=True)]):
+        root = tree(tmp_path / str(number), {"train/cat/grey.jpg": data})
+        listing = list_images(root / "train")
+        images = ImageFiles(listing)
+        assert images[[name.decode() for name in listing.files].index("cat/grey.jpg")][0].getpixel((0, 0)) == (128,) * 3
 
 
 def digest(root: Path) -> str:
