@@ -20,10 +20,13 @@ from swamp_ray.credentials import HIDDEN, Concealer, names_credential
 from swamp_ray.errors import SwampError
 from swamp_ray.importing import is_import_path
 from swamp_ray.storage.jsonlines import dump_json
+from swamp_ray.storage.places import is_key
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.usercode.project import Part, explore
 
 MANIFEST = "sources/manifest.json"
+EARLIER = "sources/earlier"
+"""Holds a folder for each set of modules that a later attempt has overwritten, named by the digest of their texts."""
 LARGEST_BYTES = 2**20
 """A larger module is not copied; its digest stands in the manifest all the same."""
 _ASSIGNED = re.compile(r"""(\b[A-Za-z_]\w*)(["']?\s*(?::\s*[\w.\[\]| ]+)?\s*[=:]\s*)(["'])([^"'\n]+)\3""")
@@ -50,15 +53,46 @@ def keep_sources(rundir: RunDir, config: SwampConfig) -> None:
     manifest = manifest_of(config)
     conceal = Concealer(config.model_dump(mode="json"))
     parts = explore(path.partition(":")[0] for path in paths.values()).parts
+    texts: dict[str, bytes] = {}
     for name, part in parts.items():
         data = _bytes(part)
         if part.found.file.suffix == ".py" and len(data) <= LARGEST_BYTES:
-            text = _without_secrets(conceal(data.decode(errors="replace")))
-            rundir.spot(f"sources/{name}.py").write(text.encode())
+            texts[name] = _without_secrets(conceal(data.decode(errors="replace"))).encode()
+    _put_by_earlier(rundir, texts)
+    for name, text in texts.items():
+        rundir.spot(f"sources/{name}.py").write(text)
     first = parts.get(next(iter(paths.values())).partition(":")[0])
     if first is not None:
         manifest["project"] = _commit_of(first.found.file.parent)
     rundir.spot(MANIFEST).write(dump_json(manifest, indent=2) + b"\n")
+
+
+def _put_by_earlier(rundir: RunDir, texts: Mapping[str, bytes]) -> None:
+    """Copy what an attempt before has kept to a folder of its own, if another text is to overwrite any of it."""
+    manifest = rundir.spot(MANIFEST).read()
+    if manifest is None:
+        return
+    kept: dict[str, bytes] = {}
+    for name in sorted({*texts, *_modules_in(manifest)}):
+        text = rundir.spot(f"sources/{name}.py").read()
+        if text is not None:
+            kept[name] = text
+    if all(texts.get(name, text) == text for name, text in kept.items()):
+        return
+    together = hashlib.sha256()
+    for name, text in kept.items():
+        together.update(f"{name} {hashlib.sha256(text).hexdigest()}\n".encode())
+    folder = f"{EARLIER}/{together.hexdigest()[:12]}"
+    for name, text in kept.items():
+        rundir.spot(f"{folder}/{name}.py").write(text)
+    rundir.spot(f"{folder}/manifest.json").write(manifest)
+
+
+def _modules_in(manifest: bytes) -> list[str]:
+    try:
+        return [name for name in json.loads(manifest)["modules"] if is_key(f"{name}.py")]
+    except (ValueError, TypeError, KeyError):
+        return []
 
 
 def code_changes(rundir: RunDir, config: SwampConfig) -> list[str]:

@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from swamp_ray.analysis.commands import analyze
 from swamp_ray.errors import UserError
 from swamp_ray.evaluation import print_evaluation
 from swamp_ray.orchestration.running import run
 from swamp_ray.planning import print_plan
-from swamp_ray.storage.kept_sources import code_changes
+from swamp_ray.report.missing import missing
+from swamp_ray.report.reading import read_runs
+from swamp_ray.storage.kept_sources import changes_in_words, code_changes, keep_sources
+from swamp_ray.storage.rundir import RunDir
 from tests.helpers import tiny
 
 MODULE = '''"""Mine."""
@@ -123,3 +127,62 @@ def test_the_sources_are_kept_with_the_run_without_keys(tmp_path: Path, edit: Ed
     assert "abcdefghijklmnop" not in text
     assert text == MODULE.replace("abcdefghijklmnop", "***")
     assert not (run(tiny(tmp_path / "storage", name="built-in", pruning__target=0.0)).rundir.path / "sources").exists()
+
+
+def test_the_sources_of_each_attempt_are_kept(tmp_path: Path, edit: Edit) -> None:
+    config = tiny(tmp_path / "storage", **VALUES)
+    rundir = run(config).rundir
+    folder = rundir.path / "sources"
+    first = {file.name: file.read_text() for file in folder.iterdir()}
+    keep_sources(rundir, config)
+    assert not (folder / "earlier").exists()
+    edit("changing_net.py", MODULE.replace("* 1.0", "* 2.0"))
+    run(config, code_changed="retrain")
+    for factor in ("3.0", "1.0", "2.0"):  # the code of the first two attempts comes back
+        edit("changing_net.py", MODULE.replace("* 1.0", f"* {factor}"))
+        keep_sources(rundir, config)
+    earlier = [one for one in (folder / "earlier").iterdir() if "* 1.0" in (one / "changing_net.py").read_text()]
+    assert len(earlier) == 1
+    assert {file.name: file.read_text() for file in earlier[0].iterdir()} == first
+    assert len(list((folder / "earlier").iterdir())) == 3
+    assert "* 2.0" in (folder / "changing_net.py").read_text()
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{", '{"modules": {"../../x": {}, "a/../../b": {}}}'])
+def test_a_damaged_manifest_of_sources_costs_nothing(tmp_path: Path, edit: Edit, manifest: str) -> None:
+    config = tiny(tmp_path / "storage", **VALUES)
+    rundir = RunDir(tmp_path / "storage", "tiny")
+    keep_sources(rundir, config)
+    folder = rundir.path / "sources"
+    (folder / "manifest.json").write_text(manifest)
+    edit("changing_net.py", MODULE.replace("* 1.0", "* 2.0"))
+    assert "cannot be compared" not in changes_in_words(rundir, config)
+    keep_sources(rundir, config)
+    assert "* 2.0" in (folder / "changing_net.py").read_text()
+    assert "* 1.0" in next((folder / "earlier").rglob("changing_net.py")).read_text()
+
+
+CHANGES = [
+    ("changing_net.py", MODULE.replace("* 1.0", "* 2.0"), "module changing_net: Net.forward"),
+    ("changing_net.py", MODULE + "\nX = 1\n", "module changing_net: statements outside of functions"),
+    ("changing_helper.py", "def scaled(x):\n    return x + 1\n", "module changing_helper: scaled"),
+    ("changing_net.py", MODULE.replace('"""Mine."""', "# Yours"), ""),
+]
+
+
+@pytest.mark.parametrize(("file", "text", "said"), CHANGES)
+def test_analyze_and_report_say_that_the_code_has_changed(
+    tmp_path: Path, edit: Edit, capsys: pytest.CaptureFixture[str], file: str, text: str, said: str
+) -> None:
+    storage = tmp_path / "storage"
+    values = VALUES | {"particles__count": 2}
+    rundir = run(tiny(storage, **values)).rundir
+    assert not missing(read_runs([rundir.name], str(storage))[0])
+    edit(file, text)
+    sentence = f"Your code has changed since the run {rundir.name} was trained, and the changed code is used here"
+    analyze("particles", [rundir.name], str(storage), rounds=(), as_json=True)
+    on_page = " ".join(missing(read_runs([rundir.name], str(storage))[0]))
+    for found in (capsys.readouterr().err, on_page):
+        assert (sentence in found) == bool(said)
+        assert said in found
+        assert not said or str(rundir.path / "sources") in found
