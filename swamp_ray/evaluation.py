@@ -17,7 +17,7 @@ from torch import Tensor
 from swamp_ray.config import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.locating import config_of, find_run
-from swamp_ray.metric_names import number, shown_primary
+from swamp_ray.metric_names import is_percent, short, shown_primary
 from swamp_ray.orchestration.preparation import device_kind
 from swamp_ray.output import Output
 from swamp_ray.storage.kept_sources import changes_in_words
@@ -37,6 +37,7 @@ from swamp_ray.usercode.code import import_paths, take_up
 SPLITS = ("validation", "test")
 PREDICTION_BATCH = 128
 EQUAL = 1e-9
+SHOWN_LEFT_OUT = 4
 Metrics = dict[str, dict[str, float]]
 Record = dict[str, Any]
 
@@ -229,6 +230,20 @@ def _common_sparsities(runs: Sequence[RunDir]) -> list[tuple[float, list[Record]
     return common
 
 
+def _left_out(runs: Sequence[RunDir], levels: Sequence[SparsityLevel]) -> list[str]:
+    """Of each run that has rounds at sparsities that another run lacks, a sentence: they are in no table."""
+    sentences = []
+    for rundir in runs:
+        own = [record["sparsity"] for record in rundir.read_rounds()]
+        missing = [sparsity for sparsity in own if all(abs(sparsity - level.sparsity) >= EQUAL for level in levels)]
+        if missing:
+            shown = ", ".join(percent(sparsity) for sparsity in missing[:SHOWN_LEFT_OUT])
+            more = ", ..." if len(missing) > SHOWN_LEFT_OUT else ""
+            sentences.append(f"{rundir.name} has {len(missing)} more round{'s' if len(missing) > 1 else ''} ({shown}"
+                             f"{more} sparsity), left out because not every run has these sparsities, or not yet")
+    return sentences
+
+
 def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -> None:
     """Evaluate runs and print a table, or JSON."""
     runs = [find_run(name, storage) for name in names]
@@ -236,6 +251,8 @@ def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -
     for rundir in runs:
         if text := changes_in_words(rundir, config_of(rundir)):
             print(f"warning: {text}", file=sys.stderr)
+    for text in _left_out(runs, levels):
+        print(f"warning: {text}", file=sys.stderr)
     if as_json:
         print(json.dumps([{"sparsity": level.sparsity,
                            "members": {rundir.name: found for rundir, found in zip(runs, level.members, strict=True)},
@@ -246,7 +263,7 @@ def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -
 
 def evaluation_table(levels: Sequence[SparsityLevel], names: Sequence[str], primary: str) -> Table:
     """Test and validation metric of each run, and of the ensemble, by sparsity."""
-    caption = f"{escape(bounded(primary))} on test (validation)"
+    caption = f"{escape(bounded(primary))} on test (validation)" + (", in percent" if is_percent(primary) else "")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     headings = [escape(name) for name in told_apart(names, NAME_WIDTH)]
     for heading in ("sparsity", *headings, *(["ensemble"] if levels[0].ensemble else [])):
@@ -261,4 +278,4 @@ def _cell(found: Metrics, primary: str) -> str:
     """A metric on test and validation; an ensemble has no loss of its own where the metrics have none."""
     if primary not in found["test"]:
         return "-"
-    return f"{number(found['test'][primary], primary)} ({number(found['validation'][primary], primary)})"
+    return f"{short(found['test'][primary], primary)} ({short(found['validation'][primary], primary)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import copy
 import errno
 import os
 import re
@@ -14,8 +15,9 @@ from typing import IO, Any
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.segment import Segment
-from rich.table import Table
-from rich.text import Text
+from rich.style import StyleType
+from rich.table import Column, Table
+from rich.text import Text, TextType
 
 NARROWEST = 40
 """Columns that are used at least: below that, whatever is printed is cut to nothing."""
@@ -147,16 +149,45 @@ class Output(Console):
                 yield Segment(visible(segment.text), segment.style)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Like rich's, and a table is as wide as it has to be."""
+        """Like rich's, and a table is as wide as it has to be.
+
+        A table's title and caption are lines of their own: rich would break them at the table's width, inside a word
+        where the table is narrow.
+        """
         if len(objects) != 1 or not isinstance(objects[0], Table):
             super().print(*objects, **options)
             return
-        wanted = Measurement.get(self, self.options.update(max_width=_WIDEST), objects[0])
+        table = copy.copy(objects[0])
+        title, caption = table.title, table.caption
+        table.title, table.caption = None, None
+        table.columns = [self._uncut(column) for column in table.columns]
+        wanted = Measurement.get(self, self.options.update(max_width=_WIDEST), table)
+        self._print_words(title, table.title_style or "table.title")
         self._least = wanted.minimum if self.is_terminal else wanted.maximum
         try:
-            super().print(*objects, **options)
+            super().print(table, **options)
         finally:
             self._least = NARROWEST
+        self._print_words(caption, table.caption_style or "table.caption")
+
+    def _uncut(self, column: Column) -> Column:
+        """A column whose lines stay whole is as wide as its widest cell, unless it says how narrow it may be.
+
+        Without this rich shortens a number to its first digits where the terminal is narrow.
+        """
+        if not column.no_wrap or column.min_width is not None:
+            return column
+        options = self.options.update(max_width=_WIDEST)
+        cells = [column.header, *column.cells]
+        widest = max(Measurement.get(self, options, cell).maximum for cell in cells)
+        column = copy.copy(column)
+        column.min_width = widest
+        return column
+
+    def _print_words(self, words: TextType | None, style: StyleType) -> None:
+        """A title or a caption: broken between words at the terminal's width, whole where there is no terminal."""
+        if words:
+            super().print(words, style=style, soft_wrap=not self.is_terminal)
 
     def on_broken_pipe(self) -> None:
         """Print to nowhere from now on; rich would end the process."""

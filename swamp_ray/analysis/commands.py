@@ -219,15 +219,15 @@ def _same_data(bench: Bench, rundir: RunDir) -> bool:
 
 
 CAPTIONS = {
-    "connectivity": "test split; barrier, of the error: the largest excess over the straight line between\n"
-                    "the values at the ends (Entezari et al., 2022); over mean: the largest value minus\n"
+    "connectivity": "test split; barrier, of the error: the largest excess over the straight line between "
+                    "the values at the ends (Entezari et al., 2022); over mean: the largest value minus "
                     "the mean of the ends (Frankle et al., 2020); the file has the training split as well",
     "curvature": f"of the mean loss of up to {NUM_SAMPLES:,} training images; ± standard error",
     "landscape": "test loss in the plane through particles 0, 1 and 2; the grid is in the file",
     "particles": "mean over all choices of so many particles; ± standard deviation over them",
-    "calibration": "test split; ECE: mean distance of accuracy and confidence over 15 bins of\nthe largest "
+    "calibration": "test split; ECE: mean distance of accuracy and confidence over 15 bins of the largest "
                    "probability; particles: mean over them; the file has the bins",
-    "masks": "overlap: weights in both over weights in either (Jaccard index);\n"
+    "masks": "overlap: weights in both over weights in either (Jaccard index); "
              "of a run's own masks, which are nested, it is the ratio of their densities",
 }
 

@@ -219,3 +219,41 @@ class TestNamesThatDiffer:
         short = told_apart(names, 20)
         assert len(set(short)) == len(set(names))
         assert all(len(one) <= 20 for one in short)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_titles_and_captions_are_broken_between_words_however_narrow_their_table_is(width: int):
+    words = "differences of accuracy, calibration and negative log-likelihood between two networks of a kind, in points"
+    table = Table("n", title=words, caption=words, caption_justify="left")
+    table.add_row("1")
+    stream = io.StringIO()
+    Output(file=stream, force_terminal=True, color_system=None, width=width).print(table)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    first, last = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    assert " ".join(first).split()[: len(words.split())] == words.split()
+    assert " ".join(last).split()[-len(words.split()) :] == words.split()
+    assert (table.title, table.caption) == (words, words)
+
+
+def test_a_caption_is_one_line_where_there_is_no_terminal():
+    words = "a caption of many words " * 8
+    table = Table("n", caption=words.strip())
+    table.add_row("1")
+    stream = io.StringIO()
+    Output(file=stream).print(table)
+    assert words.strip() in stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("cells", [["97.21 % ± 0.56 %", "0.00012"], ["1,234,567 of 9", "-0.25 to +1.75"],
+                                   ["a b c"] * 8])
+def test_numbers_are_not_cut_in_a_narrow_terminal(width: int, cells: list[str]):
+    table = Table()
+    for number, _ in enumerate(cells):
+        table.add_column(f"heading of column {number}", no_wrap=True)
+    table.add_row(*cells)
+    stream = io.StringIO()
+    Output(file=stream, force_terminal=True, color_system=None, width=width).print(table)
+    assert all(cell in stream.getvalue() for cell in cells)
+    assert "…" not in stream.getvalue()

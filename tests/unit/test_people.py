@@ -198,6 +198,15 @@ def test_runs_that_cannot_be_compared_are_refused(storage: Path, tmp_path: Path)
     assert [round(level["sparsity"], 4) for level in started] == [0.0, 0.5, 0.75]
     table = swamp("evaluate", "tiny", "other", "--storage", str(storage))
     assert "ensemble" in table.output
+    assert "left out" not in table.stderr
+
+
+def test_evaluate_names_the_rounds_that_not_every_run_has(storage: Path) -> None:
+    run(tiny(storage, name="shorter", pruning__target=0.5))
+    done = swamp("evaluate", "tiny", "shorter", "--storage", str(storage))
+    assert "tiny has 1 more round (75.0 % sparsity), left out" in done.stderr
+    assert "shorter has" not in done.stderr
+    assert "75.0 %" not in done.stdout
 
 
 def test_the_trainer_returns_metrics_and_tickets(tmp_path: Path) -> None:
