@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from swamp_ray.errors import SwampError
@@ -28,6 +29,8 @@ from swamp_ray.report.salvage import remeasure
 from swamp_ray.report.style import themed
 
 KINDS = ("csv", "svg", "png")
+LONGEST_STEM = 150
+"""Letters of a file's name before its ending; file systems take 255 bytes, and a temporary name is longer."""
 DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 """What stored values that are not those that were written lead to."""
 
@@ -63,7 +66,8 @@ def _part(section: Section, runs: Sequence[ReportRun], folder: str | None) -> Pa
     notes: list[str] = []
     for draw in section.draw:
         try:
-            charts += [_drawn(chart, folder) for chart in _charts(draw, runs, notes)]
+            for chart in _charts(draw, runs, notes):
+                charts.append(_drawn(chart, folder, [drawn.chart.name for drawn in charts]))
         except SwampError as error:
             notes.append(str(error))
         except DAMAGED as error:
@@ -108,11 +112,20 @@ def _reason(draw: Draw, run: ReportRun) -> str:
     return ""
 
 
-def _drawn(chart: Chart, folder: str | None) -> Drawn:
+def _drawn(chart: Chart, folder: str | None, taken: Sequence[str]) -> Drawn:
     """The chart under a name that can stand in a tag and as a file."""
-    chart = replace(chart, name=re.sub(r"[^A-Za-z0-9._-]", "_", chart.name))
+    chart = replace(chart, name=file_stem(chart.name, taken))
     files = {} if folder is None else {kind.upper(): f"{folder}/{chart.name}.{kind}" for kind in KINDS}
     return Drawn(chart, svg_of(chart.figure, chart.name), files)
+
+
+def file_stem(name: str, taken: Iterable[str] = ()) -> str:
+    """A name as the stem of a file: short enough, and none of those that are taken, in upper or lower case."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    if len(stem) <= LONGEST_STEM and stem.lower() not in (other.lower() for other in taken):
+        return stem
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:12]
+    return f"{stem[: LONGEST_STEM - len(digest) - 1]}-{digest}"
 
 
 def _differences(runs: Sequence[ReportRun], folder: str | None) -> Part:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import warnings
+from collections.abc import Iterator
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from swamp_ray.output import visible
 from swamp_ray.report.style import COLOURS, GRID, INK, MUTED, PAPER, themed
 
 DPI = 160
@@ -21,19 +27,32 @@ THEME = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper",
 _COLOUR = re.compile("|".join(map(re.escape, THEME)), re.I)
 
 
+@contextlib.contextmanager
+def names_as_they_are(figure: Figure) -> Iterator[None]:
+    """Within it a figure is saved with every name as it is: a dollar sign begins no formula, which may be none."""
+    found: list[Any] = figure.findobj(Text)
+    for text in found:
+        text.set_parse_math(False)
+    with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False}):
+        # A letter that the font lacks is drawn as a box; the page and the CSV have it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def svg_of(figure: Figure, name: str) -> str:
     """A figure as SVG; the same figure gives the same text. Its layout is settled then, for a PNG of it too."""
     buffer = io.StringIO()
-    with themed(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with themed(), names_as_they_are(figure), matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     figure.set_layout_engine("none")
-    return buffer.getvalue()
+    # XML cannot hold control codes.
+    return visible(buffer.getvalue())
 
 
 def png_of(figure: Figure) -> bytes:
     """A figure as PNG, for slides and mail."""
     buffer = io.BytesIO()
-    with themed():
+    with themed(), names_as_they_are(figure):
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 

@@ -17,7 +17,9 @@ from matplotlib.patches import Rectangle
 
 from swamp_ray.errors import CorruptArtifactError, UserError, nearest
 from swamp_ray.metric_names import Metric, short, style_of
+from swamp_ray.output import visible
 from swamp_ray.report.cells import ink
+from swamp_ray.report.drawing import names_as_they_are
 from swamp_ray.report.style import (
     COLOUR_MAP,
     COLOURS,
@@ -197,10 +199,12 @@ def _left_out(sweepdir: SweepDir, frame: pd.DataFrame) -> list[str]:
 def _write(sweepdir: SweepDir, figure: Figure, name: str, kind: str) -> Spot:
     buffer = io.BytesIO()
     # The same results give the same bytes: SVG would hold the time and random names.
-    with matplotlib.rc_context({"svg.hashsalt": sweepdir.name}):
+    with names_as_they_are(figure), matplotlib.rc_context({"svg.hashsalt": sweepdir.name}):
         figure.savefig(buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
     spot = sweepdir.figure(name, kind)
-    spot.write(buffer.getvalue())
+    data = buffer.getvalue()
+    # XML cannot hold control codes.
+    spot.write(visible(data.decode()).encode() if kind == "svg" else data)
     return spot
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
+from xml.etree import ElementTree
 
+import pytest
+
+from swamp_ray.report.building import LONGEST_STEM, file_stem
 from swamp_ray.report.drawing import inline, png_of, svg_of
 from swamp_ray.report.style import COLOURS, INK, arm_styles, new_figure, plain_axes, themed
 
@@ -65,3 +70,32 @@ def test_arms_have_styles_of_their_own() -> None:
     assert list(styles) == names
     assert len({(style.colour, style.marker, style.line) for style in styles.values()}) == 18
     assert arm_styles(names[:2])["arm-1"] == styles["arm-1"]
+
+
+@pytest.mark.parametrize(("name", "shown"), [
+    ("cost in $ or $_{", "cost in $ or $_{"), (r"a$\frac{$x", r"a$\frac{$x"), ("$x^2$", "$x^2$"), ("精度", "精度"),
+    ("acc\x1b]0;T\x07", "acc\ufffd]0;T\ufffd"), ("a\u202eb", "a\ufffdb"), ("nul\x00", "nul\ufffd"),
+])
+def test_a_name_is_drawn_as_it_is(name: str, shown: str) -> None:
+    with themed(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure, axes = new_figure()
+        axes.plot([0, 1], [0, 1], label=name)
+        axes.set_xlabel(name)
+        axes.set_yticks([0, 1], [name, "b"])
+        axes.legend()
+        svg = svg_of(figure, "one")
+        png_of(figure)
+    texts = [element.text for element in ElementTree.fromstring(svg).iter() if (element.tag).endswith("}text")]
+    assert texts.count(shown) == 3
+
+
+def test_files_of_long_names_and_of_names_that_look_alike() -> None:
+    long = "a" * 5000
+    assert len(file_stem(long)) == LONGEST_STEM
+    assert file_stem(long) != file_stem(long + "b")
+    assert file_stem("learning_acc/x") == "learning_acc_x"
+    taken = ["learning_acc_x"]
+    others = {file_stem(name, taken) for name in ("learning_acc:x", "learning_acc x", "learning_ACC/x")}
+    assert len(others) == 3
+    assert not others & set(taken)
