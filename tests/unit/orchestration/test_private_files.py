@@ -28,7 +28,17 @@ BY_NAME = [
     ".netrc.bak", ".git-credentials~", "server.PEM.old", "prod.env.1~", ".passwd-s3fs", "rclone.conf", ".modal.toml",
     "vast_api_key", "rootkey.csv", "me_accessKeys.csv", "deploy_key", "secring.gpg", ".flaskenv", "token.json",
     "wandb_key.txt", ".age/keys.txt", ".mc/config.json", ".snowsql/config", ".config/hub",
+    "cookies.txt", "office.ovpn", ".comet.config", "local.settings.json", "jupyter_server_config.json",
+    ".jupyter/custom.json", ".dvc/config.local", "share/jupyter/runtime/kernel-1.json",
 ]
+
+NOTEBOOKS = {
+    "log in.ipynb": '{"cells": [{"outputs": [{"text": ["Token:\\nhf_' + "aB3" * 12 + '\\n"]}]}]}',
+    "wandb.ipynb": '{"cells": [{"source": ["wandb.login(key=k)  # api_key = \\"' + "0a1b" * 10 + '\\""]}]}',
+    "s3.ipynb": '{"cells": [{"source": ["os.environ[\\"AWS_SECRET_ACCESS_KEY\\"] = \\"' + "aB3/" * 10 + '\\""]}]}',
+    "key.ipynb": '{"cells": [{"source": ["k = \'-----BEGIN RSA PRIVATE KEY-----\\\\nMIIEvg"]}]}',
+    "after a picture.ipynb": '{"image/png": "' + "A" * (1 << 21) + '", "text": "sk-proj-' + "aB3x" * 10 + '"}',
+}
 
 BY_CONTENT = {
     "notes.txt": PEM.format(kind=""), "backup": PEM.format(kind="RSA "),
@@ -38,7 +48,11 @@ BY_CONTENT = {
     "gpg.txt": "-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQOY\n", "putty": "PuTTY-User-Key-File-3: ssh-ed25519\n",
     "robot.json": '{"type": "service_account", "private_key": "-----BEGIN PRIVATE KEY-----\\nMII"}',
     "login.json": '{"refresh_token": "1//x", "type": "authorized_user"}', "age.txt": "AGE-SECRET-KEY-1QQQQ\n",
-    "aws.ini": "[default]\naws_secret_access_key = abc\n", "hub": "hf_" + "aB3" * 12, "git.txt": "ghp_" + "aB3x" * 9,
+    "aws.ini": "[default]\naws_secret_access_key = abc\n", "hub": "hf_" + "aB3" * 12,
+    "slack.json": '{"t": "xoxb-' + "1" * 12 + '-abcdef"}', "npm.txt": "npm_" + "aB3x" * 9, "gpt": "sk-" + "aB3x" * 12,
+    "run.sh": "export WANDB_API_KEY=" + "0a1b" * 10, "blob.txt": "AccountName=a;AccountKey=" + "aB3x" * 20 + "==;",
+    "tunnel.conf": "[Interface]\nPrivateKey = " + "aB3x" * 10 + "a1b=\n", "maps.toml": 'k = "AIza' + "aB3x-" * 7 + '"',
+    "git.txt": "ghp_" + "aB3x" * 9,
     "secret-of-kubernetes.yaml": "apiVersion: v1\nkind: Secret\n",
 }
 
@@ -63,6 +77,23 @@ def test_a_file_that_may_hold_keys_stays_behind_and_is_named(tmp_path: Path, nam
     [text] = left_behind(found)
     assert "may hold keys" in text
     assert name.partition("/")[0] in text
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_that_holds_a_token_stays_behind(tmp_path: Path, name: str) -> None:
+    write(tmp_path, name, NOTEBOOKS[name])
+    assert select_files(tmp_path, {}).private() == [(name, "it holds a key")]
+
+
+def test_other_notebooks_come_along(tmp_path: Path) -> None:
+    write(tmp_path, "plain.ipynb", '{"cells": [{"source": ["api_key = os.environ[\\"API_KEY\\"]\\n", "sk-learn"]}]}')
+    write(tmp_path, "picture.ipynb", '{"image/png": "iVBORw0KGgo' + "aB3/" * 1000 + '"}')
+    assert not select_files(tmp_path, {}).private()
+
+
+def test_a_token_that_powershell_wrote_stays_behind(tmp_path: Path) -> None:
+    (tmp_path / "out.txt").write_bytes(("t = hf_" + "aB3" * 12).encode("utf-16"))
+    assert select_files(tmp_path, {}).private() == [("out.txt", "it holds a key")]
 
 
 @pytest.mark.parametrize("name", BY_CONTENT)
