@@ -179,17 +179,20 @@ class SwampSweep:
     Args:
         config: A sweep's file, or nested plain values of one.
         quiet: Print nothing.
+        code_changed: If your code is another than before: ``refuse``, or ``retrain`` under the sweep's name.
 
     Raises:
         UserError: The config is wrong.
     """
 
-    def __init__(self, config: Sweep | Mapping[str, Any] | str | Path, *, quiet: bool = False) -> None:
+    def __init__(self, config: Sweep | Mapping[str, Any] | str | Path, *, quiet: bool = False,
+                 code_changed: Literal["refuse", "retrain"] = "refuse") -> None:
         if isinstance(config, Sweep):
             self.sweep = config
         else:
             self.sweep = load_sweep(config) if isinstance(config, str | Path) else build_sweep(config)
         self._quiet = quiet
+        self._code_changed: Literal["refuse", "retrain"] = code_changed
 
     def fit(self) -> SweepResult:
         """Carry the sweep to its end, from wherever it stands.
@@ -198,7 +201,8 @@ class SwampSweep:
             UserError: Something does not fit; nothing has been started.
             RunError: The sweep as a whole failed. A setting that fails does not end it.
         """
-        outcome = run_sweep(self.sweep, make_sweep_reporter(Output(quiet=self._quiet, highlight=False), self._quiet))
+        reporter = make_sweep_reporter(Output(quiet=self._quiet, highlight=False), self._quiet)
+        outcome = run_sweep(self.sweep, reporter, code_changed=self._code_changed)
         write_all(outcome.sweepdir)
         return SweepResult(outcome.sweepdir.spot().location, outcome.records, collect(outcome.sweepdir),
                            self.sweep.config.metric, outcome.trained)
@@ -210,6 +214,7 @@ def tune_trainable(
     seeds: Sequence[int] = (0,),
     at_sparsity: Sequence[float] = (),
     worker_deadline_s: float = 600.0,
+    code_changed: Literal["refuse", "retrain"] = "refuse",
 ) -> tuple[type, Callable[[Mapping[str, Any]], Any]]:
     """A trainable and its resources, for a ``ray.tune.Tuner`` of your own.
 
@@ -222,6 +227,8 @@ def tune_trainable(
         seeds: Of every trial.
         at_sparsity: Sparsities in [0, 1) at which trials report, and wait for the scheduler; default: every round.
         worker_deadline_s: A trial fails once it has been without any worker for so many seconds.
+        code_changed: If your code is another than a trial's runs were begun with: ``refuse``, which fails the trial
+            before it trains, or ``retrain`` under their names.
 
     Returns:
         Both are given to Tune: ``tune.Tuner(tune.with_resources(trainable, resources), ...)``.
@@ -235,7 +242,7 @@ def tune_trainable(
     refuse_main(paths)  # trials load the data themselves, and so these count as well
     device = device_kind(base, cluster_gpus() if ray_is_running() else None)
     trials = Trials(FreeSettings(base).member, tuple(seeds), device, tuple(at_sparsity), bool(at_sparsity),
-                    worker_deadline_s, codes=codes_of(paths))
+                    worker_deadline_s, codes=codes_of(paths), code_changed=code_changed)
     return trials.trainable(), trials.resources
 
 

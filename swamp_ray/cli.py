@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +61,9 @@ SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", hel
                    "--set pruning.target=0.9; may be repeated.")
 STORAGE = click.option("--storage", metavar="URI", callback=_expanded, help="Storage root, a folder or "
                        "s3://bucket/folder; default: the config's, or ./results.")
+CODE_CHANGED = click.option("--code-changed", type=click.Choice(["refuse", "retrain"]), default="refuse",
+                            help="If your code is another than the run or sweep was begun with: refuse (default), or "
+                            "train anew under its name.")
 JOB = click.argument("job", metavar="JOB")
 JOBS_ADDRESS = click.option("--address", metavar="URL", help="The cluster's dashboard; default: "
                             "RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or http://127.0.0.1:8265.")
@@ -84,8 +88,7 @@ def main() -> None:
 @STORAGE
 @click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; default: embedded.")
 @click.option("--executor", type=click.Choice(["ray", "inline"]), help="inline: in this process, without Ray.")
-@click.option("--code-changed", type=click.Choice(["refuse", "retrain"]), default="refuse", help="If your code is "
-              "another than the run was begun with: refuse (default), or train anew under its name.")
+@CODE_CHANGED
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def run(config: str, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
         executor: str | None, code_changed: Literal["refuse", "retrain"], quiet: bool) -> None:
@@ -119,9 +122,10 @@ def run(config: str, overrides: tuple[str, ...], name: str | None, storage: str 
 @click.option("--name", help="Name of the sweep; default: the config's, or the file's name.")
 @STORAGE
 @click.option("--address", metavar="ADDR", help="A running Ray cluster, e.g. auto or 10.0.0.1:6379; default: embedded.")
+@CODE_CHANGED
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def sweep(config: str, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
-          quiet: bool) -> None:
+          code_changed: Literal["refuse", "retrain"], quiet: bool) -> None:
     """Run every setting of the sweep CONFIG with all its seeds, or go on where it stopped.
 
     Settings share what they have in common: no particle is trained twice.
@@ -139,7 +143,7 @@ def sweep(config: str, overrides: tuple[str, ...], name: str | None, storage: st
     stopping.install()
     from swamp_ray.sweep_console import sweep_to_the_end
 
-    if not sweep_to_the_end(loaded, quiet, stopping):
+    if not sweep_to_the_end(loaded, quiet, stopping, code_changed):
         sys.exit(EXIT_FAILED)
 
 
@@ -179,10 +183,11 @@ def check(config: str, overrides: tuple[str, ...], storage: str | None, name: st
 @JOBS_ADDRESS
 @click.option("--working-dir", metavar="FOLDER", callback=_expanded, default=".", help="Folder of your code, "
               "which is uploaded; default: the current one.")
+@CODE_CHANGED
 @click.option("--follow", is_flag=True, help="Print what it prints until it ends, and end with its exit code.")
 @INSECURE
 def submit(config: str, overrides: tuple[str, ...], name: str | None, storage: str | None, address: str | None,
-           working_dir: str, follow: bool, insecure: bool) -> None:
+           working_dir: str, code_changed: Literal["refuse", "retrain"], follow: bool, insecure: bool) -> None:
     """Run CONFIG, of a run or of a sweep, on a cluster. The same command again goes on where it stopped.
 
     Config, versions, packages, nodes and storage root are checked before your code is uploaded. data.root stays here,
@@ -196,7 +201,7 @@ def submit(config: str, overrides: tuple[str, ...], name: str | None, storage: s
     from swamp_ray.orchestration.submission import read_submission
     from swamp_ray.submitting import submit_and_print
 
-    submission = read_submission(config, overrides, name, storage)
+    submission = replace(read_submission(config, overrides, name, storage), code_changed=code_changed)
     sys.exit(submit_and_print(submission, Path(working_dir).absolute(), address, insecure, follow))
 
 

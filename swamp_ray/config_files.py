@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import stat
 import sys
@@ -14,6 +15,8 @@ from swamp_ray.errors import UserError, nearest
 
 MAX_BYTES = 10_000_000
 STDIN = "-"
+SHOWN = 8
+"""Files that an error names."""
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
@@ -53,7 +56,7 @@ def read_config_file(path: str | Path | ConfigFile) -> ConfigFile:
             data = file.read(MAX_BYTES + 1)
             mode = os.fstat(file.fileno()).st_mode
     except (OSError, ValueError) as error:
-        raise UserError(f"the config cannot be read: {error}", where=str(path), do=_similar_file(found)) from error
+        raise _unreadable(error, found, str(path)) from error
     if stat.S_ISREG(mode):
         return ConfigFile(_decoded(data, str(found)), str(found), found.parent, found.stem)
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
@@ -76,7 +79,7 @@ def _read_stdin() -> bytes:
     try:
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"the config cannot be read: {error}", where="standard input") from error
+        raise UserError(f"the config cannot be read: {_reason(error)}", where="standard input") from error
 
 
 def _decoded(data: bytes, source: str) -> str:
@@ -87,6 +90,52 @@ def _decoded(data: bytes, source: str) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(f"the config cannot be read: {error}", where=source, do="Save it as UTF-8.") from error
+
+
+def _unreadable(error: OSError | ValueError, found: Path, given: str) -> UserError:
+    """What is wrong with a path from which no config can be read, in a sentence."""
+    where = given or "CONFIG"
+    if not given:
+        return UserError("the path of the config is empty", where=where, do="Give the path of a file.")
+    if isinstance(error, FileNotFoundError):
+        if found.is_symlink():
+            return UserError(f"the config cannot be read: it is a link to {os.readlink(found)}, which does not exist",
+                             where=where)
+        if not found.parent.is_dir():
+            return UserError(f"the config does not exist, and neither does the folder {found.parent}", where=where,
+                             do="See whether the path is right, and the current folder the one that you mean.")
+        return UserError("the config does not exist", where=where,
+                         do=_similar_file(found) or "See whether the path is right, and the current folder the one "
+                         "that you mean.")
+    if isinstance(error, IsADirectoryError):
+        return UserError("the config must be a file, but this is a folder", where=where, do=_configs_in(found))
+    return UserError(f"the config cannot be read: {_reason(error)}", where=where, do=_READABLE if isinstance(error, PermissionError) else "")
+
+
+_READABLE = "Allow yourself to read it, e.g. with chmod u+r, or copy it."
+_REASONS = {
+    errno.EACCES: "you are not allowed to read it", errno.EPERM: "you are not allowed to read it",
+    errno.ENOTDIR: "a part of its path is a file, not a folder", errno.ELOOP: "its links lead round in a circle",
+    errno.ENAMETOOLONG: "its name is too long", errno.EMFILE: "this process has too many files open",
+    errno.EIO: "the disk or the network under it fails", errno.ENXIO: "it is a socket, not a file",
+    errno.ESTALE: "the network folder that it lies in is gone", errno.EBADF: "it is closed",
+}
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, OSError):
+        said = error.strerror or type(error).__name__
+        return _REASONS.get(error.errno or 0, f"{said[:1].lower()}{said[1:]}")
+    return "its path holds a character that no path may hold"
+
+
+def _configs_in(folder: Path) -> str:
+    try:
+        found = sorted(one.name for one in folder.iterdir() if one.suffix in {".yaml", ".yml"})
+    except OSError:
+        return ""
+    more = " ..." if len(found) > SHOWN else ""
+    return f"There are: {', '.join(found[:SHOWN])}{more}." if found else "Give the path of a file."
 
 
 def _similar_file(path: Path) -> str:

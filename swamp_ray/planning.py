@@ -89,6 +89,22 @@ def print_sweep_plan(sweep: Sweep) -> None:
         console.print(line, soft_wrap=True)
     for text in plan.remarks:
         console.print(f"[yellow]warning: {escape(text)}[/yellow]", soft_wrap=True)
+    for line in _sweep_name_lines(sweep):
+        console.print(line, soft_wrap=True)
+
+
+def _sweep_name_lines(sweep: Sweep) -> list[str]:
+    """Why ``swamp sweep`` would refuse the sweep's name: it was used with another space or base, or other code."""
+    from swamp_ray.orchestration.sweep import check_space
+    from swamp_ray.orchestration.sweep_code import check_code
+
+    sweepdir = SweepDir(sweep.base.storage, sweep.name)
+    try:
+        check_space(sweep, sweepdir)
+        check_code(sweep, sweepdir)
+    except SwampError as error:
+        return [f"[yellow]warning: swamp sweep would refuse this: {escape(str(error))}[/yellow]"]
+    return []
 
 
 def sweep_header(sweep: Sweep) -> list[str]:

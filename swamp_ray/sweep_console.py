@@ -14,6 +14,7 @@ from rich.text import Text
 from swamp_ray.console import Output, stopping_text
 from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.metric_names import Metric, number
+from swamp_ray.orchestration.journal import CodeChanged
 from swamp_ray.orchestration.stopping import Stopping
 from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
 from swamp_ray.orchestration.sweep_planning import SweepPlan
@@ -32,7 +33,8 @@ from swamp_ray.tables import display_path, duration, percent
 REFRESH_S = 1.0
 
 
-def sweep_to_the_end(sweep: Sweep, quiet: bool = False, stopping: Stopping | None = None) -> bool:
+def sweep_to_the_end(sweep: Sweep, quiet: bool = False, stopping: Stopping | None = None,
+                     code_changed: CodeChanged = "refuse") -> bool:
     """Run a sweep, show how it goes, and write its results; False if a setting has failed.
 
     Raises:
@@ -41,7 +43,7 @@ def sweep_to_the_end(sweep: Sweep, quiet: bool = False, stopping: Stopping | Non
     console = Output(quiet=quiet, highlight=False)
     reporter = make_sweep_reporter(console, quiet)
     try:
-        outcome = run_sweep(sweep, reporter, stopping)
+        outcome = run_sweep(sweep, reporter, stopping, code_changed)
     except (Interrupted, RunError):
         with contextlib.suppress(SwampError, OSError):
             write_results(SweepDir(sweep.base.storage, sweep.name))  # of what there is

@@ -104,11 +104,10 @@ def _base(config: SweepConfig, folder: Path, source: str, overrides: Sequence[st
         tree = dict(config.base)
         return build_config(tree, where, apply_overrides(tree, overrides))
     path = folder / expanded(config.base, where)
-    if path.is_dir():
-        raise UserError("the base config must be a file", got=str(path), where=where)
-    if not path.exists():
-        raise UserError("the base config does not exist", got=str(path), where=where)
-    file = read_config_file(path)
+    try:
+        file = read_config_file(path)
+    except UserError as error:
+        raise UserError(str(error), where=where) from error
     if is_sweep(file):
         raise UserError("the base config must be one of a run, but this is a sweep", got=str(path), where=where)
     return load_config(file, overrides, paths="kept")

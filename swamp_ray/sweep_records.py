@@ -111,9 +111,26 @@ class Settings:
         Raises:
             CorruptArtifactError: A record is not what a sweep writes.
         """
-        records = {setting_key(record["setting"]): record for record in self._sweepdir.read_trials().values()}
+        return self._trials(self._sweepdir.read_trials(), with_waiting)
+
+    def salvage(self) -> tuple[list[Trial], list[str]]:
+        """All settings as far as their records can be read, and what is damaged."""
+        records, damage = self._sweepdir.salvage_trials()
+        found = [damage] if damage else []
+        for key, record in list(records.items()):
+            try:
+                self._check(key, record)
+                self._members(record["setting"], record)
+            except CorruptArtifactError as error:
+                found.append(str(error))
+                del records[key]
+        return self._trials(records, with_waiting=True), found
+
+    def _trials(self, trials: Mapping[str, Mapping[str, Any]], with_waiting: bool) -> list[Trial]:
+        records = {setting_key(record["setting"]): record for record in trials.values()}
         keys = dict.fromkeys([*self._planned, *records])
-        return [self._trial(key, records.get(key)) for key in keys if with_waiting or key in records]
+        return [self._trial(key, records.get(key)) for key in keys
+                if with_waiting or not _waits(records.get(key))]
 
     def _trial(self, key: str, record: Mapping[str, Any] | None) -> Trial:
         if record is None:
@@ -147,6 +164,11 @@ class Settings:
         if wrong:
             raise CorruptArtifactError(f"{self._sweepdir.trials}: the record of {name!r} is not what was written "
                                        f"({', '.join(wrong)}). Restore the file, or delete that line.")
+
+
+def _waits(record: Mapping[str, Any] | None) -> bool:
+    """Whether a setting was not begun, or waits to be trained anew with other code."""
+    return record is None or record.get("status") == "waiting"
 
 
 def _wrong_types(record: Any, types: Mapping[str, type | tuple[type, ...]]) -> list[str]:

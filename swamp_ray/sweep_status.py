@@ -51,7 +51,7 @@ def show_sweep_status(name: str | SweepDir, storage: str | None = None, watch: b
 
     Raises:
         UserError: There is no such sweep.
-        CorruptArtifactError: Its own records are not what was written.
+        CorruptArtifactError: ``sweep.yaml`` is not what was written; of its other files it is said in a note.
     """
     sweepdir = name if isinstance(name, SweepDir) else find_sweep(name, storage)
     console = Output(highlight=False)
@@ -127,6 +127,7 @@ class SweepView:
         self._known: dict[str, Row] = {}
         self._plans: dict[str, int] = {}
         self._record: dict[str, Any] = {}
+        self._damage: list[str] = []
         self.rows: list[Row] = []
         self.life = Life(False, "not started")
 
@@ -137,15 +138,19 @@ class SweepView:
         return list(dict.fromkeys([metric, metric.replace("/validation/", "/test/")]))
 
     def refresh(self) -> None:
-        """Read what may have changed.
-
-        Raises:
-            CorruptArtifactError: The sweep's own records are not what was written; of a member it is said in its row.
-        """
-        self._record = read_record(self._sweepdir)
+        """Read what may have changed; records that are damaged are said in notes, those of a member in its row."""
+        try:
+            self._record, lost = read_record(self._sweepdir), ""
+        except CorruptArtifactError as error:
+            self._record, lost = {}, (f"{error} Left out here: how the last attempt ended, and what was trained. The "
+                                      "same sweep command begins it anew.")
+        trials, damage = self._settings.salvage()
+        self._damage = [*([lost] if lost else []), *damage]
         self.life = life_by_lease(Leases(self._sweepdir.place), self._sweepdir.lease_key,
                                   str(self._record.get("status", "running")), self._watch)
-        self.rows = [self._row(trial) for trial in self._settings.read()]
+        if lost and not self.life.running:
+            self.life = Life(False, "its state is not known")
+        self.rows = [self._row(trial) for trial in trials]
 
     def render(self, width: int, height: int | None = None) -> Group:
         """The state as last read.
@@ -194,7 +199,8 @@ class SweepView:
 
     def _headline(self) -> str:
         counts = Counter(row.status for row in self.rows)
-        num = max(len(self.rows), int(self._record.get("num_settings", 0)))
+        planned = self._sweep.config.num_samples if self._sweep.config.is_adaptive else 0
+        num = max(len(self.rows), int(self._record.get("num_settings", planned)))
         parts = [f"{self._sweepdir.name}: {without_addresses(self.life.text)}",
                  f"{counts['complete'] + counts['stopped']} of {num} settings"]
         parts += [f"{counts[status]} {status}" for status in ("stopped", "failed", "unreadable") if counts[status]]
@@ -280,8 +286,10 @@ class SweepView:
         return [*columns, _Column("\nstatus", states, justify="left")]
 
     def _notes(self, rows: Sequence[Row]) -> list[Text]:
-        """Why settings failed, and how many are not shown."""
-        lines = []
+        """What is damaged, why settings failed, and how many are not shown."""
+        lines = [Text(f"damaged: {text}", style="red") for text in self._damage[:SHOWN_REASONS]]
+        if len(self._damage) > SHOWN_REASONS:
+            lines.append(Text(f"and {len(self._damage) - SHOWN_REASONS} more", style="red"))
         if (hidden := len(self.rows) - len(rows)) > 0:
             shown = {row.trial.label for row in rows}
             states = Counter(row.status for row in self.rows if row.trial.label not in shown)

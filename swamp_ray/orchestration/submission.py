@@ -17,6 +17,7 @@ from swamp_ray.config_reading import dump_config, load_config, with_values
 from swamp_ray.errors import UserError
 from swamp_ray.importing import is_import_path, load_object, refuse_main
 from swamp_ray.orchestration.ignoring import IGNORE_FILES
+from swamp_ray.orchestration.journal import CodeChanged
 from swamp_ray.orchestration.preparation import prepare
 from swamp_ray.orchestration.searching import check_search
 from swamp_ray.orchestration.tracking import check_callbacks
@@ -51,10 +52,12 @@ class Submission:
     Attributes:
         run: The run, or the base run of the sweep.
         sweep: The sweep, None for a run.
+        code_changed: What becomes of results of other user code under the same name.
     """
 
     run: SwampConfig
     sweep: Sweep | None = None
+    code_changed: CodeChanged = "refuse"
 
     @property
     def kind(self) -> str:

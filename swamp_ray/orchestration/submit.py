@@ -125,6 +125,8 @@ def _start(submission: Submission, jobs: Jobs, attempt: int, runtime_env: Mappin
     job_id = submission.base_id if attempt == 1 else f"{submission.base_id}-{attempt}"
     # The shell gives way to Python, so that the exit code and the signal to stop are the run's own.
     entrypoint = f"exec python -m swamp_ray {submission.kind} {CONFIG_NAME} --address auto"
+    if submission.code_changed != "refuse":
+        entrypoint += f" --code-changed {submission.code_changed}"
     if not jobs.submit(job_id, entrypoint, runtime_env, facts, submission.run.execution.stable_labels):
         return _attach(jobs.get(job_id), facts, tell)
     last = max(earlier, key=lambda job: job.attempt, default=None)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from swamp_ray.errors import (
     UserError,
 )
 from swamp_ray.orchestration.cluster import cluster_gpus, connect, living_nodes, loss, say_and_exit
+from swamp_ray.orchestration.journal import CodeChanged
 from swamp_ray.orchestration.lifeline import LOOK_S, NO_ANSWER
 from swamp_ray.orchestration.nodes import check_shared
 from swamp_ray.orchestration.placement import check_labels, eligible
@@ -45,6 +46,7 @@ from swamp_ray.orchestration.scheduling import make_scheduler
 from swamp_ray.orchestration.searching import ListedSettings, check_search, make_search
 from swamp_ray.orchestration.space import free_bytes
 from swamp_ray.orchestration.stopping import Stopping, handled
+from swamp_ray.orchestration.sweep_code import check_code
 from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep, setting_workers
 from swamp_ray.orchestration.sweep_reporting import SweepReporter
 from swamp_ray.orchestration.tracking import check_callbacks, make_callbacks
@@ -62,7 +64,7 @@ from swamp_ray.storage.places import Place, made_folder, open_place
 from swamp_ray.storage.rundir import RunDir
 from swamp_ray.storage.sweepdir import SweepDir
 from swamp_ray.sweep_config import Setting, Sweep, label
-from swamp_ray.usercode.code import codes_of, named_import_paths, refuse_main_on_ray
+from swamp_ray.usercode.code import Code, codes_of, named_import_paths, refuse_main_on_ray
 from swamp_ray.yaml_reading import dump_yaml
 
 LAST_RESORT_S = 5.0
@@ -93,13 +95,15 @@ class SweepOutcome:
         return [record for record in self.records.values() if record["status"] == "failed"]
 
 
-def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Stopping | None = None) -> SweepOutcome:
+def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Stopping | None = None,
+              code_changed: CodeChanged = "refuse") -> SweepOutcome:
     """Carry a sweep to its end, from wherever it stands.
 
     Args:
         sweep: The sweep.
         reporter: Who is told; by default nobody.
         stopping: Whose signal handlers are installed; by default they are installed for as long as the sweep takes.
+        code_changed: ``retrain``: go on under the same name although the user's code is another than before.
 
     Raises:
         UserError: Something has to be changed; nothing has been started.
@@ -117,6 +121,8 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
     place = open_place(sweep.base.storage, sweep.base.execution.storage_patience_s)
     sweepdir = SweepDir(place, sweep.name)
     check_space(sweep, sweepdir)
+    codes = codes_of(paths)  # imported, so that the import path is the one that they are found on
+    outdated = check_code(sweep, sweepdir, code_changed)
     ArtifactStore(place).check_writable()
     if (held := sweepdir.held()) is not None and held.life == "alive":
         sweepdir.hold().release()  # says who it is
@@ -134,7 +140,8 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
             if len(nodes) > 1:
                 check_shared(place)
             check_search(sweep, plan.num_milestones)
-            return _Sweep(sweep, plan, sweepdir, place, reporter, stopping, device, embedded).run()
+            return _Sweep(sweep, plan, sweepdir, place, reporter, stopping, device, embedded, codes, code_changed,
+                          outdated).run()
         finally:
             connection.close()
 
@@ -170,7 +177,8 @@ class _Sweep:
     """One attempt at a sweep on a cluster that is there."""
 
     def __init__(self, sweep: Sweep, plan: SweepPlan, sweepdir: SweepDir, place: Place, reporter: SweepReporter,
-                 stopping: Stopping, device: str, embedded: bool = False) -> None:
+                 stopping: Stopping, device: str, embedded: bool = False, codes: Mapping[str, Code] | None = None,
+                 code_changed: CodeChanged = "refuse", outdated: frozenset[str] = frozenset()) -> None:
         self.is_alone = embedded
         self.sweep, self.plan, self.dir, self.reporter, self.stopping = sweep, plan, sweepdir, reporter, stopping
         self.running: dict[str, float] = {}
@@ -182,7 +190,9 @@ class _Sweep:
         self._lease: Lease | None = None
         self._finished: dict[str, dict[str, Any]] = {}
         self._data: dict[str, Any] = {}
-        self._codes = codes_of(_own_code(sweep))
+        self._codes = codes or {}
+        self._code_changed: CodeChanged = code_changed
+        self._outdated = outdated
         self._num_passes = 0
         self._nodes = [this_machine()]
         self.gave_up = ""
@@ -255,6 +265,7 @@ class _Sweep:
         plain = self.sweep.resolved()
         self.dir.config.write(dump_yaml(plain).encode(), private=bool(credentials_in(plain)))
         self._records = self.dir.read_trials()
+        self._set_back()
         earlier = self._earlier()
         self._attempt = {
             "started": now(), "argv": concealed_arguments(sys.argv), "host": socket.gethostname(),
@@ -274,6 +285,13 @@ class _Sweep:
             "attempts": [*earlier.get("attempts", []), self._attempt],
         }
         self.dir.write_record(self._record)
+
+    def _set_back(self) -> None:
+        """Let settings whose code has changed wait again, so that no result of the other code counts as finished."""
+        for key in self._outdated & self._records.keys():
+            if self._records[key]["status"] != "waiting":
+                self._records[key] = {**self._records[key], "status": "waiting"}
+                self.dir.append_trial(self._records[key])
 
     def _earlier(self) -> dict[str, Any]:
         """What ``sweep.json`` says of earlier attempts; one that is damaged only describes them, and is begun anew."""
@@ -399,7 +417,7 @@ class _Sweep:
             self.sweep.member, config.seeds, self._device, config.at_sparsity, config.scheduler.name != "none",
             config.execution.worker_deadline_s,
             partial(setting_workers, self.sweep, device=self._device, nodes=nodes), self._data, self._finished, signal,
-            self._codes)
+            self._codes, self._code_changed)
         self._num_passes += 1
         name = f"attempt-{len(self._record['attempts'])}" + (f"-{self._num_passes}" if self._num_passes > 1 else "")
         with self._tune_folder() as folder:

@@ -15,7 +15,7 @@ from swamp_ray.orchestration.actors import Spares
 from swamp_ray.orchestration.choosing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
 from swamp_ray.orchestration.driver import WAIT_S, Driver
 from swamp_ray.orchestration.inline import InlineExecutor
-from swamp_ray.orchestration.journal import Journal
+from swamp_ray.orchestration.journal import CodeChanged, Journal
 from swamp_ray.orchestration.messages import Executor, RoundRecord
 from swamp_ray.orchestration.older_runs import knowing_older_runs
 from swamp_ray.orchestration.pool import Pool
@@ -92,6 +92,7 @@ class Team:
         worker_deadline_s: Seconds without any worker after which the team fails.
         stopping: Asked whether to end.
         spares: Actors of teams before in this process; None: all are started, and ended.
+        code_changed: ``retrain``: go on although the user's code is another than the members were begun with.
 
     Raises:
         UserError: Whatever is wrong with the setting; nothing has been written.
@@ -109,8 +110,10 @@ class Team:
         worker_deadline_s: float | None = None,
         stopping: Stopping | None = None,
         spares: Spares | None = None,
+        code_changed: CodeChanged = "refuse",
     ) -> None:
         self._spares = spares
+        self._code_changed: CodeChanged = code_changed
         self._configs, self._num_workers, self._deadline_s = configs, num_workers, worker_deadline_s
         self._stopping = stopping or Stopping()
         self._members = _prepare_all(configs, device, data)
@@ -183,7 +186,7 @@ class Team:
         self._members = [knowing_older_runs(prepared, place) for prepared in self._settled(place, rundirs[0])]
         journals = [Journal(rundir, store) for rundir in rundirs]
         for journal, prepared in zip(journals, self._members, strict=True):
-            journal.check(prepared, "retrain")
+            journal.check(prepared, self._code_changed)
         for member, (rundir, journal) in enumerate(zip(rundirs, journals, strict=True)):
             prepared = self._members[member]
             journal.open(prepared)

@@ -20,7 +20,7 @@ from swamp_ray.config_reading import located, unknown_key, with_values
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
 from swamp_ray.orchestration.actors import Spares
 from swamp_ray.orchestration.cluster import living_nodes
-from swamp_ray.orchestration.journal import flat
+from swamp_ray.orchestration.journal import CodeChanged, flat
 from swamp_ray.orchestration.messages import RoundRecord
 from swamp_ray.orchestration.placement import eligible, worker_labels
 from swamp_ray.orchestration.resources import this_machine, worker_resources
@@ -99,6 +99,7 @@ class Trials:
         recorded: Records of settings that an earlier attempt has finished, by label: they only report again.
         stop: A :class:`StopSignal`, or None.
         codes: The user code that trials must have, by import path.
+        code_changed: ``retrain``: go on with members that were begun with other user code.
     """
 
     member: Callable[[Setting, int], SwampConfig]
@@ -112,6 +113,7 @@ class Trials:
     recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stop: Any = None
     codes: Mapping[str, Code] = field(default_factory=dict)
+    code_changed: CodeChanged = "refuse"
 
     def reports(self, setting: Setting) -> Generator[dict[str, Any]]:
         """Carry a setting to its end: one report a milestone, and a last one that is ``done``.
@@ -127,7 +129,8 @@ class Trials:
         team = Team(
             configs, self.device, data=None if reference is None else ray.get(reference),
             at_sparsity=self.at_sparsity, hold=self.hold, num_workers=self.num_workers(setting),
-            worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop), spares=_spares)
+            worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop), spares=_spares,
+            code_changed=self.code_changed)
         last: dict[str, Any] = {"milestone": 0, COMPLETE: False}
         milestones = team.milestones()
         try:

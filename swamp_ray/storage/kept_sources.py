@@ -95,10 +95,16 @@ def _modules_in(manifest: bytes) -> list[str]:
         return []
 
 
-def code_changes(rundir: RunDir, config: SwampConfig) -> list[str]:
+def code_changes(rundir: RunDir, config: SwampConfig,
+                 manifests: dict[tuple[Any, ...], dict[str, Any]] | None = None) -> list[str]:
     """How today's user code differs from that of a run: a line for each module, function and package.
 
     Comments, docstrings and layout make no difference. Empty, too, for a run of which nothing was kept.
+
+    Args:
+        rundir: The run.
+        config: Its config.
+        manifests: What earlier calls have found of today's code; given to several calls, equal code is read once.
 
     Raises:
         UserError: A module's source cannot be read.
@@ -111,7 +117,11 @@ def code_changes(rundir: RunDir, config: SwampConfig) -> list[str]:
         return []
     if not old:
         return []
-    now = manifest_of(config)
+    manifests = {} if manifests is None else manifests
+    key = tuple(sorted(_deciding(config).items()))
+    if key not in manifests:
+        manifests[key] = manifest_of(config)
+    now = manifests[key]
     lines = []
     for name in sorted(old.keys() | now["modules"].keys()):
         lines += _module_changes(name, old.get(name), now["modules"].get(name))

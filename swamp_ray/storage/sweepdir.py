@@ -11,7 +11,16 @@ from typing import Any
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.files import shown
 from swamp_ray.storage.holders import this_process
-from swamp_ray.storage.jsonlines import CHECK_KEY, dump_json, is_sealed, load_json, open_lines, read_lines, sealed
+from swamp_ray.storage.jsonlines import (
+    CHECK_KEY,
+    dump_json,
+    is_sealed,
+    load_json,
+    open_lines,
+    read_lines,
+    salvage_lines,
+    sealed,
+)
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim, held_by
 from swamp_ray.storage.places import Place, Spot, as_place
 from swamp_ray.sweep_config import Sweep
@@ -138,12 +147,14 @@ class SweepDir:
         data = self.record.read()
         if not data:
             return {}
+        got = f"{len(data):,} bytes that are no JSON"
         with contextlib.suppress(ValueError, RecursionError):
             record = load_json(data)
             if isinstance(record, dict) and is_sealed(record):
                 return {key: value for key, value in record.items() if key != CHECK_KEY}
-        raise CorruptArtifactError(f"{self.record}: this is not the JSON object that was written. Restore the file or "
-                                   "delete it; it only describes the sweep.")
+            got = "another checksum" if isinstance(record, dict) else f"a {type(record).__name__}"
+        raise CorruptArtifactError(f"{self.record}: this is not the JSON object that was written, but got {got}. "
+                                   "Restore the file or delete it; it only describes the sweep.")
 
     def append_trial(self, record: Mapping[str, object]) -> None:
         """Record the state of a setting, durably; `record` has a key ``label``. The last record of a label counts."""
@@ -154,8 +165,23 @@ class SweepDir:
         """The last record of each setting by its label, in the order in which settings were begun."""
         found: dict[str, dict[str, Any]] = {}
         for record in read_lines(self.trials):
-            if not isinstance(record.get("label"), str) or not isinstance(record.get("setting"), dict):
+            if not _is_trial(record):
                 raise CorruptArtifactError(f"{self.trials}: a line is not what was written. Restore the file, or "
                                            "delete that line.")
             found[record["label"]] = record
         return found
+
+    def salvage_trials(self) -> tuple[dict[str, dict[str, Any]], str]:
+        """What can still be read of the records of settings, and a sentence about damaged lines; empty without any."""
+        lines = salvage_lines(self.trials, _is_trial)
+        found = {record["label"]: record for record in lines.records}
+        if not lines.damaged:
+            return found, ""
+        first, *others = lines.damaged
+        more = f" and {len(others)} more" if others else ""
+        return found, (f"{self.trials}: not what was written: line {first}{more}. What is shown of settings "
+                       "may be older than that. Restore the file, or delete these lines.")
+
+
+def _is_trial(record: Mapping[str, Any]) -> bool:
+    return isinstance(record.get("label"), str) and isinstance(record.get("setting"), dict)

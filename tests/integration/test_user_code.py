@@ -12,10 +12,12 @@ from swamp_ray.orchestration.messages import Executor
 from swamp_ray.orchestration.preparation import Prepared
 from swamp_ray.orchestration.running import make_executor, run
 from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.orchestration.sweep import run_sweep
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.rundir import RunDir
-from tests.helpers import tiny
+from swamp_ray.sweep_reading import build_sweep
+from tests.helpers import TINY, tiny
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -69,3 +71,30 @@ def test_a_module_that_changes_before_workers_have_it_ends_the_run_with_its_name
     store = ArtifactStore(open_place(tmp_path))
     noted = RunDir(tmp_path, "tiny").read_results()
     assert not any(store.find(line["name"]) for line in noted), "nothing was trained"
+
+
+def test_a_sweep_whose_code_has_changed_is_refused_and_retrains_only_that(folder: Path, tmp_path: Path) -> None:
+    (folder / "user_code_other.py").write_text(NET.replace("user_code_helper.ACT()", "nn.Sigmoid()").replace(
+        "import user_code_helper\n", ""))
+    models = ["user_code_net:net", "user_code_other:net"]
+    base = {**TINY, "model": {}, "execution": {**TINY["execution"], "executor": "inline"}}
+    sweep = build_sweep({"name": "s", "storage": str(tmp_path / "swept"), "base": base, "seeds": 1,
+                         "space": {"model.name": {"grid": models}}})
+    first = run_sweep(sweep)
+    assert run_sweep(sweep).sweepdir.read_record()["attempts"][-1]["trained"] == 0, "equal code goes on"
+    changed, same = (record["runs"][0] for record in first.records.values())
+    rounds = RunDir(tmp_path / "swept", same).rounds_path
+    before = rounds.stat().st_mtime_ns, (tmp_path / "swept/sweeps/s/trials.jsonl").read_bytes()
+    (folder / "user_code_helper.py").write_text(HELPER.format("Tanh"))
+    with pytest.raises(UserError, match=r"(?s)sweep 's' exists already with other code.*module user_code_helper: .*"
+                                        r"\(in nameuser_code_net_net.*--code-changed retrain"):
+        run_sweep(sweep)
+    assert before == (rounds.stat().st_mtime_ns, (tmp_path / "swept/sweeps/s/trials.jsonl").read_bytes())
+    again = run_sweep(sweep, code_changed="retrain")
+    assert {record["status"] for record in again.records.values()} == {"complete"}
+    assert rounds.stat().st_mtime_ns == before[0], "a setting whose code is as it was is found"
+    alone = tiny(tmp_path / "alone", model__name="user_code_net:net", model__options={}, execution__executor="inline")
+    expected = [record.average for record in run(alone).records]
+    assert [line["average"] for line in RunDir(tmp_path / "swept", changed).read_rounds()] == expected
+    assert again.sweepdir.read_record()["attempts"][-1]["trained"] > 0
+    assert run_sweep(sweep).sweepdir.read_record()["attempts"][-1]["trained"] == 0

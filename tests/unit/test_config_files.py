@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -177,3 +179,57 @@ class TestPaths:
         done = CliRunner().invoke(main, [*arguments, "--storage", "$UNSET/a"])
         assert done.exit_code == 2
         assert "--storage: the environment variable 'UNSET' is not set" in done.output
+
+
+UNREADABLE = {
+    "missing.yaml": "the config does not exist. ", "no/where/a.yaml": "and neither does the folder ",
+    "folder": "the config must be a file, but this is a folder", "": "the path of the config is empty",
+    "file.yaml/a.yaml": "a part of its path is a file, not a folder", "circle.yaml": "its links lead round in a circle",
+    "dangling.yaml": "it is a link to gone.yaml, which does not exist", "a" * 300: "its name is too long",
+    "nul\0.yaml": "its path holds a character that no path may hold",
+    "quickstrat.yaml": "Did you mean 'quickstart.yaml'?", "socket": "it is a socket, not a file",
+}
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of paths that hold no config, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("quickstart.yaml").touch()
+    Path("file.yaml").touch()
+    Path("circle.yaml").symlink_to("circle.yaml")
+    Path("dangling.yaml").symlink_to("gone.yaml")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("odd")
+class TestUnreadable:
+    @pytest.mark.parametrize("command", ["run", "check", "sweep", "submit"])
+    @pytest.mark.parametrize("path", UNREADABLE)
+    def test_it_is_said_in_a_plain_sentence(self, command: str, path: str) -> None:
+        done = CliRunner().invoke(main, [command, path])
+        assert done.exit_code == 2, done.output
+        said = " ".join(done.stderr.split())
+        assert UNREADABLE[path] in said
+        assert "Errno" not in said
+        assert said.endswith((".", "?"))
+
+    @pytest.mark.parametrize("path", UNREADABLE)
+    def test_a_base_of_a_sweep_too(self, path: str) -> None:
+        with pytest.raises(UserError) as error:
+            build_sweep({"base": path, "space": {"pruning.rate": {"grid": [0.5]}}})
+        assert str(error.value).startswith("sweep: base: ")
+        assert "Errno" not in str(error.value)
+
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EDQUOT])
+    def test_what_a_disk_refuses(self, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(code, os.strerror(code), "quickstart.yaml")
+
+        monkeypatch.setattr(Path, "open", refuse)
+        with pytest.raises(UserError, match=r"^quickstart\.yaml: the config cannot be read: [a-z]") as error:
+            read_config_file("quickstart.yaml")
+        assert "Errno" not in str(error.value)

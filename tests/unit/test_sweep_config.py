@@ -83,7 +83,7 @@ def test_a_space_that_makes_no_sense_is_refused_with_its_place(space: dict[str, 
     ({"search": {"seed": -1}}, r"search\.seed: must be greater than or equal to 0, but got -1"),
     ({"serch": {}}, r"serch: there is no such option\. Did you mean 'search'\?"),
     ({"base": {"trainig": {}}}, r"s(weep)?: base: trainig: there is no such option\. Did you mean 'training'\?"),
-    ({"base": "nowhere.yaml"}, "base: the base config does not exist, but got 'nowhere.yaml'"),
+    ({"base": "nowhere.yaml"}, "base: nowhere.yaml: the config does not exist"),
 ])
 def test_a_wrong_option_is_refused_with_its_place_and_value(values: dict[str, Any], text: str) -> None:
     assert re.search(text, refusal(**values)), refusal(**values)
@@ -446,7 +446,7 @@ def test_a_base_is_found_relative_to_its_sweep(files: Path) -> None:
 
 def test_a_missing_base_is_named_with_its_whole_path(files: Path) -> None:
     (files.parent / "runs/base.yaml").unlink()
-    with pytest.raises(UserError, match=rf"targets\.yaml: base: .* does not exist, but got '{files.parent}/runs/base"):
+    with pytest.raises(UserError, match=rf"targets\.yaml: base: {files.parent}/runs/base\.yaml: .* does not exist"):
         load_sweep(files)
 
 

@@ -256,7 +256,7 @@ def test_a_sweep_whose_base_is_gone_is_refused(files: Path) -> None:
     for command in ("check", "sweep"):
         done = swamp(command, files / "targets.yaml", "--storage", files / "s")
         assert done.exit_code == 2
-        assert f"targets.yaml: base: the base config does not exist, but got '{files}/run.yaml'" in done.stderr
+        assert f"targets.yaml: base: {files}/run.yaml: the config does not exist" in done.stderr
 
 
 def test_a_sweep_has_a_name_that_can_be_a_folder(files: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from swamp_ray.cli import main
-from swamp_ray.errors import CorruptArtifactError, UserError
+from swamp_ray.errors import UserError
 from swamp_ray.locating import find_either, find_sweep
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Leases, Watch
@@ -277,11 +277,59 @@ def test_members_that_are_missing_count_as_not_begun(storage: Path) -> None:
     assert row(text(SweepView(SweepDir(storage, "grid"))), "50.0", "%", "1").split()[3:5] == ["0/2", "-"]
 
 
-def test_damage_of_the_sweeps_own_files_is_an_error(storage: Path) -> None:
-    view = SweepView(SweepDir(storage, "grid"))
-    (storage / "sweeps/grid/sweep.json").write_text('{"attempts": 3}')
-    with pytest.raises(CorruptArtifactError, match=r"sweep\.json"):
-        view.refresh()
+@pytest.mark.parametrize(("content", "got"), [
+    ('{"attempts": 3}', "(attempts)"), ("{", "1 bytes that are no JSON"), ("[]", "a list"),
+    ("\x00\x00", "2 bytes that are no JSON"), ('{"status": "complete", "check": "0"}', "another checksum"),
+])
+def test_damage_of_the_sweeps_record_is_said_and_the_settings_are_shown(storage: Path, content: str, got: str) -> None:
+    record = storage / "sweeps/grid/sweep.json"
+    record.write_text(content)
+    sweepdir = SweepDir(storage, "grid")
+    lines = text(SweepView(sweepdir), 400)
+    assert lines[0] == "grid: its state is not known, 1 of 4 settings, 1 failed"
+    assert row(lines, "50.0", "%", "1").split()[-1] == "complete"
+    assert row(lines, "50.0", "%", "2").split()[-1] == "interrupted"
+    [said] = [line for line in lines if line.startswith("damaged: ")]
+    assert str(record) in said
+    assert got in said
+    assert "Restore the file or delete it" in said
+    done = status("grid", "--storage", storage)
+    assert done.exit_code == 0, done.output
+    assert "sweep.json: this is not" in done.stdout
+    with working(sweepdir):
+        assert text(SweepView(sweepdir))[0].startswith("grid: running, ")
+
+
+@pytest.mark.parametrize(("damaged", "said"), [
+    ("nonsense", "line 1."), ('{"label": 3, "setting": {}, "check": ""}', "line 1."), ("{}\n[]", "line 1 and 1 more."),
+])
+def test_damaged_records_of_settings_are_said_and_the_others_are_shown(
+    storage: Path, damaged: str, said: str
+) -> None:
+    trials = storage / "sweeps/grid/trials.jsonl"
+    lines = trials.read_text().splitlines()
+    trials.write_text("\n".join([damaged, *lines[1:], ""]))
+    shown = text(SweepView(SweepDir(storage, "grid")), 400)
+    assert row(shown, "50.0", "%", "1").split()[-1] == "waiting"
+    assert row(shown, "75.0", "%", "1").split()[-1] == "failed"
+    assert any(line.startswith(f"damaged: {trials}: not what was written: {said}") for line in shown)
+
+
+@pytest.mark.parametrize(("values", "wrong"), [
+    ({"status": "lost"}, "status"), ({"runs": [1, 2]}, "runs"), ({"runs": ["a/b"]}, "no name of a run"),
+    ({"setting": {"other": 1}}, "setting"),
+])
+def test_a_record_of_a_setting_that_no_sweep_writes_is_said(
+    storage: Path, values: Mapping[str, Any], wrong: str
+) -> None:
+    sweepdir = SweepDir(storage, "grid")
+    key, record = next(iter(sweepdir.read_trials().items()))
+    sweepdir.append_trial({**record, **values})
+    shown = text(SweepView(sweepdir), 400)
+    assert row(shown, "75.0", "%", "1").split()[-1] == "failed"
+    [said] = [line for line in shown if line.startswith("damaged: ")]
+    assert wrong in said
+    assert key in said or "a/b" in said
 
 
 def status(*arguments: object) -> Any:

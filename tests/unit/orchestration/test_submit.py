@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from swamp_ray.orchestration.provenance import version
 from swamp_ray.orchestration.submission import Submission
 from swamp_ray.orchestration.submit import STOP_VARIABLE, Submitted, submit
 from swamp_ray.orchestration.upload import CONFIG_NAME
+from swamp_ray.sweep_reading import build_sweep
 from tests.helpers import TINY
 
 ANSWER: dict[str, Any] = {
@@ -93,6 +95,18 @@ def go(server: Server, folder: Path, submission: Submission | None = None,
        said: list[tuple[str, str]] | None = None) -> Submitted:
     said = [] if said is None else said
     return submit(submission or tiny(), cast(Jobs, server), folder, lambda kind, text: said.append((kind, text)), {})
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_what_becomes_of_other_code_is_said_to_the_command(folder: Path, kind: str) -> None:
+    submission = tiny()
+    if kind == "sweep":
+        sweep = build_sweep({"name": "s", "base": submission.run, "space": {"pruning.target": {"grid": [0.5]}}})
+        submission = Submission(sweep.base, sweep)
+    server = Server()
+    go(server, folder, replace(submission, code_changed="retrain"))
+    expected = f"exec python -m swamp_ray {kind} {CONFIG_NAME} --address auto --code-changed retrain"
+    assert server.entrypoints[-1] == expected
 
 
 def test_code_and_config_are_uploaded_and_run(folder: Path) -> None:
