@@ -109,7 +109,8 @@ def _unreadable(error: OSError | ValueError, found: Path, given: str) -> UserErr
                          "that you mean.")
     if isinstance(error, IsADirectoryError):
         return UserError("the config must be a file, but this is a folder", where=where, do=_configs_in(found))
-    return UserError(f"the config cannot be read: {_reason(error)}", where=where, do=_READABLE if isinstance(error, PermissionError) else "")
+    advice = _READABLE if isinstance(error, PermissionError) else ""
+    return UserError(f"the config cannot be read: {_reason(error)}", where=where, do=advice)
 
 
 _READABLE = "Allow yourself to read it, e.g. with chmod u+r, or copy it."

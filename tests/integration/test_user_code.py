@@ -81,7 +81,6 @@ def test_a_sweep_whose_code_has_changed_is_refused_and_retrains_only_that(folder
     sweep = build_sweep({"name": "s", "storage": str(tmp_path / "swept"), "base": base, "seeds": 1,
                          "space": {"model.name": {"grid": models}}})
     first = run_sweep(sweep)
-    assert run_sweep(sweep).sweepdir.read_record()["attempts"][-1]["trained"] == 0, "equal code goes on"
     changed, same = (record["runs"][0] for record in first.records.values())
     rounds = RunDir(tmp_path / "swept", same).rounds_path
     before = rounds.stat().st_mtime_ns, (tmp_path / "swept/sweeps/s/trials.jsonl").read_bytes()
