@@ -18,9 +18,10 @@ from swamp_ray.metric_names import number, shown_primary
 from swamp_ray.orchestration.choosing import WORDS, recorded_choice
 from swamp_ray.orchestration.journal import Journal
 from swamp_ray.orchestration.older_runs import knowing_older_runs
-from swamp_ray.orchestration.preparation import Prepared, device_kind, prepare
+from swamp_ray.orchestration.preparation import Prepared, State, device_kind, prepare, state_of
 from swamp_ray.orchestration.resources import pool_size, this_machine
 from swamp_ray.orchestration.space import estimate, free_bytes
+from swamp_ray.orchestration.starting import skips_own, take_whole_start_
 from swamp_ray.orchestration.store_memory import round_bytes
 from swamp_ray.output import Output
 from swamp_ray.sparsity.masks import clean_name
@@ -33,7 +34,7 @@ from swamp_ray.sweep_config import Sweep, describe, label, plain_value
 from swamp_ray.tables import display_path, percent, size, told_apart
 from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
 from swamp_ray.training.footprint import footprint
-from swamp_ray.training.particle import ParticleTrainer
+from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.process_state import computing
 
 if TYPE_CHECKING:
@@ -201,20 +202,32 @@ def rounds_table(prepared: Prepared) -> Table:
 
 
 def checkpoint_lines(prepared: Prepared) -> list[str]:
-    """How good a checkpoint is that all weights are taken from, before anything is pruned or trained."""
-    start = prepared.config.start_from
-    if start is None or start.skip or not prepared.config.brings_weights:
+    """How good a checkpoint is that weights are taken from, before anything is pruned or trained.
+
+    One that is not taken whole is measured whole, if all of it fits: with layers that are not trained yet it says
+    nothing.
+    """
+    if prepared.config.start_from is None or not prepared.config.brings_weights:
         return []
     with computing(), applied(prepared.arithmetic.alone):
-        trainer = ParticleTrainer(prepared.config, prepared.data, prepared.arithmetic.alone)
-        given = {**prepared.initial.parameters, **prepared.initial.buffers}
-        with torch.no_grad():
-            for name, tensor in [*trainer.model.named_parameters(), *trainer.model.named_buffers()]:
-                tensor.copy_(torch.tensor(given[clean_name(name)]))
-        found = trainer.metrics(("validation", "test"))
+        model = initial_model(prepared.config, prepared.data)
+        if not skips_own(prepared.config, model):
+            return [_quality(prepared, prepared.initial, "the checkpoint as it is")]
+        if take_whole_start_(prepared.config, model, prepared.layout):
+            return [_quality(prepared, state_of(model), "the checkpoint as it is, with what start_from.skip names")]
+    return []
+
+
+def _quality(prepared: Prepared, state: State, what: str) -> str:
+    trainer = ParticleTrainer(prepared.config, prepared.data, prepared.arithmetic.alone)
+    given = {**state.parameters, **state.buffers}
+    with torch.no_grad():
+        for name, tensor in [*trainer.model.named_parameters(), *trainer.model.named_buffers()]:
+            tensor.copy_(torch.tensor(given[clean_name(name)]))
     name = shown_primary(prepared.task)
-    return [f"the checkpoint as it is: {name} " + ", ".join(
-        f"{number(metrics[name], name)} on {split}" for split, metrics in found.items())]
+    found = trainer.metrics(("validation", "test"))
+    return f"{what}: {name} " + ", ".join(
+        f"{number(metrics[name], name)} on {split}" for split, metrics in found.items())
 
 
 def _table(title: str) -> Table:

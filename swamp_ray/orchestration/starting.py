@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import glob
 import io
 import re
 import warnings
@@ -77,6 +79,34 @@ def take_start_(config: SwampConfig, model: nn.Module, layout: Layout) -> tuple[
         raise UserError("the ticket prunes tensors that this config does not", got=", ".join(sorted(unknown)),
                         where="pruning.include", do="Use the include and exclude patterns of the ticket's run.")
     return mask, _notes(start, skipped, mask)
+
+
+def take_whole_start_(config: SwampConfig, model: nn.Module, layout: Layout) -> bool:
+    """Put a checkpoint into a model with what ``start_from.skip`` leaves out, if that can be.
+
+    Args:
+        config: The run, which takes weights from a checkpoint.
+        model: At its initialisation.
+        layout: Its prunable weights.
+
+    Returns:
+        Whether all of the model's tensors are the checkpoint's now.
+    """
+    start = config.start_from
+    assert start is not None
+    own = own_names(model)
+    with contextlib.suppress(UserError):
+        others = [name for name in _read_checkpoint(start)[0] if name not in own]
+        whole = start.model_copy(update={"skip": tuple(map(glob.escape, others)), "zeros": "regrow"})
+        take_start_(config.model_copy(update={"start_from": whole}), model, layout)
+        return True
+    return False
+
+
+def skips_own(config: SwampConfig, model: nn.Module) -> bool:
+    """Whether tensors of the model itself are left as they are initialised."""
+    patterns = config.start_from.skip if config.start_from is not None else ()
+    return any(fnmatchcase(name, pattern) for name in own_names(model) for pattern in patterns)
 
 
 def _notes(start: StartFrom, skipped: Mapping[str, str], mask: np.ndarray) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,35 @@ def test_check_says_how_good_the_untouched_checkpoint_is(
     saved(tmp_path, weights(classes=5))
     print_plan(config_of(tmp_path, "mlp", start={"skip": ["2.*"]}))
     assert "as it is" not in capsys.readouterr().out, "a head that is not trained yet says nothing"
+
+
+@pytest.mark.parametrize(("skip", "extra", "said"), [
+    ([], {}, "as it is: accuracy"),
+    (["ema"], {"ema": torch.ones(3)}, "as it is: accuracy"),
+    (["2.*"], {}, "as it is, with what start_from.skip names: accuracy"),
+    (["2.*", "a[0]*"], {"a[0]*": torch.ones(3)}, "as it is, with what start_from.skip names: accuracy"),
+    (["2.*", "0.weight", "a*"], {"also": torch.ones(2)}, "as it is, with what start_from.skip names: accuracy"),
+    (["2.*"], {"2.weight": torch.ones(5, 32), "2.bias": torch.ones(5)}, ""),
+    (["2.*", "also.*"], {"2.weight": torch.ones(3, 9), "also.x": torch.ones(3)}, ""),
+    (["2.*"], {"2.bias": None}, ""),
+])
+def test_check_says_how_good_a_checkpoint_is_of_which_parts_are_skipped(
+    tmp_path: Path, prepared: Any, capsys: pytest.CaptureFixture[str], skip: list[str], extra: dict[str, Any], said: str
+) -> None:
+    given: dict[str, Any] = {**weights(), **extra}
+    saved(tmp_path, {name: tensor for name, tensor in given.items() if tensor is not None})
+    start = {"skip": [glob.escape(name) if "[" in name else name for name in skip], "zeros": "regrow"}
+    data = prepared(**start).data
+    print_plan(config_of(tmp_path, "mlp", start=start))
+    found = re.search(r"the checkpoint (as it is.*: accuracy) [\d.]+ % on validation, ([\d.]+) % on test",
+                      capsys.readouterr().out)
+    assert (found[1] if found else "") == said
+    if found:
+        network = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
+        network.load_state_dict(weights())
+        inputs, labels = (torch.from_numpy(part) for part in data.test.arrays)
+        accuracy = float((network(inputs).argmax(1) == labels).float().mean())
+        assert float(found[2]) == pytest.approx(100 * accuracy, abs=0.06)
 
 
 def sparse(share: float) -> dict[str, Tensor]:
