@@ -201,10 +201,19 @@ def computing(wait: Callable[[], None] | None = None) -> Iterator[None]:
             wait()
         _COMPUTING.acquire()
     try:
-        with plain_state(), warnings.catch_warnings():
+        with plain_state(), _warnings_are_no_errors():
             yield
     finally:
         _COMPUTING.release()
+
+
+@contextlib.contextmanager
+def _warnings_are_no_errors() -> Iterator[None]:
+    """Filters that turn warnings into errors would end here what only warns in a process of its own."""
+    with warnings.catch_warnings():
+        warnings.filters[:] = [("default", *rest) if action == "error" else (action, *rest)  # type: ignore[index]
+                               for action, *rest in warnings.filters]
+        yield
 
 
 @contextlib.contextmanager

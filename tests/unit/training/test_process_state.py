@@ -177,6 +177,7 @@ def test_a_callers_choices_are_put_aside_and_put_back(caller: str, fails: bool) 
 
 
 NETWORK = '''
+import warnings
 import torch
 from torch import nn
 import numpy as np
@@ -195,6 +196,11 @@ class Net(nn.Module):
 class Broken(Net):
     def forward(self, x):
         raise ValueError("broken")
+
+class Warns(Net):
+    def forward(self, x):
+        warnings.warn("somewhat odd")
+        return super().forward(x)
 
 def points():
     draw = np.random.default_rng(1)
@@ -239,6 +245,35 @@ def test_a_run_of_a_caller_with_every_choice_gives_its_numbers(tmp_path: Path) -
             losses(tmp_path, "broken", model={"name": "their_net:Broken"})
         assert (observed(), list(warnings.filters)) == before
     assert observed() == outside
+
+
+FILTERS: dict[str, Callable[[], Any]] = {
+    "all": lambda: warnings.simplefilter("error"),
+    "a category": lambda: warnings.filterwarnings("error", category=UserWarning),
+    "a message": lambda: warnings.filterwarnings("error", message="somewhat"),
+    "a module": lambda: warnings.filterwarnings("error", module="their_net|tests"),
+    "appended": lambda: (warnings.resetwarnings(), warnings.simplefilter("error", append=True)),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_caller_whose_warnings_are_errors_gets_the_same_outcome(name: str) -> None:
+    with warnings.catch_warnings():
+        FILTERS[name]()
+        before = list(warnings.filters)
+        for _ in range(2):
+            with computing(), computing():
+                warnings.warn("somewhat odd", UserWarning, stacklevel=1)
+            assert list(warnings.filters) == before
+        with pytest.raises(UserWarning, match="somewhat odd"):
+            warnings.warn("somewhat odd", UserWarning, stacklevel=1)
+
+
+def test_a_network_that_warns_trains_where_warnings_are_errors(tmp_path: Path) -> None:
+    expected = losses(tmp_path, "alone")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert losses(tmp_path, "within", model={"name": "their_net:Warns"}) == expected
 
 
 @pytest.mark.parametrize("caller", ["a function mode", "a default device", "a device context", "inference mode"])
