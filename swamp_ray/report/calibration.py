@@ -63,7 +63,7 @@ def _samples(runs: Sequence[ReportRun], metric: str) -> str:
     if metric != "ece" or not sizes:
         return ""
     size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    chance = "; of so few it is above 0 by chance too" if sizes[0] < FEW else ""
+    chance = "; with so few, chance alone lifts it above 0" if sizes[0] < FEW else ""
     return f" ({size} samples{chance})"
 
 

@@ -22,8 +22,8 @@ def distances_to_average(runs: Sequence[ReportRun]) -> list[Chart]:
     absolute = over_seeds(runs, lambda run, record: record["spread"] if (run.name, record["round"]) in norms else None)
     data: Any = frame.assign(distance=absolute["mean"])
     caption = ("Root mean squared Euclidean distance of a round's particles to their average, divided by the length of "
-               "the average, both over the weights that the mask keeps: without the division it falls with the number "
-               f"of weights alone. {range_in_words(frame)}")
+               "the average, both over the weights that the mask keeps. Without the division the distance would fall "
+               f"only because fewer weights are left. {range_in_words(frame)}")
     return [Chart("distance_to_average", "Distance of the particles to their average", caption,
                   _figure(runs, data), data)]
 

@@ -189,7 +189,7 @@ def _left_out(sweepdir: SweepDir, frame: pd.DataFrame) -> list[str]:
     """What the curves do not show: settings that a longer chain stands for, and settings without results."""
     lines = []
     if SPACE + TARGET in frame and _varies(frame, SPACE + TARGET):
-        lines.append("of settings that differ in their target alone, the one with the most rounds")
+        lines.append("of settings that differ only in their target, the one with the most rounds is drawn")
     failed = sum(trial.status == "failed" for trial in Settings(sweepdir).read())
     if failed:
         lines.append(f"{failed} setting{'s' * (failed > 1)} failed")

@@ -36,7 +36,7 @@ def test_the_error_is_the_mean_over_seeds_by_network(tmp_path: Path) -> None:
     assert means["ensemble", 0.25] == pytest.approx(0.04)
     assert drawn(loss)["mean"].unique().tolist() == [0.5]
     assert "Mean and range over 2 runs." in error.caption
-    assert "(100 samples; of so few it is above 0 by chance too)" in error.caption
+    assert "(100 samples; with so few, chance alone lifts it above 0)" in error.caption
     (line, *_) = error.figure.axes[0].lines
     assert [y for _, y in points(line)] == pytest.approx([2.0] * 4), "percent"
 
