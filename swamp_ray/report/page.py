@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from swamp_ray.csv_text import csv_bytes
+from swamp_ray.output import visible
 from swamp_ray.report.card import Card
 from swamp_ray.report.chart import Chart
 from swamp_ray.report.drawing import inline
@@ -150,7 +151,8 @@ def render(page: Page) -> bytes:
                               trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cell": data_cell, "tight": tight}
     parts = [part for part in page.parts if not part.is_empty]
-    return environment.get_template("report.html").render(page=page, parts=parts).encode()
+    # Codes in names and messages would turn the direction of the text around them, or end up in a terminal.
+    return visible(environment.get_template("report.html").render(page=page, parts=parts)).encode()
 
 
 def tight(text: str) -> str:

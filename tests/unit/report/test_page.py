@@ -132,7 +132,9 @@ def test_what_runs_say_is_escaped(swamp: ReportRun, monkeypatch: pytest.MonkeyPa
     config = with_values(swamp.config, {"model.name": "a.b:c", "model.options": {HOSTILE: HOSTILE}})
     about = {**swamp.about, "attempts": attempts, "status": HOSTILE, "data": {"sample": HOSTILE}}
     runs = [replace(swamp, arm=HOSTILE, config=config, about=about), swamp]
-    text = render(build(runs, HOSTILE, "report", notes=[HOSTILE])).decode()
+    text = render(build(runs, HOSTILE, "report", notes=[HOSTILE, "a\x1b]0;b\u202ec\x07"])).decode()
+    assert "a\ufffd]0;b\ufffdc\ufffd" in text
+    assert not set("\x1b\x07\u202e") & set(text)
     assert not re.search(r"<script|<img", text, re.I)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
