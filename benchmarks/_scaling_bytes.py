@@ -20,17 +20,17 @@ import ray
 from _measuring import spread, timed
 from _processes import Sampler, own_pid
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config
-from swamp_ray.orchestration.actors import AveragingActor, _Remote
-from swamp_ray.orchestration.averager import Averager, Local, ShardCall
-from swamp_ray.orchestration.messages import AverageSpec
-from swamp_ray.orchestration.own_token import OwnToken
-from swamp_ray.orchestration.preparation import State
-from swamp_ray.round_messages import Work
+from swamp_ray.config.reading import build_config
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.method.events import Work
+from swamp_ray.on_ray.actors import AveragingActor, _Remote
+from swamp_ray.on_ray.own_token import OwnToken
+from swamp_ray.run.averager import Averager, Local, ShardCall
+from swamp_ray.run.messages import AverageSpec
+from swamp_ray.run.prepare import State
 from swamp_ray.sparsity.bits import num_kept
+from swamp_ray.sparsity.compact import Packed, spans
 from swamp_ray.sparsity.masks import Layer, Layout
-from swamp_ray.sparsity.packing import Packed, spans
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
 from swamp_ray.storage.recipes import Named
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from swamp_ray.orchestration.shard import AUTO_ELEMENTS
+from swamp_ray.run.shard import AUTO_ELEMENTS
 
 COUNTS_BYTES = 2 * 65_536 * 8
 """What an averaging actor sends for the threshold of a group of survivors: two passes of 65,536 counts."""

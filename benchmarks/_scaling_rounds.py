@@ -17,16 +17,16 @@ import ray
 from _measuring import spread
 from _processes import descendants, named, own_pid, share_bytes, status_bytes
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config
-from swamp_ray.orchestration import running
-from swamp_ray.orchestration.messages import RoundRecord, WorkItem
-from swamp_ray.orchestration.own_token import OwnToken
-from swamp_ray.orchestration.preparation import Prepared
-from swamp_ray.orchestration.ray_executor import RayExecutor
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.round_messages import Work
+from swamp_ray import launch as running
+from swamp_ray.config.reading import build_config
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.method.events import Work
+from swamp_ray.on_ray.executor import RayExecutor
+from swamp_ray.on_ray.own_token import OwnToken
+from swamp_ray.run.messages import RoundRecord, WorkItem
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.reporter import Reporter
+from swamp_ray.run.signals import Stopping
 
 BATCH = 4
 INPUTS = 64

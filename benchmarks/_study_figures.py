@@ -26,7 +26,7 @@ from _study_report import NETWORKS
 from matplotlib.figure import Figure
 
 from swamp_ray.analysis.statistics import Paired
-from swamp_ray.report.style import COLOURS, MARKERS, density_axis, plain_axes
+from swamp_ray.report.charts.style import COLOURS, MARKERS, density_axis, plain_axes
 
 KINDS = ("svg", "png")
 DPI = 150

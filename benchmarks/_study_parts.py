@@ -14,8 +14,8 @@ from swamp_ray.analysis.bench import Bench, Point
 from swamp_ray.analysis.paths import instability, line
 from swamp_ray.analysis.sharpness import sharpness
 from swamp_ray.analysis.swap import swap
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import with_values
+from swamp_ray.config.reading import with_values
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.storage.metrics import read_metrics
 
 Frame = Any

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.commands.evaluate import evaluate_runs
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import DivergedError, RunError
-from swamp_ray.evaluation import evaluate_runs
-from swamp_ray.orchestration.preparation import Prepared, prepare
-from swamp_ray.orchestration.running import device_of, run
+from swamp_ray.launch import device_of, run
+from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.storage.places import open_place
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 
 Row = dict[str, Any]
 DIVERGED = "diverged"

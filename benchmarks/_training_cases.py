@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config
+from swamp_ray.config.reading import build_config
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.data.datasets import Data, load_data
+from swamp_ray.sparsity.compact import Packed, pack_state
 from swamp_ray.sparsity.masks import find_prunable
-from swamp_ray.sparsity.packing import Packed, pack_state
 from swamp_ray.training.arithmetic import Arithmetic, resolve_arithmetic
-from swamp_ray.training.data import Data, load_data
-from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.program import round_program
 from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import TrainingRun
 
 DENSITY = 0.1

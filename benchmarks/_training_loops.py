@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.data.augmentation import Draws, Pixels
+from swamp_ray.data.datasets import Data
+from swamp_ray.sparsity.compact import load_packed_
 from swamp_ray.sparsity.masks import find_prunable, mask_tensors, prunable_tensors
-from swamp_ray.sparsity.packing import load_packed_
 from swamp_ray.training.arithmetic import Arithmetic, applied
-from swamp_ray.training.data import Data
-from swamp_ray.training.particle import ParticleTrainer, initial_model
-from swamp_ray.training.pixels import Draws, Pixels
+from swamp_ray.training.trainer import ParticleTrainer, initial_model
 
 WARM_UP = {"cpu": 1, "cuda": 3}
 USUAL_IMAGES = {"cpu": 1280, "cuda": 12800}

@@ -13,11 +13,11 @@ from _measuring import spread
 from _training_cases import CASES, arithmetic_of, begun, data_of, synchronise
 from _training_loops import Epoch, in_turn
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.data.datasets import Data
 from swamp_ray.training.arithmetic import Arithmetic, applied
-from swamp_ray.training.data import Data
-from swamp_ray.training.pack import Pack, train_epoch
-from swamp_ray.training.particle import ParticleTrainer
+from swamp_ray.training.packs.pack import Pack, train_epoch
+from swamp_ray.training.trainer import ParticleTrainer
 
 BATCH = {"lenet_300_100": 128, "digits_cnn": 64, "resnet20": 32, "wrn_28_2": 128}
 STEPS = {"cpu": {"lenet_300_100": 15, "digits_cnn": 10, "resnet20": 1, "wrn_28_2": 1},

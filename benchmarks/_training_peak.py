@@ -12,7 +12,7 @@ from _training_loops import in_turn
 from torch.utils.flop_counter import FlopCounterMode
 
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.particle import ParticleTrainer
+from swamp_ray.training.trainer import ParticleTrainer
 
 
 def measure(case: str, device: str, repeats: int) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 
 from _training_cases import has_cifar10
 
-from swamp_ray.config_reading import build_config, with_values
-from swamp_ray.orchestration.messages import RoundRecord
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.round_messages import Work
+from swamp_ray.config.reading import build_config, with_values
+from swamp_ray.launch import run
+from swamp_ray.method.events import Work
+from swamp_ray.run.messages import RoundRecord
+from swamp_ray.run.reporter import Reporter
 from swamp_ray.training.records import Progress
 
 

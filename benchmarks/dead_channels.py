@@ -26,8 +26,8 @@ from _narrowed import narrowed
 from torch import Tensor, nn
 
 from swamp_ray.api import Result, SwampTrainer
-from swamp_ray.config import SwampConfig, TrainingConfig
-from swamp_ray.config_reading import build_config, with_values
+from swamp_ray.config.reading import build_config, with_values
+from swamp_ray.config.schema import SwampConfig, TrainingConfig
 from swamp_ray.storage.tickets import Ticket
 from swamp_ray.training.models import build_model
 from swamp_ray.training.networks import CifarResNet, CifarVGG

@@ -22,12 +22,12 @@ from typing import Any
 
 from _measuring import spread, write
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config, load_config, with_values
-from swamp_ray.orchestration.journal import Journal
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.orchestration.worker import Worker
+from swamp_ray.config.reading import build_config, load_config, with_values
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.launch import run
+from swamp_ray.run.journal import Journal
+from swamp_ray.run.reporter import Reporter
+from swamp_ray.run.worker import Worker
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.leases import Lease, Leases
 from swamp_ray.storage.recipes import Recipes

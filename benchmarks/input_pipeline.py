@@ -31,17 +31,17 @@ from PIL import Image
 from torchvision import io as torchvision_io
 from torchvision.transforms import v2
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config
-from swamp_ray.sparsity.packing import pack_state
+from swamp_ray.config.reading import build_config
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.data.datasets import Data, LazySamples, load_data
+from swamp_ray.data.image_folder import ImageFiles, Listing
+from swamp_ray.data.loader import Loader, Upload, loader_of, read_sample, usable_cores
+from swamp_ray.reproducible import seeded
+from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
-from swamp_ray.training.data import Data, LazySamples, load_data
-from swamp_ray.training.image_folder import ImageFiles, Listing
-from swamp_ray.training.loading import Loader, Upload, loader_of, read_sample, usable_cores
-from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.program import round_program
 from swamp_ray.training.records import ParticleJob
-from swamp_ray.training.reproducible import seeded
+from swamp_ray.training.trainer import ParticleTrainer, initial_model
 
 SIZE = (500, 375)
 LISTED = (10_000, 1_281_167)

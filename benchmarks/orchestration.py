@@ -20,13 +20,13 @@ from typing import Any
 
 from _measuring import spread, write
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config, with_values
-from swamp_ray.orchestration.messages import RoundRecord, WorkItem
-from swamp_ray.orchestration.preparation import State, prepare
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.round_messages import Work
+from swamp_ray.config.reading import build_config, with_values
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.launch import run
+from swamp_ray.method.events import Work
+from swamp_ray.run.messages import RoundRecord, WorkItem
+from swamp_ray.run.prepare import State, prepare
+from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.masks import to_bits
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.tickets import load_ticket
@@ -90,7 +90,7 @@ def measure(config: SwampConfig) -> Clock:
 
 def side_by_side(config: SwampConfig, storage: str, items: list[WorkItem], barrier: Any, took: Any) -> None:
     """A plain loop in a process of its own: some of the jobs of a finished run, one after the other."""
-    from swamp_ray.orchestration.worker import Worker
+    from swamp_ray.run.worker import Worker
 
     prepared = prepare(config)
     start = State(*_rewind_point(prepared, storage))
@@ -112,7 +112,7 @@ def side_by_side(config: SwampConfig, storage: str, items: list[WorkItem], barri
 def _rewind_point(prepared: Any, storage: str) -> tuple[Any, Any]:
     import numpy as np
 
-    from swamp_ray.sparsity.packing import unpack
+    from swamp_ray.sparsity.compact import unpack
     from swamp_ray.storage.states import read_state
 
     store = ArtifactStore(storage)

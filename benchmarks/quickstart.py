@@ -17,9 +17,9 @@ from typing import Any
 from _measuring import write
 
 from swamp_ray import load_config
-from swamp_ray.config_reading import with_values
-from swamp_ray.orchestration.running import run
-from swamp_ray.report.figures import Curve, accuracy_against_sparsity
+from swamp_ray.config.reading import with_values
+from swamp_ray.launch import run
+from swamp_ray.report.charts.figures import Curve, accuracy_against_sparsity
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS: dict[str, dict[str, Any]] = {

@@ -29,8 +29,8 @@ from _study_parts import Context, Frame, Part, Row
 from _study_tiers import Tier, chosen
 
 from swamp_ray import load_config
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import with_values
+from swamp_ray.config.reading import with_values
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import SwampError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,13 +20,13 @@ from typing import Any
 
 from _measuring import timed, write
 
-from swamp_ray.config import ExecutionConfig
-from swamp_ray.orchestration.cluster import connect
-from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
+from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sweep import Sweep
+from swamp_ray.config.sweep_reading import load_sweep
+from swamp_ray.on_ray.cluster import connect
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import Sweep
-from swamp_ray.sweep_reading import load_sweep
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.sweep.run import SweepOutcome, run_sweep
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "sweeps" / "sparsity_x_particles.yaml"
 

@@ -17,12 +17,13 @@ from typing import Any
 import ray
 from _measuring import write
 
-from swamp_ray.config_reading import build_config, with_values
-from swamp_ray.orchestration import ray_executor, running
-from swamp_ray.orchestration.messages import Done, Outcome, Report, WorkItem
-from swamp_ray.orchestration.preparation import Prepared, State
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.round_messages import Work
+from swamp_ray import launch as running
+from swamp_ray.config.reading import build_config, with_values
+from swamp_ray.method.events import Work
+from swamp_ray.on_ray import executor as ray_executor
+from swamp_ray.run.messages import Done, Outcome, Report, WorkItem
+from swamp_ray.run.prepare import Prepared, State
+from swamp_ray.run.reporter import Reporter
 
 CONFIG: dict[str, Any] = {
     "name": "transport",

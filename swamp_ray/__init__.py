@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swamp_ray.api import Result, SwampSweep, SwampTrainer, SweepResult, tune_trainable
-    from swamp_ray.config import SwampConfig
-    from swamp_ray.config_reading import load_config
+    from swamp_ray.config.reading import load_config
+    from swamp_ray.config.schema import SwampConfig
     from swamp_ray.errors import DivergedError, RunError, SwampError, UserError
     from swamp_ray.storage.tickets import Ticket, load_ticket
     from swamp_ray.training.tasks import Classification, Regression, Task
@@ -42,7 +42,7 @@ _HOMES = {
     "Regression": "training.tasks",
     "Result": "api",
     "RunError": "errors",
-    "SwampConfig": "config",
+    "SwampConfig": "config.schema",
     "SwampError": "errors",
     "SwampSweep": "api",
     "SwampTrainer": "api",
@@ -50,7 +50,7 @@ _HOMES = {
     "Task": "training.tasks",
     "Ticket": "storage.tickets",
     "UserError": "errors",
-    "load_config": "config_reading",
+    "load_config": "config.reading",
     "load_ticket": "storage.tickets",
     "tune_trainable": "api",
 }

@@ -10,28 +10,28 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config, load_config, located, with_values
-from swamp_ray.console import Output, make_reporter
+from swamp_ray.commands.run_progress import Output, make_reporter
+from swamp_ray.commands.sweep_progress import make_sweep_reporter, write_all
+from swamp_ray.config.reading import build_config, load_config, located, with_values
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sweep import Sweep
+from swamp_ray.config.sweep_reading import build_sweep, load_sweep
 from swamp_ray.errors import UserError
-from swamp_ray.importing import refuse_main
-from swamp_ray.orchestration.cluster import cluster_gpus, ray_is_running
-from swamp_ray.orchestration.messages import RoundRecord
-from swamp_ray.orchestration.preparation import device_kind
-from swamp_ray.orchestration.ray_configs import run_values, scaling_values
-from swamp_ray.orchestration.running import Run, run
-from swamp_ray.orchestration.sweep import run_sweep
-from swamp_ray.orchestration.trial import FreeSettings, Trials, anchored
+from swamp_ray.launch import Run, run
+from swamp_ray.on_ray.cluster import cluster_gpus, ray_is_running
+from swamp_ray.on_ray.train_configs import run_values, scaling_values
+from swamp_ray.run.messages import RoundRecord
+from swamp_ray.run.prepare import device_kind
+from swamp_ray.run.shared_code import codes_of, import_paths
 from swamp_ray.storage.places import as_spot
 from swamp_ray.storage.tickets import Ticket, load_ticket
-from swamp_ray.sweep_config import Sweep
-from swamp_ray.sweep_console import make_sweep_reporter, write_all
-from swamp_ray.sweep_reading import build_sweep, load_sweep
-from swamp_ray.sweep_results import by_setting, collect
-from swamp_ray.usercode.code import codes_of, import_paths
+from swamp_ray.sweep.results import by_setting, collect
+from swamp_ray.sweep.run import run_sweep
+from swamp_ray.sweep.trial import FreeSettings, Trials, anchored
+from swamp_ray.user_code.importing import refuse_main
 
 if TYPE_CHECKING:
-    from swamp_ray.orchestration.ray_configs import RunConfig, ScalingConfig
+    from swamp_ray.on_ray.train_configs import RunConfig, ScalingConfig
 
 
 SPARSITY_TOLERANCE = 0.005

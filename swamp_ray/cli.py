@@ -11,13 +11,13 @@ from typing import Any, Literal
 import click
 
 from swamp_ray import __version__
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_files import ConfigFile, read_config_file
-from swamp_ray.config_paths import absolute, expanded
-from swamp_ray.config_reading import load_config, with_values
+from swamp_ray.config.files import ConfigFile, read_config_file
+from swamp_ray.config.paths import absolute, expanded
+from swamp_ray.config.reading import load_config, with_values
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SwampError, UserError
-from swamp_ray.metric_names import shown_primary
-from swamp_ray.output import leave_stdout, make_streams_safe, visible
+from swamp_ray.text.metric_names import shown_primary
+from swamp_ray.text.output import leave_stdout, make_streams_safe, visible
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -103,12 +103,12 @@ def run(config: str, overrides: tuple[str, ...], name: str | None, storage: str 
     _refuse_sweep(file)
     resolved = _resolve(file, overrides, name, storage,
                         {"execution.address": address, "execution.executor": executor})
-    from swamp_ray.orchestration.stopping import Stopping
+    from swamp_ray.run.signals import Stopping
 
     stopping = Stopping()
     stopping.install()
-    from swamp_ray.console import make_reporter, print_results
-    from swamp_ray.orchestration.running import run as run_config
+    from swamp_ray.commands.run_progress import make_reporter, print_results
+    from swamp_ray.launch import run as run_config
 
     reporter, console = make_reporter(quiet)
     done = run_config(resolved, reporter, stopping, code_changed=code_changed)
@@ -135,13 +135,13 @@ def sweep(config: str, overrides: tuple[str, ...], name: str | None, storage: st
       swamp sweep configs/sweeps/sparsity_x_particles.yaml
       swamp sweep configs/sweeps/method_comparison.yaml --set seeds=5 --name methods-5
     """
-    from swamp_ray.orchestration.stopping import Stopping
-    from swamp_ray.sweep_reading import load_sweep
+    from swamp_ray.config.sweep_reading import load_sweep
+    from swamp_ray.run.signals import Stopping
 
     loaded = load_sweep(config, overrides, storage, name, {} if address is None else {"execution.address": address})
     stopping = Stopping()
     stopping.install()
-    from swamp_ray.sweep_console import sweep_to_the_end
+    from swamp_ray.commands.sweep_progress import sweep_to_the_end
 
     if not sweep_to_the_end(loaded, quiet, stopping, code_changed):
         sys.exit(EXIT_FAILED)
@@ -160,16 +160,16 @@ def check(config: str, overrides: tuple[str, ...], storage: str | None, name: st
       swamp check configs/cifar10_resnet20.yaml --set particles.count=8
       swamp check configs/sweeps/sparsity_x_particles.yaml
     """
-    from swamp_ray.sweep_reading import is_sweep, load_sweep
+    from swamp_ray.config.sweep_reading import is_sweep, load_sweep
 
     file = read_config_file(config)
     if is_sweep(file):
-        from swamp_ray.planning import print_sweep_plan
+        from swamp_ray.commands.check import print_sweep_plan
 
         print_sweep_plan(load_sweep(file, overrides, storage, name))
         return
     resolved = _resolve(file, overrides, name, storage, {})
-    from swamp_ray.planning import print_plan
+    from swamp_ray.commands.check import print_plan
 
     print_plan(resolved)
 
@@ -198,8 +198,8 @@ def submit(config: str, overrides: tuple[str, ...], name: str | None, storage: s
       swamp submit configs/quickstart.yaml --storage /mnt/shared/swamp --follow
       swamp submit configs/sweeps/method_comparison.yaml --storage s3://bucket/swamp
     """
-    from swamp_ray.orchestration.submission import read_submission
-    from swamp_ray.submitting import submit_and_print
+    from swamp_ray.commands.submit import submit_and_print
+    from swamp_ray.submit.submission import read_submission
 
     submission = replace(read_submission(config, overrides, name, storage), code_changed=code_changed)
     sys.exit(submit_and_print(submission, Path(working_dir).absolute(), address, insecure, follow))
@@ -215,7 +215,7 @@ def jobs(address: str | None, insecure: bool) -> None:
     Example:
       swamp jobs --address http://127.0.0.1:8265
     """
-    from swamp_ray.submitting import print_jobs
+    from swamp_ray.commands.submit import print_jobs
 
     print_jobs(address, insecure)
 
@@ -232,7 +232,7 @@ def logs(job: str, address: str | None, follow: bool, insecure: bool) -> None:
     Example:
       swamp logs quickstart --follow
     """
-    from swamp_ray.submitting import print_logs
+    from swamp_ray.commands.submit import print_logs
 
     sys.exit(print_logs(job, address, insecure, follow))
 
@@ -248,7 +248,7 @@ def stop(job: str, address: str | None, insecure: bool) -> None:
     Example:
       swamp stop quickstart
     """
-    from swamp_ray.submitting import stop_job
+    from swamp_ray.commands.submit import stop_job
 
     stop_job(job, address, insecure)
 
@@ -265,16 +265,16 @@ def status(name: str, storage: str | None, watch: bool) -> None:
       swamp status quickstart
       swamp status sparsity_x_particles --watch
     """
-    from swamp_ray.locating import find_either
-    from swamp_ray.storage.sweepdir import SweepDir
+    from swamp_ray.storage.find import find_either
+    from swamp_ray.storage.sweep_folder import SweepDir
 
     found = find_either(name, storage)
     if isinstance(found, SweepDir):
-        from swamp_ray.sweep_status import show_sweep_status
+        from swamp_ray.commands.sweep_status import show_sweep_status
 
         show_sweep_status(found, watch=watch)
     else:
-        from swamp_ray.status import show_status
+        from swamp_ray.commands.status import show_status
 
         show_status(name, storage, watch)
 
@@ -295,7 +295,7 @@ def evaluate(runs: tuple[str, ...], storage: str | None, as_json: bool) -> None:
     if len(set(runs)) < len(runs):
         raise UserError("a run must be named once", got=" ".join(runs), where="RUN...",
                         do="An ensemble of a network with itself is that network.")
-    from swamp_ray.evaluation import print_evaluation
+    from swamp_ray.commands.evaluate import print_evaluation
 
     print_evaluation(runs, storage, as_json)
 
@@ -331,11 +331,11 @@ def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: 
       swamp analyze masks imp-seed0 swamp-seed0
       swamp analyze curvature quickstart --executor ray
     """
-    from swamp_ray.orchestration.stopping import Stopping
+    from swamp_ray.run.signals import Stopping
 
     stopping = Stopping()
     stopping.install()
-    from swamp_ray.analysis.commands import analyze as run_analysis
+    from swamp_ray.commands.analyze import analyze as run_analysis
 
     run_analysis(what, runs, storage, sorted(set(rounds)), as_json, executor, address, stopping)
 
@@ -364,11 +364,11 @@ def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, 
     Example:
       swamp swap imp-seed0 swamp-seed0
     """
-    from swamp_ray.orchestration.stopping import Stopping
+    from swamp_ray.run.signals import Stopping
 
     stopping = Stopping()
     stopping.install()
-    from swamp_ray.analysis.swap_command import swap_and_print
+    from swamp_ray.commands.swap import swap_and_print
 
     swap_and_print((first, second), storage, sorted(set(rounds)), {"address": address, "executor": executor}, quiet,
                    as_json, stopping)
@@ -393,7 +393,7 @@ def report(runs: tuple[str, ...], storage: str | None, output: str | None, no_me
       swamp report quickstart
       swamp report 'imp-*' 'swamp-*' --output imp_and_swamp.html
     """
-    from swamp_ray.report.writing import report as write
+    from swamp_ray.report.page.writing import report as write
 
     write(runs, storage, output, not no_measure, page_only)
 
@@ -407,7 +407,7 @@ def doctor(storage: str | None) -> None:
     Example:
       swamp doctor
     """
-    from swamp_ray.doctor import examine
+    from swamp_ray.commands.doctor import examine
 
     if not examine(storage):
         sys.exit(EXIT_FAILED)
@@ -429,14 +429,14 @@ def prune_storage(storage: str | None, delete: bool, older_than: str) -> None:
       swamp prune-storage
       swamp prune-storage --storage results --older-than 7d --delete
     """
-    from swamp_ray.locating import DEFAULT_STORAGE
-    from swamp_ray.pruning_storage import prune_storage as prune
+    from swamp_ray.commands.prune_storage import prune_storage as prune
+    from swamp_ray.storage.find import DEFAULT_STORAGE
 
     prune(storage or DEFAULT_STORAGE, delete, older_than)
 
 
 def _refuse_sweep(file: ConfigFile) -> None:
-    from swamp_ray.sweep_reading import is_sweep
+    from swamp_ray.config.sweep_reading import is_sweep
 
     if is_sweep(file):
         raise UserError("this is the config of a sweep", where=file.source,

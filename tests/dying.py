@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.analysis.bench import Bench
-from swamp_ray.analysis.commands import measure
 from swamp_ray.analysis.items import Item
+from swamp_ray.commands.analyze import measure
 
 _texts: list[str] = []
 

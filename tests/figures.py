@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from swamp_ray.report.chart import Chart
-from swamp_ray.report.reading import ReportRun
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.report.charts.chart import Chart
+from swamp_ray.report.load.runs import ReportRun
+from swamp_ray.storage.run_folder import RunDir
 from tests.helpers import tiny
 
 TOTAL = 10_000

@@ -1,5 +1,5 @@
 """Turns a storage root of today into what the last version with format 1 would have written, byte for byte as far as
-names and manifests go; its names are pinned in tests/unit/storage/test_former.py."""
+names and manifests go; its names are pinned in tests/unit/storage/test_former_names.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from swamp_ray.orchestration.preparation import Prepared
+from swamp_ray.run.prepare import Prepared
 
 Names = dict[str, str]
 

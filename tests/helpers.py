@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from swamp_ray.config import DataConfig, SwampConfig
-from swamp_ray.config_reading import build_config, with_values
+from swamp_ray.config.reading import build_config, with_values
+from swamp_ray.config.schema import DataConfig, SwampConfig
+from swamp_ray.data.datasets import Data, load_data
 from swamp_ray.storage.places import open_place
-from swamp_ray.training.data import Data, load_data
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from swamp_ray.orchestration.running import run
+from swamp_ray.config.sweep import Setting, Sweep, label
+from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.launch import run
 from swamp_ray.storage.places import Place
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.storage.sweepdir import SweepDir
-from swamp_ray.sweep_config import Setting, Sweep, label
-from swamp_ray.sweep_reading import build_sweep
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.storage.sweep_folder import SweepDir
 from tests.helpers import TINY
 
 GRID: dict[str, Any] = {"pruning.target": {"grid": [0.5, 0.75]}, "particles.count": {"grid": [1, 2]}}

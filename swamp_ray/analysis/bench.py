@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swamp_ray.data.datasets import Data, load_data
 from swamp_ray.errors import MissingPayloadError, UserError
-from swamp_ray.locating import config_of
-from swamp_ray.orchestration.naming import recipes_of
-from swamp_ray.orchestration.preparation import code_of_workers, device_kind, state_of, take_up_code
+from swamp_ray.run.prepare import code_of_workers, device_kind, state_of, take_up_code
+from swamp_ray.run.result_names import recipes_of
+from swamp_ray.sparsity.compact import Packed
 from swamp_ray.sparsity.masks import find_prunable, full_values
-from swamp_ray.sparsity.packing import Packed
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.find import config_of
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import lacks_state, read_state, state_digest
 from swamp_ray.storage.tickets import load_round_ticket
 from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
-from swamp_ray.training.blaming import blamed
-from swamp_ray.training.data import Data, load_data
 from swamp_ray.training.normalisation import kept_statistics
-from swamp_ray.training.particle import ParticleTrainer, initial_model
 from swamp_ray.training.statistics import Statistics
 from swamp_ray.training.tasks import build_task
+from swamp_ray.training.trainer import ParticleTrainer, initial_model
+from swamp_ray.user_code.blaming import blamed
 
 Point = np.ndarray
 """All weights of a network: float32 ``[P + rest]``, prunable ones first, pruned ones 0."""

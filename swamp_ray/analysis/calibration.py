@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from swamp_ray.analysis.bench import Bench, Point
+from swamp_ray.data.labels import built_in_pair
 from swamp_ray.errors import UserError
-from swamp_ray.training.labels import built_in_pair
 from swamp_ray.training.tasks import Classification
 
 NUM_BINS = 15

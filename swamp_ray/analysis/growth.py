@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from swamp_ray.analysis.bench import Bench, Metrics, mean_point
-from swamp_ray.training.blaming import blamed
+from swamp_ray.user_code.blaming import blamed
 
 MAX_SUBSETS = 16
 """Of one size; beyond that, neighbours in the order of the particles are taken instead of all subsets."""

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from swamp_ray.output import is_live
+from swamp_ray.text.output import is_live
 
 EVERY_S = 5.0
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import differences, with_values
+from swamp_ray.config.reading import differences, with_values
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.data.datasets import Data
 from swamp_ray.errors import MissingPayloadError, UserError
-from swamp_ray.locating import config_of
-from swamp_ray.orchestration.choosing import recorded_packing
-from swamp_ray.orchestration.preparation import Prepared, State, prepare
-from swamp_ray.orchestration.running import device_of
-from swamp_ray.sparsity.packing import unpack
+from swamp_ray.launch import device_of
+from swamp_ray.on_ray.choose_packing import recorded_packing
+from swamp_ray.run.prepare import Prepared, State, prepare
+from swamp_ray.sparsity.compact import unpack
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.rundir import RunDir, check_run_record
+from swamp_ray.storage.find import config_of
+from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.storage.states import read_state
 from swamp_ray.storage.tickets import load_round_ticket
-from swamp_ray.training.data import Data
 
 
 @dataclass(frozen=True)

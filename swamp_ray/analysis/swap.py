@@ -16,19 +16,19 @@ import numpy as np
 import torch
 
 from swamp_ray.analysis.rewinding import Side, check_pair, side_of
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import with_values
+from swamp_ray.config.reading import with_values
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import UserError
-from swamp_ray.locating import config_of
-from swamp_ray.metric_names import shown_primary
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import one_cluster, run
-from swamp_ray.orchestration.stopping import Stopping, handled
+from swamp_ray.launch import one_cluster, run
+from swamp_ray.run.reporter import Reporter
+from swamp_ray.run.signals import Stopping, handled
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.masks import Layout, split
+from swamp_ray.storage.find import config_of
 from swamp_ray.storage.places import Place
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.tickets import ticket_bytes
+from swamp_ray.text.metric_names import shown_primary
 from swamp_ray.training.arithmetic import form_and_width
 
 Row = dict[str, Any]
@@ -102,7 +102,7 @@ def swap(
         execution: Options of ``execution`` that replace those of the runs, e.g. ``{"executor": "inline"}``.
         reporter: Makes the watcher of each cell's run.
         say: Told which cell is next.
-        stopping: As for :func:`swamp_ray.orchestration.running.run`.
+        stopping: As for :func:`swamp_ray.launch.run`.
 
     Raises:
         UserError: The runs cannot be swapped, or there is no such round.

@@ -9,17 +9,17 @@ from typing import Any
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.items import Divided, Item, Row
 from swamp_ray.analysis.progress import Progress
-from swamp_ray.config import ExecutionConfig, SwampConfig
-from swamp_ray.console import counted
+from swamp_ray.commands.run_progress import counted
+from swamp_ray.config.schema import ExecutionConfig, SwampConfig
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.orchestration.running import connected, device_of
-from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.storage.growing import read_growing
-from swamp_ray.storage.jsonlines import dump_json, load_json, open_lines, sealed, unsealed
+from swamp_ray.launch import connected, device_of
+from swamp_ray.run.shared_code import Code
+from swamp_ray.run.signals import Stopping
+from swamp_ray.storage.append import read_growing
+from swamp_ray.storage.json_lines import dump_json, load_json, open_lines, sealed, unsealed
 from swamp_ray.storage.places import Spot
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.tables import duration
-from swamp_ray.usercode.code import Code
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.text.tables import duration
 
 Do = Callable[[Bench, Item], Any]
 
@@ -120,7 +120,7 @@ def _done(do: Do, bench: Bench, items: Sequence[Item], place: Workplace, progres
 
 def _on_ray(do: Do, bench: Bench, items: Sequence[Item], place: Workplace, progress: Progress
             ) -> Iterator[tuple[int, Any]]:
-    from swamp_ray.orchestration.farm import Farm, Shared, placed
+    from swamp_ray.on_ray.tasks import Farm, Shared, placed
 
     progress.note("starting Ray ...")
     place.connect()
@@ -136,7 +136,7 @@ def _on_ray(do: Do, bench: Bench, items: Sequence[Item], place: Workplace, progr
 
 def bench_of(storage: str, name: str, data: list[Any], device: str, code: Code) -> Bench:
     """The bench of an actor, its network on the device; `data`: a list of one reference."""
-    from swamp_ray.orchestration.farm import fetched
+    from swamp_ray.on_ray.tasks import fetched
 
     code.take_over()
     bench = Bench(RunDir(storage, name), fetched(data), device)

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swamp_ray.report.writing import Written, write_report
+    from swamp_ray.report.page.writing import Written, write_report
 
 __all__ = ["Written", "write_report"]
 
@@ -15,4 +15,4 @@ def __getattr__(name: str) -> Any:
     # When it is first used, so that a figure alone does not import all of them.
     if name not in __all__:
         raise AttributeError(f"module 'swamp_ray.report' has no attribute {name!r}")
-    return getattr(importlib.import_module("swamp_ray.report.writing"), name)
+    return getattr(importlib.import_module("swamp_ray.report.page.writing"), name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from swamp_ray.errors import RunError
-from swamp_ray.sparsity.packing import Packed, chunks
+from swamp_ray.sparsity.compact import Packed, chunks
 
 _BLOCK = 1 << 18
 _ROW = 1 << 13

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from swamp_ray.errors import RunError, UserError, nearest
-from swamp_ray.importing import is_import_path, load_object, own_traceback
 from swamp_ray.sparsity.masks import Layout, full_values, split
+from swamp_ray.user_code.importing import is_import_path, load_object, own_traceback
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """``score(weights, rewind_weights) -> scores``, tensors of one layer's shape; the largest scores survive."""

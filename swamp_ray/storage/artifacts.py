@@ -1,6 +1,6 @@
 """Results and checkpoints, shared by all runs of a storage root: all there and verified, or not there.
 
-Each artifact has a name (64 hex digits, see `swamp_ray.storage.identity`) and lies in
+Each artifact has a name (64 hex digits, see `swamp_ray.storage.names`) and lies in
 ``STORAGE/artifacts/xx/<name>/``. Payloads lie there under the SHA-256 of their bytes; a manifest ``<slot>.json``,
 written last, says which payloads belong together. Without a manifest nothing exists.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, MissingPayloadError, RunError, UserError
-from swamp_ray.storage.files import TEMPORARY_SUFFIX
-from swamp_ray.storage.identity import canonical_json, digest_bytes
-from swamp_ray.storage.patience import PassingError
+from swamp_ray.storage.local import TEMPORARY_SUFFIX
+from swamp_ray.storage.names import canonical_json, digest_bytes
 from swamp_ray.storage.places import Place, as_place, local_path
+from swamp_ray.storage.retrying import PassingError
 
 RESULT = "result"
 CHECKPOINT = "checkpoint"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from swamp_ray.config_reading import parse_stored_config
+from swamp_ray.config.reading import parse_stored_config
 from swamp_ray.errors import SwampError
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import let_go_state
 from swamp_ray.storage.usage import other_runs, read_usage
 

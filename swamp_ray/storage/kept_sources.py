@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.credentials import HIDDEN, Concealer, names_credential
 from swamp_ray.errors import SwampError
-from swamp_ray.importing import is_import_path
-from swamp_ray.storage.jsonlines import dump_json
+from swamp_ray.storage.json_lines import dump_json
 from swamp_ray.storage.places import is_key
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.usercode.project import Part, explore
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.user_code.importing import is_import_path
+from swamp_ray.user_code.project import Part, explore
 
 MANIFEST = "sources/manifest.json"
 EARLIER = "sources/earlier"

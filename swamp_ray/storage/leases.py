@@ -19,8 +19,8 @@ from typing import Any
 
 from swamp_ray.errors import RunError
 from swamp_ray.storage.holders import Holder, Life, parse_holder
-from swamp_ray.storage.patience import PatientPlace, impatient
 from swamp_ray.storage.places import Entry, Place
+from swamp_ray.storage.retrying import PatientPlace, impatient
 
 LEASE_FILE = ".lease.json"
 """The name with a dot cannot be that of a slot of an artifact, whose manifest is ``<slot>.json``."""

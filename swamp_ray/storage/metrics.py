@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from swamp_ray.storage.event_files import EventFiles
-from swamp_ray.storage.jsonlines import (
+from swamp_ray.storage.json_lines import (
     CHECK_KEY,
     Salvaged,
     dump_json,

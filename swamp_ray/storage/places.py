@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.storage.files import (
+from swamp_ray.storage.local import (
     kind_of,
     link_error,
     local_folder,
@@ -26,7 +26,7 @@ from swamp_ray.storage.files import (
     write_atomic,
     write_error,
 )
-from swamp_ray.storage.patience import DEFAULT_PATIENCE_S, PassingError, Patience, PatientPlace, storage_error
+from swamp_ray.storage.retrying import DEFAULT_PATIENCE_S, PassingError, Patience, PatientPlace, storage_error
 
 OBJECT_STORES = ("s3", "gs", "az")
 LOCK_S = 10.0

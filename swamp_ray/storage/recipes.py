@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.importing import is_import_path
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.sparsity.masks import Layout, to_bits
-from swamp_ray.storage.former import Before, Former, Recipe, metrics_of
-from swamp_ray.storage.identity import canonical_json, digest_arrays, digest_bytes, name_of, source_digest
-from swamp_ray.storage.sources import package_version
+from swamp_ray.storage.code_digest import package_version
+from swamp_ray.storage.former_names import Before, Former, Recipe, metrics_of
+from swamp_ray.storage.names import canonical_json, digest_arrays, digest_bytes, name_of, source_digest
 from swamp_ray.training.arithmetic import SINGLE
 from swamp_ray.training.models import TORCHVISION
+from swamp_ray.user_code.importing import is_import_path
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.sparsity.packing import Packed, chunks, from_bytes, joined, to_bytes
+from swamp_ray.sparsity.compact import Packed, chunks, from_bytes, joined, to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
-from swamp_ray.storage.identity import canonical_json, digest_bytes
+from swamp_ray.storage.names import canonical_json, digest_bytes
 
 _FILE = re.compile(r"state(-\d{5})?\.safetensors")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import SwampError, UserError
-from swamp_ray.storage.files import check_is_file
+from swamp_ray.storage.local import check_is_file
 from swamp_ray.storage.places import is_url
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 
 TICKET_FILE = "model.safetensors"
 

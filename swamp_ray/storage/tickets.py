@@ -17,17 +17,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from swamp_ray.config_paths import expanded
+from swamp_ray.config.paths import expanded
+from swamp_ray.data.augmentation import Pixels
+from swamp_ray.data.samples import Images
 from swamp_ray.errors import RunError, SwampError, UserError
+from swamp_ray.process_state import plain_thread
 from swamp_ray.sparsity import masks as sparsity_masks
-from swamp_ray.storage.identity import canonical_json
+from swamp_ray.storage.names import canonical_json
 from swamp_ray.storage.places import as_spot, is_url
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.ticket_fit import differences, extra_names, is_extra, listed, own_names, transient_names
 from swamp_ray.storage.ticket_records import check_is_of_round, recorded_digest, refuse_no_file, tell_unverified
-from swamp_ray.training.pixels import Pixels
-from swamp_ray.training.process_state import plain_thread
-from swamp_ray.training.samples import Images
 
 METADATA_KEY = "swamp"
 MASK_PREFIX = "swamp.mask/"

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import nn
 
-from swamp_ray.config import ExecutionConfig
+from swamp_ray.config.schema import ExecutionConfig
 from swamp_ray.errors import UserError
-from swamp_ray.training.process_state import plain_state, threads_of
+from swamp_ray.process_state import plain_state, threads_of
 
 SINGLE = "single:1"
 WIDTHS = (2, 4, 8, 16)
@@ -62,7 +62,7 @@ class Arithmetic:
 
     @property
     def form(self) -> str:
-        """``"single"``, ``"stacked"`` or ``"graphs"``, see :mod:`swamp_ray.training.pack`."""
+        """``"single"``, ``"stacked"`` or ``"graphs"``, see :mod:`swamp_ray.training.packs.pack`."""
         return form_and_width(self.packing)[0]
 
     @property

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.data.datasets import Data
 from swamp_ray.errors import UserError, first_line
 from swamp_ray.sparsity.masks import Layout, clean_name
-from swamp_ray.training.data import Data
 from swamp_ray.training.tasks import Task
 
 EXTRA_STATE = "_extra_state"

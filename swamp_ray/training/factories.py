@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import UserError
-from ..sparsity.masks import clean_name
+from swamp_ray.errors import UserError
+from swamp_ray.sparsity.masks import clean_name
 
 _ADVICE = ("Build all of its modules, parameters and buffers anew in each call: without functools.cache, and without "
            "networks or tensors of the module's own. To start from such a one, return copy.deepcopy of it.")

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..seeding import derive_seed
-from .blaming import out_of_memory
-from .nests import leaves, tree_map
-from .reproducible import seeded
-from .tasks import TASKS, Batch, Task
+from swamp_ray.data.trees import leaves, tree_map
+from swamp_ray.reproducible import seeded
+from swamp_ray.seeding import derive_seed
+from swamp_ray.training.tasks import TASKS, Batch, Task
+from swamp_ray.user_code.blaming import out_of_memory
 
 LOSS = "loss"
 Origin = Literal["metrics", "measured", "none"]

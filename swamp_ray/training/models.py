@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
-from ..errors import UserError, nearest
-from ..importing import is_import_path, load_object, own_traceback
-from . import networks
-from .factories import refuse_given_before
-from .model_tensors import settle_tensors_
-from .nests import leaves, tree_map
-from .process_state import computing
-from .reproducible import seeded
+from swamp_ray.config.schema import ModelConfig
+from swamp_ray.data.trees import leaves, tree_map
+from swamp_ray.errors import UserError, nearest
+from swamp_ray.process_state import computing
+from swamp_ray.reproducible import seeded
+from swamp_ray.training import networks
+from swamp_ray.training.factories import refuse_given_before
+from swamp_ray.training.model_tensors import settle_tensors_
+from swamp_ray.user_code.importing import is_import_path, load_object, own_traceback
 
 TORCHVISION = "torchvision/"
 AUXILIARY_OUTPUTS = ("googlenet", "inception_v3")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
+from swamp_ray.errors import UserError
 
 
 def initialise_(model: nn.Module) -> nn.Module:

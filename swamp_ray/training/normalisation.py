@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.data.datasets import Data, Feed
+from swamp_ray.data.trees import leaves, num_samples, tree_map
 from swamp_ray.errors import UserError
-from swamp_ray.importing import is_import_path
+from swamp_ray.reproducible import seeded
 from swamp_ray.sparsity.averaging import batchnorm_reestimation, norm_modules
-from swamp_ray.training.data import Data, Feed
-from swamp_ray.training.nests import leaves, num_samples, tree_map
-from swamp_ray.training.reproducible import seeded
 from swamp_ray.training.tasks import Batch, Task
+from swamp_ray.user_code.importing import is_import_path
 
 Statistics = tuple[Tensor, Tensor]
 

@@ -9,8 +9,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from swamp_ray.config import AveragingConfig, SwampConfig
-from swamp_ray.config_fields import Length
+from swamp_ray.config.fields import Length
+from swamp_ray.config.schema import AveragingConfig, SwampConfig
 from swamp_ray.errors import UserError
 
 

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from swamp_ray.errors import LostRankError
 from swamp_ray.seeding import derive_seed
-from swamp_ray.training.blaming import lost_connection
+from swamp_ray.user_code.blaming import lost_connection
 
 IDLE = timedelta(days=365)
 """Ranks that have nothing to do wait for the next order; a rank that dies is noticed by its closed connection."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from swamp_ray.sparsity.packing import Packed
+from swamp_ray.sparsity.compact import Packed
 from swamp_ray.training.program import Program
 
 Arrays = Mapping[str, np.ndarray]

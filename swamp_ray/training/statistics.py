@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import nn
 
-from swamp_ray.config import SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.data.samples import ArraySamples, Data
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.averaging import has_batchnorm
-from swamp_ray.training.samples import ArraySamples, Data
 
 Statistics = Literal["augmented", "unaugmented", "none"]
 """``none``: the network has no statistics to be re-estimated."""

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swamp_ray.config import TaskConfig
+from swamp_ray.config.schema import TaskConfig
+from swamp_ray.data.labels import built_in_pair
 from swamp_ray.errors import UserError, nearest
-from swamp_ray.importing import is_import_path, load_object, own_traceback
-from swamp_ray.metric_names import MAX_DIGITS, is_style
-from swamp_ray.training.labels import built_in_pair
+from swamp_ray.text.metric_names import MAX_DIGITS, is_style
+from swamp_ray.user_code.importing import is_import_path, load_object, own_traceback
 
 Batch = Any
 

@@ -21,25 +21,21 @@ import torch
 from torch import Tensor
 
 from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError
+from swamp_ray.reproducible import random_state, take_up_random_state
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.averaging import (
-    ExponentialMean,
-    SnapshotMean,
-    has_batchnorm,
-)
+from swamp_ray.sparsity.averaging import ExponentialMean, SnapshotMean, has_batchnorm
+from swamp_ray.sparsity.compact import pack_model
 from swamp_ray.sparsity.masks import mask_tensors
-from swamp_ray.sparsity.packing import pack_model
-from swamp_ray.training.blaming import blamed
 from swamp_ray.training.buffers import refuse_stateful_buffers
 from swamp_ray.training.contents import refuse_moving_extra_state
+from swamp_ray.training.epoch_totals import Tally
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 from swamp_ray.training.records import Arrays, Gradients, ParticleJob, Progress, TrainedParticle, never
-from swamp_ray.training.reproducible import random_state, take_up_random_state
-from swamp_ray.training.tally import Tally
 from swamp_ray.training.tasks import Batch
+from swamp_ray.user_code.blaming import blamed
 
 if TYPE_CHECKING:
-    from swamp_ray.training.particle import ParticleTrainer
+    from swamp_ray.training.trainer import ParticleTrainer
 
 
 @dataclass(slots=True)

@@ -23,8 +23,8 @@ from typing import Any
 
 import yaml
 
-from swamp_ray.config_reading import build_config, with_values
-from swamp_ray.orchestration.running import run
+from swamp_ray.config.reading import build_config, with_values
+from swamp_ray.launch import run
 from tests.chaos.faulty import FLAG_VARIABLE
 from tests.helpers import command_line, descendants, ticket_digests
 
@@ -136,7 +136,7 @@ class Nodes:
 def _cluster(flag: Path) -> Iterator[Nodes]:
     from ray.cluster_utils import Cluster
 
-    from swamp_ray.orchestration.own_token import OwnToken
+    from swamp_ray.on_ray.own_token import OwnToken
 
     token = OwnToken()
     before = {name: os.environ.get(name) for name in (FLAG_VARIABLE, "PYTHONPATH")}

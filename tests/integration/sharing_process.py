@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import SwampError
-from swamp_ray.orchestration.inline import InlineExecutor
-from swamp_ray.orchestration.messages import Handle, WorkItem
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.round_messages import Work
+from swamp_ray.launch import run
+from swamp_ray.method.events import Work
+from swamp_ray.run.inline_executor import InlineExecutor
+from swamp_ray.run.messages import Handle, WorkItem
+from swamp_ray.run.reporter import Reporter
 from swamp_ray.training.records import Progress
 from tests.helpers import tiny
 

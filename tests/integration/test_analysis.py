@@ -17,15 +17,15 @@ import pytest
 from click.testing import CliRunner
 
 from swamp_ray.analysis.bench import Bench
-from swamp_ray.analysis.commands import DIVIDED, measure
 from swamp_ray.analysis.progress import Progress
 from swamp_ray.analysis.work import Workplace, rows_of
 from swamp_ray.cli import main
+from swamp_ray.commands.analyze import DIVIDED, measure
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.running import run
-from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.launch import run
+from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import let_go_state
 from tests.dying import dying_measure
 from tests.helpers import descendants, tiny, wait_for

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from swamp_ray.cli import main
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from tests.helpers import TINY
 
 BROKEN_MODULE = '''

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from swamp_ray import load_config, load_ticket
-from swamp_ray.config_reading import with_values
-from swamp_ray.orchestration.running import run
+from swamp_ray.config.reading import with_values
+from swamp_ray.launch import run
 from tests.helpers import ticket_digests
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "cifar10_resnet20.yaml"

@@ -16,7 +16,7 @@ import yaml
 from click.testing import CliRunner
 
 from swamp_ray.cli import main
-from swamp_ray.orchestration.running import run
+from swamp_ray.launch import run
 from tests.helpers import TINY, descendants, ticket_digests, tiny, wait_for
 
 LENGTH = 60

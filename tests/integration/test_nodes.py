@@ -15,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.running import run
+from swamp_ray.launch import run
 from tests.helpers import tiny
 
 # The node's processes see an empty file system where the others see the storage root, until standard input ends.

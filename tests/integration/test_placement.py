@@ -11,9 +11,9 @@ from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.round_messages import Work
+from swamp_ray.launch import run
+from swamp_ray.method.events import Work
+from swamp_ray.run.reporter import Reporter
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
 

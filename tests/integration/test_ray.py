@@ -18,17 +18,17 @@ import ray
 import yaml
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.orchestration.messages import WorkItem
-from swamp_ray.orchestration.preparation import Prepared
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.orchestration.team import Team
-from swamp_ray.round_messages import Work
+from swamp_ray.launch import run
+from swamp_ray.method.events import Work
+from swamp_ray.run.messages import WorkItem
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.holders import this_process
-from swamp_ray.storage.jsonlines import read_lines
+from swamp_ray.storage.json_lines import read_lines
 from swamp_ray.storage.leases import Lease, Leases, artifact_lease
 from swamp_ray.storage.places import open_place
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.sweep.members import Team
 from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny
 
 

@@ -14,12 +14,12 @@ import ray
 from ray.exceptions import ObjectLostError
 
 from swamp_ray.errors import RunError
-from swamp_ray.orchestration import ray_executor
-from swamp_ray.orchestration.preparation import Prepared
-from swamp_ray.orchestration.ray_executor import RayExecutor
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import Run, run
-from swamp_ray.round_messages import Work
+from swamp_ray.launch import Run, run
+from swamp_ray.method.events import Work
+from swamp_ray.on_ray import executor as ray_executor
+from swamp_ray.on_ray.executor import RayExecutor
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.reporter import Reporter
 from tests.faults import epoch_seed, uneven
 from tests.helpers import ticket_digests, tiny
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.round_messages import Work
+from swamp_ray.launch import run
+from swamp_ray.method.events import Work
+from swamp_ray.run.reporter import Reporter
 from tests.faults import uneven
 from tests.helpers import ticket_digests, tiny
 

@@ -11,9 +11,9 @@ import pytest
 import ray
 
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.cluster import connect
-from swamp_ray.orchestration.own_token import VARIABLES
-from swamp_ray.orchestration.running import run
+from swamp_ray.launch import run
+from swamp_ray.on_ray.cluster import connect
+from swamp_ray.on_ray.own_token import VARIABLES
 from tests.helpers import ticket_digests, tiny
 
 RAY: dict[str, Any] = {"execution__executor": "ray", "execution__num_workers": 1}

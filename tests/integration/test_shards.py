@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import pytest
 import ray
 
-from swamp_ray.orchestration import ray_executor
-from swamp_ray.orchestration.preparation import Prepared
-from swamp_ray.orchestration.ray_executor import RayExecutor
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.round_messages import Work
-from swamp_ray.sparsity.packing import CHUNK
+from swamp_ray.launch import run
+from swamp_ray.method.events import Work
+from swamp_ray.on_ray import executor as ray_executor
+from swamp_ray.on_ray.executor import RayExecutor
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.reporter import Reporter
+from swamp_ray.sparsity.compact import CHUNK
 from swamp_ray.storage.artifacts import ArtifactStore
 from tests.helpers import ticket_digests, tiny
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from swamp_ray.locating import find_run
-from swamp_ray.orchestration.running import run
-from swamp_ray.status import describe
+from swamp_ray.commands.status import describe
+from swamp_ray.launch import run
+from swamp_ray.storage.find import find_run
 from tests.helpers import ticket_digests, tiny
 from tests.integration.sharing_process import carry_out
 

@@ -12,8 +12,8 @@ import pytest
 import ray
 from ray._private.internal_api import node_stats
 
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
+from swamp_ray.launch import run
+from swamp_ray.run.reporter import Reporter
 from tests.helpers import tiny
 
 NUM_ROUNDS = 30

@@ -20,8 +20,8 @@ import yaml
 from click.testing import CliRunner
 
 from swamp_ray.cli import main
-from swamp_ray.orchestration.access import find_access
-from swamp_ray.orchestration.jobs import Jobs
+from swamp_ray.on_ray.access import find_access
+from swamp_ray.submit.jobs import Jobs
 from tests.helpers import ticket_digests
 from tests.ray_head import LABEL, Head, ray_head
 

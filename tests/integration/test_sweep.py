@@ -23,16 +23,16 @@ from ray import tune
 
 from swamp_ray import tune_trainable
 from swamp_ray.cli import main
-from swamp_ray.config_reading import load_config
+from swamp_ray.commands.sweep_progress import write_all
+from swamp_ray.config.reading import load_config
+from swamp_ray.config.sweep import Setting, Sweep
+from swamp_ray.config.sweep_reading import build_sweep
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.orchestration.running import run
-from swamp_ray.orchestration.sweep import SweepOutcome, run_sweep
-from swamp_ray.orchestration.sweep_reporting import SweepReporter
-from swamp_ray.orchestration.team import Team
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_config import Setting, Sweep
-from swamp_ray.sweep_console import write_all
-from swamp_ray.sweep_reading import build_sweep
+from swamp_ray.launch import run
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.sweep.members import Team
+from swamp_ray.sweep.reporter import SweepReporter
+from swamp_ray.sweep.run import SweepOutcome, run_sweep
 from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny, wait_for
 
 GRID = {"pruning.target": {"grid": [0.5, 0.75, 0.9]}, "particles.count": {"grid": [1, 3]}}

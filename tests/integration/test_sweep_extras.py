@@ -14,11 +14,11 @@ import pytest
 import ray
 from ray import tune
 
-from swamp_ray.orchestration.scheduling import make_scheduler
-from swamp_ray.orchestration.searching import InSpace, make_search
-from swamp_ray.orchestration.tracking import make_callbacks
-from swamp_ray.sweep_config import Setting, Sweep
-from swamp_ray.sweep_reading import build_sweep
+from swamp_ray.config.sweep import Setting, Sweep
+from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.sweep.schedulers import make_scheduler
+from swamp_ray.sweep.search import InSpace, make_search
+from swamp_ray.sweep.trackers import make_callbacks
 
 METRIC = "average/validation/accuracy"
 SPACE = {"training.lr": {"uniform": [0.0, 1.0]}, "pruning.scope": {"choice": ["global", "layer"]},

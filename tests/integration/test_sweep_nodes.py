@@ -10,10 +10,10 @@ import pytest
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
+from swamp_ray.config.sweep import Setting
+from swamp_ray.config.sweep_reading import build_sweep
 from swamp_ray.errors import RunError
-from swamp_ray.orchestration.sweep import run_sweep
-from swamp_ray.sweep_config import Setting
-from swamp_ray.sweep_reading import build_sweep
+from swamp_ray.sweep.run import run_sweep
 from tests.helpers import TINY
 from tests.integration.test_sweep import Watcher, logged, sweep_of
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import pytest
 import yaml
 
-from swamp_ray.orchestration.running import run
+from swamp_ray.launch import run
 from tests.helpers import TINY, descendants, ticket_digests, tiny, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from swamp_ray.config.sweep_reading import build_sweep
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.messages import Executor
-from swamp_ray.orchestration.preparation import Prepared
-from swamp_ray.orchestration.running import make_executor, run
-from swamp_ray.orchestration.stopping import Stopping
-from swamp_ray.orchestration.sweep import run_sweep
+from swamp_ray.launch import make_executor, run
+from swamp_ray.run.messages import Executor
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.places import open_place
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.sweep_reading import build_sweep
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.sweep.run import run_sweep
 from tests.helpers import TINY, tiny
 
 pytestmark = pytest.mark.usefixtures("cluster")

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from swamp_ray.cli import main
-from swamp_ray.config_reading import load_config
+from swamp_ray.config.reading import load_config
 from tests.helpers import TINY, ticket_digests
 
 COMMANDS = sorted(main.commands)

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import yaml
 
-from swamp_ray.config_reading import load_config
+from swamp_ray.config.reading import load_config
 from tests.cluster_schemas import check_aws_node, check_google_node, launched, paths, ray_start_options, renamed
 
 REPOSITORY = Path(__file__).resolve().parents[2]

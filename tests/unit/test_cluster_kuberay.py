@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from swamp_ray.config_reading import load_config
+from swamp_ray.config.reading import load_config
 from tests.cluster_schemas import check_kubernetes, launched, paths, renamed
 
 REPOSITORY = Path(__file__).resolve().parents[2]

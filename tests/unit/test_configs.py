@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import dump_config, load_config, parse_config, with_values
-from swamp_ray.orchestration.preparation import Prepared
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.round_messages import RoundPlan
-from swamp_ray.rounds import plan_rounds
+from swamp_ray.config.reading import dump_config, load_config, parse_config, with_values
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.launch import run
+from swamp_ray.method.events import RoundPlan
+from swamp_ray.method.rounds import plan_rounds
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.reporter import Reporter
+from swamp_ray.sparsity.compact import Packed, pack_state, unpack
 from swamp_ray.sparsity.masks import Layout, find_prunable
-from swamp_ray.sparsity.packing import Packed, pack_state, unpack
 from swamp_ray.sparsity.selection import plan_survivors
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import read_state
 from swamp_ray.training.models import build_model
-from swamp_ray.training.particle import ParticleTrainer
 from swamp_ray.training.program import Program, dense_program, round_program
 from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.trainer import ParticleTrainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from swamp_ray.config_reading import load_config
-from swamp_ray.orchestration.searching import check_search
-from swamp_ray.orchestration.sweep_planning import SweepPlan, plan_sweep
-from swamp_ray.orchestration.team import milestone_rounds
-from swamp_ray.rounds import plan_rounds
+from swamp_ray.config.reading import load_config
+from swamp_ray.config.sweep import Sweep, label
+from swamp_ray.config.sweep_reading import build_sweep, is_sweep, load_sweep
+from swamp_ray.method.rounds import plan_rounds
 from swamp_ray.sparsity.selection import plan_survivors
-from swamp_ray.sweep_config import Sweep, label
-from swamp_ray.sweep_reading import build_sweep, is_sweep, load_sweep
+from swamp_ray.sweep.members import milestone_rounds
+from swamp_ray.sweep.plan import SweepPlan, plan_sweep
+from swamp_ray.sweep.search import check_search
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted((CONFIGS / "sweeps").glob("*.yaml"))

@@ -18,8 +18,8 @@ from swamp_ray.credentials import (
     credentials_in,
     names_credential,
 )
-from swamp_ray.orchestration.running import run
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.launch import run
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.tickets import load_ticket
 from tests.helpers import tiny
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from swamp_ray.config_reading import build_config, parse_config
-from swamp_ray.sweep_config import SweepConfig
-from swamp_ray.sweep_reading import build_sweep
+from swamp_ray.config.reading import build_config, parse_config
+from swamp_ray.config.sweep import SweepConfig
+from swamp_ray.config.sweep_reading import build_sweep
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SWEEP = "# Configuration of a sweep"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import load_config
-from swamp_ray.orchestration.preparation import prepare
+from swamp_ray.config.reading import load_config
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.run.prepare import prepare
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own_model_and_data.md"
 SNIPPET = re.compile(r"^```(?:python|yaml)\n# (?P<file>\S+)\n(?P<body>.*?)^```$", re.M | re.S)
@@ -65,7 +65,7 @@ def test_script_of_the_page_runs(
 
 
 def test_score_of_the_page_decides(project: Path) -> None:
-    from swamp_ray.orchestration.running import run
+    from swamp_ray.launch import run
 
     config = tiny(project).model_copy(update={"name": "mine"})
     mine = run(config)

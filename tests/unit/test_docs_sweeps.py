@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from swamp_ray.orchestration import scheduling, searching, tracking
-from swamp_ray.sweep_reading import build_sweep, load_sweep
-from swamp_ray.sweep_results import EPOCHS, LEADING
+from swamp_ray.config.sweep_reading import build_sweep, load_sweep
+from swamp_ray.sweep import schedulers as scheduling
+from swamp_ray.sweep import search as searching
+from swamp_ray.sweep import trackers as tracking
+from swamp_ray.sweep.results import EPOCHS, LEADING
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "sweeps.md").read_text()

@@ -5,15 +5,7 @@ import threading
 
 import pytest
 
-from swamp_ray.errors import (
-    CorruptArtifactError,
-    DivergedError,
-    Interrupted,
-    RunError,
-    SwampError,
-    UserError,
-    nearest,
-)
+from swamp_ray.errors import CorruptArtifactError, DivergedError, Interrupted, RunError, SwampError, UserError, nearest
 
 
 class TestUserError:

@@ -10,11 +10,11 @@ from ray.train import FailureConfig, RunConfig, UserCallback
 from torch import nn
 
 from swamp_ray import SwampTrainer, UserError
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config, parse_config, with_values
-from swamp_ray.locating import find_run, find_sweep
-from swamp_ray.orchestration.preparation import prepare
-from swamp_ray.orchestration.ray_configs import run_values
+from swamp_ray.config.reading import build_config, parse_config, with_values
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.on_ray.train_configs import run_values
+from swamp_ray.run.prepare import prepare
+from swamp_ray.storage.find import find_run, find_sweep
 from swamp_ray.training.program import round_program
 from tests.helpers import TINY, tiny
 

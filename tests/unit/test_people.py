@@ -19,13 +19,13 @@ from rich.console import Console
 
 from swamp_ray import SwampTrainer, UserError, load_ticket
 from swamp_ray.cli import main
-from swamp_ray.console import LiveReporter, PlainReporter
-from swamp_ray.evaluation import evaluate_runs
-from swamp_ray.locating import find_run
-from swamp_ray.orchestration.resources import capacity, pool_size
-from swamp_ray.orchestration.running import run
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.training.particle import ParticleTrainer
+from swamp_ray.commands.evaluate import evaluate_runs
+from swamp_ray.commands.run_progress import LiveReporter, PlainReporter
+from swamp_ray.launch import run
+from swamp_ray.run.capacity import capacity, pool_size
+from swamp_ray.storage.find import find_run
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.training.trainer import ParticleTrainer
 from tests.helpers import TINY, tiny
 
 

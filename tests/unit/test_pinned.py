@@ -2,8 +2,8 @@
 
 Weights and metrics are compared up to what processors and versions of torch differ in, far below what another seed,
 order of batches, schedule, rule for masks, augmentation or mean makes of them. When a change is meant to alter numbers,
-raise the kind's number in `swamp_ray.storage.identity.FORMATS`, see to `swamp_ray.storage.former`, and write the file
-anew: ``python -m tests.unit.test_pinned``.
+raise the kind's number in `swamp_ray.storage.names.FORMATS`, see to `swamp_ray.storage.former_names`, and write the
+file anew: ``python -m tests.unit.test_pinned``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from swamp_ray.orchestration.running import run
-from swamp_ray.storage.identity import FORMATS
+from swamp_ray.launch import run
+from swamp_ray.storage.names import FORMATS
 from swamp_ray.storage.tickets import load_ticket
 from tests.helpers import tiny
 

@@ -15,8 +15,8 @@ from swamp_ray.analysis.growth import growth, subsets
 from swamp_ray.analysis.paths import grid, line
 from swamp_ray.analysis.sharpness import sharpness
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.running import run
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.launch import run
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.tickets import load_ticket
 from tests.helpers import tiny
 

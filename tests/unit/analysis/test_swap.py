@@ -12,15 +12,15 @@ from click.testing import CliRunner
 
 from swamp_ray.analysis.swap import Swap, effects, shuffled, swap
 from swamp_ray.cli import main
-from swamp_ray.config_reading import dump_config
+from swamp_ray.config.reading import dump_config
 from swamp_ray.errors import Interrupted, UserError
-from swamp_ray.orchestration.preparation import Prepared, prepare
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import Run, run
-from swamp_ray.round_messages import Work
+from swamp_ray.launch import Run, run
+from swamp_ray.method.events import Work
+from swamp_ray.run.prepare import Prepared, prepare
+from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.masks import layer_densities, overlap
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import read_state, state_digest
 from swamp_ray.storage.tickets import Ticket, load_ticket
 from tests.helpers import tiny

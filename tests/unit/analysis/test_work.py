@@ -12,16 +12,16 @@ import pytest
 from rich.console import Console
 
 from swamp_ray.analysis.bench import Bench
-from swamp_ray.analysis.commands import DIVIDED, measure
 from swamp_ray.analysis.items import Item
 from swamp_ray.analysis.progress import Lines, Live, Progress
 from swamp_ray.analysis.work import Workplace, kept_rows, read_items, rows_of
-from swamp_ray.config_reading import dump_config
+from swamp_ray.commands.analyze import DIVIDED, measure
+from swamp_ray.config.reading import dump_config
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.running import run
-from swamp_ray.orchestration.stopping import Stopping
+from swamp_ray.launch import run
+from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import let_go_state
 from tests.helpers import tiny
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from swamp_ray.config_reading import load_config
+from swamp_ray.config.reading import load_config
 from swamp_ray.errors import SwampError
 from tests.helpers import tiny
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from swamp_ray.orchestration.running import run
-from swamp_ray.report import building
-from swamp_ray.report.reading import ReportRun, read_runs
-from swamp_ray.report.style import themed
+from swamp_ray.launch import run
+from swamp_ray.report.charts.style import themed
+from swamp_ray.report.load.runs import ReportRun, read_runs
+from swamp_ray.report.page import building
 from tests.helpers import tiny
 
 IMP = [f"imp-seed{seed}" for seed in range(3)]

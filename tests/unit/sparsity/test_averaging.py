@@ -19,7 +19,7 @@ from swamp_ray.sparsity.averaging import (
     has_batchnorm,
     reset_batchnorm,
 )
-from swamp_ray.sparsity.packing import Packed
+from swamp_ray.sparsity.compact import Packed
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -11,7 +11,7 @@ import pytest
 
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from tests.unit.storage.processes import REPOSITORY, run_python
 
 NAME = "ab" * 32

@@ -14,13 +14,13 @@ from click.testing import CliRunner
 
 from swamp_ray.cli import main
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
+from swamp_ray.launch import run
+from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.jsonlines import salvage_lines
+from swamp_ray.storage.json_lines import salvage_lines
 from swamp_ray.storage.metrics import MetricsLog, salvage_jsonl
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.storage.sweepdir import SweepDir
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.storage.usage import read_usage
 from tests.helpers import tiny
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from swamp_ray.orchestration.messages import WorkItem
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import Run, run
-from swamp_ray.round_messages import Add, Average, Averaged, Do, Finished, Lost, RoundPlan, Work
-from swamp_ray.rounds import Rounds
+from swamp_ray.launch import Run, run
+from swamp_ray.method.events import Add, Average, Averaged, Do, Finished, Lost, RoundPlan, Work
+from swamp_ray.method.rounds import Rounds
+from swamp_ray.run.messages import WorkItem
+from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import lacks_state
 from swamp_ray.storage.usage import read_usage
 from tests.helpers import ticket_digests, tiny

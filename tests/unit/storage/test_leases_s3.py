@@ -8,7 +8,7 @@ from dataclasses import replace
 from click.testing import CliRunner
 
 from swamp_ray.cli import main
-from swamp_ray.orchestration.running import run
+from swamp_ray.launch import run
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease

@@ -14,14 +14,14 @@ from click.testing import CliRunner
 
 from swamp_ray.cli import main
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.storage import pruning
+from swamp_ray.storage import cleanup as pruning
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.joblog import JobLog
-from swamp_ray.storage.jsonlines import open_lines
+from swamp_ray.storage.cleanup import remove, survey
+from swamp_ray.storage.job_log import JobLog
+from swamp_ray.storage.json_lines import open_lines
 from swamp_ray.storage.metrics import MetricsLog
 from swamp_ray.storage.places import LocalPlace, Place, Spot, open_place
-from swamp_ray.storage.pruning import remove, survey
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.usage import run_dirs
 
 OLD, LINKED = "ab" + "0" * 62, "ab" + "1" * 62

@@ -20,14 +20,14 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
-from swamp_ray.config import SwampConfig, TrainingConfig
-from swamp_ray.config_reading import build_config
+from swamp_ray.config.reading import build_config
+from swamp_ray.config.schema import SwampConfig, TrainingConfig
 from swamp_ray.errors import UserError
-from swamp_ray.orchestration.naming import recipes_of
-from swamp_ray.orchestration.preparation import Prepared, prepare
-from swamp_ray.orchestration.running import run
+from swamp_ray.launch import run
+from swamp_ray.run.prepare import Prepared, prepare
+from swamp_ray.run.result_names import recipes_of
 from swamp_ray.storage.recipes import average_recipe
-from swamp_ray.training.particle import initial_model
+from swamp_ray.training.trainer import initial_model
 from tests.helpers import TINY, ticket_digests, tiny
 
 

@@ -17,23 +17,23 @@ from typing import Any
 import pytest
 
 from swamp_ray.errors import RunError
-from swamp_ray.orchestration.reporting import Reporter
-from swamp_ray.orchestration.running import run
-from swamp_ray.round_messages import Work
+from swamp_ray.launch import run
+from swamp_ray.method.events import Work
+from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage import places
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Lease, LeaseLostError
 from swamp_ray.storage.places import Place, open_place
-from swamp_ray.storage.rundir import RunDir
-from swamp_ray.storage.sweepdir import SweepDir
+from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.storage.sweep_folder import SweepDir
 from tests.helpers import ticket_digests, tiny
 from tests.unit.storage.processes import REPOSITORY
 
 WRITER = """
 import sys
 from swamp_ray.errors import RunError
-from swamp_ray.storage.jsonlines import open_lines
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.json_lines import open_lines
+from swamp_ray.storage.run_folder import RunDir
 
 unheld = RunDir(sys.argv[1], "q")
 lease = unheld.hold(expiry_s=0.2)

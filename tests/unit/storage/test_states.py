@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from swamp_ray.errors import CorruptArtifactError, MissingPayloadError
-from swamp_ray.sparsity import packing
-from swamp_ray.sparsity.packing import Packed, chunks, spans, to_bytes
+from swamp_ray.sparsity import compact as packing
+from swamp_ray.sparsity.compact import Packed, chunks, spans, to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.states import (
     lacks_state,

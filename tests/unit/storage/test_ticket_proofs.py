@@ -18,14 +18,14 @@ from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.rewinding import side_of
 from swamp_ray.api import result_of
 from swamp_ray.cli import main
+from swamp_ray.commands.evaluate import evaluate_runs
 from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
-from swamp_ray.evaluation import evaluate_runs
-from swamp_ray.orchestration.preparation import prepare
-from swamp_ray.orchestration.running import run
-from swamp_ray.report.reading import read_runs
+from swamp_ray.launch import run
+from swamp_ray.report.load.runs import read_runs
+from swamp_ray.run.prepare import prepare
 from swamp_ray.storage import ticket_records
-from swamp_ray.storage.jsonlines import sealed
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.json_lines import sealed
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.tickets import METADATA_KEY, load_round_ticket, load_ticket, ticket_bytes
 from tests.helpers import ticket_digests, tiny
 

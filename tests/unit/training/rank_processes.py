@@ -17,7 +17,7 @@ from torch import multiprocessing
 
 # Ranks are forks of a process that has imported torch: once, instead of once a rank.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch.distributed", "swamp_ray.orchestration.preparation"])
+PROCESSES.set_forkserver_preload(["torch.distributed", "swamp_ray.run.prepare"])
 
 
 def on_ranks(count: int, function: Callable[..., Any], *given: Any, seconds: float = 90) -> list[Any]:

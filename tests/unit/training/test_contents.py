@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from swamp_ray import SwampTrainer
-from swamp_ray.config import SwampConfig
+from swamp_ray.commands.evaluate import evaluate_runs
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import UserError
-from swamp_ray.evaluation import evaluate_runs
-from swamp_ray.orchestration.preparation import prepare
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.run.prepare import prepare
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.tickets import load_ticket, ticket_bytes
 from swamp_ray.training.models import build_model
 from tests.helpers import with_sections

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from swamp_ray.analysis import items
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.errors import LostRankError, RunError, UserError
-from swamp_ray.importing import own_traceback
-from swamp_ray.orchestration.records import _over_particles
-from swamp_ray.orchestration.running import run
-from swamp_ray.training.blaming import blamed
+from swamp_ray.launch import run
+from swamp_ray.run.round_records import _over_particles
 from swamp_ray.training.losses import origin_of_loss
-from swamp_ray.training.particle import evaluate
 from swamp_ray.training.tasks import Classification, Regression, Task
+from swamp_ray.training.trainer import evaluate
+from swamp_ray.user_code.blaming import blamed
+from swamp_ray.user_code.importing import own_traceback
 from tests.helpers import tiny
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp_ray.config import TrainingConfig
+from swamp_ray.config.schema import TrainingConfig
 from swamp_ray.errors import UserError
 from swamp_ray.training.factories import Snapshot
 from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered
 from swamp_ray.training.model_tensors import refuse_odd_gradients, settle_tensors_
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
-from swamp_ray.training.packable import why_unpackable
-from swamp_ray.training.stacked import Stacked
+from swamp_ray.training.packs.packable import why_unpackable
+from swamp_ray.training.packs.stacked import Stacked
 
 
 class Subclass(Tensor):

@@ -16,21 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swamp_ray import SwampTrainer
-from swamp_ray.config import SwampConfig
+from swamp_ray.commands.evaluate import evaluate_runs
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import UserError
-from swamp_ray.evaluation import evaluate_runs
-from swamp_ray.orchestration.preparation import prepare
+from swamp_ray.run.prepare import prepare
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.averaging import batchnorm_reestimation
-from swamp_ray.storage.rundir import RunDir
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.training.arithmetic import resolve_arithmetic
 from swamp_ray.training.normalisation import uses_batch_statistics, without_single
-from swamp_ray.training.pack import Pack, train_epoch
-from swamp_ray.training.particle import ParticleTrainer, initial_model
+from swamp_ray.training.packs.pack import Pack, train_epoch
 from swamp_ray.training.program import round_program
 from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from tests.helpers import data_of, with_sections
-from tests.unit.training.test_particle import start_of
+from tests.unit.training.test_trainer import start_of
 
 MODULE = "their_normalisation"
 THEIRS = '''

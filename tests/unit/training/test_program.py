@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 from torch.optim.swa_utils import SWALR
 
-from swamp_ray.config import SwampConfig
-from swamp_ray.config_reading import build_config
+from swamp_ray.config.reading import build_config
+from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import UserError
 from swamp_ray.training.program import Program, dense_program, round_program
 

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from swamp_ray.config_reading import build_config
+from swamp_ray.config.reading import build_config
 from swamp_ray.errors import CorruptArtifactError, DivergedError
-from swamp_ray.orchestration.preparation import Prepared, prepare
+from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.packing import pack_state, to_bytes
+from swamp_ray.sparsity.compact import pack_state, to_bytes
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.following import follow
-from swamp_ray.training.particle import ParticleTrainer
+from swamp_ray.training.rank_following import follow
 from swamp_ray.training.ranks import Ranks, ordered_mean, reduce_in_rank_order_
 from swamp_ray.training.records import ParticleJob, TrainedParticle, never
+from swamp_ray.training.trainer import ParticleTrainer
 from swamp_ray.training.training_run import TrainingRun
 from tests.unit.training.rank_processes import on_ranks
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from swamp_ray.config import TaskConfig
+from swamp_ray.config.schema import TaskConfig
+from swamp_ray.data.datasets import ArraySamples, Feed
 from swamp_ray.errors import UserError
-from swamp_ray.training.data import ArraySamples, Feed
-from swamp_ray.training.particle import evaluate
 from swamp_ray.training.tasks import Classification, Regression, build_task
+from swamp_ray.training.trainer import evaluate
 
 CPU = torch.device("cpu")
 

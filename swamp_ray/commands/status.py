@@ -1,0 +1,238 @@
+"""``swamp status``: what is done of a run, from the storage alone."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from swamp_ray.errors import CorruptArtifactError, UserError
+from swamp_ray.method.events import DENSE, Work
+from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
+from swamp_ray.storage.append import read_growing
+from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
+from swamp_ray.storage.find import find_run
+from swamp_ray.storage.leases import EXPIRY_S, Held, Leases, Watch, artifact_lease
+from swamp_ray.storage.run_folder import RunDir, check_run_record
+from swamp_ray.text.metric_names import Metric
+from swamp_ray.text.output import Output, is_live
+from swamp_ray.text.tables import display_path, duration, percent, results_table
+
+REFRESH_S = 2.0
+SHOWN_ROUNDS = 8
+KILLED = "stopped without a word (killed?); the same command goes on"
+
+
+@dataclass(frozen=True)
+class Life:
+    """Whether somebody works on a run, and how that is said."""
+
+    running: bool
+    text: str
+
+
+def show_status(run: str, storage: str | None = None, watch: bool = False) -> None:
+    """Print the state of a run; with ``watch`` until it is over, or nobody works on it any more.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    rundir = find_run(run, storage)
+    console = Output(highlight=False)
+    if not (watch and is_live(console)):
+        for part in describe(rundir):
+            console.print(part, soft_wrap=isinstance(part, Text))
+        return
+    watcher = Watch()
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(Group(*describe(rundir, watcher)), refresh=True)
+            if not life_of(rundir, _record(rundir), watcher).running:
+                return
+            time.sleep(REFRESH_S)
+
+
+def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
+    """Status, what is missing, failures that were met, and the table of finished rounds.
+
+    Args:
+        rundir: The run.
+        watch: Kept from call to call it sees whether a process on another machine still works.
+    """
+    record = _record(rundir)
+    life = life_of(rundir, record, watch)
+    rounds, planned = rundir.read_rounds(), record.get("rounds", [])
+    lines: list[Text | Table] = [Text(f"{rundir.name}: {life.text}, {len(rounds)} of {len(planned)} rounds",
+                             style="bold")]
+    lines += [Text(line) for line in [*_coverage(record), *_attempts(record, life.running)]]
+    if unverified := rundir.unverified(rundir.rounds, rundir.results):
+        lines.append(Text("not verified, since an older version wrote them without checksums: "
+                          + ", ".join(unverified)))
+    done = {entry["round"] for entry in rounds}
+    missing = [plan for plan in planned if plan["index"] not in done]
+    if missing:
+        shown = ", ".join(f"{plan['index']} ({percent(plan['sparsity'])})" for plan in missing[:SHOWN_ROUNDS])
+        lines.append(Text(f"missing: rounds {shown}{' ...' if len(missing) > SHOWN_ROUNDS else ''}"))
+        lines += [Text(line) for line in _OpenWork(rundir, record, life.running).lines(missing)]
+        lines += [Text(line) for line in _logs(rundir)]
+    if rounds:
+        if thin := thin_of_record(rounds[-1], record.get("layers", [])):
+            lines.append(Text(f"warning: round {rounds[-1]['round']} keeps only {thin_text(thin)}", style="yellow"))
+        lines.append(_results(rundir, rounds, Metric(record.get("primary", "accuracy"), record.get("shown_as"))))
+    return lines
+
+
+def _coverage(record: dict[str, Any]) -> list[str]:
+    """How much of the network is pruned at the end, and what is odd about it; runs of before did not record it."""
+    prunable, parameters, planned = record.get("num_prunable"), record.get("num_parameters"), record.get("rounds")
+    if not prunable or not parameters or not planned:
+        return []
+    of_all = (prunable - planned[-1]["survivors"]) / parameters
+    return [f"{prunable:,} prunable weights of {parameters:,} parameters: at {percent(planned[-1]['sparsity'])} "
+            f"sparsity {percent(of_all)} of all parameters are pruned",
+            *(f"warning: {text}" for text in record.get("notes", []))]
+
+
+def life_of(rundir: RunDir, record: dict[str, Any], watch: Watch | None = None) -> Life:
+    """Whether a process works on the run: what ``run.json`` says of one that was killed is not true any more."""
+    return life_by_lease(rundir.leases(), rundir.lease_key, str(record.get("status")), watch)
+
+
+def life_by_lease(leases: Leases, key: str, status: str, watch: Watch | None = None) -> Life:
+    """Whether a process holds a lease, where the last thing that was recorded is this status."""
+    if status != "running":
+        return Life(False, status)
+    held = leases.look(key)
+    if held is None or held.life == "gone":
+        return Life(False, KILLED)
+    if held.life == "alive":
+        return Life(True, "running")
+    return _life_elsewhere(leases, key, held, watch)
+
+
+def _life_elsewhere(leases: Leases, key: str, held: Held, watch: Watch | None) -> Life:
+    host = held.holder.host if held.holder is not None else "another machine"
+    if watch is not None and watch.stale(key, held):
+        return Life(False, KILLED)
+    seen = leases.last_seen_s(key)
+    age = None if seen is None else max(0.0, time.time() - seen)
+    # Compared with this machine's clock, which may differ from the storage's: a hint, and only the watch decides.
+    if age is not None and watch is None and age > 2 * max(held.expiry_s, EXPIRY_S):
+        return Life(False, f"not heard of for {duration(age)}, was running on {host} (killed?); the same command "
+                           "goes on")
+    return Life(True, f"running on {host}" + ("" if age is None else f", last seen {duration(age)} ago"))
+
+
+def _record(rundir: RunDir) -> dict[str, Any]:
+    record = rundir.read_run()
+    if record is None:
+        raise UserError("the run has not started yet", where=str(rundir.spot()))
+    check_run_record(record, rundir.run_json)
+    return record
+
+
+class _OpenWork:
+    """What has become of the jobs of the rounds that are not finished."""
+
+    def __init__(self, rundir: RunDir, record: dict[str, Any], running: bool) -> None:
+        self._rundir, self._running = rundir, running
+        self._store, self._leases = ArtifactStore(rundir.place), rundir.leases()
+        # A job that had to be named anew, as after a loss of its start, was noted later.
+        self._names = {Work(line["kind"], line["round"], line["particle"]): str(line["name"])
+                       for line in rundir.read_results()}
+        self._attempt = max(1, len(record.get("attempts", [])))
+
+    def lines(self, missing: list[dict[str, Any]]) -> list[str]:
+        """One for the dense phase if it is not done, one for each round that was begun."""
+        found = []
+        if DENSE in self._names and (state := self._state(DENSE)) != "done":
+            found.append(f"dense phase: {state}")
+        for plan in missing:
+            works = [Work("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
+            if any(work in self._names for work in works):
+                states = {work.particle: self._state(work) for work in works}
+                found.append(f"round {plan['index']}: {_by_state(states)}{self._after(plan['index'], states)}")
+        return found
+
+    def _after(self, index: int, states: dict[int, str]) -> str:
+        """What a round lacks whose particles are all done: it is not finished before it is evaluated and recorded."""
+        if set(states.values()) != {"done"}:
+            return ""
+        average, evaluation = self._state(Work("average", index)), self._state(Work("evaluation", index))
+        if average != "done":
+            return "; their average is still to be made"
+        if evaluation != "done":
+            return f"; averaged; the evaluation of the average: {evaluation}"
+        return "; averaged and evaluated; only the round's record is missing"
+
+    def _state(self, work: Work) -> str:
+        name = self._names.get(work)
+        if name is None:
+            return "missing"
+        with contextlib.suppress(CorruptArtifactError):
+            if self._store.find(name) is not None:
+                return "done"
+        held = self._leases.look(artifact_lease(name))
+        own = held is not None and held.holder is not None and held.holder.run == self._rundir.name
+        if held is not None and held.life != "gone" and (self._running or not own):
+            return f"training{self._epoch(work, name)}" + ("" if own else f" by {held.who}")
+        return ("queued" if self._running else "missing") + self._epoch(work, name, from_log=False)
+
+    def _epoch(self, work: Work, name: str, from_log: bool = True) -> str:
+        if from_log:
+            log = self._rundir.log(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
+            if epochs := re.findall(r" epoch (\d+/\d+):", read_growing(log).decode(errors="replace")):
+                return f", epoch {epochs[-1]}"
+        with contextlib.suppress(CorruptArtifactError):
+            if (checkpoint := self._store.find(name, CHECKPOINT)) is not None:
+                return f", epoch {checkpoint.info.get('epoch')}"
+        return ""
+
+
+def _by_state(states: dict[int, str]) -> str:
+    """``"2 of 4 particles done; 2: training, epoch 3/10; missing: 3"``; equal states are put together."""
+    groups: dict[str, list[int]] = {}
+    for particle, state in states.items():
+        groups.setdefault(state, []).append(particle)
+    done = len(groups.pop("done", []))
+    parts = [f"{state}: particle{'s' if len(particles) > 1 else ''} {', '.join(map(str, particles))}"
+             for state, particles in groups.items()]
+    return "; ".join([f"{done} of {len(states)} particles done", *parts])
+
+
+def _results(rundir: RunDir, rounds: list[dict[str, Any]], primary: str) -> Table:
+    try:
+        return results_table(rounds, primary)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptArtifactError(f"{rundir.rounds}: its rounds are not what was written "
+                                   f"({type(error).__name__}: {error}). Run the run again, which writes them anew, or "
+                                   "restore the file.") from error
+
+
+def _attempts(record: dict[str, Any], running: bool) -> list[str]:
+    lines, attempts = [], record.get("attempts", [])
+    for number, attempt in enumerate(attempts, start=1):
+        unended = "running" if running and number == len(attempts) else "killed"
+        spent = f", {duration(attempt['seconds'])}" if "seconds" in attempt else ""
+        lines.append(f"attempt {number}: {attempt.get('status', unended)}{spent}; {attempt['trained']} trained, "
+                     f"{attempt['found']} found; started {attempt['started']} on {attempt['host']} with "
+                     f"{attempt['executor']}")
+        lines += [_incident(one) for one in attempt["incidents"]]
+    return lines
+
+
+def _incident(one: dict[str, Any]) -> str:
+    kind = f" ({one['kind']})" if "kind" in one else ""
+    return f"  {one['time']} {one['who']}{kind}: {one['reason'].splitlines()[0]}"
+
+
+def _logs(rundir: RunDir) -> list[str]:
+    """The last line of the logs that were written last."""
+    return [f"  {display_path(spot.location)}: {line}" for spot, line in rundir.last_log_lines(3)]

@@ -1,0 +1,103 @@
+"""What the options of a config must not be together, though each of them is right by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from swamp_ray.user_code.importing import is_import_path
+
+if TYPE_CHECKING:
+    from swamp_ray.config.schema import SwampConfig
+
+
+def contradictions(config: SwampConfig) -> Iterator[str]:
+    """What only shows when several sections are read together."""
+    yield from _wrong_schedules(config)
+    yield from _wrong_averages(config)
+    yield from _wrong_ranks(config)
+    yield from _wrong_execution(config)
+
+
+def _wrong_schedules(config: SwampConfig) -> Iterator[str]:
+    dense, length = config.dense.length, config.round.length
+    if length.amount <= 0:
+        yield "round.length must be greater than 0"
+    if config.rewind.schedule == "continue":
+        if dense.unit == length.unit and dense.amount >= length.amount:
+            yield (
+                f"dense.length (T0) must be shorter than round.length (T) under rewind.schedule: continue, but got "
+                f"{dense} and {length}. Shorten dense.length or use rewind.schedule: restart"
+            )
+        if config.averaging.within == "swa":
+            yield (
+                "rewind.schedule: continue takes up a schedule that SWA replaces. Use averaging.within: none or ema, "
+                "or rewind.schedule: restart"
+            )
+    if config.round.schedule == "retrain" and config.averaging.within == "swa":
+        yield (
+            "round.schedule: retrain ends at rate 0, where SWA has nothing to average. "
+            "Use averaging.within: none or ema"
+        )
+    if config.round.schedule == "retrain" and config.rewind.schedule == "continue":
+        yield "round.schedule: retrain has a schedule of its own. Use rewind.schedule: restart"
+
+
+def _wrong_averages(config: SwampConfig) -> Iterator[str]:
+    every, length = config.averaging.every, config.round.length
+    if config.averaging.within == "swa":
+        if every.amount <= 0:
+            yield "averaging.every must be greater than 0"
+        # By default a training that is too short has one snapshot, of its last weights.
+        by_default = config.averaging.start == 0.75 and str(every) == "1 epoch"
+        left = (1 - config.averaging.start) * length.amount
+        if not by_default and every.unit == length.unit and left < every.amount - 1e-9:
+            yield (
+                f"averaging.start ({config.averaging.start:g}) leaves {left:g} "
+                f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
+                "Start earlier, train longer or take snapshots more often"
+            )
+    if config.averaging.num_shards not in ("auto", 1) and is_import_path(config.pruning.score):
+        yield (
+            "averaging.num_shards must be auto or 1 with a pruning.score of your own, which sees whole layers, but got "
+            f"{config.averaging.num_shards}"
+        )
+
+
+def _wrong_ranks(config: SwampConfig) -> Iterator[str]:
+    ranks, execution = config.particle.num_workers, config.execution
+    if config.training.batch_size % ranks:
+        yield (
+            f"particle.num_workers must divide training.batch_size, but {config.training.batch_size} % {ranks} != 0"
+        )
+    micro = config.training.micro_batch
+    if micro is not None and config.training.batch_size // ranks % micro:
+        yield (
+            f"training.micro_batch must divide a rank's share of the batch, but {config.training.batch_size} / "
+            f"{ranks} = {config.training.batch_size // ranks} is no multiple of {micro}"
+        )
+    if ranks > 1 and (execution.particles_per_worker != 1 or execution.packing != "auto"):
+        yield (
+            f"execution.particles_per_worker must be 1 with particle.num_workers: {ranks}: a worker trains several "
+            "particles on its device, or one on several devices"
+        )
+    if ranks > 1 and execution.executor == "inline":
+        yield "particle.num_workers must be 1 with executor: inline, which trains in one process"
+    if ranks > 1 and execution.device != "cpu" and execution.num_gpus is not None and execution.num_gpus < 1:
+        yield (
+            f"execution.num_gpus must be at least 1 with particle.num_workers: {ranks}, but got "
+            f"{execution.num_gpus:g}: two ranks cannot share a GPU"
+        )
+
+
+def _wrong_execution(config: SwampConfig) -> Iterator[str]:
+    execution = config.execution
+    if execution.packing == "stacked" and execution.particles_per_worker == 1:
+        yield "execution.packing: stacked needs execution.particles_per_worker: auto, or more than 1"
+    if execution.autoscaling and execution.device == "auto":
+        yield (
+            "execution.device must be cpu or cuda with execution.autoscaling: before there are nodes it cannot be seen "
+            "whether they have GPUs"
+        )
+    if execution.checkpoint_every.unit != "epochs" or execution.checkpoint_every.amount % 1:
+        yield "execution.checkpoint_every must be a whole number of epochs (0: never)"

@@ -1,0 +1,403 @@
+"""The configuration of a sweep: a base run, a space of settings, and how they are searched.
+
+A *setting* gives a value to every entry of the space; a *member run* is one setting with one seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from swamp_ray.config.fields import Options, Section, Sparsity
+from swamp_ray.config.paths import below
+from swamp_ray.config.reading import unknown_key, with_values
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.errors import UserError, nearest
+from swamp_ray.seeding import derive_seed
+
+Setting = dict[str, Any]
+"""A value for each entry of the space; of named groups the name."""
+
+RESERVED = {
+    "seed": "List seeds under seeds: every setting is run with all of them.",
+    "name": "Member runs are named after their settings.",
+    "storage": "A sweep has one storage root: set storage beside the space.",
+    "execution.executor": "Set it in the base config.",
+    "execution.address": "Give --address, or set it in the base config.",
+    "execution.storage_patience_s": "Set it in the base config.",
+    "particle.num_workers": "Every particle of a sweep trains in one process.",
+    "keep": "Set it in the base config.",
+}
+KINDS = ("grid", "choice", "uniform", "loguniform")
+DECIDES = ("pruning.target", "pruning.rate", "pruning.include", "pruning.exclude", "model", "start_from")
+"""Options on which the sparsities of a run's rounds depend."""
+MAX_SETTINGS = 10_000
+SEARCHES = ("optuna", "hyperopt")
+"""Search algorithms that draw one setting after the other."""
+MAX_SEEDS = 1_000
+
+
+class Domain(Section):
+    """The values of one entry of the space: exactly one of these."""
+
+    grid: tuple[Any, ...] | dict[str, Options] | None = Field(
+        default=None, description="Every value once; or named groups of options that are set together."
+    )
+    choice: tuple[Any, ...] | dict[str, Options] | None = Field(
+        default=None, description="One of these values, or of these named groups, drawn for each sample."
+    )
+    uniform: tuple[float, float] | None = Field(default=None, description="A number between these two.")
+    loguniform: tuple[float, float] | None = Field(
+        default=None, description="A number between these two, evenly over orders of magnitude."
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Domain:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"must have exactly one of {', '.join(KINDS)}, but got {', '.join(given) or 'none'}")
+        bounds = self.uniform or self.loguniform
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError(f"{given[0]} must go from a smaller to a larger number, but got {list(bounds)}")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError(f"loguniform must start above 0, but got {self.loguniform[0]:g}")
+        values = self.values
+        if self.groups is not None and not all(name.strip() for name in self.groups):
+            raise ValueError(f"{given[0]} must give every group a name")
+        if values is not None and not values:
+            raise ValueError(f"{given[0]} must list at least one value")
+        if values is not None and len({_key(value) for value in values}) < len(values):
+            raise ValueError(f"{given[0]} must list each value once, but got {list(values)}")
+        return self
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """The listed values, or the names of the groups; None for a range of numbers."""
+        found = self.grid if self.grid is not None else self.choice
+        return None if found is None else tuple(found)
+
+    @property
+    def groups(self) -> dict[str, dict[str, Any]] | None:
+        """Options by the name of their group; None where values are listed."""
+        found = self.grid if self.grid is not None else self.choice
+        return found if isinstance(found, dict) else None
+
+    def draw(self, random_: random.Random) -> Any:
+        """One value at random."""
+        if self.values is not None:
+            return random_.choice(self.values)
+        if self.uniform is not None:
+            return random_.uniform(*self.uniform)
+        assert self.loguniform is not None
+        low, high = self.loguniform
+        return min(high, max(low, math.exp(random_.uniform(math.log(low), math.log(high)))))
+
+
+class SearchConfig(Section):
+    """Where settings come from."""
+
+    name: str = Field(default="random", description="random (grids in full, the rest drawn), optuna, hyperopt, or "
+                      "package.module:function that returns a searcher of Ray Tune.")
+    seed: int = Field(default=0, ge=0, description="Seed of the draws and of the search.")
+    options: Options = Field(default_factory=dict, description="Keyword arguments of the search algorithm.")
+
+
+class SchedulerConfig(Section):
+    """Which settings are stopped early."""
+
+    name: str = Field(default="none", description="none, asha, median, or package.module:function that returns a "
+                      "scheduler of Ray Tune.")
+    options: Options = Field(default_factory=dict, description="asha: reduction_factor, grace_period; median: "
+                             "grace_period, min_samples_required, hard_stop; counted in milestones.")
+
+
+class SweepExecution(Section):
+    """How the settings share the cluster."""
+
+    max_concurrent: int | None = Field(default=None, gt=0, description="Settings at a time; default: as many as fit.")
+    max_failures: int = Field(default=2, ge=0, description="How often a setting is started again after the process "
+                              "that drives it was lost.")
+    worker_deadline_s: float = Field(default=600.0, gt=0.0, description="A setting fails, and can be resumed, once "
+                                     "it has been without any worker for so long.")
+
+
+class SweepConfig(Section):
+    """One sweep: every setting of the space, or a search over it, each with all seeds."""
+
+    name: str | None = Field(default=None, description="Name of the sweep; default: the file's name.")
+    storage: str | None = Field(default=None, description="Storage root; default: the base config's.")
+    base: str | dict[str, Any] = Field(description="The run that the settings change: a config file, relative to this "
+                                       "one, or its sections.")
+    space: dict[str, Domain] = Field(description="Option paths such as pruning.target, and the values of each; an "
+                                     "entry with named groups may have any name.")
+    seeds: tuple[int, ...] = Field(default=(0,), description="Seeds of each setting: a list, or how many from 0 on.")
+    metric: str = Field(default="average/validation/accuracy", description="What is compared: NETWORK/SPLIT/METRIC, "
+                        "a mean over seeds; NETWORK is average, particles_mean or particles_std.")
+    mode: str = Field(default="max", pattern="^(max|min)$", description="max or min.")
+    num_samples: int = Field(default=1, gt=0, description="random: draws for each point of the grid; else: settings.")
+    at_sparsity: tuple[Sparsity, ...] = Field(default=(), description="Milestones: sparsities at which settings are "
+                                              "compared. Default: every round, where all settings share them.")
+    search: SearchConfig = SearchConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    execution: SweepExecution = SweepExecution()
+    callbacks: dict[str, Options] = Field(default_factory=dict, description="mlflow, wandb: keyword arguments of Ray "
+                                          "Tune's callback.")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return value
+        if value < 1:
+            raise ValueError("must be a list of seeds, or how many there are")
+        if value > MAX_SEEDS:
+            raise ValueError(f"must be at most {MAX_SEEDS:,}")
+        return tuple(range(value))
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError("must list at least one seed, each once and none negative")
+        return value
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _mode(cls, value: Any) -> Any:
+        if value not in ("max", "min"):
+            raise ValueError("must be max or min")
+        return value
+
+    @field_validator("at_sparsity")
+    @classmethod
+    def _increasing(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("must increase")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepConfig:
+        if not self.space:
+            raise ValueError("space must have at least one entry, such as pruning.target: {grid: [0.9, 0.95]}")
+        owners: dict[str, str] = {}
+        for entry, domain in self.space.items():
+            for key in _keys_of(entry, domain):
+                _check_key(key, entry)
+                for other, owner in owners.items():
+                    if owner != entry and _overlap(key, other):
+                        raise ValueError(f"space.{entry} and space.{owner} both set {max(key, other, key=len)}")
+                owners[key] = entry
+        adaptive = self.search.name != "random"
+        grids = [entry for entry, domain in self.space.items() if domain.grid is not None]
+        if len(grids) == len(self.space) and not adaptive and self.num_samples > 1:
+            raise ValueError("num_samples has no effect where every entry is a grid: each point is run once. List more "
+                             "seeds, or use choice, uniform or loguniform")
+        if adaptive and grids and (self.search.name in SEARCHES or ":" in self.search.name):
+            raise ValueError(f"search.name: {self.search.name} draws values one at a time, but space.{grids[0]} is a "
+                             "grid. Use choice in its place")
+        if (adaptive or self.scheduler.name != "none") and not self.at_sparsity and (varied := self.varied):
+            what = "scheduler" if self.scheduler.name != "none" else "search"
+            raise ValueError(
+                f"the {what} compares settings, but {', '.join(varied)} changes the sparsities that they reach: the "
+                "densest network would win. Set at_sparsity to sparsities that all settings reach")
+        if (adaptive or self.scheduler.name != "none") and "/test/" in self.metric:
+            raise ValueError(f"metric must be measured on validation, because settings are chosen by it, but got "
+                             f"{self.metric!r}. The test set is only reported")
+        return self
+
+    @property
+    def varied(self) -> list[str]:
+        """Options of the space on which the sparsities of the rounds depend."""
+        return [key for entry, domain in self.space.items() for key in _keys_of(entry, domain)
+                if any(_overlap(key, decides) for decides in DECIDES)]
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether settings depend on the results of earlier ones."""
+        return self.search.name != "random"
+
+    @property
+    def compares(self) -> bool:
+        """Whether a search or a scheduler reads the results while the sweep runs."""
+        return self.is_adaptive or self.scheduler.name != "none"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that was read, with its base run.
+
+    Attributes:
+        config: The sweep.
+        base: The run that settings change; its ``storage`` is the sweep's.
+        folder: What relative paths in the space are below; empty where the sweep runs elsewhere.
+    """
+
+    config: SweepConfig
+    base: SwampConfig
+    folder: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep."""
+        return self.config.name or "sweep"
+
+    def settings(self) -> list[Setting]:
+        """All settings of a sweep that is not adaptive, in the order of the file: draws are seeded, so always the same.
+
+        Raises:
+            UserError: There are too many.
+        """
+        space, samples = self.config.space, self.config.num_samples
+        grids = {entry: domain.values or () for entry, domain in space.items() if domain.grid is not None}
+        drawn = len(grids) < len(space)
+        count = math.prod(len(values) for values in grids.values()) * (samples if drawn else 1)
+        if count > MAX_SETTINGS:
+            raise UserError(f"a sweep must have at most {MAX_SETTINGS:,} settings", got=f"{count:,}", where="space")
+        found: dict[str, Setting] = {}
+        for sample in range(samples if drawn else 1):
+            for number, point in enumerate(itertools.product(*grids.values())):
+                fixed = dict(zip(grids, point, strict=True))
+                setting = {entry: fixed[entry] if entry in fixed else self._draw(entry, sample, number)
+                           for entry in space}
+                found.setdefault(setting_key(setting), setting)
+        return list(found.values())
+
+    def sample(self, count: int) -> list[Setting]:
+        """Some settings at random, to see whether any is valid."""
+        return [{entry: self._draw(entry, index, -1) for entry in self.config.space} for index in range(count)]
+
+    def _draw(self, entry: str, *indices: int) -> Any:
+        seed = derive_seed(self.config.search.seed, f"sweep {entry}", *(index + 1 for index in indices))
+        return self.config.space[entry].draw(random.Random(seed))
+
+    def overrides(self, setting: Setting) -> dict[str, Any]:
+        """The options that a setting changes, by dotted key.
+
+        Raises:
+            UserError: The setting does not belong to the space.
+        """
+        values: dict[str, Any] = {}
+        for entry, value in setting.items():
+            domain = self.config.space.get(entry)
+            if domain is None:
+                raise UserError("there is no such entry in the space", got=entry, where="space",
+                                do=nearest(entry, self.config.space))
+            groups = domain.groups
+            if groups is None:
+                values[entry] = value
+            elif value in groups:
+                values |= groups[value]
+            else:
+                raise UserError(f"space.{entry} has no group of this name", got=value, where="space",
+                                do=f"There are: {', '.join(groups)}.")
+        return values
+
+    def member(self, setting: Setting, seed: int) -> SwampConfig:
+        """The run of a setting and a seed: what ``swamp run`` takes.
+
+        Raises:
+            UserError: The values contradict each other, or the base config.
+        """
+        options = self.overrides(setting)
+        if self.folder:
+            options = below(self.folder, options)
+        values = {**options, "seed": seed, "name": self.member_name(setting, seed)}
+        return with_values(self.base, values)
+
+    def member_name(self, setting: Setting, seed: int) -> str:
+        """The name of the run of a setting and a seed."""
+        return f"{self.name}-{label(setting)}-seed{seed}"
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values of the whole sweep, the base run included: ``sweep_reading.build_sweep`` makes an equal one."""
+        plain = self.config.model_dump(mode="json", exclude_none=True)
+        plain["space"] = {entry: domain.model_dump(mode="json", exclude_none=True)
+                          for entry, domain in self.config.space.items()}
+        base = self.base.model_dump(mode="json")
+        return {**plain, "name": self.name, "storage": self.base.storage, "base": base}
+
+    def identity(self) -> dict[str, Any]:
+        """What a sweep must have in common with an earlier one of its name: settings, seeds, what is compared."""
+        plain = self.resolved()
+        keys = ["space", "seeds", "metric", "mode", "at_sparsity", "search", "scheduler",
+                *([] if self.config.is_adaptive else ["num_samples"])]
+        return {"base": self.base.recipe() | {"seed": None}, "entries": list(self.config.space),
+                **{key: plain[key] for key in keys}}
+
+
+def setting_key(setting: Setting) -> str:
+    """A text that equal settings have in common."""
+    return json.dumps({entry: setting[entry] for entry in sorted(setting)}, sort_keys=True)
+
+
+_LABEL = 120
+
+
+def label(setting: Setting) -> str:
+    """A setting as a part of a file name, e.g. ``target0.95-count4``; different settings have different ones."""
+    leaves = [entry.rpartition(".")[2] for entry in setting]
+    parts = [f"{leaf if leaves.count(leaf) == 1 else entry}{plain_value(value)}"
+             for (entry, value), leaf in zip(setting.items(), leaves, strict=True)]
+    found = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
+    if len(found) <= _LABEL and all(_spells_out(value) for value in setting.values()):
+        return found
+    return f"{found[:_LABEL]}-{hashlib.sha256(setting_key(setting).encode()).hexdigest()[:8]}"
+
+
+def _spells_out(value: Any) -> bool:
+    """Whether a value can be read back from its place in a label."""
+    text = plain_value(value)
+    if not re.fullmatch(r"[A-Za-z0-9._]+", text):
+        return False
+    try:
+        read = yaml.safe_load(text)
+    except ValueError:  # "0x_" looks like a number to YAML, and is none
+        return False
+    return type(read) is type(value) and read == value
+
+
+def describe(setting: Setting) -> str:
+    """A setting for people: ``pruning.target 0.95, particles.count 4``."""
+    return ", ".join(f"{entry} {plain_value(value)}" for entry, value in setting.items())
+
+
+def plain_value(value: Any) -> str:
+    """A value for people: numbers with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _keys_of(entry: str, domain: Domain) -> list[str]:
+    """The options that an entry of the space sets."""
+    groups = domain.groups
+    return [entry] if groups is None else list(dict.fromkeys(key for group in groups.values() for key in group))
+
+
+def _check_key(key: str, entry: str) -> None:
+    where = f"space.{entry}" if key == entry else f"space.{entry}, {key}"
+    if (problem := unknown_key(key)) is not None:
+        raise ValueError(f"{where}: {problem}")
+    if (advice := reserved(key)) is not None:
+        raise ValueError(f"{where} cannot be part of a space. {advice}")
+
+
+def reserved(key: str) -> str | None:
+    """What to do instead of sweeping an option that no space may hold; None for any other option."""
+    return next((advice for option, advice in RESERVED.items() if _overlap(key, option)), None)
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is a section that holds the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")

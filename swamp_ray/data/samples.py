@@ -1,0 +1,223 @@
+"""What a dataset is once it is read: samples, their splits, and the digest that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from swamp_ray.config.schema import DataConfig
+from swamp_ray.data.trees import named_leaves, num_samples, tree_map
+from swamp_ray.errors import UserError
+from swamp_ray.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Images:
+    """How uint8 images become the network's input; the pipeline's part of the recipe.
+
+    Attributes:
+        mean: Per channel, of pixels scaled to [0, 1].
+        std: Likewise, greater than 0.
+        crop_padding: Black pixels on each side before a random crop of the old size.
+        flip: Mirror left-right with probability 1/2, in training.
+        crop: Crop at random, in training.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int = 0
+    flip: bool = False
+    crop: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySamples:
+    """Samples in memory.
+
+    Attributes:
+        arrays: A nest of arrays with equal first dimension; for classification a pair of images
+            (uint8 ``[N, H, W, C]``, or float32 as the model reads them) and labels (int64 ``[N]``).
+        images: The pipeline of the first leaf; None where all arrays are used as they are.
+        plain: The same samples without changes, for passes that are not to be augmented; None: they are ``arrays``.
+    """
+
+    arrays: Any
+    images: Images | None = None
+    plain: Any = None
+
+    def __len__(self) -> int:
+        return num_samples(self.arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class LazySamples:
+    """Samples that are read one by one, see :mod:`swamp_ray.data.loader`.
+
+    Attributes:
+        dataset: Map-style, picklable; gives a nest a sample.
+        indices: Which of them, int64 ``[N]``, in the fixed order.
+        images: Normalisation of the first leaf (uint8 ``[H, W, C]``), or None.
+        train_transform: Applied to a sample when training, under a seed of its own; or None.
+        eval_transform: Applied to a sample otherwise, or None.
+        plain: Gives the same samples without random changes, for passes that are not to be augmented; or None.
+        form: Makes what the task reads of samples that were put together; or None.
+    """
+
+    dataset: Any
+    indices: np.ndarray
+    images: Images | None = None
+    train_transform: Callable[[Any], Any] | None = None
+    eval_transform: Callable[[Any], Any] | None = None
+    plain: Any = None
+    form: Callable[[Any], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+Samples = ArraySamples | LazySamples
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A dataset, decoded and split.
+
+    Attributes:
+        train: For training and for re-estimating normalisation statistics.
+        validation: For decisions.
+        test: For reports only.
+        num_classes: None where the targets are no classes.
+        input_shape: Of one input, images as ``(C, H, W)``; None where the input is not one tensor.
+        class_names: In the order of the labels; may be empty.
+        digest: SHA-256 of the three splits and the pipeline.
+        description: Name, source, sizes: plain values for people.
+        warnings: What the user should know of the data.
+        training_digest: SHA-256 of the training split and the pipeline alone; empty: ``digest`` stands for it.
+        decoder: ``"name==version"`` of the library that decodes samples while training; empty where the digests are
+            of decoded samples.
+    """
+
+    train: Samples
+    validation: Samples
+    test: Samples
+    num_classes: int | None
+    input_shape: tuple[int, ...] | None
+    class_names: tuple[str, ...]
+    digest: str
+    description: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    training_digest: str = ""
+    decoder: str = ""
+
+
+def shuffled(num: int, seed: int, purpose: str, *indices: int) -> np.ndarray:
+    """A permutation of ``range(num)`` as a pure function of the arguments, int64."""
+    word = derive_seed(seed, purpose, *indices)
+    # NumPy promises to keep the stream of this legacy generator for ever, which it does not for the newer ones.
+    return np.random.RandomState(np.array([word & 0xFFFFFFFF, word >> 32], dtype=np.uint32)).permutation(num)
+
+
+def class_counts(labels: np.ndarray, total: int) -> dict[int, int]:
+    """How many of each class make ``total`` samples with the classes' own shares.
+
+    Largest remainders, ties to the lower class; each count is within one of the exact share.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    floors = sizes * total // len(labels)
+    remainders = sizes * total % len(labels)
+    for index in np.argsort(-remainders, kind="stable")[: total - int(floors.sum())]:
+        floors[index] += 1
+    return {int(c): int(n) for c, n in zip(classes, floors, strict=True)}
+
+
+def first_rows(num: int, labels: np.ndarray | None, limit: int | None) -> np.ndarray:
+    """Rows that a limit leaves, ascending: the first of each class, with the classes' shares kept."""
+    if limit is None or limit >= num:
+        return np.arange(num)
+    if labels is None:
+        return np.arange(limit)
+    wanted = class_counts(labels, limit)
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in wanted.items()]))
+
+
+def hold_out(num: int, labels: np.ndarray | None, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split ``range(num)`` into the rows that stay and those held out.
+
+    Exactly floor(num x share + 1/2) rows are held out, at least one, stratified over integer labels.
+    The rows that stay come in a random but fixed order, so that no batch of a fixed-order pass
+    holds one class only; those held out are ascending.
+
+    Args:
+        num: Number of rows.
+        labels: int64 ``[num]``, or None for a plain random split.
+        share: In (0, 1).
+        seed: The only thing besides the labels that decides the split.
+
+    Raises:
+        UserError: Nothing would stay.
+    """
+    count = max(1, int(np.floor(num * share + 0.5)))
+    if count >= num:
+        raise UserError(f"{num} training samples are too few to hold out {share:g} of them for validation",
+                        where="data.validation", do="Use more samples or another share.")
+    if labels is None:
+        held = shuffled(num, seed, "validation")[:count]
+    else:
+        held = np.concatenate([
+            np.flatnonzero(labels == c)[shuffled(int((labels == c).sum()), seed, "validation", c)[:n]]
+            for c, n in class_counts(labels, count).items()
+        ])
+    return fixed_order(np.setdiff1d(np.arange(num), held), seed), np.sort(held)
+
+
+def fixed_order(rows: np.ndarray, seed: int) -> np.ndarray:
+    """The rows in a random order that only the seed decides, for passes without shuffling."""
+    return rows[shuffled(len(rows), seed, "fixed order")]
+
+
+def take(arrays: Any, rows: np.ndarray) -> Any:
+    """The rows of every leaf of a nest, contiguous."""
+    return tree_map(lambda leaf: np.take(leaf, rows, axis=0), arrays)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images ``[N, H, W, C]``, scaled to [0, 1].
+
+    A constant channel gets the deviation 1.
+    """
+    levels = np.arange(256) / 255.0
+    counts = [np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size for c in range(images.shape[-1])]
+    means = [float(count @ levels) for count in counts]
+    stds = [float(np.sqrt(count @ (levels - mean) ** 2)) or 1.0 for count, mean in zip(counts, means, strict=True)]
+    return tuple(round(mean, 6) for mean in means), tuple(max(1e-6, round(std, 6)) for std in stds)
+
+
+def image_pipeline(config: DataConfig, default: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
+    """The pipeline that ``data.augment`` asks for; ``default`` is what ``auto`` means."""
+    augment = default if config.augment == "auto" else config.augment
+    crop = augment.startswith("crop") and config.crop_padding > 0
+    return Images(mean, std, config.crop_padding if crop else 0, flip=augment == "crop_flip", crop=crop)
+
+
+def digest_of(splits: dict[str, Any], pipeline: object) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the splits' leaves, and over the pipeline's settings.
+
+    Args:
+        splits: Nests of arrays by split name.
+        pipeline: An :class:`Images`, None, or plain JSON values.
+    """
+    digest = hashlib.sha256()
+    settings = asdict(pipeline) if isinstance(pipeline, Images) else pipeline
+    digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
+    for split, nest in splits.items():
+        for path, leaf in named_leaves(nest):
+            array = np.ascontiguousarray(leaf)
+            digest.update(f"\n{split}/{path} {array.dtype.str} {array.shape}\n".encode())
+            if array.size:
+                digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

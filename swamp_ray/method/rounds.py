@@ -1,0 +1,322 @@
+"""The rounds of a run as a state machine: event in, instructions out.
+
+It knows nothing of training, files or Ray, so that every order of events can be tested. Whoever drives it
+carries the instructions out and reports what happened (both are in :mod:`swamp_ray.method.events`)::
+
+    machine = Rounds(plan, ...)
+    instructions = machine.start()
+    while not machine.finished:
+        ...carry out instructions, wait for an event...
+        instructions = machine.handle(event)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from swamp_ray.method.events import (
+    DENSE,
+    Add,
+    Average,
+    Averaged,
+    AveragerLost,
+    Cancel,
+    DeadlinePassed,
+    Decide,
+    Decision,
+    Do,
+    Drop,
+    Event,
+    Fail,
+    Failed,
+    Finished,
+    Instruction,
+    Lost,
+    Policy,
+    Record,
+    Released,
+    RoundPlan,
+    Work,
+)
+
+
+@dataclass
+class _Round:
+    """What has happened in the current round."""
+
+    finished: dict[int, float] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
+    added: list[int] = field(default_factory=list)
+    dropped: set[int] = field(default_factory=set)
+    deadline_passed: bool = False
+    closing: bool = False
+
+
+class Rounds:
+    """The state of a run.
+
+    Args:
+        plan: All rounds.
+        dense: Whether a dense phase comes first.
+        combine: ``"average"`` of all particles, or ``"best"``: the one with the highest score.
+        max_retries: How often a job is tried again after its worker died; the averager likewise.
+        max_waiting: How many finished states may wait in memory for their turn.
+        hold_after: Rounds after which nothing begins before they are released: a scheduler may stop the run there.
+        policy: What becomes of particles that diverge or lag behind; None: a divergence ends the run.
+        decisions: What was decided before, by an earlier attempt at the run; it is followed, whatever the policy is.
+    """
+
+    def __init__(
+        self,
+        plan: Sequence[RoundPlan],
+        *,
+        dense: bool,
+        combine: str = "average",
+        max_retries: int = 3,
+        max_waiting: int = 8,
+        hold_after: Collection[int] = (),
+        policy: Policy | None = None,
+        decisions: Sequence[Decision] = (),
+    ) -> None:
+        self.plan = tuple(plan)
+        self.current = -1
+        self.failed: str | None = None
+        self._dense, self._combine = dense, combine
+        self._max_retries, self._max_waiting = max_retries, max_waiting
+        self._holding, self._policy = set(hold_after), policy or Policy()
+        self._decisions = list(decisions)
+        self._reseeds: dict[Work, int] = {}
+        for decision in decisions:
+            if decision.what == "reseed":
+                self._reseeds[decision.work] = max(decision.attempt, self._reseeds.get(decision.work, 0))
+        self._round = _Round()
+        self._open: dict[Work, int] = {}
+        self._averager_losses = 0
+        self._losses: dict[Work, int] = {}
+        self._averaged: set[int] = set()
+        self._recorded: set[int] = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: every round is recorded, or the run failed."""
+        return self.failed is not None or len(self._recorded) == len(self.plan)
+
+    @property
+    def open_work(self) -> frozenset[Work]:
+        """Jobs that were given out and have neither finished nor failed for good."""
+        return frozenset(self._open)
+
+    def dropped(self, index: int) -> list[Decision]:
+        """Why particles of a round do not enter its average, in index order."""
+        drops = {one.particle: one for one in self._decisions if one.round == index and one.drops}
+        return [drops[particle] for particle in sorted(drops)]
+
+    def limit_waiting(self, num: int) -> None:
+        """From now on at most so many finished states may wait in memory for their turn."""
+        self._max_waiting = num
+
+    def start(self) -> list[Instruction]:
+        """The first instructions."""
+        return [self._do(DENSE)] if self._dense else self._begin(0)
+
+    def handle(self, event: Event) -> list[Instruction]:
+        """What has to be done because of an event; late and repeated events change nothing."""
+        if self.finished:
+            return []
+        if isinstance(event, Finished):
+            return self._on_finished(event)
+        if isinstance(event, Failed):
+            return self._on_failed(event)
+        if isinstance(event, Averaged):
+            return self._on_averaged(event)
+        if isinstance(event, Lost):
+            return self._on_lost(event)
+        if isinstance(event, DeadlinePassed):
+            return self._on_deadline(event)
+        if isinstance(event, Released):
+            return self._on_released(event)
+        return self._on_averager_lost(event)
+
+    def _do(self, work: Work, *, urgent: bool = False) -> Do:
+        attempt = self._open.setdefault(work, 0)
+        return Do(work, attempt, urgent, self._reseeds.get(work, 0))
+
+    def _begin(self, index: int) -> list[Instruction]:
+        self.current, self._round, self._averager_losses = index, _Round(), 0
+        self._round.dropped = {decision.particle for decision in self.dropped(index)}
+        wanted = self._wanted()
+        if not wanted:
+            return self._fail(f"the recorded decisions leave no particle in round {index}")
+        return [self._do(Work("particle", index, n)) for n in wanted]
+
+    def _wanted(self) -> list[int]:
+        """The current round's particles that were not dropped."""
+        return [n for n in range(self.plan[self.current].num_particles) if n not in self._round.dropped]
+
+    def _on_finished(self, event: Finished) -> list[Instruction]:
+        if self._open.pop(event.work, None) is None:
+            return []
+        if event.work.kind == "dense":
+            return self._begin(0)
+        if event.work.kind == "evaluation":
+            self._recorded.add(event.work.round)
+            return [Record(event.work.round)]
+        self._round.finished[event.work.particle] = event.score
+        if event.held:
+            self._round.held.add(event.work.particle)
+        return self._advance()
+
+    def _advance(self) -> list[Instruction]:
+        """Add whatever has its turn; drop what waits beyond the bound; close a complete round."""
+        instructions = self._drop_stragglers()
+        state, turn = self._round, self._wanted()
+        complete = len(state.finished) == len(turn)
+        if self._combine == "best":
+            turn = [self._best()] if complete else []
+        for particle in turn[len(state.added):]:
+            if particle not in state.finished:
+                break
+            instructions.append(Add(self.current, particle, from_storage=particle not in state.held))
+            state.added.append(particle)
+            state.held.discard(particle)
+        instructions += self._drop_excess()
+        if complete and not state.closing:
+            state.closing = True
+            instructions += [Drop(self.current, particle) for particle in sorted(state.held)]
+            state.held.clear()
+            instructions.append(Average(self.current, tuple(state.added)))
+        return instructions
+
+    def _drop_excess(self) -> list[Instruction]:
+        """States furthest from their turn go first."""
+        dropped = sorted(self._round.held)[self._max_waiting:]
+        self._round.held.difference_update(dropped)
+        return [Drop(self.current, particle) for particle in dropped]
+
+    def _best(self) -> int:
+        """The particle with the highest score; equal scores keep the lower index, NaN is worse than any number."""
+        scores = self._round.finished
+        return max(scores, key=lambda particle: (
+            -math.inf if math.isnan(scores[particle]) else scores[particle], -particle))
+
+    def _on_failed(self, event: Failed) -> list[Instruction]:
+        if event.work not in self._open:
+            return []
+        if event.kind == "diverged":
+            return self._on_diverged(event.work, event.reason)
+        self._open[event.work] += 1
+        if event.kind == "machine" and self._open[event.work] <= self._max_retries:
+            return [self._do(event.work, urgent=True)]
+        attempts = self._open[event.work]
+        times = f" after {attempts} attempts" if attempts > 1 else ""
+        return self._fail(f"{event.work} failed{times}: {event.reason}")
+
+    def _on_diverged(self, work: Work, reason: str) -> list[Instruction]:
+        policy, seeds = self._policy, self._reseeds.get(work, 0) + 1
+        if policy.on_failure == "retry" and seeds <= policy.max_reseeds:
+            self._reseeds[work], self._open[work] = seeds, 0
+            decision = Decision(work.round, work.particle, "reseed", reason, seeds)
+            return [self._decide(decision), self._do(work, urgent=True)]
+        if policy.on_failure == "drop" and work.kind == "particle":
+            if len(self._wanted()) <= policy.min_count:
+                num, left = self.plan[self.current].num_particles, len(self._wanted()) - 1
+                return self._fail(f"{work} diverged: {reason}. Round {work.round} has {left} of {num} particles left, "
+                                  f"and needs {policy.min_count}")
+            return [self._drop(work, "drop", reason), *self._advance()]
+        times = f" with each of {seeds} seeds" if seeds > 1 else ""
+        return self._fail(f"{work} diverged{times}: {reason}")
+
+    def _drop(self, work: Work, what: Literal["drop", "quorum"], reason: str) -> Instruction:
+        del self._open[work]
+        self._round.dropped.add(work.particle)
+        return self._decide(Decision(work.round, work.particle, what, reason, self._reseeds.get(work, 0)))
+
+    def _decide(self, decision: Decision) -> Instruction:
+        self._decisions.append(decision)
+        return Decide(decision)
+
+    def _on_deadline(self, event: DeadlinePassed) -> list[Instruction]:
+        if event.round != self.current or self.current in self._averaged:
+            return []
+        self._round.deadline_passed = True
+        return self._advance()
+
+    def _drop_stragglers(self) -> list[Instruction]:
+        """Once the deadline has passed and the quorum is there, the round does not wait any longer."""
+        state, quorum = self._round, self._policy.quorum
+        if not state.deadline_passed or quorum is None or len(state.finished) < quorum:
+            return []
+        instructions: list[Instruction] = []
+        for particle in self._wanted():
+            if particle not in state.finished:
+                work = Work("particle", self.current, particle)
+                reason = f"not finished when the deadline had passed and {len(state.finished)} others were"
+                instructions += [self._drop(work, "quorum", reason), Cancel(work)]
+        return instructions
+
+    def _on_averaged(self, event: Averaged) -> list[Instruction]:
+        if event.round != self.current or event.round in self._averaged or not self._round.closing:
+            return []
+        self._averaged.add(event.round)
+        last = event.round + 1 == len(self.plan)
+        held = event.round in self._holding
+        evaluation = self._do(Work("evaluation", event.round), urgent=last or held)
+        if last or held:
+            return [evaluation]
+        return [*self._begin(event.round + 1), evaluation]
+
+    def _on_released(self, event: Released) -> list[Instruction]:
+        if event.round not in self._holding:
+            return []
+        self._holding.discard(event.round)
+        waits = event.round == self.current and event.round in self._averaged and event.round + 1 < len(self.plan)
+        return self._begin(event.round + 1) if waits else []
+
+    def _on_averager_lost(self, event: AveragerLost) -> list[Instruction]:
+        """A new averager gets what the old one had, in the same order, from storage."""
+        state = self._round
+        if self.current in self._averaged or self.current < 0:
+            return []
+        self._averager_losses += 1
+        if self._averager_losses > self._max_retries:
+            return self._fail(f"the averaging actor died {self._averager_losses} times: {event.reason}")
+        instructions: list[Instruction] = [Add(self.current, n, from_storage=True) for n in state.added]
+        if state.closing:
+            instructions.append(Average(self.current, tuple(state.added)))
+        return instructions
+
+    def _on_lost(self, event: Lost) -> list[Instruction]:
+        """The particle is done again, and the round's average begins anew."""
+        state, work = self._round, event.work
+        if work.round != self.current or self.current in self._averaged or work.particle not in state.finished:
+            return []
+        self._losses[work] = self._losses.get(work, 0) + event.damaged
+        if self._losses[work] > self._max_retries:
+            return self._fail(f"the state of {work} was lost {self._losses[work]} times: {event.reason}")
+        del state.finished[work.particle]
+        state.held.discard(work.particle)
+        state.added.clear()
+        state.closing = state.deadline_passed = False
+        return [self._do(work)]
+
+    def _fail(self, reason: str) -> list[Instruction]:
+        self.failed = reason
+        return [Fail(reason)]
+
+
+def plan_rounds(num_prunable: int, survivors: Sequence[int], num_particles: Sequence[int]) -> list[RoundPlan]:
+    """Rounds from the survivors of each and the particles of each.
+
+    Args:
+        num_prunable: P.
+        survivors: k_0, ..., k_R.
+        num_particles: N of each round, as long as ``survivors``.
+    """
+    following: list[int | None] = [*survivors[1:], None]
+    return [
+        RoundPlan(index, kept, 1.0 - kept / num_prunable, particles, after)
+        for index, (kept, particles, after) in enumerate(zip(survivors, num_particles, following, strict=True))
+    ]

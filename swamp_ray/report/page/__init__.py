@@ -1,0 +1,1 @@
+"""A report's page: its text, its tables, and the files beside it."""

@@ -1,0 +1,115 @@
+"""What a run's options amount to, in words."""
+
+from __future__ import annotations
+
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.text.tables import percent
+
+
+def method_name(config: SwampConfig) -> str | None:
+    """What the method is called in docs/arms.md; None where the options are nobody's arm."""
+    particles, within = config.particles, config.averaging.within
+    vary = particles.vary
+    if config.start_from is not None or config.pruning.score != "magnitude" or config.pruning.scope != "global":
+        return None
+    if config.rewind.weights == "none":
+        return _without_rewinding(config)
+    varied = bool(vary.weight_decay or vary.lr or vary.length)
+    if config.rewind.weights != "t0" or config.round.schedule != "full" or varied:
+        return None
+    if config.pruning.rate >= config.pruning.target > 0:
+        return None
+    return _rewinding(config, within)
+
+
+def _without_rewinding(config: SwampConfig) -> str | None:
+    vary = config.particles.vary
+    varied = bool(vary.weight_decay or vary.lr or vary.length)
+    if config.round.schedule == "retrain" and varied and config.particles.combine == "average":
+        return "Sparse Model Soups"
+    alone = config.particles.count == 1 and not config.particles.schedule and config.averaging.within == "none"
+    return "learning-rate rewinding" if alone and config.round.schedule == "full" else None
+
+
+def _rewinding(config: SwampConfig, within: str) -> str | None:
+    particles = config.particles
+    if particles.schedule:
+        return "SWAMP+" if within == "swa" and particles.count == 1 and particles.combine == "average" else None
+    if particles.count == 1:
+        return {"none": "IMP", "swa": "IMP + SWA", "ema": "IMP with EMA"}[within]
+    if particles.combine == "best":
+        return f"IMP, best of {particles.count}" if within == "none" else None
+    return {"swa": "SWAMP", "none": "SWAMP without SWA"}.get(within)
+
+
+def method_words(config: SwampConfig) -> str:
+    """The method in sentences: start, particles, their training, what becomes of them, pruning."""
+    name = method_name(config)
+    parts = [f"{name[0].upper()}{name[1:]}." if name else "", _start(config), _training(config), _combination(config),
+             _statistics(config), _pruning(config)]
+    return " ".join(filter(None, parts))
+
+
+def _start(config: SwampConfig) -> str:
+    if config.start_from is not None:
+        return "It starts from weights that were given."
+    if config.rewind.weights == "init":
+        return "Every round starts from the initialisation, under its mask."
+    dense = f"{config.dense.length} of dense training (T0)"
+    if config.rewind.weights == "none":
+        return f"The first round starts after {dense}; each later one goes on from the average before it, pruned."
+    return f"Every round starts, under its mask, from the weights after {dense}."
+
+
+def _training(config: SwampConfig) -> str:
+    particles, round_ = config.particles, config.round
+    count = "1 particle" if particles.count == 1 else f"{particles.count} particles"
+    stages = "".join(f", {stage.count} from {percent(stage.sparsity)} sparsity on" for stage in particles.schedule)
+    length = f"{round_.length} (T)"
+    if round_.schedule == "retrain":
+        shorter = round_.retrain_length or "a quarter of it"
+        length += f" in the first round and {shorter} in later ones"
+    text = f"A round trains {count}{stages}{' for' if count == '1 particle' and not stages else ', each for'} {length}."
+    vary = {"weight decay": particles.vary.weight_decay, "learning rate": particles.vary.lr,
+            "length": particles.vary.length}
+    if differing := [what for what, values in vary.items() if values]:
+        text += f" They differ in {' and '.join(differing)}."
+    return " ".join([text, _within(config)]).strip()
+
+
+def _within(config: SwampConfig) -> str:
+    averaging = config.averaging
+    if averaging.within == "swa":
+        rate = averaging.lr if averaging.lr is not None else config.training.lr / 2
+        return (f"Each particle gives the mean of its weights along the way (SWA): from {averaging.start * 100:g} % of "
+                f"its training on, every {averaging.every}, at the constant learning rate {rate:g}.")
+    if averaging.within == "ema":
+        return (f"Each particle gives the exponential moving average of its weights, with a decay of "
+                f"{averaging.ema_decay:g} a step.")
+    return ""
+
+
+def _combination(config: SwampConfig) -> str:
+    if config.particles.count == 1 and not config.particles.schedule:
+        return ""
+    if config.particles.combine == "best":
+        return "The best particle on validation is the round's network."
+    return "The average of the particles' weights is the round's network."
+
+
+def _statistics(config: SwampConfig) -> str:
+    if config.averaging.statistics == "augmented":
+        return ""
+    return "Normalisation statistics are those of images without augmentation."
+
+
+def _pruning(config: SwampConfig) -> str:
+    pruning = config.pruning
+    if not pruning.target:
+        return "Nothing is pruned."
+    what = {"magnitude": "of smallest magnitude", "movement": "that moved towards zero",
+            "random": "chosen at random"}.get(pruning.score, f"of lowest score ({pruning.score})")
+    where = {"global": "over all layers at once", "uniform": "with one density for all layers",
+             "erk": "with densities by layer (ERK)"}[pruning.scope]
+    return (f"Each round prunes {pruning.rate * 100:g} % of the weights that are left, those {what}, {where}, down to "
+            f"{pruning.target * 100:g} % sparsity.")

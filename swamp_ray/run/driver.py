@@ -1,0 +1,613 @@
+"""The driver: carries out what the state machine of the rounds asks for, and keeps the run's records.
+
+Before any job is given out its name is looked up in the storage; what is there is used and not computed again.
+Workers are started only when the first job is really needed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError, SwampError
+from swamp_ray.method.events import (
+    DENSE,
+    Add,
+    Average,
+    Averaged,
+    AveragerLost,
+    Cancel,
+    DeadlinePassed,
+    Decide,
+    Decision,
+    Do,
+    Drop,
+    Event,
+    Failed,
+    Finished,
+    Instruction,
+    Lost,
+    Policy,
+    Record,
+    Released,
+    Work,
+)
+from swamp_ray.method.rounds import Rounds
+from swamp_ray.run.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
+from swamp_ray.run.journal import Journal
+from swamp_ray.run.lease_watch import Waiting
+from swamp_ray.run.lookup import evaluation_of, find_named, is_measured_alike, measured_anew, outcome_of
+from swamp_ray.run.messages import (
+    Advanced,
+    AverageDone,
+    AverageLost,
+    AverageSpec,
+    Blocked,
+    Broken,
+    Done,
+    Executor,
+    Notice,
+    Outcome,
+    Report,
+    Resized,
+    RoundRecord,
+    StateLost,
+    WorkItem,
+)
+from swamp_ray.run.object_store_memory import round_bytes
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.reporter import Reporter
+from swamp_ray.run.round_inputs import Inputs
+from swamp_ray.run.round_records import round_record
+from swamp_ray.run.signals import Stopping
+from swamp_ray.sparsity.thin_layers import thin_text
+from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest, without_advice
+from swamp_ray.storage.keeping import StateKeeper
+from swamp_ray.storage.leases import Leases, artifact_lease
+from swamp_ray.storage.recipes import Named
+from swamp_ray.storage.states import lacks_state, state_digest
+from swamp_ray.training.arithmetic import SINGLE
+
+WAIT_S = 0.2
+ExecutorFactory = Callable[[Prepared, str], Executor]
+
+
+class Driver:
+    """One run.
+
+    Args:
+        prepared: The run, checked.
+        store: Artifacts of the storage root.
+        journal: The run's own records.
+        reporter: Who is told.
+        make_executor: Called when the first job is needed.
+        stopping: What the user or the system has asked for.
+        hold_after: Rounds after which nothing begins before :meth:`release`.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        store: ArtifactStore,
+        journal: Journal,
+        reporter: Reporter,
+        make_executor: ExecutorFactory,
+        stopping: Stopping | None = None,
+        hold_after: Collection[int] = (),
+    ) -> None:
+        self._prepared, self._store, self._journal, self._reporter = prepared, store, journal, reporter
+        self._make_executor, self._stopping = make_executor, stopping or Stopping()
+        self._executor: Executor | None = None
+        self._inputs = Inputs(prepared, store)
+        self._outcomes: dict[Work, Outcome] = {}
+        self._averages: dict[int, Manifest] = {}
+        self._from_storage: list[Work] = []
+        self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir)
+        self._let_go: set[Work] = set()
+        self._told_of_measuring: set[bool] = set()
+        self._tickets = journal.rundir.tickets([plan.sparsity for plan in prepared.plan])
+        self._ticket_digests: dict[int, str] = {}
+        self._written: dict[int, RoundRecord] = {}
+        self._num_reported = 0
+        self._sized = -1
+        self._error: BaseException | None = None
+        self._error_item: WorkItem | None = None
+        self._given: dict[Work, WorkItem] = {}
+        self._deadlines: dict[int, float] = {}
+        self._pending: deque[Instruction] = deque()
+        execution, particles = prepared.config.execution, prepared.config.particles
+        self._leases = Leases(store.place, execution.lease_expiry_s)
+        self._waiting = Waiting(execution.lease_expiry_s)
+        self._machine = Rounds(
+            prepared.plan,
+            dense=prepared.dense is not None,
+            combine=particles.combine,
+            max_retries=execution.max_retries,
+            max_waiting=execution.max_waiting_states,
+            hold_after=hold_after,
+            policy=Policy(particles.on_failure, particles.max_reseeds, particles.min_count, particles.quorum),
+            decisions=journal.decisions(),
+        )
+
+    def run(self) -> list[RoundRecord]:
+        """Carry the run to its end.
+
+        Returns:
+            The record of every round.
+
+        Raises:
+            RunError: Something failed for good; what was finished is kept.
+        """
+        try:
+            self.begin()
+            while not self.over:
+                self._stopping.check()
+                self.step(WAIT_S)
+        except KeyboardInterrupt:
+            self._stop_work()
+            raise
+        finally:
+            self.close()
+        return self.records()
+
+    def begin(self) -> None:
+        """Give out the first jobs."""
+        for plan in self._prepared.plan:
+            self._tell_dropped(self._machine.dropped(plan.index))
+        self._pending.extend(self._machine.start())
+        self._settle()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do: the run is complete, or has failed."""
+        return self._machine.finished
+
+    @property
+    def num_recorded(self) -> int:
+        """How many rounds are recorded, counted from the first without a gap."""
+        return self._num_reported
+
+    def step(self, wait_s: float) -> None:
+        """See what has happened, wait for something if need be, and give out what follows from it."""
+        self._reporter.tick()
+        for event in [*self._look_after_waiting(), *self._passed_deadlines()]:
+            self._pending.extend(self._machine.handle(event))
+        self._settle()
+        if self.over:
+            return
+        reports = self._wait(wait_s)
+        self._note_work()
+        for report in reports:
+            for event in self._translate(report):
+                self._pending.extend(self._machine.handle(event))
+        self._settle()
+
+    def release(self, index: int) -> None:
+        """Let the rounds after one that the run holds at begin."""
+        self._pending.extend(self._machine.handle(Released(index)))
+        self._settle()
+
+    def check(self) -> None:
+        """Nothing, as long as the run has not failed.
+
+        Raises:
+            RunError: What it has failed of.
+        """
+        if self._machine.failed is not None:
+            raise self._end(self._machine.failed)
+
+    def close(self) -> None:
+        """End whatever is at work; a second call does nothing."""
+        if self._executor is not None:
+            self._executor.close()
+            self._note_work()
+        self._release_leases()
+
+    def records(self) -> list[RoundRecord]:
+        """The record of every round, once the run is over.
+
+        Raises:
+            RunError: It has failed.
+        """
+        self.check()
+        return [self.record(plan.index) for plan in self._prepared.plan]
+
+    def _settle(self) -> None:
+        """Carry out what is pending, and what follows from that at once."""
+        self._carry_out_all(self._pending)
+        self._journal.check_claim()
+
+    def _stop_work(self) -> None:
+        """Give running particles the time for a checkpoint."""
+        grace_s = self._prepared.config.execution.grace_s
+        if self._executor is not None and grace_s:
+            self._reporter.stopping(grace_s)
+            self._executor.stop(grace_s, lambda: self._stopping.impatient)
+
+    def _wait(self, wait_s: float) -> Sequence[Report]:
+        """What the executor has to say. It waits by itself: what it hears of may be nothing to report."""
+        if self._executor is None:
+            time.sleep(wait_s)
+            return ()
+        return self._executor.wait(wait_s)
+
+    def _note_work(self) -> None:
+        for worked in self._executor.worked() if self._executor is not None else ():
+            self._journal.worked(worked)
+
+    def _end(self, reason: str) -> SwampError:
+        """What ended the run, with what to do about it."""
+        if isinstance(self._error, SwampError) and self._error.exit_code != 1:
+            return self._error
+        item = self._error_item
+        if isinstance(self._error, DivergedError) and item is not None:
+            noted = find_named(self._store, item.named, DIVERGED)
+            where = self._store.where(noted.name, DIVERGED) if noted is not None else None
+            reason = f"{reason}. {divergence_advice(self._prepared.config.particles, where)}"
+        elif item is not None and item.log_path is not None and not isinstance(self._error, SwampError | None):
+            reason = f"{reason}. The traceback is in {self._store.place.locate(item.log_path)}"
+        error = RunError(reason)
+        error.__cause__ = self._error
+        return error
+
+    # Instructions
+
+    def _carry_out_all(self, pending: deque[Instruction]) -> None:
+        while pending:
+            instruction = pending.popleft()
+            # When the run has failed, what was finished before is still written down, and nothing new is begun.
+            if self._machine.failed is not None and not isinstance(instruction, Record | Decide):
+                continue
+            for event in self._carry_out(instruction):
+                pending.extend(self._machine.handle(event))
+
+    def _carry_out(self, instruction: Instruction) -> list[Event]:
+        match instruction:
+            case Do():
+                return self._do(instruction)
+            case Add(round=index, particle=particle, from_storage=True):
+                self._from_storage.append(Work("particle", index, particle))
+            case Add(round=index, particle=particle):
+                work = Work("particle", index, particle)
+                if lost := self._flush_from_storage():
+                    self._executor_now().drop(work)
+                    return lost
+                self._executor_now().add(work, self._outcomes[work], self._size(index), from_storage=False)
+            case Drop(round=index, particle=particle):
+                self._executor_now().drop(Work("particle", index, particle))
+            case Decide(decision=decision):
+                self._journal.decided(decision)
+                self._tell(decision)
+            case Cancel(work=work):
+                self._executor_now().cancel(work)
+            case Average():
+                return self._average(instruction)
+            case Record(round=index):
+                self._write_round(index)
+            case _:
+                pass
+        return []
+
+    def _do(self, instruction: Do, stale: bytes = b"") -> list[Event]:
+        item = replace(self._item(instruction), session=self._journal.session, stale=stale)
+        self._given[item.work] = item
+        self._journal.uses(item.work, item.named.name)
+        found = self._find(item.work, item.named, verify=item.work.kind != "particle")
+        if found is not None and not (item.work in self._let_go and lacks_state(self._store, found.name)):
+            outcome = self._as_measured_here(item, found)
+            if outcome is not None:
+                self._reporter.work_submitted(item)
+                return self._finished(item.work, outcome, held=False, found=True)
+        if item.program is not None and (error := recall_divergence(self._store, item)) is not None:
+            self._reporter.work_submitted(item)
+            return [self._failed(item.work, error, "diverged")]
+        executor = self._executor_now()
+        self._look_at_memory(executor, item.work)
+        inputs, start = self._inputs.of(item.work), self._inputs.start_handle(executor, item.work)
+        self._reporter.work_submitted(item)
+        executor.submit(
+            item, start, inputs.mask_handle(executor), inputs.values_handle(executor), instruction.urgent)
+        return []
+
+    def _item(self, instruction: Do) -> WorkItem:
+        prepared, work = self._prepared, instruction.work
+        inputs, start = self._inputs.of(work), self._inputs.start_digest
+        log_path = self._journal.log_path(work)
+        if work.kind == "evaluation":
+            average = self._averages[work.round]
+            state = state_digest(average.files)
+            named = prepared.recipes.evaluation(state, inputs.mask_digest, start)
+            return WorkItem(work, instruction.attempt, named, average=average.name, log_path=log_path)
+        if work == DENSE:
+            assert prepared.dense is not None
+            program, seed = prepared.dense, prepared.particle_seed(-1, 0, instruction.reseed)
+        else:
+            program = prepared.program(work.round, work.particle)
+            seed = prepared.particle_seed(work.round, work.particle, instruction.reseed)
+        packing, named_packing, seat = SINGLE, SINGLE, 0
+        if work != DENSE:
+            packing, seat = prepared.packing(work.round), prepared.seat(work.round, work.particle)
+            named_packing = prepared.named_packing(work.round, work.particle)
+        named = prepared.recipes.training(
+            program.as_dict(), seed, start, inputs.mask_digest, inputs.values_digest, named_packing)
+        return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed,
+                        packing=packing, seat=seat,
+                        measurement=prepared.recipes.measurement(inputs.mask_digest, start))
+
+    def _average(self, instruction: Average) -> list[Event]:
+        index = instruction.round
+        plan, inputs = self._prepared.plan[index], self._inputs.of(Work("average", index))
+        works = [Work("particle", index, particle) for particle in instruction.particles]
+        if any(work not in self._outcomes for work in works):
+            return []  # one of them was lost meanwhile: the average is asked for again
+        outcomes = [self._outcomes[work] for work in works]
+        seed = self._prepared.particle_seed(index, -1)
+        named = self._prepared.recipes.average(
+            [outcome.digest for outcome in outcomes], inputs.mask_digest, self._inputs.start_digest,
+            plan.next_survivors, seed)
+        self._journal.uses(Work("average", index), named.name)
+        found = self._find(Work("average", index), named, verify=True)
+        if found is not None:
+            self._from_storage.clear()
+            return self._averaged(index, found.name)
+        if lost := self._flush_from_storage():
+            return lost
+        executor = self._executor_now()
+        spec = AverageSpec(index, named, instruction.particles, plan.survivors, plan.next_survivors, seed)
+        executor.average(spec, self._inputs.start_handle(executor), inputs.mask_handle(executor))
+        return []
+
+    def _flush_from_storage(self) -> list[Event]:
+        """Additions from storage wait until it is clear that the average itself is not stored.
+
+        Returns:
+            The losses of those that were let go; nothing is added then, and the round's average begins anew.
+        """
+        waiting, self._from_storage = self._from_storage, []
+        gone = [work for work in waiting if lacks_state(self._store, self._outcomes[work].name)]
+        if gone:
+            return self._train_again(gone)
+        for work in waiting:
+            self._executor_now().add(work, self._outcomes[work], self._size(work.round), from_storage=True)
+        return []
+
+    def _train_again(self, gone: list[Work]) -> list[Event]:
+        """States that were let go to save space and are needed once more: no damage, only work."""
+        if not self._let_go.issuperset(gone):
+            which = ", ".join(str(work.particle) for work in gone)
+            self._reporter.warning(f"round {gone[0].round}: the states of particles {which} were not kept "
+                                   "(keep.particles) and are trained again, because their average is not stored")
+        self._let_go.update(gone)
+        self._deadlines.pop(gone[0].round, None)
+        for work in gone:
+            del self._outcomes[work]
+        return [Lost(work, "its state was not kept", damaged=False) for work in gone]
+
+    # Reports
+
+    def _translate(self, report: Report) -> list[Event]:
+        if isinstance(report, Advanced | Done | Broken) and report.work not in self._machine.open_work:
+            self._executor_now().drop(report.work)
+            return []
+        match report:
+            case Advanced(work=work, progress=progress):
+                self._reporter.work_advanced(work, progress)
+                return []
+            case Done(work=work, outcome=outcome, held=held):
+                self._journal.trained(work, outcome.trained_epochs)
+                if held and work.kind != "particle":
+                    self._executor_now().drop(work)
+                return self._finished(work, outcome, held, found=False)
+            case Broken(work=work, error=error, kind=kind):
+                return [self._failed(work, error, kind)]
+            case Blocked(item=item, held=held):
+                if self._waiting.add(item, held):
+                    self._reporter.work_blocked(item.work, held.who)
+                return []
+            case AverageDone(round=index, name=name):
+                return self._averaged(index, name)
+            case AverageLost(reason=reason, died=died):
+                what = "the averaging actor died and is started again" if died else "a state was lost on its way"
+                self._reporter.warning(f"{what}; the round's states are read from storage: {reason}")
+                self._journal.incident("averaging actor", reason, "machine")
+                self._error = None
+                return [AveragerLost(reason)]
+            case Notice(who=who, text=text):
+                self._reporter.warning(f"{who}: {text}")
+                self._journal.incident(who, text, "machine")
+                return []
+            case Resized(num_workers=num_workers):
+                self._reporter.workers_changed(num_workers)
+                self._journal.started_workers(num_workers)
+                return []
+            case StateLost(work=work) if lacks_state(self._store, self._outcomes[work].name):
+                return self._train_again([work])
+            case StateLost(work=work, reason=reason):
+                self._reporter.warning(f"{work} is trained again, because its stored state is damaged: {reason}")
+                self._journal.incident(work, reason, "damaged")
+                self._deadlines.pop(work.round, None)
+                self._store.discard(self._outcomes.pop(work).name, RESULT)
+                self._error = None
+                return [Lost(work, reason)]
+
+    def _finished(self, work: Work, outcome: Outcome, held: bool, found: bool) -> list[Event]:
+        self._outcomes[work] = outcome
+        self._given.pop(work, None)
+        if work == DENSE:
+            self._inputs.rewind_to(outcome)
+        if "evaluation" in outcome.info:
+            self._journal.uses(replace(work, kind="evaluation"), outcome.info["evaluation"])
+        self._journal.finished(work, outcome)
+        self._reporter.work_finished(work, found)
+        if work.kind == "particle" and (deadline_s := self._prepared.config.particles.deadline_s) is not None:
+            self._deadlines.setdefault(work.round, time.monotonic() + deadline_s)
+        return [Finished(work, self._score(work, outcome), held and work.kind == "particle")]
+
+    def _failed(self, work: Work, error: BaseException, kind: FailureKind) -> Failed:
+        reason = str(error).strip() or type(error).__name__
+        if isinstance(error, DivergedError):
+            reason = error.what
+        elif not isinstance(error, SwampError):
+            reason = f"{type(error).__name__}: {reason}"
+        item = self._given[work]
+        self._error, self._error_item = error, item
+        self._journal.incident(work, reason, kind, item.attempt, item.reseed)
+        if kind == "machine":
+            self._reporter.work_failed(work, reason.splitlines()[0], retry=True)
+        return Failed(work, reason, kind)
+
+    def _tell(self, decision: Decision) -> None:
+        if decision.drops:
+            self._reporter.work_dropped(decision.work, decision.reason)
+        else:
+            self._reporter.work_failed(decision.work, f"it diverged: {decision.reason}; seed {decision.attempt} "
+                                       f"of at most {self._prepared.config.particles.max_reseeds} is next", retry=True)
+
+    def _tell_dropped(self, decisions: list[Decision]) -> None:
+        """What an earlier attempt decided holds, and is said again."""
+        for decision in decisions:
+            self._reporter.work_dropped(decision.work, decision.reason)
+
+    def _passed_deadlines(self) -> list[Event]:
+        passed = [index for index, deadline in self._deadlines.items() if time.monotonic() >= deadline]
+        for index in passed:
+            self._deadlines[index] = math.inf
+        return [DeadlinePassed(index) for index in passed]
+
+    def _averaged(self, index: int, name: str) -> list[Event]:
+        manifest = self._store.find(name)
+        if manifest is None:
+            raise CorruptArtifactError(f"the average of round {index} has vanished from the storage")
+        self._averages[index] = manifest
+        for emptied in manifest.info.get("emptied_layers", []):
+            self._reporter.warning(f"round {index + 1} leaves no weight in {emptied}")
+        if thin := manifest.info.get("thin_layers"):
+            self._reporter.warning(f"round {index + 1} keeps only {thin_text(thin)}; pruning.exclude keeps a layer "
+                                   "whole, and pruning.scope: erk or uniform divides the weights by layer")
+        self._inputs.follow(index, manifest)
+        return [Averaged(index)]
+
+    def _score(self, work: Work, outcome: Outcome) -> float:
+        if work.kind != "particle":
+            return 0.0
+        task = self._prepared.task
+        value = float(outcome.info["metrics"]["validation"][task.primary])
+        return value if task.higher_is_better else -value
+
+    # What others are training
+
+    def _look_after_waiting(self) -> list[Event]:
+        """Take up the jobs whose holders have finished, gone or fallen silent."""
+        events: list[Event] = []
+        for item in self._waiting.due():
+            if item.work not in self._machine.open_work:
+                self._waiting.remove(item.work)
+                continue
+            stale = self._waiting.look(item.work, self._leases.look(self._waiting.key(item.work)))
+            if stale is not None:
+                self._waiting.remove(item.work)
+                if stale:
+                    self._reporter.warning(f"{item.work}: whoever trained it gives no sign of life; taking over")
+                events += self._do(Do(item.work, item.attempt, urgent=True, reseed=item.reseed), stale)
+        return events
+
+    def _release_leases(self) -> None:
+        """Give back what killed workers held; those who wait elsewhere cannot see that they are dead."""
+        for item in self._given.values():
+            if item.program is not None:
+                self._leases.remove(artifact_lease(item.named.name), session=self._journal.session)
+
+    # Storage and workers
+
+    def _find(self, work: Work, named: Named, verify: bool) -> Manifest | None:
+        """A stored result; one whose payloads are found damaged is removed, so that it is computed again.
+
+        Particles' states are verified when they enter an average, which for most of a resumed run they never do.
+        """
+        for name in named.names:
+            try:
+                manifest = self._store.find(name)
+                if manifest is None:
+                    continue
+                if name != named.name:
+                    self._journal.uses(work, name)
+                for file in manifest.files if verify else ():
+                    self._store.read(manifest, file)
+                return manifest
+            except CorruptArtifactError as error:
+                self._reporter.warning(f"a stored result is damaged and is computed again: {without_advice(error)}")
+                self._store.discard(name, RESULT)
+        return None
+
+    def _as_measured_here(self, item: WorkItem, found: Manifest) -> Outcome | None:
+        """A stored result with this run's kind of metrics; None where a worker has to measure them first."""
+        outcome = outcome_of(found)
+        if is_measured_alike(item, found.name, found.info):
+            return outcome
+        named = evaluation_of(item, outcome.digest)
+        evaluation = self._find(replace(item.work, kind="evaluation"), named, verify=False)
+        if evaluation is not None:
+            return measured_anew(item, outcome, evaluation.name, evaluation.info["metrics"])
+        lacks = lacks_state(self._store, found.name)
+        if lacks:
+            self._let_go.add(item.work)
+        if lacks not in self._told_of_measuring:
+            self._told_of_measuring.add(lacks)
+            self._tell_of_measuring(lacks)
+        return None
+
+    def _tell_of_measuring(self, lacks: bool) -> None:
+        how = "stored trainings were measured in another way (averaging.statistics, data.limit_test)"
+        if lacks:
+            self._reporter.warning(f"{how}, and the states of some were not kept (keep.particles): these are trained "
+                                   "again")
+        else:
+            self._reporter.notice(f"{how}: they are measured anew, and not trained again")
+
+    def _executor_now(self) -> Executor:
+        if self._executor is None:
+            self._reporter.executor_starting(self._prepared.config.execution.executor)
+            self._executor = self._make_executor(self._prepared, self._store.place.uri)
+            self._reporter.executor_started(self._executor.num_workers)
+            self._journal.started_workers(self._executor.num_workers)
+        return self._executor
+
+    def _look_at_memory(self, executor: Executor, work: Work) -> None:
+        """Before a round's first job: how many of its states may wait in memory."""
+        if work.kind == "particle" and work.round != self._sized:
+            self._sized = work.round
+            needs = round_bytes(self._prepared, self._prepared.plan[work.round])
+            asked = self._prepared.config.execution.max_waiting_states
+            self._machine.limit_waiting(executor.waiting_room(needs, asked))
+
+    def _size(self, index: int) -> int:
+        """Elements of each state of a round."""
+        return self._prepared.plan[index].survivors + self._prepared.layout.num_rest
+
+    # Records
+
+    def _write_round(self, index: int) -> None:
+        record = self.record(index)
+        average, evaluation = self._averages[index], self._outcomes[Work("evaluation", index)]
+        record.ticket_sha256 = self._ticket_digests[index] = self._journal.write_ticket(
+            self._prepared, record, average, evaluation.name, self._inputs.of(Work("average", index)).mask)
+        self._journal.write_round(record)
+        self._keeper.recorded(index, [entry["name"] for entry in record.artifacts["particles"]])
+        self._inputs.release(index)
+        self._written[index] = record
+        # The last round is evaluated before the one before it, but people read rounds in order.
+        while (following := self._written.pop(self._num_reported, None)) is not None:
+            self._num_reported += 1
+            self._reporter.round_finished(following)
+
+    def record(self, index: int) -> RoundRecord:
+        """The record of a round that is averaged and evaluated."""
+        plan, dropped = self._prepared.plan[index], self._machine.dropped(index)
+        gone = {decision.particle for decision in dropped}
+        works = [Work("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]
+        return round_record(
+            plan, [self._outcomes[work] for work in works], dropped, self._averages[index],
+            self._outcomes[Work("evaluation", index)], self._tickets[index].key, self._ticket_digests.get(index, ""))

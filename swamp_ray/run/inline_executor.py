@@ -1,0 +1,225 @@
+"""The executor without Ray: everything in this process, one job at a time.
+
+For a debugger, and as the yardstick for what the orchestration costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from swamp_ray.errors import CorruptArtifactError
+from swamp_ray.method.events import Work
+from swamp_ray.run.averager import Averager, Local
+from swamp_ray.run.failures import kind_of, memory_error, out_of_memory
+from swamp_ray.run.messages import (
+    Advanced,
+    AverageDone,
+    AverageSpec,
+    Blocked,
+    Broken,
+    Busy,
+    Done,
+    Handle,
+    Outcome,
+    Report,
+    StateLost,
+    WorkItem,
+)
+from swamp_ray.run.object_store_memory import RoundBytes
+from swamp_ray.run.packs import Broke, Said, alone, train_packed
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.queue import Backlog, Entry
+from swamp_ray.run.shard import Shard, num_shards
+from swamp_ray.run.signals import Stopping
+from swamp_ray.run.timesheet import Ending, Shift, Whereabouts, Worked
+from swamp_ray.run.worker import Message, Worker
+from swamp_ray.sparsity.compact import Packed, spans
+from swamp_ray.storage.artifacts import without_advice
+from swamp_ray.training.arithmetic import applied
+from swamp_ray.training.packs.pack import Pack
+from swamp_ray.training.records import Progress
+from swamp_ray.user_code.loading import held
+
+
+class InlineExecutor:
+    """Runs jobs in the order of the queue, an epoch a call of :meth:`wait`.
+
+    Args:
+        prepared: The run.
+        storage: Storage root.
+        stopping: A training that is asked to stop writes a checkpoint first, then KeyboardInterrupt is raised.
+    """
+
+    def __init__(self, prepared: Prepared, storage: str, stopping: Stopping) -> None:
+        self._stopping = stopping
+        prepared.code.check_imported()
+        self._code = contextlib.ExitStack()
+        self._code.enter_context(held(prepared.code.digests))
+        self._worker = Worker(prepared.config, prepared.data, prepared.arithmetic, storage)
+        self._shards = [Shard(prepared.config, prepared.layout, storage, index)
+                        for index in range(num_shards(prepared.config, prepared.layout))]
+        self._averager = Averager(prepared.config, prepared.layout, self._shards[0].store)
+        self._backlog: Backlog[None] = Backlog()
+        self._running: _Running | None = None
+        self._prepared = prepared
+        self._pack: Pack | None = None
+        self._held: dict[Work, list[Packed]] = {}
+        self._reports: list[Report] = []
+        self._where = Whereabouts(socket.gethostname(), prepared.arithmetic.device)
+        self._worked: list[Worked] = []
+
+    @property
+    def num_workers(self) -> int:
+        """One job at a time."""
+        return 1
+
+    def put(self, value: Any) -> Handle:
+        """The value itself."""
+        return value
+
+    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+        """Queue a job."""
+        self._backlog.add(Entry(None, item, (start, mask_bits, values)), urgent)
+
+    def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
+        """Average a state now."""
+        shards = self._shards[:len(spans(size, len(self._shards)))]
+        pieces = [None] * len(shards) if from_storage else self._held.pop(work)
+        try:
+            for shard, piece in zip(shards, pieces, strict=True):
+                shard.add(work.round, work.particle, outcome.name, outcome.digest, size, piece)
+        except CorruptArtifactError as error:
+            self._reports.append(StateLost(work, without_advice(error)))
+
+    def drop(self, work: Work) -> None:
+        """Release a held state."""
+        self._held.pop(work, None)
+
+    def waiting_room(self, needs: RoundBytes, asked: int) -> int:
+        """As many as were asked for: jobs finish in order, and none waits."""
+        return asked
+
+    def cancel(self, work: Work) -> None:
+        """Take a job out of the queue, or leave it where it is."""
+        self._backlog.forget(lambda entry: entry.item.work == work)
+        running = self._running
+        if running is not None and work in running.open:
+            self._over(running, work, "stopped")
+            if not running.open:
+                self._end(running)
+        self._held.pop(work, None)
+
+    def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
+        """Close the round's average now."""
+        if any(isinstance(report, StateLost) for report in self._reports):
+            return
+        shards = [Local(shard) for shard in self._shards]
+        shift = Shift(0, self._where)
+        self._reports.append(AverageDone(spec.round, self._averager.finish(spec, start, mask_bits, shards)))
+        self._worked.append(shift.over(Work("average", spec.round), "done"))
+
+    def wait(self, timeout_s: float) -> Sequence[Report]:
+        """Work until there is something to report; without work, wait for others."""
+        while not self._reports and (self._running or self._backlog):
+            self._step()
+        if not self._reports:
+            time.sleep(timeout_s)
+        reports, self._reports = self._reports, []
+        return reports
+
+    def worked(self) -> list[Worked]:
+        """What was done since the last call."""
+        worked, self._worked = self._worked, []
+        return worked
+
+    def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
+        """Nothing runs while the driver is asking."""
+
+    def close(self) -> None:
+        """Forget whatever is queued or running."""
+        self._end(self._running)
+        self._backlog = Backlog()
+        self._code.close()
+
+    def _step(self) -> None:
+        if self._running is None:
+            self._running = self._start(self._backlog.take())
+        running = self._running
+        try:
+            with self._stopping.noted():
+                index, message = next(running.steps)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            self._running = None
+            # Out of memory: there is no other process that might fare better.
+            kind, words = ("error", memory_error(error)) if out_of_memory(error) else (kind_of(error), error)
+            for work in list(running.open):
+                self._report(running, work, Broken(work, words, kind), kind)
+            return
+        self._hear(running, running.items[index], message)
+        if not running.open:
+            self._end(running)
+
+    def _start(self, entries: list[Entry[None]]) -> _Running:
+        items = [entry.item for entry in entries]
+        shift = Shift(0, self._where)
+        if not items[0].is_packed:
+            return _Running(shift, items, alone(self._worker.run(items[0], *entries[0].given, self._stopping.asked)))
+        return _Running(shift, items, self._train_pack(entries))
+
+    def _train_pack(self, entries: list[Entry[None]]) -> Generator[Said]:
+        arithmetic = self._prepared.arithmetic.packed(entries[0].item.packing)
+        with applied(arithmetic):
+            if self._pack is None:
+                prepared = self._prepared
+                self._pack = Pack(prepared.config, prepared.data, arithmetic, self._worker.trainer.feeds)
+            yield from train_packed(self._pack, [self._worker] * len(entries), [entry.item for entry in entries],
+                                    [entry.given for entry in entries], self._stopping.asked)
+
+    def _hear(self, running: _Running, item: WorkItem, message: Message | Broke) -> None:
+        work = item.work
+        if isinstance(message, Outcome):
+            pieces = [piece for _, piece in islice(running.steps, message.num_pieces) if isinstance(piece, Packed)]
+            if work in running.open and pieces:
+                self._held[work] = pieces
+            self._report(running, work, Done(work, message, held=work in self._held), "done", message.trained_epochs)
+        elif isinstance(message, Progress):
+            self._report(running, work, Advanced(work, message))
+        elif isinstance(message, Busy):
+            self._report(running, work, Blocked(item, message.held), "given back")
+        elif isinstance(message, Broke):
+            kind = kind_of(message.error)
+            self._report(running, work, Broken(work, message.error, kind), kind)
+
+    def _report(self, running: _Running, work: Work, report: Report, how: Ending | None = None, epochs: int = 0
+                ) -> None:
+        """Tell of a job that somebody waits for, and, where it has ended, how."""
+        if work in running.open:
+            self._reports.append(report)
+            if how is not None:
+                self._over(running, work, how, epochs)
+
+    def _over(self, running: _Running, work: Work, how: Ending, epochs: int = 0) -> None:
+        item = running.open.pop(work)
+        self._worked.append(running.shift.over(work, how, item.attempt, item.reseed, epochs))
+
+    def _end(self, running: _Running | None) -> None:
+        if running is not None:
+            for work in list(running.open):
+                self._over(running, work, "stopped")
+            getattr(running.steps, "close", lambda: None)()
+        self._running = None
+
+
+class _Running:
+    """Jobs that are being done: one, or several that are packed; ``open``: those that somebody waits for."""
+
+    def __init__(self, shift: Shift, items: list[WorkItem], steps: Iterator[Said]) -> None:
+        self.shift, self.items, self.steps = shift, items, steps
+        self.open = {item.work: item for item in items}

@@ -1,0 +1,468 @@
+"""What a run writes about itself: config, run.json, rounds, metrics, tickets, logs."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from swamp_ray.config.reading import differences, dump_config, parse_stored_config
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.credentials import Concealer, concealed_arguments, concealed_tree, credentials_in
+from swamp_ray.errors import CorruptArtifactError, RunError, UserError
+from swamp_ray.method.events import DENSE, Decision, Work
+from swamp_ray.run.messages import Outcome, RoundRecord
+from swamp_ray.run.older_runs import FORMER_DIGESTS, former_digests
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.provenance import PACKAGES, commit, now, version
+from swamp_ray.run.timesheet import Worked
+from swamp_ray.run.worker import BUFFERS_FILE
+from swamp_ray.sparsity.compact import unpack
+from swamp_ray.sparsity.masks import split
+from swamp_ray.storage.arrays import arrays_from_bytes
+from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.json_lines import Lines, open_lines, sealed
+from swamp_ray.storage.kept_sources import code_changes, keep_sources
+from swamp_ray.storage.leases import Lease, LeaseLostError
+from swamp_ray.storage.metrics import MetricsLog, mend_jsonl, salvage_jsonl, since_afresh, write_parquet
+from swamp_ray.storage.names import canonical_json, digest_bytes
+from swamp_ray.storage.places import Spot
+from swamp_ray.storage.retrying import impatient
+from swamp_ray.storage.run_folder import RunDir, check_run_record
+from swamp_ray.storage.states import read_state
+from swamp_ray.storage.tickets import ticket_bytes
+
+_ABOUT = ("kind", "round", "particle", "epoch")
+"""What tells lines of metrics apart."""
+
+CodeChanged = Literal["refuse", "retrain"]
+"""What becomes of a run whose user code has changed since it was begun."""
+
+
+class Journal:
+    """The records of one attempt at a run. Nothing is written before :meth:`open`.
+
+    Args:
+        rundir: The run's folder.
+        store: Artifacts of the storage root.
+    """
+
+    def __init__(self, rundir: RunDir, store: ArtifactStore) -> None:
+        self._unheld = rundir
+        self._rundir, self._store = rundir, store
+        self._metrics: MetricsLog | None = None
+        self._jobs: Lines | None = None
+        self._logged: set[tuple[Any, ...]] = set()
+        self._written: dict[int, dict[str, Any]] = {}
+        self._run: dict[str, Any] = {}
+        self._attempt: dict[str, Any] = {}
+        self._saved: bytes | None = None
+        self._began = 0.0
+        self._lease: Lease | None = None
+        self._named: set[tuple[Any, ...]] = set()
+        self._conceal = Concealer()
+
+    @property
+    def rundir(self) -> RunDir:
+        """The run's folder; while the journal is open it is written to only while the run is held."""
+        return self._rundir
+
+    def check(self, prepared: Prepared, code_changed: CodeChanged = "refuse") -> None:
+        """Refuse a name that was used with another recipe, with other code or under another arithmetic.
+
+        Args:
+            prepared: The run.
+            code_changed: ``retrain``: what other code decides is trained anew under the same name.
+
+        Raises:
+            UserError: With the differences, old -> new.
+        """
+        text, run = self._rundir.read_config(), self._rundir.read_run()
+        if run:
+            check_run_record(run, self._rundir.run_json)
+        if text is not None:
+            then = parse_stored_config(text, source=str(self._rundir.config))
+            changed = differences(then.recipe(), prepared.config.recipe())
+            if changed:
+                raise self._taken("with another recipe", changed)
+            self._check_kept(prepared, then, run or {})
+        elif run and run.get("recipe") not in (None, *_recipe_digests(prepared)):
+            raise self._taken("with another recipe", [f"its config.yaml is missing; digest of the recipe: "
+                                                      f"{run['recipe'][:12]} -> {_recipe_digests(prepared)[0][:12]}"])
+        self._check_data(prepared, (run or {}).get("data", {}))
+        if code_changed == "refuse" and text is not None:
+            self._check_code(prepared)
+        start = _start_digest(prepared)
+        if run and run.get("start") not in (None, start):
+            raise self._taken("from another start", [f"start_from: {run['start'][:12]} -> {start[:12]}"])
+        if run and run.get("arithmetic"):
+            changed = differences(run["arithmetic"], prepared.arithmetic.as_dict())
+            if changed:
+                raise self._taken("under another arithmetic", changed)
+
+    def _check_data(self, prepared: Prepared, then: dict[str, Any]) -> None:
+        """Refuse other training samples; how networks are tested may change, and they are measured anew."""
+        recipes = prepared.recipes
+        old, new = then.get("training_digest"), recipes.training_data
+        if old is None:  # of an earlier version, which had one digest for all splits
+            old = then.get("digest")
+            new = old if old in recipes.before.data else prepared.data.digest
+        if old is not None and old != new:
+            raise self._taken("on other data", [f"data: {old[:12]} -> {new[:12]}"])
+
+    def _check_kept(self, prepared: Prepared, then: SwampConfig, run: dict[str, Any]) -> None:
+        """Refuse to measure in another way where the networks are not there any more."""
+        if then.keep.particles == "all" or not self._rundir.read_rounds():
+            return
+        was = _was_measured(prepared, run, then)
+        if was is None or was == prepared.recipes.measured:
+            return
+        now = prepared.config
+        changed = differences(
+            {"averaging.statistics": then.averaging.statistics, "data.limit_test": then.data.limit_test},
+            {"averaging.statistics": now.averaging.statistics, "data.limit_test": now.data.limit_test})
+        raise UserError(
+            f"the run {self._rundir.name!r} was measured in another way, and the states of its particles were not kept "
+            f"(keep.particles: {then.keep.particles}) and cannot be measured anew:\n  " + "\n  ".join(changed) + "\n",
+            do="Set these options as they were, to go on; or choose another name with --name: what was not kept is "
+               "trained again then.", where=str(self._rundir.spot()))
+
+    def _records_of_lines(self) -> list[Spot]:
+        found = self._unheld
+        return [found.rounds, found.results, found.decisions, found.metrics, found.jobs]
+
+    def _check_code(self, prepared: Prepared) -> None:
+        changed = code_changes(self._rundir, prepared.config)
+        if changed:
+            raise UserError(
+                f"the run {self._rundir.name!r} exists already with other code:\n  " + "\n  ".join(changed) + "\n",
+                do="Choose another name with --name, undo the change, or go on with --code-changed retrain: what the "
+                   "code decides is trained anew under this name.", where=str(self._rundir.spot()))
+
+    def _taken(self, how: str, changed: list[str]) -> UserError:
+        return UserError(
+            f"the run {self._rundir.name!r} exists already {how}:\n  " + "\n  ".join(changed) + "\n",
+            do="Choose another name with --name; finished particles that both have in common are shared.",
+            where=str(self._rundir.spot()))
+
+    @property
+    def session(self) -> str:
+        """What tells this attempt from all others; empty while it is not open."""
+        return "" if self._lease is None else self._lease.token
+
+    def open(self, prepared: Prepared, say: Callable[[str], None] = lambda _: None) -> None:
+        """Write config and run.json, and begin an attempt.
+
+        Args:
+            prepared: The run.
+            say: Told when a process that worked on the run has to be watched before.
+
+        Raises:
+            UserError: Another process is working on the run.
+        """
+        self._lease = self._unheld.hold(prepared.config.execution.lease_expiry_s, say)
+        self._rundir = self._unheld.held_by(self._lease)
+        self._rundir.place.pin()
+        self._began = time.monotonic()
+        earlier = self._rundir.read_run() or {}
+        text = self._rundir.read_config()
+        then = None if text is None else parse_stored_config(text, source=str(self._rundir.config))
+        was_measured = None if then is None else _was_measured(prepared, earlier, then)
+        keep_sources(self._rundir, prepared.config)
+        plain = prepared.config.model_dump(mode="json")
+        self._conceal = Concealer(plain)
+        self._rundir.write_config(dump_config(prepared.config), private=bool(credentials_in(plain)))
+        if unverified := self._unheld.unverified(*self._records_of_lines()):
+            say(f"not verified, since an older version wrote them without checksums: {', '.join(unverified)}")
+        attempt: dict[str, Any] = {
+            "started": now(), "argv": concealed_arguments(sys.argv), "host": socket.gethostname(),
+            "python": platform.python_version(),
+            "versions": {name: version(name) for name in PACKAGES}, "commit": commit(), "facts": prepared.facts,
+            "executor": prepared.config.execution.executor, "workers": 0, "trained_epochs": 0, "trained": 0, "found": 0,
+            "incidents": [],
+        }
+        run = earlier | {
+            "name": self._rundir.name, "status": "running", "arithmetic": prepared.arithmetic.as_dict(),
+            "data": _data_of(prepared, earlier.get("data", {})), "measured": prepared.recipes.measured,
+            "recipe": _recipe_digests(prepared)[0], "start": _start_digest(prepared),
+            "num_prunable": prepared.layout.num_prunable, "num_parameters": prepared.layout.num_parameters,
+            "notes": list(prepared.notes),
+            "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
+            "primary": prepared.task.primary, "shown_as": dict(prepared.task.shown_as),
+            "higher_is_better": prepared.task.higher_is_better,
+            "rounds": [asdict(plan) for plan in prepared.plan],
+            "attempts": [*earlier.get("attempts", []), attempt],
+        }
+        self._run, self._attempt, self._saved = run, attempt, self._rundir.run_json.read()
+        self._save()
+        if mended := mend_jsonl(self._rundir.metrics):
+            say(mended)
+        known = since_afresh(salvage_jsonl(self._rundir.metrics).records)
+        anew = bool(known) and was_measured != prepared.recipes.measured
+        self._logged = {tuple(line.get(key) for key in _ABOUT) for line in known}
+        self._metrics = MetricsLog(self._rundir.metrics, self._rundir.tensorboard, afresh=anew)
+        if anew:
+            self._logged.clear()
+        self._written = {line["round"]: line for line in self._rundir.read_rounds()}
+        self._named = _distinct([tuple(line.values()) for line in self._rundir.read_results()],
+                                self._rundir.results)
+
+    def close(self, status: str, reason: str = "") -> None:
+        """End the attempt: ``complete``, ``failed``, ``interrupted`` or ``stopped``.
+
+        One that was never opened leaves no trace.
+        """
+        try:
+            if not self._attempt:
+                return
+            with contextlib.suppress(RunError, OSError):
+                if self._jobs is not None:
+                    self._jobs.close()
+            try:
+                self._close_metrics()
+            except (RunError, OSError):
+                if status == "complete":
+                    raise
+                # A full disk: what the run failed of is more than a table.
+            self._attempt |= {"ended": now(), "seconds": time.monotonic() - self._began, "status": status}
+            if reason:
+                self._attempt["reason"] = self._conceal(reason)
+            self._run["status"] = status
+            self._save()
+        finally:
+            if self._lease is not None:
+                self._lease.release()
+                self._lease = None
+            self._rundir = self._unheld
+            self._rundir.place.unpin()
+
+    def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+            write_parquet(self._rundir.metrics, self._rundir.metrics_parquet)
+
+    def _save(self) -> None:
+        self._saved = self._rundir.write_run(self._run, self._saved)
+
+    def check_claim(self) -> None:
+        """Make sure that the run is still this process's.
+
+        Raises:
+            RunError: Another process has taken the run over, or its storage root was moved. Its records are not
+                touched any more.
+        """
+        if self._lease is not None and self._lease.lost:
+            raise LeaseLostError(self._lease.loss)
+        if isinstance(self._rundir.spot().location, Path):
+            self._rundir.place.size("")  # fails if the root is not there any more
+
+    @property
+    def num_attempts(self) -> int:
+        """How many attempts at the run there were, this one included."""
+        return len(self._run.get("attempts", [1]))
+
+    def log_path(self, work: Work) -> str:
+        """A job's log file in this attempt, relative to the storage root."""
+        name = str(work).replace(", ", "-").replace(" ", "-")
+        return self._rundir.log(self.num_attempts, name).key
+
+    def started_workers(self, num_workers: int) -> None:
+        """Note how many workers the attempt has."""
+        self._attempt["workers"] = num_workers
+        self._save()
+
+    def trained(self, work: Work, epochs: int) -> None:
+        """Note what this attempt really computed."""
+        self._attempt["trained_epochs"] += epochs
+        self._attempt["trained"] += work.kind != "evaluation" and epochs > 0
+        with contextlib.suppress(RunError, OSError):
+            self._save()  # so that the count of an attempt that is killed is true
+
+    def worked(self, worked: Worked) -> None:
+        """Note what a worker did. Where that cannot be written it is left out: nothing depends on it, nobody waits."""
+        work, where = worked.work, worked.where
+        line = {
+            "kind": work.kind, "round": None if work.round < 0 else work.round,
+            "particle": None if work.particle < 0 else work.particle, "worker": worked.worker,
+            "host": where and where.host, "device": where and where.device, "attempt": self.num_attempts,
+            "retry": worked.attempt, "reseed": worked.reseed, "began": worked.began, "ended": worked.ended,
+            "how": worked.how, "epochs": worked.epochs,
+        }
+        with contextlib.suppress(RunError, OSError):
+            if self._jobs is None:
+                self._jobs = open_lines(Spot(impatient(self._rundir.place), self._rundir.jobs.key))
+            self._jobs.append(sealed(line))
+            self._jobs.settle()
+
+    def incident(self, who: Work | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
+        """Note a failure, whether or not it is overcome.
+
+        Args:
+            who: A job, or what else failed.
+            reason: In words.
+            kind: ``machine``, ``diverged``, ``error``, or what was decided (``reseed``, ``drop``, ``quorum``).
+            attempt: How often the job had failed before with this seed, because of the machine.
+            reseed: Which of the job's seeds it was.
+        """
+        entry: dict[str, Any] = {"time": now(), "who": str(who), "kind": kind,
+                                 "reason": self._conceal(reason)}
+        if isinstance(who, Work):
+            entry |= {"round": who.round, "particle": who.particle, "attempt": attempt, "reseed": reseed}
+        self._attempt["incidents"].append(entry)
+        # If the disk is full, the first reason must not be hidden by a second one; run.json is written again later.
+        with contextlib.suppress(RunError, OSError):
+            self._save()
+
+    def decisions(self) -> list[Decision]:
+        """What earlier attempts at the run decided.
+
+        Raises:
+            CorruptArtifactError: The record of it is damaged.
+        """
+        try:
+            found = [Decision(**line) for line in self._rundir.read_decisions()]
+        except TypeError as error:
+            raise self._wrong_decisions(f"a line is not a decision ({error})") from error
+        plans = {plan["index"]: plan["num_particles"] for plan in self._run.get("rounds", [])}
+        for decision in found:
+            if decision.work != DENSE and not 0 <= decision.particle < plans.get(decision.round, 0):
+                raise self._wrong_decisions(f"it decides on {decision.work}, which the run does not have")
+        # A line that is missing leaves no trace in the file, but one in the rounds that were recorded.
+        for index, record in self._written.items():
+            recorded = {entry["particle"] for entry in record.get("dropped", [])}
+            decided = {decision.particle for decision in found if decision.drops and decision.round == index}
+            if recorded != decided:
+                raise self._wrong_decisions(f"round {index} was recorded without particles {sorted(recorded)}, but it "
+                                            f"leaves out {sorted(decided)}")
+        return found
+
+    def _wrong_decisions(self, what: str) -> CorruptArtifactError:
+        return CorruptArtifactError(f"{self._rundir.decisions}: {what}. Restore the file: the run's results depend on "
+                                    "what is in it. Or run under another name.")
+
+    def decided(self, decision: Decision) -> None:
+        """Record a decision for good, before anything that follows from it is done.
+
+        Raises:
+            RunError: The storage could not be written.
+        """
+        self._rundir.append_decision(asdict(decision) | {"reason": self._conceal(decision.reason)})
+        self.incident(decision.work, decision.reason, decision.what, reseed=decision.attempt)
+
+    def finished(self, work: Work, outcome: Outcome) -> None:
+        """Write a job's metrics, as far as no earlier attempt has."""
+        if work.kind == "evaluation":
+            return
+        self._attempt["found"] += outcome.trained_epochs == 0
+        particle = work.particle if work.kind == "particle" else None
+        where = {"round": work.round if work.kind == "particle" else None, "particle": particle}
+        if self._metrics is None:
+            return
+        for line in outcome.info["history"]:
+            self._log_once(kind=f"{work.kind}_epoch", **where, **line)
+        for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", outcome.info["metrics"])):
+            if metrics is not None:
+                self._log_once(kind=f"{work.kind}_{name}", **where, **flat(metrics))
+        self._metrics.settle()
+
+    def _log_once(self, **fields: Any) -> None:
+        """Write a line of metrics, unless there is one about the same."""
+        about = tuple(fields.get(key) for key in _ABOUT)
+        if self._metrics is not None and about not in self._logged:
+            self._metrics.log(**fields)
+            self._logged.add(about)
+
+    def uses(self, work: Work, name: str) -> None:
+        """Note an artifact that the run needs, once; before it is looked for or made, so that nobody prunes it."""
+        record = {"kind": work.kind, "round": work.round, "particle": work.particle, "name": name}
+        if tuple(record.values()) not in self._named:
+            self._rundir.append_result(record)
+            self._named.add(tuple(record.values()))
+
+    def write_round(self, record: RoundRecord) -> None:
+        """Write a round's record and metrics, unless an earlier attempt has written the same, measurements aside."""
+        plain = asdict(record)
+        if self._written.get(record.round, {}) | {"peak_bytes": []} != plain | {"peak_bytes": []}:
+            self._rundir.append_round(plain)
+            self._written[record.round] = plain
+        if self._metrics is not None:
+            self._log_once(kind="round", round=record.round, sparsity=record.sparsity, spread=record.spread,
+                              num_particles=record.num_particles, **flat(record.average),
+                              **{f"particles_mean/{k}": v for k, v in flat(record.mean).items()},
+                              **{f"particles_std/{k}": v for k, v in flat(record.std).items()})
+            self._metrics.flush()
+
+    def write_ticket(self, prepared: Prepared, record: RoundRecord, average: Manifest, evaluation: str,
+                     mask: np.ndarray) -> str:
+        """Write a round's averaged network, with its normalisation statistics and its mask, unless it is there.
+
+        Returns:
+            The SHA-256 of the file.
+        """
+        layout = prepared.layout
+        found = self._store.find(evaluation)
+        if found is None:
+            raise RunError(f"the evaluation of round {record.round} has vanished from the storage")
+        state = unpack(read_state(self._store, average), layout, mask)
+        state |= arrays_from_bytes(self._store.read(found, BUFFERS_FILE))
+        meta = {"round": record.round, "sparsity": record.sparsity, "survivors": record.survivors,
+                "average": average.name, **prepared.use}
+        data = ticket_bytes(prepared.tensors(state),
+                            {name: torch.tensor(part) for name, part in split(layout, mask).items()}, meta)
+        ticket = Spot(self._rundir.place, record.ticket)
+        if ticket.read() != data:
+            ticket.write(data)
+        return digest_bytes(data)
+
+
+def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """``{"validation": {"accuracy": x}}`` as ``{"validation/accuracy": x}``."""
+    return {f"{part}/{name}": value for part, values in metrics.items() for name, value in values.items()}
+
+
+def _distinct(lines: list[tuple[Any, ...]], path: Spot) -> set[tuple[Any, ...]]:
+    try:
+        return set(lines)
+    except TypeError as error:
+        raise CorruptArtifactError(f"{path}: a line is not what was written ({error}). Restore the file, or delete "
+                                   "that line.") from error
+
+
+def _data_of(prepared: Prepared, then: dict[str, Any]) -> dict[str, Any]:
+    """The run's data as ``run.json`` has them, with the digests by which results of earlier versions are found."""
+    former = former_digests(then)
+    return {**concealed_tree(prepared.data.description), "digest": prepared.data.digest,
+            "training_digest": prepared.recipes.training_data, **({FORMER_DIGESTS: former} if former else {})}
+
+
+def _was_measured(prepared: Prepared, run: dict[str, Any], config: SwampConfig) -> dict[str, Any] | None:
+    """What the run's metrics so far are metrics of; None where that is not known."""
+    if "measured" in run:
+        return run["measured"]
+    return prepared.recipes.before.measured(str(run.get("data", {}).get("digest")), config.averaging.statistics)
+
+
+def _recipe_digests(prepared: Prepared) -> list[str]:
+    """Digest of the recipe, and those of earlier versions, in whose recipes the way of measuring stood too."""
+    recipe, config = prepared.config.recipe(), prepared.config
+    found = [recipe]
+    for setting in ("unaugmented", "augmented"):
+        found.append({**recipe, "averaging": {**recipe["averaging"], "statistics": setting},
+                      "data": {**recipe["data"], "limit_test": config.data.limit_test}})
+    return [digest_bytes(canonical_json(one)) for one in found]
+
+
+def _start_digest(prepared: Prepared) -> str:
+    """Digest of the weights before the first training, and of the mask that a ticket brought along."""
+    state = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+    return digest_bytes((state + prepared.recipes.mask_digest(prepared.first_mask)).encode())

@@ -1,0 +1,65 @@
+"""Jobs that another run is training at the moment: when to look at them again, and who was named already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from swamp_ray.method.events import Work
+from swamp_ray.run.messages import WorkItem
+from swamp_ray.storage.leases import Held, Watch, artifact_lease
+
+LOOK_S = 1.0
+
+
+class Waiting:
+    """The jobs that wait for another run. Pure bookkeeping: whoever owns it looks into the storage.
+
+    Args:
+        expiry_s: Seconds of silence after which a holder is taken for dead.
+        look_s: Seconds between two looks at a lease.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, expiry_s: float, look_s: float = LOOK_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._look_s, self._clock = look_s, clock
+        self._watch = Watch(expiry_s, clock)
+        self._items: dict[Work, WorkItem] = {}
+        self._keys: dict[Work, str] = {}
+        self._looked: float | None = None
+        self._named: set[tuple[Work, str]] = set()
+
+    def add(self, item: WorkItem, held: Held) -> bool:
+        """Let a job wait; True if its holder was not named before."""
+        self._items[item.work] = item
+        self._keys[item.work] = held.key or artifact_lease(item.named.name)
+        self._watch.stale(self._keys[item.work], held)
+        new = (item.work, held.who) not in self._named
+        self._named.add((item.work, held.who))
+        return new
+
+    def due(self) -> list[WorkItem]:
+        """The jobs to look at now: all of them, but not more often than the interval."""
+        now = self._clock()
+        if not self._items or (self._looked is not None and now - self._looked < self._look_s):
+            return []
+        self._looked = now
+        return list(self._items.values())
+
+    def key(self, work: Work) -> str:
+        """Where the lease lies that a job waits for; an earlier version's lies under another name."""
+        return self._keys[work]
+
+    def look(self, work: Work, held: Held | None) -> bytes | None:
+        """What is to be done with a job, given its lease.
+
+        Returns:
+            None to go on waiting; else the content of the lease that may be taken over, empty if it is free.
+        """
+        if held is None:
+            return b""
+        return held.content if self._watch.stale(self._keys[work], held) else None
+
+    def remove(self, work: Work) -> None:
+        """The job does not wait any more. What was seen of its holder is kept, should it have to wait again."""
+        self._items.pop(work, None)

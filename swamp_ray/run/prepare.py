@@ -1,0 +1,482 @@
+"""Everything that is known, and checked, before any work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.credentials import concealed_tree
+from swamp_ray.data.datasets import Data, load_data
+from swamp_ray.data.samples import LazySamples
+from swamp_ray.data.trees import num_samples, split_batch
+from swamp_ray.errors import RunError, UserError, first_line
+from swamp_ray.method.events import RoundPlan
+from swamp_ray.method.rounds import plan_rounds
+from swamp_ray.process_state import computing, threads_of
+from swamp_ray.reproducible import seeded
+from swamp_ray.run.result_names import recipes_of
+from swamp_ray.run.sending import refuse_unsendable
+from swamp_ray.run.shared_code import NO_CODE, Code, import_paths, take_up
+from swamp_ray.run.starting_weights import take_start_
+from swamp_ray.seeding import derive_seed
+from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors
+from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survivors
+from swamp_ray.storage.recipes import Recipes
+from swamp_ray.training.arithmetic import (
+    SINGLE,
+    Arithmetic,
+    form_and_width,
+    machine_facts,
+    packings,
+    resolve_arithmetic,
+)
+from swamp_ray.training.buffers import refuse_stateful_buffers
+from swamp_ray.training.contents import Contents, contents_of, extra_state, refuse_moving_extra_state, use_of
+from swamp_ray.training.coverage import network_notes
+from swamp_ray.training.factories import Snapshot, disturb_
+from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered
+from swamp_ray.training.losses import LOSS, origin_of_loss
+from swamp_ray.training.model_tensors import refuse_odd_gradients
+from swamp_ray.training.models import check_outputs, image_advice
+from swamp_ray.training.normalisation import (
+    caution,
+    check_statistics,
+    forward_batch,
+    kept_statistics,
+    small_batch,
+    uses_batch_statistics,
+)
+from swamp_ray.training.packs.packable import why_unpackable
+from swamp_ray.training.program import Program, dense_phase, has_short_warmup, is_too_short, round_program
+from swamp_ray.training.tasks import Classification, build_task, check_metrics, check_shown_as
+from swamp_ray.training.trainer import initial_model, steps_per_epoch
+from swamp_ray.user_code.blaming import failed_method
+from swamp_ray.user_code.importing import is_import_path, own_traceback, refuse_main
+
+
+@dataclass(frozen=True)
+class State:
+    """A whole network as numpy arrays by name; it travels to workers once."""
+
+    parameters: dict[str, np.ndarray]
+    buffers: dict[str, np.ndarray]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all arrays."""
+        return sum(array.nbytes for array in [*self.parameters.values(), *self.buffers.values()])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start.
+
+    Attributes:
+        config: The run.
+        data: Its decoded data.
+        layout: Prunable weights and the rest.
+        arithmetic: Device kind, precision, layout, threads.
+        facts: Versions and hardware, recorded.
+        initial: The network at its initialisation, or as ``start_from`` gave it.
+        first_mask: Mask of round 0, bool ``[P]``.
+        plan: All rounds.
+        dense: Program of the dense phase; None if there is none.
+        recipes: The names of results.
+        tied: Names of parameters by the further names that the model knows them by.
+        metrics: Names of the task's metrics.
+        num_members: How many runs, which differ in their seed alone, share the workers.
+        member: Which of them this is.
+        open_packings: Forms and widths of packing that have to be chosen from; empty once it is decided.
+        unpackable: Why some forms do not come into question for this network.
+        notes: What is odd about the network's prunable weights, the checkpoint that it starts from, and user code.
+        caution: What its user should know of the network's metrics; empty for most.
+        code: The user code that every worker must have.
+        contents: What the network's ``state_dict()``, and so a ticket, holds.
+    """
+
+    config: SwampConfig
+    data: Data
+    layout: Layout
+    arithmetic: Arithmetic
+    facts: dict[str, str]
+    initial: State
+    first_mask: np.ndarray
+    plan: list[RoundPlan]
+    dense: Program | None
+    steps_per_epoch: int
+    recipes: Recipes
+    tied: dict[str, str]
+    task: Any
+    metrics: tuple[str, ...] = ()
+    num_members: int = 1
+    member: int = 0
+    open_packings: tuple[str, ...] = ()
+    unpackable: str = ""
+    caution: str = ""
+    notes: tuple[str, ...] = ()
+    code: Code = NO_CODE
+    contents: Contents = field(default_factory=lambda: Contents({}, {}))
+
+    def program(self, round_index: int, particle: int) -> Program:
+        """What a particle does."""
+        return round_program(self.config, self.steps_per_epoch, round_index, particle)
+
+    @property
+    def short_trainings(self) -> list[str]:
+        """What to say where trainings are too short for the default snapshots or warm-up; empty where they are not."""
+        first = self.plan[0]
+        programs = [self.program(first.index, particle) for particle in range(first.num_particles)]
+        short = [one.num_steps for one in programs if is_too_short(self.config, one)]
+        cold = [one.num_steps for one in programs if has_short_warmup(self.config, one)]
+        if cold:
+            return [f"a training of {min(cold)} steps is too short for a warm-up of one epoch. Its first half is the "
+                    "warm-up. Train longer, or set training.schedule.warmup"]
+        if not short:
+            return []
+        return [f"a training of {min(short)} steps is too short for averaging.every: {self.config.averaging.every} in "
+                "its last quarter. SWA takes one snapshot there, the last weights. Train longer, or set "
+                "averaging.start and averaging.every"]
+
+    def packing(self, round_index: int) -> str:
+        """How workers train the particles of a round: a single one is not stacked with padding."""
+        arithmetic = self.arithmetic
+        if arithmetic.form == "stacked" and self.plan[round_index].num_particles * self.num_members == 1:
+            return SINGLE
+        return arithmetic.packing
+
+    def seat(self, round_index: int, particle: int) -> int:
+        """Where a particle sits in its pack; those of the members follow each other."""
+        width = self.arithmetic.packed(self.packing(round_index)).width
+        return (self.member * self.plan[round_index].num_particles + particle) % width
+
+    def named_packing(self, round_index: int, particle: int) -> str:
+        """What of it enters a particle's name.
+
+        The last bits of a stacked particle depend on its seat, because libraries treat the last of many channels in
+        another way than those before; they do not depend on what its neighbours are. Graphs do not depend on either.
+        """
+        arithmetic = self.arithmetic.packed(self.packing(round_index))
+        if arithmetic.form == "stacked":
+            return f"{arithmetic.packing}:{self.seat(round_index, particle)}"
+        return "graphs" if arithmetic.form == "graphs" else arithmetic.packing
+
+    def tensors(self, state: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """What a ticket holds of a network's parameters and buffers."""
+        return self.contents.tensors(state, lambda: initial_model(self.config, self.data))
+
+    @property
+    def use(self) -> dict[str, Any]:
+        """What a ticket says of its network, for those who use it."""
+        model = concealed_tree(self.config.model.model_dump(mode="json"))
+        use = {"model": model, **use_of(self.config, self.data, self.task)}
+        return use | ({"extra_state": dict(self.contents.plain)} if self.contents.plain else {})
+
+    @property
+    def most_jobs(self) -> int:
+        """The most particles that are there to be trained at a time."""
+        return max(plan.num_particles for plan in self.plan) * self.num_members
+
+    @property
+    def most_packs(self) -> int:
+        """The most workers that have something to do at a time."""
+        return max(math.ceil(plan.num_particles * self.num_members / self.arithmetic.packed(
+            self.packing(plan.index)).width) for plan in self.plan)
+
+    @property
+    def whole_mask(self) -> np.ndarray:
+        """Mask of the dense phase, bool ``[P]``."""
+        return np.ones(self.layout.num_prunable, dtype=bool)
+
+    def packed(self, packing: str) -> Prepared:
+        """The same run, its packing decided."""
+        arithmetic = self.arithmetic.packed(packing)
+        return replace(self, arithmetic=arithmetic, open_packings=())
+
+    def particle_seed(self, round_index: int, particle: int, attempt: int = 0) -> int:
+        """The seed of a particle, or with round -1 of the dense phase; never a function of how many there are."""
+        number = round_index if round_index < 0 else round_index + self.config.first_round
+        return derive_seed(self.config.seed, "particle", number, particle, attempt)
+
+
+def device_kind(config: SwampConfig, num_gpus: float | None = None) -> str:
+    """``"cuda"`` or ``"cpu"``: as configured, else whether the machine (or the cluster) has GPUs."""
+    if config.execution.device != "auto":
+        return config.execution.device
+    if num_gpus is not None:
+        return "cuda" if num_gpus > 0 else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def prepare(
+    config: SwampConfig, device: str | None = None, data: Data | None = None, num_members: int = 1
+) -> Prepared:
+    """Load the data, build the network, plan all rounds.
+
+    Args:
+        config: The run.
+        device: Kind of device that particles will train on; default: what this machine has.
+        data: What ``load_data`` gave for the same section before.
+        num_members: How many runs, which differ in their seed alone, will share the workers.
+
+    Raises:
+        UserError: Whatever is wrong with config, data, network or task.
+    """
+    # Decompositions of matrices, as in orthogonal initialisation, have other last bits with other numbers of threads.
+    with computing(), threads_of(config.execution.threads):
+        return _prepare(config, device, data, num_members)
+
+
+def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_members: int) -> Prepared:
+    code = take_up_code(config, data)
+    task = build_task(config.task)
+    make_score(config.pruning.score, seed=0)
+    data = data or load_data(config.data, config.task)
+    steps = steps_per_epoch(config, data)
+    model = initial_model(config, data)
+    layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
+    contents = contents_of(model, layout)
+    _check_score(config, model, layout)
+    metrics, kept, notes, model = _try_out(config, data, model, task, layout)
+    first_mask, start_notes = take_start_(config, model, layout)
+    initial = state_of(model)
+    plan = _plan(config, layout, int(first_mask.sum()))
+    device = device or device_kind(config)
+    arithmetic = resolve_arithmetic(config.execution, device, model, config.particle.num_workers)
+    most = max(one.num_particles for one in plan) * num_members
+    choice, unpackable = _packings(config, device, most, (data, model, task))
+    if len(choice) == 1:
+        arithmetic = arithmetic.packed(choice[0])
+    facts = machine_facts()
+    prepared = Prepared(
+        config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
+        first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
+        recipes=recipes_of(config, data, model, task, kept, layout, arithmetic, facts),
+        tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
+        open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
+        caution=caution(model, forward_batch(config)), contents=contents,
+        notes=(*notes, *start_notes, *_code_notes(config, code)),
+        code=code_of_workers(code, config, data))
+    _check_programs(prepared)
+    if config.execution.executor == "ray" and is_import_path(config.data.name):
+        refuse_unsendable(data, config.data.name)
+    code.check_unchanged()
+    return prepared
+
+
+def _plan(config: SwampConfig, layout: Layout, start: int) -> list[RoundPlan]:
+    """All rounds, of which the first has so many survivors."""
+    survivors = plan_survivors(layout.num_prunable, config.pruning.rate, config.pruning.target,
+                               None if start == layout.num_prunable else start)
+    sparsities = [1 - kept / layout.num_prunable for kept in survivors]
+    half_a_weight = 0.5 / layout.num_prunable + 1e-12
+    counts = [config.particles.at(sparsity, half_a_weight) for sparsity in sparsities]
+    return plan_rounds(layout.num_prunable, survivors, counts)
+
+
+def take_up_code(config: SwampConfig, data: Data | None) -> Code:
+    """The run's user code, imported as its files are now; that of data which are there already is not needed."""
+    paths = import_paths(config)
+    if data is not None and not isinstance(data.train, LazySamples):
+        paths.pop("data.name", None)
+    return take_up(paths)
+
+
+def _code_notes(config: SwampConfig, code: Code) -> tuple[str, ...]:
+    """Data are digested as they are, so that their code is in no name."""
+    return code.notes({"model.name": config.model.version, "task.name": config.task.version,
+                       "pruning.score": config.pruning.version})
+
+
+def code_of_workers(code: Code, config: SwampConfig, data: Data) -> Code:
+    """What of it workers run: of the data only what reads samples while training."""
+    if not isinstance(data.train, LazySamples):
+        code = code.without("data.name")
+    if config.execution.executor == "ray":
+        refuse_main(code.paths)
+    return code
+
+
+def state_of(model: nn.Module) -> State:
+    """Copies of a model's parameters and buffers under their clean names."""
+    return State(
+        {clean_name(name): p.detach().cpu().contiguous().numpy().copy() for name, p in model.named_parameters()},
+        {clean_name(name): b.detach().cpu().contiguous().numpy().copy() for name, b in model.named_buffers()},
+    )
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Further names of tied parameters and the name that stands for each of them."""
+    first = {id(parameter): clean_name(name) for name, parameter in model.named_parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return {clean_name(name): first[id(p)] for name, p in every if clean_name(name) != first[id(p)]}
+
+
+def _check_programs(prepared: Prepared) -> None:
+    """Every program of the run is built once, so that an impossible one is refused now and not in round 7."""
+    for plan in prepared.plan:
+        for particle in range(plan.num_particles):
+            prepared.program(plan.index, particle)
+
+
+def _check_score(config: SwampConfig, model: nn.Module, layout: Layout) -> None:
+    """A score of the user's is tried on the initial weights, so that a broken one is not found after a round."""
+    if not is_import_path(config.pruning.score):
+        return
+    weights = flatten(prunable_tensors(model, layout))
+    mask = np.ones(layout.num_prunable, dtype=bool)
+    # Untrained weights may well give NaN, as a share of the change does: it counts only once there is training.
+    with contextlib.suppress(RunError):
+        score_survivors(layout, mask, weights, weights, make_score(config.pruning.score, seed=0))
+
+
+def _try_out(
+    config: SwampConfig, data: Data, model: nn.Module, task: Any, layout: Layout
+) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...], nn.Module]:
+    """Check a training step with a network, and that its factory gives an equal one afterwards.
+
+    Returns:
+        What :func:`_check_training_step` gives, what is odd about the prunable weights, and that next network, which
+        nothing has happened to.
+    """
+    fresh = Snapshot(model)
+    found = _check_training_step(config, data, model, task)
+    fresh.refuse_changed(model, [layer.name for layer in layout.layers])
+    notes = network_notes(model, layout)
+    disturb_(model)
+    again = initial_model(config, data)
+    fresh.compare(again, config.model.name)
+    refuse_random_constants(again, lambda: initial_model(config.model_copy(update={"seed": config.seed + 1}), data))
+    return *found, notes, again
+
+
+def _check_training_step(
+    config: SwampConfig, data: Data, model: nn.Module, task: Any
+) -> tuple[tuple[str, ...], frozenset[str]]:
+    """One step on two samples (one, where the batch is one): what does not fit together is refused before any work.
+
+    Returns:
+        Names of the task's metrics, and of the modules that keep their normalisation statistics.
+    """
+    batch = small_batch(config, data)
+    if isinstance(task, Classification) and data.num_classes is not None:
+        check_outputs(model, batch, data.num_classes)
+    loss, metrics, kept = _trial_step(config, data, model, task)
+    check_metrics(task, metrics, num_samples(batch))
+    if origin_of_loss(task, model, batch) == "measured":
+        metrics = {**metrics, LOSS: torch.zeros(num_samples(batch))}
+    _check_normalisation(config, data, kept, model, task)
+    if loss.ndim != 0:
+        raise UserError("the task's loss must be a scalar", got=f"shape {tuple(loss.shape)}", where="task.name")
+    if task.primary not in metrics:
+        raise UserError(f"the task's metrics must contain its primary metric {task.primary!r}",
+                        got=", ".join(metrics), where="task.name")
+    check_shown_as(task, metrics)
+    return tuple(metrics), kept
+
+
+def _check_normalisation(config: SwampConfig, data: Data, kept: frozenset[str], model: nn.Module, task: Any) -> None:
+    """Refuse statistics that cannot be re-estimated, and splits that a network without any cannot be evaluated on."""
+    batch = small_batch(config, data)
+    if is_import_path(config.model.name):
+        try:
+            check_statistics(model, kept, task, batch)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the normalisation statistics of {config.model.name!r} cannot be re-estimated: "
+                f"{type(error).__name__}: {error}", where="model.name") from error
+    short = [split for split in ("validation", "test") if len(getattr(data, split)) == 1]
+    if short and uses_batch_statistics(model):
+        try:
+            with torch.no_grad(), seeded(0):
+                task.predict(model.eval(), split_batch(batch, 1)[0])
+        except ValueError as error:
+            raise UserError(
+                f"the model {config.model.name!r} normalises by the batch at hand in evaluation too, and cannot be "
+                f"evaluated on a single sample: {first_line(error)}", got=f"one sample for {' and '.join(short)}",
+                where="data", do="Give the split more samples, or let normalisation keep statistics.") from error
+
+
+def _trial_step(
+    config: SwampConfig, data: Data, model: nn.Module, task: Any
+) -> tuple[Tensor, dict[str, Any], frozenset[str]]:
+    """Loss, metrics and the modules that keep their statistics; refuses what training cannot handle by name."""
+    batch = small_batch(config, data)
+    before, kept, extra = state_of(model).buffers, frozenset[str](), extra_state(model)
+
+    def step() -> Tensor:
+        with seeded(0):
+            model.train()
+            loss = task.training_step(model, batch)[0]
+            _refuse_odd_loss(config, loss)
+            loss.backward()
+        return loss
+
+    try:
+        kept = kept_statistics(model, config, data, task)
+        loss = step()
+        refuse_unregistered(model, loss)
+        refuse_odd_gradients(model)
+        refuse_hidden_state(model, step)
+        model.eval()
+        with torch.no_grad():
+            metrics = task.metrics(task.predict(model, batch), batch)
+    except UserError:
+        raise
+    except Exception as error:
+        method = failed_method(error, model, task) if is_import_path(config.task.name) else ""
+        if method:
+            raise UserError(f"{method}() of the task {config.task.name!r} fails on a batch of {num_samples(batch)}: "
+                            f"{type(error).__name__}: {first_line(error)}", where="task.name",
+                            do=f"The whole error:\n{own_traceback(error)}") from error
+        advice = image_advice(batch) or "Check model.options, task and data against each other."
+        raise UserError(
+            f"the model {config.model.name!r} and the task {config.task.name!r} fail on a training batch of "
+            f"{num_samples(batch)}: {type(error).__name__}: {first_line(error)}", where="model.name",
+            do=f"{advice} The whole error:\n{own_traceback(error)}") from error
+    refuse_stateful_buffers(model, before, kept)
+    refuse_moving_extra_state(model, extra)
+    return loss, metrics, kept
+
+
+def _refuse_odd_loss(config: SwampConfig, loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        got = type(loss).__name__
+    elif loss.numel() != 1:
+        got = f"a tensor of shape {list(loss.shape)}"
+    else:
+        return
+    raise UserError(f"loss() of the task {config.task.name!r} must return a tensor with a single number", got=got,
+                    where="task.name", do="Return the mean over the batch, e.g. with .mean().")
+
+
+def _packings(
+    config: SwampConfig, device: str, num_jobs: int, parts: tuple[Data, nn.Module, Any]
+) -> tuple[list[str], str]:
+    """The forms and widths of packing that come into question, and why others do not; a single one is decided.
+
+    Raises:
+        UserError: Packing is asked for, and this network cannot be packed.
+    """
+    asked = packings(config.execution, device, num_jobs)
+    data, model, task = parts
+    possible, reasons = [], {}
+    for form in dict.fromkeys(form_and_width(packing)[0] for packing in asked):
+        batch = small_batch(config, data) if form != "single" else None
+        if form != "single" and (reason := why_unpackable(model, task, batch, form)) is not None:
+            reasons[form] = reason
+            continue
+        possible += [packing for packing in asked if packing.startswith(f"{form}:")]
+    if not possible:
+        raise UserError(f"particles of {config.model.name} cannot be packed: {next(iter(reasons.values()))}",
+                        where="execution.particles_per_worker", do="Set it to 1, or to auto.")
+    return possible, next(iter(reasons.values()), "")

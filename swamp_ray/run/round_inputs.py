@@ -1,0 +1,119 @@
+"""What the jobs of a run start from: weights, masks, surviving values. Each goes to the workers once, when needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from swamp_ray.errors import CorruptArtifactError
+from swamp_ray.method.events import DENSE, Work
+from swamp_ray.run.averager import read_mask
+from swamp_ray.run.messages import Executor, Handle, Outcome
+from swamp_ray.run.prepare import Prepared, State
+from swamp_ray.sparsity.compact import Packed, pack_state, unpack
+from swamp_ray.sparsity.masks import from_bits, to_bits
+from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.states import read_state, state_digest
+
+
+@dataclass
+class RoundInputs:
+    """What the particles of a round share.
+
+    Attributes:
+        mask: bool ``[P]``.
+        mask_digest: Its name in recipes.
+        values_digest: Name of the surviving values, where nothing is rewound; else None.
+    """
+
+    mask: np.ndarray
+    mask_digest: str
+    values_digest: str | None = None
+    _values: Packed | None = None
+    _mask_handle: Handle | None = None
+    _values_handle: Handle | None = None
+
+    def mask_handle(self, executor: Executor) -> Handle:
+        """The mask as bits, where the workers can read it."""
+        if self._mask_handle is None:
+            self._mask_handle = executor.put(to_bits(self.mask))
+        return self._mask_handle
+
+    def values_handle(self, executor: Executor) -> Handle | None:
+        """The surviving values likewise; None where weights are rewound."""
+        if self._values is not None and self._values_handle is None:
+            self._values_handle = executor.put(self._values)
+        return self._values_handle
+
+
+class Inputs:
+    """Starts at the initialisation and a mask of ones, and follows the run.
+
+    Args:
+        prepared: The run.
+        store: Artifacts of the storage root.
+    """
+
+    def __init__(self, prepared: Prepared, store: ArtifactStore) -> None:
+        self._prepared, self._store = prepared, store
+        self._start: State | None = prepared.initial
+        self._dense: str | None = None
+        self._start_handle: Handle | None = None
+        self._rounds = {0: self._of(prepared.first_mask)}
+        self._whole: RoundInputs | None = None
+        if prepared.dense is not None:
+            self._whole = self._rounds[0] if prepared.first_mask.all() else self._of(prepared.whole_mask)
+        self.start_digest = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+
+    def of(self, work: Work) -> RoundInputs:
+        """What a job shares with its round; the dense phase, which has no mask, often with round 0."""
+        if work == DENSE:
+            assert self._whole is not None
+            return self._whole
+        return self._rounds[work.round]
+
+    def rewind_to(self, dense: Outcome) -> None:
+        """The dense phase is finished: its weights are the rewind point."""
+        self._dense, self._start, self._start_handle, self._whole = dense.name, None, None, None
+        self.start_digest = dense.digest
+
+    def follow(self, index: int, average: Manifest) -> None:
+        """A round is averaged: its average holds the next mask, unless it is the last one."""
+        bits = read_mask(self._store, average)
+        if bits is None:
+            return
+        following = self._of(from_bits(bits, self._prepared.layout.num_prunable))
+        if self._prepared.config.rewind.weights == "none":
+            layout = self._prepared.layout
+            full = unpack(read_state(self._store, average), layout, self._rounds[index].mask)
+            following.values_digest = state_digest(average.files)
+            following._values = pack_state(full, layout, following.mask, drop_outside=True)
+        self._rounds[index + 1] = following
+
+    def release(self, index: int) -> None:
+        """A round is recorded: its mask and values are not needed any more, here and in the object store."""
+        del self._rounds[index]
+
+    def start_handle(self, executor: Executor, work: Work | None = None) -> Handle:
+        """The rewind weights, where the workers can read them; for the dense phase the initialisation."""
+        if work == DENSE:
+            return executor.put(self._prepared.initial)
+        if self._start_handle is None:
+            self._start_handle = executor.put(self._start_now())
+        return self._start_handle
+
+    def _of(self, mask: np.ndarray) -> RoundInputs:
+        return RoundInputs(mask, self._prepared.recipes.mask_digest(mask))
+
+    def _start_now(self) -> State:
+        if self._start is None:
+            assert self._dense is not None
+            manifest = self._store.find(self._dense)
+            if manifest is None:
+                raise CorruptArtifactError("the dense phase's result has vanished from the storage")
+            layout = self._prepared.layout
+            dense = read_state(self._store, manifest)
+            full = unpack(dense, layout, np.ones(layout.num_prunable, dtype=bool))
+            self._start = State(full, self._prepared.initial.buffers)
+        return self._start

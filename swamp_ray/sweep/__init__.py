@@ -1,0 +1,1 @@
+"""Sweeps: settings as trials of Ray Tune."""

@@ -1,0 +1,1 @@
+"""Words as people read them: tables, numbers, output that no terminal ends."""

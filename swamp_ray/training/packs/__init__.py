@@ -1,0 +1,1 @@
+"""Several particles that one process trains at once."""

@@ -1,0 +1,143 @@
+"""Training steps recorded once as CUDA graphs and replayed, each seat on a stream of its own.
+
+A graph holds the kernels of forward and backward pass and is launched as one, so that a small network's step takes as
+long as its arithmetic and not as long as Python needs to ask for it. The optimiser's step is a handful of fused kernels
+and stays outside, where rates change and masks are applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from swamp_ray.data.trees import leaves, tree_map
+from swamp_ray.errors import UserError
+from swamp_ray.training.records import Gradients
+from swamp_ray.training.tasks import Batch
+
+if TYPE_CHECKING:
+    from swamp_ray.training.trainer import ParticleTrainer
+
+NUM_WARM_UP = 3
+"""Steps before the recording, in which libraries choose algorithms and reserve memory."""
+
+
+class Recording(Protocol):
+    """A step whose inputs and outputs always lie in the same memory.
+
+    Attributes:
+        batch: What it reads.
+        outputs: Loss and metrics of its last replay.
+        gradients: Of the parameters, in order; None for those that the loss does not depend on.
+    """
+
+    batch: Batch
+    outputs: Gradients
+    gradients: list[Tensor | None]
+
+    def replay(self, batch: Batch) -> None:
+        """Start the computation for another batch; its results are there after :meth:`wait`."""
+        ...
+
+    def wait(self) -> None:
+        """Let what is computed from now on see the results."""
+        ...
+
+
+class Graphed:
+    """The joint computation of several trainers' gradients.
+
+    Args:
+        trainers: One a seat.
+        record: Records a trainer's step for batches such as the one that is given.
+    """
+
+    def __init__(
+        self, trainers: Sequence[ParticleTrainer],
+        record: Callable[[ParticleTrainer, Batch], Recording] | None = None,
+    ) -> None:
+        self._trainers = trainers
+        self._record = record or CudaGraph
+        self._recordings: dict[int, Recording] = {}
+
+    def __call__(self, batches: Mapping[int, Batch]) -> dict[int, Gradients]:
+        """Leave the gradients of each seat's batch in that seat's parameters."""
+        for seat, batch in batches.items():
+            if seat not in self._recordings:
+                self._recordings[seat] = self._record(self._trainers[seat], batch)
+        for seat, batch in batches.items():
+            self._recordings[seat].replay(batch)
+        return {seat: self._take(seat) for seat in batches}
+
+    def _take(self, seat: int) -> Gradients:
+        recording = self._recordings[seat]
+        recording.wait()
+        for parameter, gradient in zip(self._trainers[seat].model.parameters(), recording.gradients, strict=True):
+            parameter.grad = gradient
+        loss, metrics = recording.outputs
+        # Copies, because the next replay overwrites what is kept for the epoch's record.
+        return loss.clone(), {name: value.clone() for name, value in metrics.items()}
+
+
+class CudaGraph:
+    """A trainer's step as a CUDA graph.
+
+    Args:
+        trainer: In training mode. Its weights and statistics are as before afterwards.
+        batch: An example; later ones have its shapes.
+
+    Raises:
+        UserError: The step waits for its results on the host, which a graph cannot.
+    """
+
+    def __init__(self, trainer: ParticleTrainer, batch: Batch) -> None:
+        self.batch = tree_map(torch.clone, batch)
+        self._stream: Any = torch.cuda.Stream()
+        self._graph: Any = torch.cuda.CUDAGraph()
+        parameters, buffers = list(trainer.model.parameters()), list(trainer.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream):
+                for _ in range(NUM_WARM_UP):
+                    _clear(parameters)
+                    trainer.backward(self.batch)
+                _clear(parameters)
+            # Other threads may pin memory meanwhile, which is none of the graph's business.
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
+                self.outputs = trainer.backward(self.batch)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"a training step of {trainer.config.model.name} cannot become a CUDA graph: {reason}",
+                            do="Its loss must not read values on the host (.item(), tensor in an if). Or set "
+                            "execution.packing: stacked, or particles_per_worker: 1.",
+                            where="execution.packing") from error
+        self.gradients = [parameter.grad for parameter in parameters]
+        _clear(parameters)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+
+    def replay(self, batch: Batch) -> None:
+        """Start the computation for another batch on the seat's own stream."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for place, value in zip(leaves(self.batch), leaves(batch), strict=True):
+                place.copy_(value, non_blocking=True)
+                value.record_stream(self._stream)
+            self._graph.replay()
+
+    def wait(self) -> None:
+        """Let the current stream wait for the results."""
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+
+def _clear(parameters: Sequence[Tensor]) -> None:
+    """Without gradients, so that the next backward pass puts new ones where it belongs."""
+    for parameter in parameters:
+        parameter.grad = None

@@ -1,0 +1,744 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swamp_ray.method.events import (
+    DENSE,
+    Add,
+    Average,
+    Averaged,
+    AveragerLost,
+    Cancel,
+    DeadlinePassed,
+    Decide,
+    Decision,
+    Do,
+    Drop,
+    Event,
+    Fail,
+    Failed,
+    Finished,
+    Instruction,
+    Lost,
+    Policy,
+    Record,
+    Released,
+    RoundPlan,
+    Work,
+)
+from swamp_ray.method.rounds import Rounds, plan_rounds
+
+
+def plan_of(*num_particles: int) -> list[RoundPlan]:
+    survivors = [100 - 10 * index for index in range(len(num_particles))]
+    return plan_rounds(100, survivors, num_particles)
+
+
+def particle(index: int, n: int) -> Work:
+    return Work("particle", index, n)
+
+
+def evaluation(index: int) -> Work:
+    return Work("evaluation", index)
+
+
+@dataclass
+class World:
+    """Carries instructions out, knows what may happen next, and objects to what must not happen."""
+
+    machine: Rounds
+    max_waiting: int
+    hold: bool = False
+    best: bool = False
+    policy: Policy = field(default_factory=Policy)
+    decisions: list[Decision] = field(default_factory=list)
+    deadline: bool = False
+    scores: dict[Work, float] = field(default_factory=dict)
+    running: list[Work] = field(default_factory=list)
+    attempts: dict[Work, int] = field(default_factory=dict)
+    done: set[Work] = field(default_factory=set)
+    held: set[Work] = field(default_factory=set)
+    round: int = -1
+    added: list[int] = field(default_factory=list)
+    averaging: bool = False
+    averaged: list[int] = field(default_factory=list)
+    recorded: list[int] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+    failed: str | None = None
+    log: list[Instruction] = field(default_factory=list)
+
+    def start(self) -> World:
+        self.obey(self.machine.start())
+        return self
+
+    def obey(self, instructions: list[Instruction]) -> None:
+        assert self.failed is None or not instructions, "nothing may follow a failure"
+        for instruction in instructions:
+            self.log.append(instruction)
+            match instruction:
+                case Do():
+                    self._do(instruction)
+                case Add():
+                    self._add(instruction)
+                case Decide(decision=decision):
+                    self._decide(decision)
+                case Cancel(work=work):
+                    assert work.particle in self._dropped(work.round), "only what was dropped is cancelled"
+                    self.running.remove(work)
+                case Drop(round=index, particle=n):
+                    assert particle(index, n) in self.held, "only held states can be dropped"
+                    self.held.remove(particle(index, n))
+                case Average(round=index, particles=particles):
+                    assert index == self.machine.current
+                    assert not self.averaging, "a round is closed once per averager"
+                    assert list(particles) == self.added, "the average consists of what was added"
+                    assert self.added == ([self._best(index)] if self.best else self._entering(index))
+                    assert len(self._entering(index)) >= min(self.policy.min_count, self._num(index))
+                    assert not self.held, "a closed round holds no state"
+                    self.averaging = True
+                case Record(round=index):
+                    assert evaluation(index) in self.done
+                    assert index in self.averaged
+                    assert index not in self.recorded
+                    self.recorded.append(index)
+                case Fail(reason=reason):
+                    self.failed = reason
+        assert len(self.held) <= self.max_waiting
+        assert self.machine.open_work == frozenset(self.running) or self.failed
+        assert self.machine.finished == (self.failed is not None or len(self.recorded) == len(self.machine.plan))
+
+    def _do(self, do: Do) -> None:
+        assert do.work not in self.running, "a job is not given out twice at a time"
+        assert do.work not in self.done, "a finished job is not given out again"
+        assert do.attempt == self.attempts.get(do.work, 0)
+        assert do.reseed == self._reseeds(do.work), "a seed was decided on before it is used"
+        assert do.work.particle not in self._dropped(do.work.round), "what was dropped is not done"
+        if do.work.kind == "particle":
+            assert do.work.round == 0 or do.work.round - 1 in self.averaged
+            assert do.work.round == len(self.averaged)
+            assert not self.hold or do.work.round == 0 or do.work.round - 1 in self.released
+            assert do.work.particle < self._num(do.work.round)
+            if do.work.round != self.round:
+                self.round, self.added, self.averaging, self.deadline = do.work.round, [], False, False
+        if do.work.kind == "evaluation":
+            assert do.work.round in self.averaged
+            last = do.work.round + 1 == len(self.machine.plan)
+            assert do.urgent == (last or (self.hold and do.work.round not in self.released)) or do.attempt > 0
+        self.running.append(do.work)
+
+    def _add(self, add: Add) -> None:
+        work = particle(add.round, add.particle)
+        assert add.round == self.machine.current
+        assert work in self.done, "only finished particles are added"
+        assert add.particle not in self.added, "each once for each averager"
+        if not self.best:
+            assert [*self.added, add.particle] == self._entering(add.round)[:len(self.added) + 1], "in index order"
+        assert add.from_storage == (work not in self.held)
+        self.held.discard(work)
+        self.added.append(add.particle)
+
+    def _num(self, index: int) -> int:
+        return self.machine.plan[index].num_particles
+
+    def _best(self, index: int) -> int:
+        scores = {n: self.scores.get(particle(index, n), 0.0) for n in self._entering(index)}
+        return max(scores, key=lambda n: (scores[n], -n))
+
+    def _dropped(self, index: int) -> set[int]:
+        return {one.particle for one in self.decisions if one.round == index and one.drops}
+
+    def _entering(self, index: int) -> list[int]:
+        return [n for n in range(self._num(index)) if n not in self._dropped(index)]
+
+    def _reseeds(self, work: Work) -> int:
+        return max([one.attempt for one in self.decisions if one.work == work and one.what == "reseed"], default=0)
+
+    def _decide(self, decision: Decision) -> None:
+        work = decision.work
+        assert work not in self.done, "what is finished is not decided on"
+        assert work.round == self.machine.current
+        assert not self.averaging, "nothing is decided after a round was closed"
+        if decision.what == "reseed":
+            assert self.policy.on_failure == "retry"
+            assert decision.attempt == self._reseeds(work) + 1 <= self.policy.max_reseeds
+            self.attempts[work] = 0
+        if decision.what == "drop":
+            assert self.policy.on_failure == "drop"
+            assert work.kind == "particle", "the dense phase cannot be dropped"
+        if decision.what == "quorum":
+            assert self.deadline
+            finished = sum(one.kind == "particle" and one.round == work.round for one in self.done)
+            assert self.policy.quorum is not None
+            assert finished >= self.policy.quorum
+            assert work in self.running
+        self.decisions.append(decision)
+
+    def finish(self, work: Work, held: bool = True) -> None:
+        self.running.remove(work)
+        self.done.add(work)
+        if held and work.kind == "particle":
+            self.held.add(work)
+        self.obey_after(Finished(work, self.scores.get(work, 0.0), held and work.kind == "particle"))
+
+    def obey_after(self, event: Event) -> None:
+        # The bound holds once the machine has answered.
+        self.obey(self.machine.handle(event))
+
+    def fail(self, work: Work, kind: Literal["machine", "error"] = "machine") -> None:
+        self.running.remove(work)
+        self.attempts[work] = self.attempts.get(work, 0) + 1
+        self.obey_after(Failed(work, "its worker died", kind))
+
+    def diverge(self, work: Work) -> None:
+        self.running.remove(work)
+        self.obey_after(Failed(work, "the loss was nan", "diverged"))
+
+    def pass_deadline(self) -> None:
+        self.deadline = True
+        self.obey_after(DeadlinePassed(self.machine.current))
+
+    def close(self) -> None:
+        assert self.averaging
+        self.averaging = False
+        self.averaged.append(self.machine.current)
+        self.obey_after(Averaged(self.machine.current))
+
+    def release(self, index: int) -> None:
+        self.released.append(index)
+        self.obey_after(Released(index))
+
+    def lose_averager(self) -> None:
+        self.added, self.averaging = [], False
+        # States that wait in memory outlive the actor.
+        self.obey_after(AveragerLost("out of memory"))
+
+    def lose_state(self, work: Work) -> None:
+        """A stored state is damaged; what the averager had is started anew."""
+        self.done.remove(work)
+        self.held.discard(work)
+        self.attempts.pop(work, None)  # it is a new job, whose attempts are counted anew
+        self.added, self.averaging, self.deadline = [], False, False
+        self.obey_after(Lost(work, "its file is damaged"))
+
+    def ignores(self, event: Event) -> None:
+        before = self.machine.open_work, self.machine.current, self.machine.finished
+        assert self.machine.handle(event) == []
+        assert before == (self.machine.open_work, self.machine.current, self.machine.finished)
+
+    def choices(self) -> list[tuple[str, Work | None]]:
+        """Everything that may happen now in the ordinary course."""
+        held = [index for index in self.recorded if self.hold and index not in self.released]
+        return [*(("finish", work) for work in self.running), *([("close", None)] if self.averaging else []),
+                *(("release", evaluation(index)) for index in held if index + 1 < len(self.machine.plan))]
+
+    def act(self, choice: tuple[str, Work | None], held: bool = True) -> None:
+        if choice[1] is None:
+            self.close()
+        elif choice[0] == "release":
+            self.release(choice[1].round)
+        else:
+            self.finish(choice[1], held)
+
+
+def world_of(
+    *num_particles: int, dense: bool = False, combine: str = "average", max_retries: int = 3, max_waiting: int = 8,
+    hold: bool = False, scores: dict[Work, float] | None = None, policy: Policy | None = None,
+    decisions: Sequence[Decision] = (),
+) -> World:
+    policy = policy or Policy()
+    machine = Rounds(plan_of(*num_particles), dense=dense, combine=combine, max_retries=max_retries,
+                     max_waiting=max_waiting, policy=policy, decisions=decisions,
+                     hold_after=range(len(num_particles)) if hold else ())
+    return World(machine, max_waiting, hold, combine == "best", policy, list(decisions),
+                 scores=scores or {}).start()
+
+
+def replay(path: list[int], **settings: bool | int | str) -> World:
+    world = world_of(3, 3, **settings)  # pyright: ignore[reportArgumentType]
+    for index in path:
+        world.act(world.choices()[index])
+    return world
+
+
+class TestEveryOrder:
+    @pytest.mark.parametrize("max_waiting", [0, 1, 8])
+    @pytest.mark.parametrize("combine", ["average", "best"])
+    @pytest.mark.parametrize("hold", [False, True])
+    def test_two_rounds_of_three_particles(self, max_waiting: int, combine: str, hold: bool) -> None:
+        settings: dict[str, bool | int | str] = {
+            "max_waiting": max_waiting, "combine": combine, "hold": hold}
+        complete = 0
+        todo: list[list[int]] = [[]]
+        while todo:
+            path = todo.pop()
+            world = replay(path, **settings)
+            if world.machine.finished:
+                assert sorted(world.recorded) == [0, 1]
+                assert not world.choices()
+                complete += 1
+            else:
+                assert world.choices(), "never stuck"
+            todo += [[*path, index] for index in range(len(world.choices()))]
+        # 3! orders of each round; without a hold the first evaluation falls into any of 6 places of the
+        # second round: before, between and after 3 particles, the average and the last evaluation.
+        assert complete == (36 if hold else 36 * 6)
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+    @pytest.mark.parametrize("moment", range(5))
+    @pytest.mark.parametrize("max_waiting", [0, 1, 8])
+    def test_averager_lost_at_any_moment(self, order: tuple[int, ...], moment: int, max_waiting: int) -> None:
+        world = world_of(3, 1, max_waiting=max_waiting)
+        for step, n in enumerate(order):
+            if step == moment:
+                world.lose_averager()
+            world.finish(particle(0, n))
+        if moment >= 3:
+            world.lose_averager()
+        assert world.averaging, "what was closed is closed again by the next averager"
+        world.close()
+        if moment == 4:
+            world.lose_averager()
+        world.finish(particle(1, 0))
+        world.close()
+        world.finish(evaluation(1))
+        world.finish(evaluation(0))
+        assert world.machine.finished
+        assert world.recorded == [1, 0]
+
+
+class TestRandomOrders:
+    @given(
+        seed=st.integers(0, 2**32), num_particles=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+        dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting=st.integers(0, 3),
+        hold=st.booleans(), max_retries=st.integers(0, 3), trouble=st.floats(0, 0.5),
+    )
+    def test_the_invariants_hold(
+        self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting: int,
+        hold: bool, max_retries: int, trouble: float,
+    ) -> None:
+        draw = random.Random(seed)
+        scores = {particle(r, n): float(draw.randrange(3)) for r, num in enumerate(num_particles) for n in range(num)}
+        world = world_of(*num_particles, dense=dense, combine=combine, max_retries=max_retries, scores=scores,
+                         max_waiting=max_waiting, hold=hold)
+        losses, states = {-1: 0}, {DENSE: 0}
+        while not world.machine.finished:
+            current = world.machine.current
+            if draw.random() < trouble:
+                self._trouble(world, draw, losses, states)
+            elif world.choices():
+                world.act(draw.choice(world.choices()), held=draw.random() < 0.8)
+            assert world.choices() or world.machine.finished, "never stuck"
+            assert world.machine.current >= current
+        assert all(count <= max_retries + 1 for count in [*world.attempts.values(), *losses.values(), *states.values()])
+        if world.failed is None:
+            assert sorted(world.recorded) == list(range(len(num_particles)))
+            assert world.averaged == list(range(len(num_particles)))
+        else:
+            assert max([*world.attempts.values(), *losses.values(), *states.values()]) == max_retries + 1
+        for event in [Finished(particle(0, 0)), Failed(particle(0, 0), "late"), Averaged(0), AveragerLost("late"),
+                      DeadlinePassed(0)]:
+            world.ignores(event)
+
+    def _trouble(
+        self, world: World, draw: random.Random, losses: dict[int, int], states: dict[Work, int]
+    ) -> None:
+        kind = draw.randrange(5)
+        if kind == 0 and world.running:
+            world.fail(draw.choice(world.running))
+        elif kind == 1:
+            current = world.machine.current
+            if current >= 0 and current not in world.averaged:
+                losses[current] = losses.get(current, 0) + 1
+                world.lose_averager()
+            else:
+                world.ignores(AveragerLost("nothing was in it"))
+        elif kind == 2 and world.done:
+            work = draw.choice(sorted(world.done, key=str))
+            world.ignores(draw.choice([Finished(work, 9.0, held=True), Failed(work, "late")]))
+        elif kind == 3:
+            work = draw.choice([Work("particle", r, n) for r in range(len(world.machine.plan)) for n in range(6)])
+            if work in world.done and work.round == world.machine.current and work.round not in world.averaged:
+                states[work] = states.get(work, 0) + 1
+                world.lose_state(work)
+            else:
+                world.ignores(Lost(work, "nobody needs it"))
+        else:
+            index = draw.choice([*world.averaged, len(world.machine.plan), -1])
+            world.ignores(Averaged(index))
+            if not world.averaging:
+                world.ignores(Averaged(world.machine.current))
+
+
+class TestRetries:
+    def test_bounded_and_named(self) -> None:
+        world = world_of(2, max_retries=2)
+        for attempt in (1, 2):
+            world.fail(particle(0, 1))
+            assert world.log[-1] == Do(particle(0, 1), attempt, urgent=True)
+        world.fail(particle(0, 1))
+        assert world.log[-1] == Fail("round 0, particle 1 failed after 3 attempts: its worker died")
+        assert world.machine.failed == world.failed
+        world.ignores(Finished(particle(0, 0)))
+
+    def test_what_would_fail_again_is_not_retried(self) -> None:
+        world = world_of(2, dense=True)
+        world.fail(DENSE, "error")
+        assert world.failed == "dense phase failed: its worker died"
+
+    def test_no_retries(self) -> None:
+        world = world_of(1, max_retries=0)
+        world.fail(particle(0, 0))
+        assert world.failed == "round 0, particle 0 failed: its worker died"
+
+    def test_averager_losses_are_counted_by_round(self) -> None:
+        world = world_of(1, 1, max_retries=1)
+        for index in (0, 1):
+            world.finish(particle(index, 0))
+            world.lose_averager()
+            assert world.log[-2:] == [Add(index, 0, from_storage=True), Average(index, (0,))]
+            if index == 0:
+                world.close()
+        world.lose_averager()
+        assert world.failed == "the averaging actor died 2 times: out of memory"
+
+    def test_evaluation_is_retried_while_the_next_round_trains(self) -> None:
+        world = world_of(1, 1)
+        world.finish(particle(0, 0))
+        world.close()
+        world.fail(evaluation(0))
+        assert world.log[-1] == Do(evaluation(0), 1, urgent=True)
+        world.finish(particle(1, 0))
+        world.finish(evaluation(0))
+        assert world.log[-1] == Record(0)
+
+
+class TestPoliciesInEveryOrder:
+    """Exhaustive over two rounds of three particles, of which one may diverge, and the deadline may pass."""
+
+    @pytest.mark.parametrize("combine", ["average", "best"])
+    @pytest.mark.parametrize(("policy", "entered"), [
+        (Policy("retry", max_reseeds=1), {3}), (Policy("drop", min_count=2), {2, 3}),
+        (Policy("drop", min_count=3), {3}), (Policy(quorum=2), {2, 3}), (Policy("drop", quorum=1), {1, 2, 3}),
+        (Policy("retry", max_reseeds=1, quorum=2, min_count=2), {2, 3}),
+    ], ids=str)
+    def test_no_order_breaks_an_invariant(self, policy: Policy, entered: set[int], combine: str) -> None:
+        scores = {particle(r, n): float(n == 1) for r in range(2) for n in range(3)}
+        complete, failed = set(), set()
+        todo: list[list[int]] = [[]]
+        while todo:
+            path = todo.pop()
+            world = world_of(3, 1, combine=combine, policy=policy, scores=scores, max_waiting=1)
+            for index in path:
+                self._choices(world, policy)[index]()
+            if world.machine.finished:
+                assert world.failed is not None or sorted(world.recorded) == [0, 1]
+                (complete if world.failed is None else failed).add(len(world._entering(0)))
+            else:
+                assert self._choices(world, policy), "never stuck"
+                todo += [[*path, index] for index in range(len(self._choices(world, policy)))]
+        assert complete == entered
+        assert bool(failed) == (policy.on_failure == "retry" or (policy.min_count >= 2 and policy.on_failure == "drop"))
+
+    def _choices(self, world: World, policy: Policy) -> list[Callable[[], None]]:
+        """In the first round two particles may diverge and the deadline may pass; the second is undisturbed."""
+        choices: list[Callable[[], None]] = [lambda choice=choice: world.act(choice) for choice in world.choices()]
+        if world.machine.current == 0:
+            diverging = [work for work in world.running if work in (particle(0, 0), particle(0, 2))
+                         and len(world.decisions) < 2]
+            if policy.on_failure != "stop":
+                choices += [lambda work=work: world.diverge(work) for work in diverging]
+            if policy.quorum is not None and not world.deadline and world.done:
+                choices.append(world.pass_deadline)
+        return choices
+
+
+class TestPoliciesAtRandom:
+    @given(
+        seed=st.integers(0, 2**32), num_particles=st.lists(st.integers(2, 6), min_size=1, max_size=3),
+        dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting=st.integers(0, 3),
+        on_failure=st.sampled_from(["stop", "retry", "drop"]), max_reseeds=st.integers(1, 3),
+        min_count=st.integers(1, 2), quorum=st.sampled_from([None, 2, 3]), trouble=st.floats(0, 0.4),
+    )
+    def test_the_invariants_hold_and_what_was_decided_is_decided_again(
+        self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting: int,
+        on_failure: Literal["stop", "retry", "drop"], max_reseeds: int, min_count: int, quorum: int | None,
+        trouble: float,
+    ) -> None:
+        draw = random.Random(seed)
+        scores = {particle(r, n): float(draw.randrange(3)) for r, num in enumerate(num_particles) for n in range(num)}
+        policy = Policy(on_failure, max_reseeds, min_count, quorum)
+        settings: dict[str, Any] = {"dense": dense, "combine": combine, "max_waiting": max_waiting, "scores": scores}
+        world = world_of(*num_particles, policy=policy, **settings)
+        while not world.machine.finished:
+            self._step(world, draw, trouble)
+            assert world.choices() or world.machine.finished, "never stuck"
+        if world.failed is not None:
+            assert "diverged" in world.failed or "4 attempts" in world.failed or "4 times" in world.failed
+            return
+        averages = [item for item in world.log if isinstance(item, Average)]
+        entered = {item.round: item.particles for item in averages}
+        # An undisturbed second attempt, under a policy that would decide otherwise, follows what is written.
+        again = world_of(*num_particles, decisions=world.decisions, policy=Policy(), **settings)
+        while not again.machine.finished:
+            again.act(draw.choice(again.choices()))
+        assert {item.round: item.particles for item in again.log if isinstance(item, Average)} == entered
+        assert not [item for item in again.log if isinstance(item, Decide | Cancel)]
+        for index in range(len(num_particles)):
+            assert again.machine.dropped(index) == world.machine.dropped(index)
+
+    def _step(self, world: World, draw: random.Random, trouble: float) -> None:
+        current = world.machine.current
+        if draw.random() >= trouble:
+            world.act(draw.choice(world.choices()), held=draw.random() < 0.8)
+            return
+        trainings = [work for work in world.running if work.kind != "evaluation"]
+        kind = draw.randrange(5)
+        if kind == 0 and trainings:
+            world.diverge(draw.choice(trainings))
+        elif kind == 1 and current >= 0 and current not in world.averaged:
+            world.pass_deadline()
+        elif kind == 2 and world.running and draw.random() < 0.3:
+            world.fail(draw.choice(world.running))
+        elif kind == 3 and current not in world.averaged and draw.random() < 0.3:
+            states = [work for work in world.done if work.kind == "particle" and work.round == current]
+            if states:
+                world.lose_state(draw.choice(sorted(states, key=str)))
+        elif kind == 4 and world.decisions:
+            late = draw.choice(world.decisions)
+            if late.drops:
+                world.ignores(draw.choice([Finished(late.work, 9.0, held=True), Failed(late.work, "late"),
+                                           Failed(late.work, "late", "diverged"), Lost(late.work, "late")]))
+            world.ignores(DeadlinePassed(current + 1))
+
+
+class TestDivergence:
+    def test_stops_by_default(self) -> None:
+        world = world_of(2)
+        world.diverge(particle(0, 1))
+        assert world.failed == "round 0, particle 1 diverged: the loss was nan"
+
+    @pytest.mark.parametrize("work", [DENSE, particle(0, 0)])
+    def test_a_retry_has_a_seed_of_its_own_and_a_new_count_of_attempts(self, work: Work) -> None:
+        world = world_of(1, dense=work == DENSE, max_retries=1, policy=Policy("retry", max_reseeds=2))
+        world.fail(work)
+        world.diverge(work)
+        assert world.log[-2:] == [Decide(Decision(work.round, work.particle, "reseed", "the loss was nan", 1)),
+                                  Do(work, 0, urgent=True, reseed=1)]
+        world.fail(work)
+        assert world.log[-1] == Do(work, 1, urgent=True, reseed=1)
+        world.diverge(work)
+        assert world.log[-1] == Do(work, 0, urgent=True, reseed=2)
+        world.diverge(work)
+        assert world.failed == f"{work} diverged with each of 3 seeds: the loss was nan"
+
+    def test_the_dense_phase_is_never_dropped(self) -> None:
+        world = world_of(2, dense=True, policy=Policy("drop"))
+        world.diverge(DENSE)
+        assert world.failed == "dense phase diverged: the loss was nan"
+
+    def test_the_rest_is_averaged_without_the_dropped_one(self) -> None:
+        world = world_of(3, policy=Policy("drop"))
+        world.finish(particle(0, 2))
+        world.finish(particle(0, 0))
+        world.diverge(particle(0, 1))
+        assert world.log[-3:] == [Decide(Decision(0, 1, "drop", "the loss was nan")), Add(0, 2), Average(0, (0, 2))]
+
+    def test_fewer_than_the_minimum_end_the_run_and_are_not_decided_on(self) -> None:
+        world = world_of(3, policy=Policy("drop", min_count=2))
+        world.diverge(particle(0, 0))
+        world.diverge(particle(0, 1))
+        assert world.failed == ("round 0, particle 1 diverged: the loss was nan. "
+                                "Round 0 has 1 of 3 particles left, and needs 2")
+        assert [one.particle for one in world.decisions] == [0]
+
+    def test_a_recorded_drop_stands_under_a_policy_that_would_stop(self) -> None:
+        drop = Decision(0, 1, "drop", "the loss was nan")
+        world = world_of(3, decisions=[drop], policy=Policy(min_count=3))
+        assert world.log == [Do(particle(0, 0)), Do(particle(0, 2))]
+        assert world.machine.dropped(0) == [drop]
+
+    def test_a_recorded_seed_is_used_at_once(self) -> None:
+        reseeds = [Decision(0, 0, "reseed", "nan", attempt) for attempt in (1, 2)]
+        assert world_of(2, decisions=reseeds).log == [Do(particle(0, 0), reseed=2), Do(particle(0, 1))]
+
+    def test_decisions_that_leave_nobody_are_refused(self) -> None:
+        world = world_of(1, decisions=[Decision(0, 0, "drop", "nan")])
+        assert world.failed == "the recorded decisions leave no particle in round 0"
+
+
+class TestQuorum:
+    @pytest.mark.parametrize("deadline_first", [True, False])
+    def test_it_takes_both_the_number_and_the_deadline(self, deadline_first: bool) -> None:
+        world = world_of(4, policy=Policy(quorum=2))
+        world.finish(particle(0, 3))
+        if deadline_first:
+            world.pass_deadline()
+            assert len(world.running) == 3
+        world.finish(particle(0, 1))
+        if not deadline_first:
+            assert len(world.running) == 2
+            world.pass_deadline()
+        assert not world.running
+        assert [one.particle for one in world.decisions] == [0, 2]
+        assert world.log[-3:] == [Add(0, 1), Add(0, 3), Average(0, (1, 3))]
+
+    def test_a_late_result_changes_nothing(self) -> None:
+        world = world_of(3, policy=Policy(quorum=2))
+        world.finish(particle(0, 0))
+        world.finish(particle(0, 2))
+        world.pass_deadline()
+        world.ignores(Finished(particle(0, 1), 1.0, held=True))
+        world.close()
+        world.ignores(Finished(particle(0, 1), 1.0, held=True))
+
+    def test_without_a_quorum_nothing_is_dropped(self) -> None:
+        world = world_of(3)
+        world.finish(particle(0, 0))
+        world.ignores(DeadlinePassed(0))
+
+    def test_the_best_of_those_that_are_there_goes_on(self) -> None:
+        world = world_of(3, combine="best", policy=Policy(quorum=2),
+                         scores={particle(0, 0): 1.0, particle(0, 1): 3.0, particle(0, 2): 2.0})
+        world.finish(particle(0, 0))
+        world.finish(particle(0, 2))
+        world.pass_deadline()
+        assert world.log[-1] == Average(0, (2,))
+
+    def test_a_round_that_is_not_larger_than_the_quorum_waits_for_all(self) -> None:
+        world = world_of(2, policy=Policy(quorum=2))
+        world.finish(particle(0, 1))
+        world.pass_deadline()
+        assert world.running == [particle(0, 0)]
+
+
+class TestDamagedStates:
+    def test_the_particle_is_done_again_and_the_average_begins_anew(self) -> None:
+        world = world_of(3)
+        for n in range(3):
+            world.finish(particle(0, n), held=False)
+        world.lose_state(particle(0, 1))
+        assert world.log[-1].__class__ is Do
+        assert world.machine.open_work == {particle(0, 1)}
+        world.finish(particle(0, 1))
+        assert world.log[-4:] == [Add(0, 0, True), Add(0, 1), Add(0, 2, True), Average(0, (0, 1, 2))]
+
+    def test_bounded(self) -> None:
+        world = world_of(1, max_retries=1)
+        for _ in range(2):
+            world.finish(particle(0, 0))
+            world.lose_state(particle(0, 0))
+        assert world.failed == "the state of round 0, particle 0 was lost 2 times: its file is damaged"
+
+    def test_another_may_be_the_best_afterwards(self) -> None:
+        world = world_of(2, combine="best", scores={particle(0, 0): 1.0, particle(0, 1): 2.0})
+        world.finish(particle(0, 1))
+        world.finish(particle(0, 0))
+        world.lose_state(particle(0, 1))
+        world.scores[particle(0, 1)] = 0.5
+        world.finish(particle(0, 1))
+        assert Average(0, (0,)) == world.log[-1]
+
+
+class TestOrderOfWork:
+    def test_dense_phase_comes_first(self) -> None:
+        world = world_of(2, dense=True)
+        assert world.log == [Do(DENSE)]
+        world.finish(DENSE)
+        assert world.log[1:] == [Do(particle(0, 0)), Do(particle(0, 1))]
+
+    def test_next_round_starts_before_the_evaluation(self) -> None:
+        world = world_of(1, 2)
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.log[-3:] == [Do(particle(1, 0)), Do(particle(1, 1)), Do(evaluation(0))]
+
+    def test_last_evaluation_is_urgent(self) -> None:
+        world = world_of(1)
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.log[-1] == Do(evaluation(0), 0, urgent=True)
+
+    def test_a_round_that_is_held_waits_for_its_release(self) -> None:
+        world = world_of(1, 1, hold=True)
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.log[-1] == Do(evaluation(0), 0, urgent=True)
+        world.finish(evaluation(0))
+        assert world.log[-1] == Record(0)
+        assert not world.running
+        assert not world.machine.finished
+        world.release(0)
+        assert world.log[-1] == Do(particle(1, 0))
+        world.ignores(Released(0))
+
+    def test_a_release_in_advance_lets_the_rounds_follow_each_other(self) -> None:
+        world = world_of(1, 1, hold=True)
+        world.release(0)
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.log[-2:] == [Do(particle(1, 0)), Do(evaluation(0))]
+
+    def test_a_varying_number_of_particles(self) -> None:
+        world = world_of(1, 3, 2)
+        for index, num in enumerate((1, 3, 2)):
+            assert [work.particle for work in world.running if work.round == index] == list(range(num))
+            for n in reversed(range(num)):
+                world.finish(particle(index, n))
+            assert world.log[-1] == Average(index, tuple(range(num)))
+            world.close()
+            world.finish(evaluation(index))
+        assert world.recorded == [0, 1, 2]
+
+    def test_states_furthest_from_their_turn_are_dropped(self) -> None:
+        world = world_of(5, max_waiting=2)
+        for n in (4, 2, 3):
+            world.finish(particle(0, n))
+        assert world.log[-1] == Drop(0, 4)
+        world.finish(particle(0, 1))
+        assert world.log[-1] == Drop(0, 3)
+        world.finish(particle(0, 0))
+        assert world.log[-6:] == [Add(0, 0), Add(0, 1), Add(0, 2), Add(0, 3, True), Add(0, 4, True),
+                                  Average(0, (0, 1, 2, 3, 4))]
+
+    def test_what_was_not_held_comes_from_storage(self) -> None:
+        world = world_of(1)
+        world.finish(particle(0, 0), held=False)
+        assert world.log[-2] == Add(0, 0, from_storage=True)
+
+
+class TestBest:
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+    @pytest.mark.parametrize(("scores", "winner"), [
+        ([0.1, 0.9, 0.9, 0.2], 1), ([0.5] * 4, 0), ([-3.0, -2.0, -1.0, -2.0], 2), ([math.nan, 0.1, math.nan, 0.3], 3),
+        ([math.nan] * 4, 0), ([math.nan, -math.inf, 0.0, 0.0], 2),
+    ])
+    def test_highest_score_then_lowest_index(self, order: tuple[int, ...], scores: list[float], winner: int) -> None:
+        machine = Rounds(plan_of(4), dense=False, combine="best")
+        machine.start()
+        found: list[Instruction] = []
+        for n in order:
+            found += machine.handle(Finished(particle(0, n), scores[n], held=True))
+        assert [item for item in found if isinstance(item, Add)] == [Add(0, winner)]
+        assert found[-1] == Average(0, (winner,))
+        assert sorted(item.particle for item in found if isinstance(item, Drop)) == sorted({0, 1, 2, 3} - {winner})
+
+
+def test_plan_rounds() -> None:
+    assert plan_rounds(200, [200, 100, 50], [1, 1, 4]) == [
+        RoundPlan(0, 200, 0.0, 1, 100), RoundPlan(1, 100, 0.5, 1, 50), RoundPlan(2, 50, 0.75, 4, None)]
+    with pytest.raises(ValueError, match="zip"):
+        plan_rounds(200, [200, 100], [1])
+
+
+def test_a_failure_says_which_work() -> None:
+    assert [str(work) for work in (DENSE, particle(2, 1), evaluation(3))] == [
+        "dense phase", "round 2, particle 1", "round 3, evaluation"]

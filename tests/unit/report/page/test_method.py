@@ -1,0 +1,51 @@
+"""Options in words: the names of docs/arms.md, and sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swamp_ray.config.reading import load_config, with_values
+from swamp_ray.report.page.method import method_name, method_words
+
+ARMS = Path(__file__).resolve().parents[3] / "configs" / "arms"
+NAMES = {
+    "imp": "IMP", "imp_4t": "IMP", "imp_swa": "IMP + SWA", "swamp": "SWAMP", "swamp_without_swa": "SWAMP without SWA",
+    "swamp_plus": "SWAMP+", "imp_best_of_4": "IMP, best of 4", "imp_ema": "IMP with EMA",
+    "lr_rewinding": "learning-rate rewinding", "sparse_model_soups": "Sparse Model Soups",
+    "one_shot": None, "random_pruning": None, "imp_erk": None, "imp_uniform": None, "imp_rewind_init": None,
+    "continue_ticket": None, "fine_tune_checkpoint": None,
+}
+
+
+def test_every_arm_is_looked_at() -> None:
+    assert {path.stem for path in ARMS.glob("*.yaml")} == set(NAMES)
+
+
+@pytest.mark.parametrize("arm", NAMES)
+def test_an_arm_is_called_what_it_is(arm: str) -> None:
+    assert method_name(load_config(ARMS / f"{arm}.yaml")) == NAMES[arm]
+
+
+@pytest.mark.parametrize(("arm", "words"), [
+    ("swamp", ["SWAMP.", "4 particles", "mean of its weights along the way", "average of the particles' weights"]),
+    ("imp", ["IMP.", "1 particle for", "smallest magnitude, over all layers at once"]),
+    ("imp_best_of_4", ["best particle on validation"]),
+    ("swamp_plus", ["1 particle, 4 from"]),
+    ("lr_rewinding", ["goes on from the average before it, pruned"]),
+    ("imp_rewind_init", ["from the initialisation"]),
+    ("random_pruning", ["chosen at random"]),
+    ("imp_erk", ["densities by layer (ERK)"]),
+    ("sparse_model_soups", ["They differ in", "in later ones"]),
+    ("fine_tune_checkpoint", ["from weights that were given"]),
+])
+def test_the_sentences_say_what_is_done(arm: str, words: list[str]) -> None:
+    text = method_words(load_config(ARMS / f"{arm}.yaml"))
+    assert [word for word in words if word not in text] == [], text
+
+
+def test_statistics_are_named_where_they_are_not_the_usual_ones() -> None:
+    usual = load_config(ARMS / "imp_erk.yaml")
+    assert "statistics" not in method_words(usual)
+    assert "without augmentation" in method_words(with_values(usual, {"averaging.statistics": "unaugmented"}))

@@ -1,0 +1,104 @@
+"""What is recorded of who did which job, and that it decides nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swamp_ray.errors import Interrupted
+from swamp_ray.launch import Run, run
+from swamp_ray.method.events import Work
+from swamp_ray.run.inline_executor import InlineExecutor
+from swamp_ray.run.messages import Report
+from swamp_ray.run.timesheet import Shift, Whereabouts
+from swamp_ray.storage.json_lines import read_lines
+from swamp_ray.storage.run_folder import RunDir
+from tests.faults import epoch_seed
+from tests.helpers import ticket_digests, tiny
+
+SMALL: dict[str, Any] = {"pruning__target": 0.5}
+"""The dense phase and two rounds of three particles."""
+
+
+def jobs(storage: Path) -> list[dict[str, Any]]:
+    return read_lines(RunDir(storage, "tiny").jobs)
+
+
+def test_every_job_of_a_run_is_recorded_once_and_in_one_place(tmp_path: Path) -> None:
+    before = time.time()
+    run(tiny(tmp_path, **SMALL))
+    lines = jobs(tmp_path)
+    assert Counter((line["kind"], line["round"]) for line in lines) == {
+        ("dense", None): 1, ("particle", 0): 3, ("average", 0): 1, ("evaluation", 0): 1,
+        ("particle", 1): 3, ("average", 1): 1, ("evaluation", 1): 1}
+    assert sorted(line["particle"] for line in lines if line["round"] == 1 and line["kind"] == "particle") == [0, 1, 2]
+    assert {(line["worker"], line["device"], line["attempt"], line["how"]) for line in lines} == {(0, "cpu", 1, "done")}
+    assert {line["epochs"] for line in lines if line["kind"] == "particle"} == {2}
+    assert before <= min(line["began"] for line in lines)
+    assert max(line["ended"] for line in lines) <= time.time() + 0.1
+    inorder = sorted(lines, key=lambda line: line["began"])
+    assert all(one["ended"] <= two["began"] + 1e-3 for one, two in pairwise(inorder)), (
+        "a single worker does one after the other")
+
+
+def test_packed_particles_of_one_worker_overlap(tmp_path: Path) -> None:
+    run(tiny(tmp_path, execution__particles_per_worker=3, **SMALL))
+    first = [line for line in jobs(tmp_path) if line["kind"] == "particle" and line["round"] == 0]
+    assert max(line["began"] for line in first) < min(line["ended"] for line in first)
+
+
+def test_a_job_that_diverges_says_so_and_what_followed_it(tmp_path: Path) -> None:
+    run(tiny(tmp_path, task__name="tests.faults:Faulty", task__options={"nan": [epoch_seed(0, 1)]},
+             particles__on_failure="drop", pruning__target=0.0))
+    assert {line["particle"]: line["how"] for line in jobs(tmp_path) if line["kind"] == "particle"} == {
+        0: "done", 1: "diverged", 2: "done"}
+
+
+class Interrupting(InlineExecutor):
+    """Somebody presses Ctrl-C while the first particle trains."""
+
+    def wait(self, timeout_s: float) -> list[Report]:
+        reports = list(super().wait(timeout_s))
+        if self._running is not None and Work("particle", 0, 0) in self._running.open:
+            raise KeyboardInterrupt
+        return reports
+
+
+def test_an_interrupted_run_has_what_was_running_and_the_next_attempt_what_was_left(tmp_path: Path) -> None:
+    undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
+    run(tiny(undisturbed, **SMALL))
+    with pytest.raises(Interrupted):
+        run(tiny(disturbed, **SMALL), executor=Interrupting)
+    assert [(line["kind"], line["how"]) for line in jobs(disturbed)] == [("dense", "done"), ("particle", "stopped")]
+    with RunDir(disturbed, "tiny").jobs_path.open("ab") as file:
+        file.write(b'{"attempt": 1, "kind": "par')  # torn, as by a kill
+    run(tiny(disturbed, **SMALL))
+    attempts = Counter(line["attempt"] for line in jobs(disturbed))
+    assert attempts == {1: 2, 2: 10}
+    assert ticket_digests(undisturbed) == ticket_digests(disturbed)
+
+
+def test_a_run_that_finds_everything_records_no_job(tmp_path: Path) -> None:
+    run(tiny(tmp_path, **SMALL))
+    before = RunDir(tmp_path, "tiny").jobs_path.read_bytes()
+    run(tiny(tmp_path, **SMALL))
+    assert RunDir(tmp_path, "tiny").jobs_path.read_bytes() == before
+
+
+def test_where_it_cannot_be_written_the_run_goes_on(tmp_path: Path) -> None:
+    RunDir(tmp_path, "tiny").jobs_path.mkdir(parents=True)
+    done: Run = run(tiny(tmp_path, **SMALL))
+    assert len(done.records) == 2
+
+
+def test_a_clock_that_is_set_meanwhile_changes_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    shift = Shift(3, Whereabouts("node", "cuda:1"))
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    worked = shift.over(Work("particle", 1, 2), "machine", attempt=1)
+    assert 0.0 <= worked.ended - worked.began < 1.0
+    assert (worked.worker, worked.where, worked.how, worked.attempt) == (3, Whereabouts("node", "cuda:1"), "machine", 1)
