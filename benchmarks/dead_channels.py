@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from swamp_ray.api import Result, SwampTrainer
 from swamp_ray.config.reading import build_config, with_values
-from swamp_ray.config.schema import SwampConfig, TrainingConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import TrainingConfig
 from swamp_ray.storage.tickets import Ticket
 from swamp_ray.training.models import build_model
 from swamp_ray.training.networks import CifarResNet, CifarVGG

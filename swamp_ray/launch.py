@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from swamp_ray.config.schema import ExecutionConfig, SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import Interrupted, SwampError, UserError
 from swamp_ray.on_ray.choose_packing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
 from swamp_ray.process_state import computing

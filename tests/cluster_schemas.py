@@ -19,7 +19,7 @@ from jsonschema.protocols import Validator
 from jsonschema.validators import Draft202012Validator
 from referencing import Registry, Resource
 
-from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sections import ExecutionConfig
 
 KUBERNETES = "v1.37.0-local-strict"
 CORE = "https://kubernetes.io/api/_definitions.json#/$defs/io.k8s.api.core.v1."

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.config.reading import build_config, with_values
-from swamp_ray.config.schema import DataConfig, SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.datasets import Data, load_data
 from swamp_ray.storage.places import open_place
 

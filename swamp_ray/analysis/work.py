@@ -10,7 +10,8 @@ from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.items import Divided, Item, Row
 from swamp_ray.analysis.progress import Progress
 from swamp_ray.commands.run_progress import counted
-from swamp_ray.config.schema import ExecutionConfig, SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.launch import connected, device_of
 from swamp_ray.run.shared_code import Code

@@ -28,7 +28,7 @@ _NUMBERS = {int, float}
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} deep, or holds itself"
 
 
-def settled(value: Any, annotation: Any, source: str, path: str = "", depth: int = MAX_DEPTH) -> Any:
+def plain_value(value: Any, annotation: Any, source: str, path: str = "", depth: int = MAX_DEPTH) -> Any:
     """A value as an option of a type gets it.
 
     Args:
@@ -50,12 +50,12 @@ def settled(value: Any, annotation: Any, source: str, path: str = "", depth: int
         return import_path_of(value, f"{source}: {path}")
     value = _unwrapped(value)
     if isinstance(value, Mapping):
-        return {_key(key): settled(item, inside(annotation, _key(key)), source, _below(path, key), depth - 1)
+        return {_key(key): plain_value(item, inside(annotation, _key(key)), source, _below(path, key), depth - 1)
                 for key, item in value.items()}
     if isinstance(value, Set):
         raise UserError("must be a list, because a set has no order", where=f"{source}: {path}")
     if isinstance(value, list | tuple | range):
-        return [settled(item, _element(annotation, index), source, f"{path}[{index}]", depth - 1)
+        return [plain_value(item, _element(annotation, index), source, f"{path}[{index}]", depth - 1)
                 for index, item in enumerate(value)]
     return _typed(value, leaf_types(annotation))
 

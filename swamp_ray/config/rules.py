@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from swamp_ray.config.sections import (
+    AveragingConfig,
+    DenseConfig,
+    ExecutionConfig,
+    ParticleConfig,
+    PruningConfig,
+    RewindConfig,
+    RoundConfig,
+    TrainingConfig,
+)
 from swamp_ray.user_code.importing import is_import_path
 
-if TYPE_CHECKING:
-    from swamp_ray.config.schema import SwampConfig
+
+class Sections(Protocol):
+    """The sections of a run's config that the rules read."""
+
+    training: TrainingConfig
+    dense: DenseConfig
+    round: RoundConfig
+    rewind: RewindConfig
+    averaging: AveragingConfig
+    particle: ParticleConfig
+    pruning: PruningConfig
+    execution: ExecutionConfig
 
 
-def contradictions(config: SwampConfig) -> Iterator[str]:
+def contradictions(config: Sections) -> Iterator[str]:
     """What only shows when several sections are read together."""
     yield from _wrong_schedules(config)
     yield from _wrong_averages(config)
@@ -19,7 +39,7 @@ def contradictions(config: SwampConfig) -> Iterator[str]:
     yield from _wrong_execution(config)
 
 
-def _wrong_schedules(config: SwampConfig) -> Iterator[str]:
+def _wrong_schedules(config: Sections) -> Iterator[str]:
     dense, length = config.dense.length, config.round.length
     if length.amount <= 0:
         yield "round.length must be greater than 0"
@@ -43,7 +63,7 @@ def _wrong_schedules(config: SwampConfig) -> Iterator[str]:
         yield "round.schedule: retrain has a schedule of its own. Use rewind.schedule: restart"
 
 
-def _wrong_averages(config: SwampConfig) -> Iterator[str]:
+def _wrong_averages(config: Sections) -> Iterator[str]:
     every, length = config.averaging.every, config.round.length
     if config.averaging.within == "swa":
         if every.amount <= 0:
@@ -64,7 +84,7 @@ def _wrong_averages(config: SwampConfig) -> Iterator[str]:
         )
 
 
-def _wrong_ranks(config: SwampConfig) -> Iterator[str]:
+def _wrong_ranks(config: Sections) -> Iterator[str]:
     ranks, execution = config.particle.num_workers, config.execution
     if config.training.batch_size % ranks:
         yield (
@@ -90,7 +110,7 @@ def _wrong_ranks(config: SwampConfig) -> Iterator[str]:
         )
 
 
-def _wrong_execution(config: SwampConfig) -> Iterator[str]:
+def _wrong_execution(config: Sections) -> Iterator[str]:
     execution = config.execution
     if execution.packing == "stacked" and execution.particles_per_worker == 1:
         yield "execution.packing: stacked needs execution.particles_per_worker: auto, or more than 1"

@@ -18,8 +18,9 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from swamp_ray.config.fields import Options, Section, Sparsity
+from swamp_ray.config.option_errors import unknown_key
 from swamp_ray.config.paths import below
-from swamp_ray.config.reading import unknown_key, with_values
+from swamp_ray.config.reading import with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.seeding import derive_seed

@@ -9,9 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from swamp_ray.config.files import ConfigFile, read_config_file
+from swamp_ray.config.option_errors import explain
+from swamp_ray.config.overrides import apply_overrides
 from swamp_ray.config.paths import PathRule, expanded
-from swamp_ray.config.plain_values import settled
-from swamp_ray.config.reading import apply_overrides, build_config, explain, load_config, located, with_values
+from swamp_ray.config.plain_values import plain_value
+from swamp_ray.config.reading import build_config, load_config, located, with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sweep import Sweep, SweepConfig
 from swamp_ray.config.sweep_space import plain_space
@@ -88,11 +90,11 @@ def _plain_sweep(tree: Mapping[str, Any], source: str, paths: PathRule) -> dict[
     if not isinstance(tree, Mapping):
         raise UserError("a sweep must be a mapping with base and space", got=type(tree).__name__, where=source)
     apart = ("base", "space")
-    plain = settled({key: value for key, value in tree.items() if key not in apart}, SweepConfig, source)
+    plain = plain_value({key: value for key, value in tree.items() if key not in apart}, SweepConfig, source)
     if "base" in tree:
         base = tree["base"]
         base = base.model_dump(mode="json") if isinstance(base, SwampConfig) else base
-        plain["base"] = settled(base, SwampConfig if isinstance(base, Mapping) else Any, source, "base")
+        plain["base"] = plain_value(base, SwampConfig if isinstance(base, Mapping) else Any, source, "base")
     if "space" in tree:
         plain["space"] = plain_space(tree["space"], source, paths != "kept")
     return plain

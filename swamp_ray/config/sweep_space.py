@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from swamp_ray.config.option_errors import annotation_of
 from swamp_ray.config.paths import expanded_values
-from swamp_ray.config.plain_values import distinct, settled
-from swamp_ray.config.reading import annotation_of
+from swamp_ray.config.plain_values import distinct, plain_value
 from swamp_ray.config.sweep import Domain
 
 
@@ -23,7 +23,7 @@ def plain_space(space: Any, source: str, expand: bool) -> Any:
         UserError: A value can be read in two ways, or a variable in a path is not set.
     """
     if not isinstance(space, Mapping):
-        return settled(space, Any, source, "space")
+        return plain_value(space, Any, source, "space")
     return {str(entry): _plain_domain(str(entry), domain, source, expand) for entry, domain in space.items()}
 
 
@@ -32,13 +32,13 @@ def _plain_domain(entry: str, domain: Any, source: str, expand: bool) -> Any:
     if isinstance(domain, Domain):
         domain = domain.model_dump(exclude_none=True)
     if not isinstance(domain, Mapping):
-        return settled(domain, Any, source, path)
+        return plain_value(domain, Any, source, path)
     plain: dict[str, Any] = {}
     for kind, values in domain.items():
         where = f"{path}.{kind}"
         if kind not in ("grid", "choice"):
             field = Domain.model_fields.get(str(kind))
-            plain[kind] = settled(values, Any if field is None else field.annotation, source, where)
+            plain[kind] = plain_value(values, Any if field is None else field.annotation, source, where)
         elif isinstance(values, Mapping):
             plain[kind] = {name: _plain_group(group, source, f"{where}.{name}", expand)
                            for name, group in values.items()}
@@ -50,13 +50,13 @@ def _plain_domain(entry: str, domain: Any, source: str, expand: bool) -> Any:
 def _plain_group(group: Any, source: str, path: str, expand: bool) -> Any:
     """The options that are set together under one name."""
     if not isinstance(group, Mapping):
-        return settled(group, Any, source, path)
+        return plain_value(group, Any, source, path)
     return {key: _plain_value(str(key), value, source, f"{path}.{key}", expand) for key, value in group.items()}
 
 
 def _plain_values(entry: str, values: Any, source: str, path: str, expand: bool) -> Any:
     """A list of values; those that are only written in another way than an earlier one are left out."""
-    written = settled(values, tuple[Any, ...], source, path) if not isinstance(values, list | tuple) else values
+    written = plain_value(values, tuple[Any, ...], source, path) if not isinstance(values, list | tuple) else values
     if not isinstance(written, list | tuple):
         return written
     plain = [_plain_value(entry, value, source, f"{path}[{index}]", expand) for index, value in enumerate(written)]
@@ -64,5 +64,5 @@ def _plain_values(entry: str, values: Any, source: str, path: str, expand: bool)
 
 
 def _plain_value(key: str, value: Any, source: str, path: str, expand: bool) -> Any:
-    plain = settled(value, annotation_of(key), source, path)
+    plain = plain_value(value, annotation_of(key), source, path)
     return expanded_values({key: plain}, f"{source}: {path},")[key] if expand else plain

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.image_decoding import Unclear, decoded, quietly, why
 from swamp_ray.data.jpeg_ends import refuse_cut
 from swamp_ray.data.samples import channel_statistics, class_counts, first_rows, shuffled

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from swamp_ray.config.paths import expanded
-from swamp_ray.config.schema import DataConfig, TaskConfig
+from swamp_ray.config.sections import DataConfig, TaskConfig
 from swamp_ray.data.batches import Batch, Feed
 from swamp_ray.data.builtin import Raw, load_cifar, load_digits_data, load_synthetic
 from swamp_ray.data.image_folder import load_image_folder

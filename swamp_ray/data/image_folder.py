@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.image_decoding import decoded, why
 from swamp_ray.data.image_listing import EXTENSIONS, UNREAD_EXTENSIONS, Inspector, Listing, class_folders, list_images
 from swamp_ray.data.jpeg_ends import looks_cut, refuse_cut

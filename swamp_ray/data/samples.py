@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.trees import named_leaves, num_samples, tree_map
 from swamp_ray.errors import UserError
 from swamp_ray.seeding import derive_seed

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.builtin import Raw
 from swamp_ray.data.labels import built_in_pair
 from swamp_ray.data.samples import Data, channel_statistics

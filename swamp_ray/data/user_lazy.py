@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.labels import BuiltInForm, built_in_pair, class_numbers, missing_classes, settle, values_of
 from swamp_ray.data.loader import collate
 from swamp_ray.data.samples import (

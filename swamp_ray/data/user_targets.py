@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.labels import check_classes, class_numbers, from_texts, is_texts, missing_classes, settle
 from swamp_ray.data.user_splits import label_leaf, with_labels
 from swamp_ray.errors import UserError

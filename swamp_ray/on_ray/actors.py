@@ -13,7 +13,8 @@ import torch
 from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
-from swamp_ray.config.schema import ExecutionConfig, SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.data.datasets import Data
 from swamp_ray.errors import UserError
 from swamp_ray.method.events import Work

@@ -16,7 +16,7 @@ import ray
 from ray._private import worker as ray_worker
 from ray._private.state import available_resources_per_node
 
-from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.on_ray.access import find_token
 from swamp_ray.on_ray.lifeline import Lifeline, no_lines_of_ray, quiet_core

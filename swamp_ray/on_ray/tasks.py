@@ -12,7 +12,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import RunError, SwampError
 from swamp_ray.on_ray.actors import worker_environment
 from swamp_ray.on_ray.cluster import answers, check_alive, living_nodes

@@ -6,7 +6,7 @@ import contextlib
 import json
 from typing import Any, Literal
 
-from swamp_ray.config.schema import ParticlesConfig
+from swamp_ray.config.sections import ParticlesConfig
 from swamp_ray.errors import CorruptArtifactError, DivergedError, LostRankError, RunError
 from swamp_ray.run.messages import WorkItem
 from swamp_ray.storage.artifacts import DIVERGED, ArtifactStore

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from swamp_ray.config.reading import parse_stored_config
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.datasets import load_data
 from swamp_ray.errors import SwampError
 from swamp_ray.run.prepare import Prepared

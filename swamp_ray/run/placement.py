@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import UserError
 from swamp_ray.run.capacity import Resources, capacity
 

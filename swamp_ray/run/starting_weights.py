@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from swamp_ray.config.schema import StartFrom, SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import StartFrom
 from swamp_ray.errors import UserError
 from swamp_ray.sparsity.masks import Layout, clean_name
 from swamp_ray.storage.places import as_spot, is_url

@@ -15,7 +15,8 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayError
 
-from swamp_ray.config.reading import located, unknown_key, with_values
+from swamp_ray.config.option_errors import unknown_key
+from swamp_ray.config.reading import located, with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sweep import Setting, label, reserved
 from swamp_ray.config.sweep_reading import refuse_ranks

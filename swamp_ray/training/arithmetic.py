@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import nn
 
-from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import UserError
 from swamp_ray.process_state import plain_state, threads_of
 

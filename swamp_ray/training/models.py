@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swamp_ray.config.schema import ModelConfig
+from swamp_ray.config.sections import ModelConfig
 from swamp_ray.data.trees import leaves, tree_map
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.process_state import computing

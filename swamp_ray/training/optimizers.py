@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from swamp_ray.config.schema import TrainingConfig
+from swamp_ray.config.sections import TrainingConfig
 from swamp_ray.sparsity.masks import apply_mask_
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

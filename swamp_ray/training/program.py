@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from swamp_ray.config.fields import Length
-from swamp_ray.config.schema import AveragingConfig, SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import AveragingConfig
 from swamp_ray.errors import UserError
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swamp_ray.config.schema import TaskConfig
+from swamp_ray.config.sections import TaskConfig
 from swamp_ray.data.labels import built_in_pair
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.text.metric_names import MAX_DIGITS, is_style

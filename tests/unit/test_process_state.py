@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from swamp_ray import SwampTrainer
 from swamp_ray.commands.evaluate import evaluate_runs
 from swamp_ray.config.reading import build_config
-from swamp_ray.config.schema import ModelConfig
+from swamp_ray.config.sections import ModelConfig
 from swamp_ray.errors import UserError
 from swamp_ray.launch import OTHER_RUN, run
 from swamp_ray.process_state import computing, flushes_denormals, plain_state

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from swamp_ray.config.fields import Length, exact, parse_length, steps_and_epochs
 from swamp_ray.config.reading import build_config, differences, dump_config, load_config, parse_config, with_values
-from swamp_ray.config.schema import ParticlesConfig, SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import ParticlesConfig
 from swamp_ray.errors import UserError
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data import batches as feeds
 from swamp_ray.data.augmentation import Draws
 from swamp_ray.data.datasets import ArraySamples, Feed, Images, LazySamples, leaves, load_data

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.datasets import ArraySamples, Data, Feed, LazySamples, load_data
 from swamp_ray.errors import UserError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.builtin import read_parquet
 from swamp_ray.data.datasets import LazySamples, load_data
 from swamp_ray.data.image_decoding import Steps, Unclear, decoded, inspected, quietly, steps_of

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from swamp_ray.config.schema import DataConfig, TaskConfig
+from swamp_ray.config.sections import DataConfig, TaskConfig
 from swamp_ray.data.datasets import ArraySamples, Data, Feed, LazySamples, leaves, load_data
 from swamp_ray.errors import UserError
 

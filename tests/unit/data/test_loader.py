@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Dataset
 
 from swamp_ray.config.reading import build_config
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.datasets import Data, Feed, LazySamples, load_data
 from swamp_ray.data.loader import MAX_PART, Loader, Upload, divide, joined, loader_of
 from swamp_ray.errors import RunError, UserError

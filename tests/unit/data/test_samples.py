@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.samples import (
     Images,
     channel_statistics,

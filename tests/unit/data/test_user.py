@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from swamp_ray.config.schema import DataConfig
+from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.datasets import ArraySamples, Data, Feed, LazySamples, load_data
 from swamp_ray.errors import UserError
 

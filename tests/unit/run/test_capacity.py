@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import UserError
 from swamp_ray.run.capacity import (
     capacity,

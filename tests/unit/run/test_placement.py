@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray._private.label_utils import validate_label_selector
 
-from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import UserError
 from swamp_ray.run.placement import Node, check_labels, eligible, matches, next_node, worker_labels
 

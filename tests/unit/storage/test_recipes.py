@@ -21,7 +21,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from swamp_ray.config.reading import build_config
-from swamp_ray.config.schema import SwampConfig, TrainingConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import TrainingConfig
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run
 from swamp_ray.run.prepare import Prepared, prepare

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from swamp_ray.config.schema import ExecutionConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import UserError
 from swamp_ray.training.arithmetic import applied, local_device, machine_facts, resolve_arithmetic
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swamp_ray.config.schema import TrainingConfig
+from swamp_ray.config.sections import TrainingConfig
 from swamp_ray.errors import UserError
 from swamp_ray.training.factories import Snapshot
 from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from swamp_ray.config.schema import ModelConfig
+from swamp_ray.config.sections import ModelConfig
 from swamp_ray.errors import UserError
 from swamp_ray.training.models import MODELS, build_model, check_outputs
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swamp_ray.config.schema import TrainingConfig
+from swamp_ray.config.sections import TrainingConfig
 from swamp_ray.sparsity.masks import find_prunable, mask_tensors, prunable_tensors
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 

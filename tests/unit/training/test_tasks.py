@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from swamp_ray.config.schema import TaskConfig
+from swamp_ray.config.sections import TaskConfig
 from swamp_ray.data.datasets import ArraySamples, Feed
 from swamp_ray.errors import UserError
 from swamp_ray.training.tasks import Classification, Regression, build_task

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from swamp_ray.commands.check import packing_lines
-from swamp_ray.config.schema import ExecutionConfig, SwampConfig
+from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.data.trees import leaves, tree_map
 from swamp_ray.errors import DivergedError, UserError
 from swamp_ray.run.prepare import prepare
