@@ -21,8 +21,8 @@ from typing import Any
 from _measuring import timed, write
 
 from swamp_ray.config.sections import ExecutionConfig
-from swamp_ray.config.sweep import Sweep
 from swamp_ray.config.sweep_reading import load_sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.on_ray.cluster import connect
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.run_folder import RunDir

@@ -14,8 +14,8 @@ from swamp_ray.commands.run_progress import Output, make_reporter
 from swamp_ray.commands.sweep_progress import make_sweep_reporter, write_all
 from swamp_ray.config.reading import build_config, load_config, located, with_values
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.sweep import Sweep
 from swamp_ray.config.sweep_reading import build_sweep, load_sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.errors import UserError
 from swamp_ray.launch import Run, run
 from swamp_ray.on_ray.cluster import cluster_gpus, ray_is_running

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from swamp_ray.config.sweep import Setting, Sweep, label
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Setting, Sweep, label
 from swamp_ray.launch import run
 from swamp_ray.storage.places import Place
 from swamp_ray.storage.run_folder import RunDir

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from swamp_ray.commands.run_progress import counted, header
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.sweep import Sweep, describe, label, plain_value
+from swamp_ray.config.sweep_settings import Sweep, describe, label, shown_value
 from swamp_ray.errors import SwampError
 from swamp_ray.on_ray.choose_packing import WORDS, recorded_choice
 from swamp_ray.process_state import computing
@@ -135,7 +135,7 @@ def settings_table(sweep: Sweep, plan: SweepPlan) -> Table:
         numbers = ("-", "-", "-") if found is None else (
             str(sum(one.kind == "particle" for one in found)), f"{sum(one.epochs for one in found):,.4g}",
             str(plan.workers[key]))
-        table.add_row(*(escape(plain_value(value)) for value in setting.values()), *numbers)
+        table.add_row(*(escape(shown_value(value)) for value in setting.values()), *numbers)
     return table
 
 

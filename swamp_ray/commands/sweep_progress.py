@@ -14,7 +14,7 @@ from rich.text import Text
 from swamp_ray.commands.check import sweep_header, sweep_lines
 from swamp_ray.commands.run_progress import Output, stopping_text
 from swamp_ray.commands.sweep_status import SweepView
-from swamp_ray.config.sweep import Setting, Sweep, describe
+from swamp_ray.config.sweep_settings import Setting, Sweep, describe
 from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.report.charts.sweeps import write_figures
 from swamp_ray.run.journal import CodeChanged

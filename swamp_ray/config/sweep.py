@@ -1,32 +1,16 @@
-"""The configuration of a sweep: a base run, a space of settings, and how they are searched.
-
-A *setting* gives a value to every entry of the space; a *member run* is one setting with one seed.
-"""
+"""The configuration of a sweep: a base run, a space of settings, and how they are searched."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import math
 import random
-import re
-from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from swamp_ray.config.fields import Options, Section, Sparsity
 from swamp_ray.config.option_errors import unknown_key
-from swamp_ray.config.paths import below
-from swamp_ray.config.reading import with_values
-from swamp_ray.config.schema import SwampConfig
-from swamp_ray.errors import UserError, nearest
-from swamp_ray.seeding import derive_seed
-
-Setting = dict[str, Any]
-"""A value for each entry of the space; of named groups the name."""
 
 RESERVED = {
     "seed": "List seeds under seeds: every setting is run with all of them.",
@@ -41,7 +25,6 @@ RESERVED = {
 KINDS = ("grid", "choice", "uniform", "loguniform")
 DECIDES = ("pruning.target", "pruning.rate", "pruning.include", "pruning.exclude", "model", "start_from")
 """Options on which the sparsities of a run's rounds depend."""
-MAX_SETTINGS = 10_000
 SEARCHES = ("optuna", "hyperopt")
 """Search algorithms that draw one setting after the other."""
 MAX_SEEDS = 1_000
@@ -197,7 +180,7 @@ class SweepConfig(Section):
                     if owner != entry and _overlap(key, other):
                         raise ValueError(f"space.{entry} and space.{owner} both set {max(key, other, key=len)}")
                 owners[key] = entry
-        adaptive = self.search.name != "random"
+        adaptive = self.is_adaptive
         grids = [entry for entry, domain in self.space.items() if domain.grid is not None]
         if len(grids) == len(self.space) and not adaptive and self.num_samples > 1:
             raise ValueError("num_samples has no effect where every entry is a grid: each point is run once. List more "
@@ -205,12 +188,13 @@ class SweepConfig(Section):
         if adaptive and grids and (self.search.name in SEARCHES or ":" in self.search.name):
             raise ValueError(f"search.name: {self.search.name} draws values one at a time, but space.{grids[0]} is a "
                              "grid. Use choice in its place")
-        if (adaptive or self.scheduler.name != "none") and not self.at_sparsity and (varied := self.varied):
+        varied = self.varied
+        if self.compares and varied and not self.at_sparsity:
             what = "scheduler" if self.scheduler.name != "none" else "search"
             raise ValueError(
                 f"the {what} compares settings, but {', '.join(varied)} changes the sparsities that they reach: the "
                 "densest network would win. Set at_sparsity to sparsities that all settings reach")
-        if (adaptive or self.scheduler.name != "none") and "/test/" in self.metric:
+        if self.compares and "/test/" in self.metric:
             raise ValueError(f"metric must be measured on validation, because settings are chosen by it, but got "
                              f"{self.metric!r}. The test set is only reported")
         return self
@@ -218,8 +202,12 @@ class SweepConfig(Section):
     @property
     def varied(self) -> list[str]:
         """Options of the space on which the sparsities of the rounds depend."""
-        return [key for entry, domain in self.space.items() for key in _keys_of(entry, domain)
-                if any(_overlap(key, decides) for decides in DECIDES)]
+        found = []
+        for entry, domain in self.space.items():
+            for key in _keys_of(entry, domain):
+                if any(_overlap(key, decides) for decides in DECIDES):
+                    found.append(key)
+        return found
 
     @property
     def is_adaptive(self) -> bool:
@@ -232,150 +220,6 @@ class SweepConfig(Section):
         return self.is_adaptive or self.scheduler.name != "none"
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep that was read, with its base run.
-
-    Attributes:
-        config: The sweep.
-        base: The run that settings change; its ``storage`` is the sweep's.
-        folder: What relative paths in the space are below; empty where the sweep runs elsewhere.
-    """
-
-    config: SweepConfig
-    base: SwampConfig
-    folder: str = ""
-
-    @property
-    def name(self) -> str:
-        """Name of the sweep."""
-        return self.config.name or "sweep"
-
-    def settings(self) -> list[Setting]:
-        """All settings of a sweep that is not adaptive, in the order of the file: draws are seeded, so always the same.
-
-        Raises:
-            UserError: There are too many.
-        """
-        space, samples = self.config.space, self.config.num_samples
-        grids = {entry: domain.values or () for entry, domain in space.items() if domain.grid is not None}
-        drawn = len(grids) < len(space)
-        count = math.prod(len(values) for values in grids.values()) * (samples if drawn else 1)
-        if count > MAX_SETTINGS:
-            raise UserError(f"a sweep must have at most {MAX_SETTINGS:,} settings", got=f"{count:,}", where="space")
-        found: dict[str, Setting] = {}
-        for sample in range(samples if drawn else 1):
-            for number, point in enumerate(itertools.product(*grids.values())):
-                fixed = dict(zip(grids, point, strict=True))
-                setting = {entry: fixed[entry] if entry in fixed else self._draw(entry, sample, number)
-                           for entry in space}
-                found.setdefault(setting_key(setting), setting)
-        return list(found.values())
-
-    def sample(self, count: int) -> list[Setting]:
-        """Some settings at random, to see whether any is valid."""
-        return [{entry: self._draw(entry, index, -1) for entry in self.config.space} for index in range(count)]
-
-    def _draw(self, entry: str, *indices: int) -> Any:
-        seed = derive_seed(self.config.search.seed, f"sweep {entry}", *(index + 1 for index in indices))
-        return self.config.space[entry].draw(random.Random(seed))
-
-    def overrides(self, setting: Setting) -> dict[str, Any]:
-        """The options that a setting changes, by dotted key.
-
-        Raises:
-            UserError: The setting does not belong to the space.
-        """
-        values: dict[str, Any] = {}
-        for entry, value in setting.items():
-            domain = self.config.space.get(entry)
-            if domain is None:
-                raise UserError("there is no such entry in the space", got=entry, where="space",
-                                do=nearest(entry, self.config.space))
-            groups = domain.groups
-            if groups is None:
-                values[entry] = value
-            elif value in groups:
-                values |= groups[value]
-            else:
-                raise UserError(f"space.{entry} has no group of this name", got=value, where="space",
-                                do=f"There are: {', '.join(groups)}.")
-        return values
-
-    def member(self, setting: Setting, seed: int) -> SwampConfig:
-        """The run of a setting and a seed: what ``swamp run`` takes.
-
-        Raises:
-            UserError: The values contradict each other, or the base config.
-        """
-        options = self.overrides(setting)
-        if self.folder:
-            options = below(self.folder, options)
-        values = {**options, "seed": seed, "name": self.member_name(setting, seed)}
-        return with_values(self.base, values)
-
-    def member_name(self, setting: Setting, seed: int) -> str:
-        """The name of the run of a setting and a seed."""
-        return f"{self.name}-{label(setting)}-seed{seed}"
-
-    def resolved(self) -> dict[str, Any]:
-        """Plain values of the whole sweep, the base run included: ``sweep_reading.build_sweep`` makes an equal one."""
-        plain = self.config.model_dump(mode="json", exclude_none=True)
-        plain["space"] = {entry: domain.model_dump(mode="json", exclude_none=True)
-                          for entry, domain in self.config.space.items()}
-        base = self.base.model_dump(mode="json")
-        return {**plain, "name": self.name, "storage": self.base.storage, "base": base}
-
-    def identity(self) -> dict[str, Any]:
-        """What a sweep must have in common with an earlier one of its name: settings, seeds, what is compared."""
-        plain = self.resolved()
-        keys = ["space", "seeds", "metric", "mode", "at_sparsity", "search", "scheduler",
-                *([] if self.config.is_adaptive else ["num_samples"])]
-        return {"base": self.base.recipe() | {"seed": None}, "entries": list(self.config.space),
-                **{key: plain[key] for key in keys}}
-
-
-def setting_key(setting: Setting) -> str:
-    """A text that equal settings have in common."""
-    return json.dumps({entry: setting[entry] for entry in sorted(setting)}, sort_keys=True)
-
-
-_LABEL = 120
-
-
-def label(setting: Setting) -> str:
-    """A setting as a part of a file name, e.g. ``target0.95-count4``; different settings have different ones."""
-    leaves = [entry.rpartition(".")[2] for entry in setting]
-    parts = [f"{leaf if leaves.count(leaf) == 1 else entry}{plain_value(value)}"
-             for (entry, value), leaf in zip(setting.items(), leaves, strict=True)]
-    found = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
-    if len(found) <= _LABEL and all(_spells_out(value) for value in setting.values()):
-        return found
-    return f"{found[:_LABEL]}-{hashlib.sha256(setting_key(setting).encode()).hexdigest()[:8]}"
-
-
-def _spells_out(value: Any) -> bool:
-    """Whether a value can be read back from its place in a label."""
-    text = plain_value(value)
-    if not re.fullmatch(r"[A-Za-z0-9._]+", text):
-        return False
-    try:
-        read = yaml.safe_load(text)
-    except ValueError:  # "0x_" looks like a number to YAML, and is none
-        return False
-    return type(read) is type(value) and read == value
-
-
-def describe(setting: Setting) -> str:
-    """A setting for people: ``pruning.target 0.95, particles.count 4``."""
-    return ", ".join(f"{entry} {plain_value(value)}" for entry, value in setting.items())
-
-
-def plain_value(value: Any) -> str:
-    """A value for people: numbers with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _key(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
@@ -383,20 +227,30 @@ def _key(value: Any) -> str:
 def _keys_of(entry: str, domain: Domain) -> list[str]:
     """The options that an entry of the space sets."""
     groups = domain.groups
-    return [entry] if groups is None else list(dict.fromkeys(key for group in groups.values() for key in group))
+    if groups is None:
+        return [entry]
+    keys: dict[str, None] = {}
+    for group in groups.values():
+        keys |= dict.fromkeys(group)
+    return list(keys)
 
 
 def _check_key(key: str, entry: str) -> None:
     where = f"space.{entry}" if key == entry else f"space.{entry}, {key}"
-    if (problem := unknown_key(key)) is not None:
+    problem = unknown_key(key)
+    if problem is not None:
         raise ValueError(f"{where}: {problem}")
-    if (advice := reserved(key)) is not None:
+    advice = reserved(key)
+    if advice is not None:
         raise ValueError(f"{where} cannot be part of a space. {advice}")
 
 
 def reserved(key: str) -> str | None:
     """What to do instead of sweeping an option that no space may hold; None for any other option."""
-    return next((advice for option, advice in RESERVED.items() if _overlap(key, option)), None)
+    for option, advice in RESERVED.items():
+        if _overlap(key, option):
+            return advice
+    return None
 
 
 def _overlap(key: str, other: str) -> bool:

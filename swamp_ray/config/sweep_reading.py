@@ -15,7 +15,8 @@ from swamp_ray.config.paths import PathRule, expanded
 from swamp_ray.config.plain_values import plain_value
 from swamp_ray.config.reading import build_config, load_config, located, with_values
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.sweep import Sweep, SweepConfig
+from swamp_ray.config.sweep import SweepConfig
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.config.sweep_space import plain_space
 from swamp_ray.config.yaml_reading import Scalar, load_yaml
 from swamp_ray.errors import UserError

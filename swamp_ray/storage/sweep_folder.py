@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from swamp_ray.config.sweep import Sweep
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.config.yaml_reading import load_stored_yaml
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.holders import this_process

@@ -14,8 +14,8 @@ from pathlib import Path
 from swamp_ray.config.files import ConfigFile, read_config_file
 from swamp_ray.config.reading import dump_config, load_config, with_values
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.sweep import Sweep
 from swamp_ray.config.sweep_reading import is_sweep, load_sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.config.yaml_reading import dump_yaml
 from swamp_ray.data.datasets import DATASETS, load_data
 from swamp_ray.errors import UserError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.sweep import Setting, Sweep, label, setting_key
+from swamp_ray.config.sweep_settings import Setting, Sweep, label, setting_key
 from swamp_ray.errors import UserError
 from swamp_ray.run.journal import CodeChanged
 from swamp_ray.storage.kept_sources import code_changes

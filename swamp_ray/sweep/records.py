@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from swamp_ray.config.sweep import Setting, Sweep, label, setting_key
+from swamp_ray.config.sweep_settings import Setting, Sweep, label, setting_key
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from swamp_ray.config.sweep import Setting, Sweep
+from swamp_ray.config.sweep_settings import Setting, Sweep
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.sweep.plan import SweepPlan
 

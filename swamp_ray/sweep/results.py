@@ -12,7 +12,7 @@ import pandas as pd
 
 from swamp_ray.config.fields import Length, Section
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.sweep import Sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.errors import CorruptArtifactError, UserError, nearest
 from swamp_ray.storage.find import config_of
 from swamp_ray.storage.run_folder import RunDir, check_run_record

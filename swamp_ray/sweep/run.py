@@ -24,7 +24,7 @@ from ray import tune
 
 from swamp_ray.config.reading import differences
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.sweep import Setting, Sweep, label
+from swamp_ray.config.sweep_settings import Setting, Sweep, label
 from swamp_ray.config.yaml_reading import dump_yaml
 from swamp_ray.credentials import Concealer, concealed_arguments, credentials_in
 from swamp_ray.errors import (

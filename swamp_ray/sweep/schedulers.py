@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from swamp_ray.config.sweep import Sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.errors import UserError
 from swamp_ray.user_code.extras import call, check_call, check_options, unknown_name
 from swamp_ray.user_code.importing import is_import_path, load_object

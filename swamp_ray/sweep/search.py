@@ -13,7 +13,8 @@ from urllib.parse import quote
 from ray import tune
 from ray.tune.search import Searcher
 
-from swamp_ray.config.sweep import Domain, Setting, Sweep, setting_key
+from swamp_ray.config.sweep import Domain
+from swamp_ray.config.sweep_settings import Setting, Sweep, setting_key
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sweep.schedulers import COMPLETE, MILESTONE, check_count, check_scheduler

@@ -21,7 +21,7 @@ from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune import Callback
 from ray.tune.result import AUTO_RESULT_KEYS
 
-from swamp_ray.config.sweep import Sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.sweep.schedulers import MILESTONE
 from swamp_ray.user_code.extras import check_options, require

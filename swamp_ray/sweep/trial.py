@@ -18,8 +18,9 @@ from ray.exceptions import RayActorError, RayError
 from swamp_ray.config.option_errors import unknown_key
 from swamp_ray.config.reading import located, with_values
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.sweep import Setting, label, reserved
+from swamp_ray.config.sweep import reserved
 from swamp_ray.config.sweep_reading import refuse_ranks
+from swamp_ray.config.sweep_settings import Setting, label
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
 from swamp_ray.method.events import RoundPlan
 from swamp_ray.on_ray.actors import Spares

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 from ray.tune import ProgressReporter, Stopper
 from ray.tune.progress_reporter import TrialProgressCallback
 
-from swamp_ray.config.sweep import Setting, Sweep, label
+from swamp_ray.config.sweep_settings import Setting, Sweep, label
 from swamp_ray.run.provenance import now
 from swamp_ray.run.signals import Stopping
 from swamp_ray.sweep.reporter import SweepReporter

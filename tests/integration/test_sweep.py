@@ -25,8 +25,8 @@ from swamp_ray import tune_trainable
 from swamp_ray.cli import main
 from swamp_ray.commands.sweep_progress import write_all
 from swamp_ray.config.reading import load_config
-from swamp_ray.config.sweep import Setting, Sweep
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Setting, Sweep
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.launch import run
 from swamp_ray.storage.run_folder import RunDir

@@ -14,8 +14,8 @@ import pytest
 import ray
 from ray import tune
 
-from swamp_ray.config.sweep import Setting, Sweep
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Setting, Sweep
 from swamp_ray.sweep.schedulers import make_scheduler
 from swamp_ray.sweep.search import InSpace, make_search
 from swamp_ray.sweep.trackers import make_callbacks

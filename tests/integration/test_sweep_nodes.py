@@ -10,8 +10,8 @@ import pytest
 from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
-from swamp_ray.config.sweep import Setting
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Setting
 from swamp_ray.errors import RunError
 from swamp_ray.sweep.run import run_sweep
 from tests.helpers import TINY

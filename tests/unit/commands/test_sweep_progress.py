@@ -14,8 +14,8 @@ from rich.console import Console
 
 from swamp_ray.cli import main
 from swamp_ray.commands.sweep_progress import PlainSweepReporter, make_sweep_reporter, shared_line
-from swamp_ray.config.sweep import Setting, Sweep, label
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Setting, Sweep, label
 from swamp_ray.errors import Interrupted
 from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.places import open_place

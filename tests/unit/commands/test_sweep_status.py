@@ -18,7 +18,7 @@ from rich.console import Console
 
 from swamp_ray.cli import main
 from swamp_ray.commands.sweep_status import SweepView, without_addresses
-from swamp_ray.config.sweep import Sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.errors import UserError
 from swamp_ray.storage.find import find_either, find_sweep
 from swamp_ray.storage.holders import this_process

@@ -16,8 +16,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from swamp_ray.config.reading import build_config, located, with_values
-from swamp_ray.config.sweep import MAX_SETTINGS, RESERVED, Domain, Setting, Sweep, describe, label, setting_key
+from swamp_ray.config.sweep import RESERVED, Domain
 from swamp_ray.config.sweep_reading import build_sweep, is_sweep, load_sweep
+from swamp_ray.config.sweep_settings import MAX_SETTINGS, Setting, Sweep, describe, label, setting_key
 from swamp_ray.errors import UserError
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import MAX_NAME

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from swamp_ray.cli import main
-from swamp_ray.config.sweep import Sweep, label
+from swamp_ray.config.sweep_settings import Sweep, label
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run
 from swamp_ray.storage.sweep_folder import SweepDir

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from swamp_ray.config.sweep import Sweep, label
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Sweep, label
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run
 from swamp_ray.run.capacity import Resources

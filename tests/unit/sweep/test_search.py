@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from swamp_ray.config.sweep import Domain, Sweep
+from swamp_ray.config.sweep import Domain
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.errors import UserError
 from swamp_ray.sweep.schedulers import Halving, MedianOverMilestones, make_scheduler
 from swamp_ray.sweep.search import InSpace, ListedSettings, SpaceForTune, check_search, make_search, search_seed

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from swamp_ray.config.sweep import Sweep
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.errors import UserError
 from swamp_ray.sweep import trackers as tracking
 from swamp_ray.sweep.trackers import absolute_uri, check_callbacks, make_callbacks, mlflow_name, tracked

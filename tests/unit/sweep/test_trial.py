@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError, RayTaskError
 
-from swamp_ray.config.sweep import RESERVED, Setting, Sweep, label
+from swamp_ray.config.sweep import RESERVED
 from swamp_ray.config.sweep_reading import build_sweep
+from swamp_ray.config.sweep_settings import Setting, Sweep, label
 from swamp_ray.errors import DivergedError, RunError, UserError
 from swamp_ray.run.messages import RoundRecord
 from swamp_ray.storage.places import open_place
