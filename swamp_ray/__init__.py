@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from swamp_ray.version import __version__
+
 if TYPE_CHECKING:
     from swamp_ray.api import Result, SwampSweep, SwampTrainer, SweepResult, tune_trainable
     from swamp_ray.config.reading import load_config
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from swamp_ray.storage.tickets import Ticket, load_ticket
     from swamp_ray.training.tasks import Classification, Regression, Task
 
-__version__ = "0.1.0"
 __all__ = [
     "Classification",
     "DivergedError",
@@ -31,6 +32,7 @@ __all__ = [
     "Task",
     "Ticket",
     "UserError",
+    "__version__",
     "load_config",
     "load_ticket",
     "tune_trainable",
@@ -63,4 +65,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return list(__all__)

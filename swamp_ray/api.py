@@ -18,7 +18,7 @@ from swamp_ray.config.sweep_reading import build_sweep, load_sweep
 from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.errors import UserError
 from swamp_ray.launch import Run, run
-from swamp_ray.on_ray.cluster import cluster_gpus, ray_is_running
+from swamp_ray.on_ray.cluster import cluster_gpus, is_connected
 from swamp_ray.on_ray.train_configs import run_values, scaling_values
 from swamp_ray.run.messages import RoundRecord
 from swamp_ray.run.prepare import device_kind
@@ -240,7 +240,7 @@ def tune_trainable(
     base = anchored(located(with_values(built, {"name": built.name or "tune"})))
     paths = import_paths(base)
     refuse_main(paths)  # trials load the data themselves, and so these count as well
-    device = device_kind(base, cluster_gpus() if ray_is_running() else None)
+    device = device_kind(base, cluster_gpus() if is_connected() else None)
     trials = Trials(FreeSettings(base).member, tuple(seeds), device, tuple(at_sparsity), bool(at_sparsity),
                     worker_deadline_s, codes=codes_of(paths), code_changed=code_changed)
     return trials.trainable(), trials.resources

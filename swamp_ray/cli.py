@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import click
 
-from swamp_ray import __version__
 from swamp_ray.config.files import ConfigFile, read_config_file
 from swamp_ray.config.paths import absolute, expanded
 from swamp_ray.config.reading import load_config, with_values
@@ -18,6 +17,7 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, SwampError, UserError
 from swamp_ray.text.metric_names import shown_primary
 from swamp_ray.text.output import leave_stdout, make_streams_safe, visible
+from swamp_ray.version import __version__
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 

@@ -11,6 +11,7 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import Interrupted, SwampError, UserError
 from swamp_ray.on_ray.choose_packing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
+from swamp_ray.on_ray.sending import sendable
 from swamp_ray.process_state import computing
 from swamp_ray.run.capacity import check_address, check_device, unused_settings
 from swamp_ray.run.disk_space import estimate
@@ -85,7 +86,7 @@ def _run(
 ) -> Run:
     device = device_of(config)
     with computing(lambda: reporter.notice(OTHER_RUN)):
-        prepared = knowing_older_runs(prepare(config, device), rundir.place)
+        prepared = knowing_older_runs(sendable(prepare(config, device)), rundir.place)
     prepared = _settled(prepared, rundir, reporter)
     complete = _is_complete(rundir)
     if not complete:
@@ -145,12 +146,10 @@ def _check_room(prepared: Prepared, place: Place) -> None:
     execution = prepared.config.execution
     if execution.executor == "inline":
         return
-    import ray
-
-    from swamp_ray.on_ray.cluster import living_nodes
+    from swamp_ray.on_ray.cluster import is_connected, living_nodes
     from swamp_ray.on_ray.nodes import check_shared
 
-    if not ray.is_initialized():
+    if not is_connected():
         workers_for(prepared, prepared.most_packs)
         return
     nodes = living_nodes()

@@ -8,7 +8,7 @@ from typing import Any
 
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.items import Item
-from swamp_ray.commands.analyze import measure
+from swamp_ray.analysis.measuring import measure
 
 _texts: list[str] = []
 

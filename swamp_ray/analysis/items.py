@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from swamp_ray import __version__
 from swamp_ray.analysis.bench import Bench, mean_point
 from swamp_ray.analysis.paths import NUM_POINTS, Line, grid, line
 from swamp_ray.analysis.sharpness import BATCH, NUM_DIRECTIONS, NUM_SAMPLES, SEED, longest_s, sharpness
 from swamp_ray.errors import UserError
 from swamp_ray.storage.names import name_of
 from swamp_ray.user_code.blaming import blamed
+from swamp_ray.version import __version__
 
 Row = dict[str, Any]
 Networks = tuple[tuple[int, int | None], ...]

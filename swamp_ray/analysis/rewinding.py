@@ -14,6 +14,7 @@ from swamp_ray.data.datasets import Data
 from swamp_ray.errors import MissingPayloadError, UserError
 from swamp_ray.launch import device_of
 from swamp_ray.on_ray.choose_packing import recorded_packing
+from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.prepare import Prepared, State, prepare
 from swamp_ray.sparsity.compact import unpack
 from swamp_ray.storage.artifacts import ArtifactStore
@@ -76,7 +77,7 @@ def side_of(rundir: RunDir, values: Mapping[str, Any], data: Data | None = None)
     if config.rewind.weights == "none":
         raise UserError(f"the rounds of {rundir.name!r} go on from the last average, so there is no rewind point at "
                         "which another mask could begin", got="rewind.weights: none", where="RUN")
-    prepared = prepare(config, device_of(config), data)
+    prepared = sendable(prepare(config, device_of(config), data))
     _check_as_then(rundir, prepared)
     return Side(rundir, config, prepared, records, _rewind_point(rundir, prepared))
 

@@ -9,7 +9,6 @@ from typing import Any
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.items import Divided, Item, Row
 from swamp_ray.analysis.progress import Progress
-from swamp_ray.commands.run_progress import counted
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import CorruptArtifactError, UserError
@@ -20,7 +19,7 @@ from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.json_lines import dump_json, load_json, open_lines, sealed, unsealed
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.run_folder import RunDir
-from swamp_ray.text.tables import duration
+from swamp_ray.text.tables import counted, duration
 
 Do = Callable[[Bench, Item], Any]
 

@@ -7,24 +7,19 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import combinations
-from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from swamp_ray.analysis import items
 from swamp_ray.analysis.bench import Bench
-from swamp_ray.analysis.calibration import NUM_BINS, calibration_rows
-from swamp_ray.analysis.growth import MAX_SUBSETS, growth
-from swamp_ray.analysis.items import Divided, Item, Row, by_round, stored_networks
+from swamp_ray.analysis.items import Row
+from swamp_ray.analysis.measuring import DIVIDED, keep_rows, measure
 from swamp_ray.analysis.paths import instability
-from swamp_ray.analysis.progress import Progress, make_progress
+from swamp_ray.analysis.progress import make_progress
 from swamp_ray.analysis.sharpness import NUM_SAMPLES
 from swamp_ray.analysis.work import Workplace, kept_rows, rows_of
-from swamp_ray.data.datasets import Data
 from swamp_ray.errors import UserError
 from swamp_ray.process_state import computing
 from swamp_ray.run.capacity import check_address, check_device
@@ -32,21 +27,10 @@ from swamp_ray.run.signals import Stopping, handled
 from swamp_ray.sparsity.masks import overlap
 from swamp_ray.storage.find import config_of, find_run
 from swamp_ray.storage.kept_sources import changes_in_words
-from swamp_ray.storage.places import Spot
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.metric_names import number, short, shown_primary
 from swamp_ray.text.output import Output
 from swamp_ray.text.tables import display_path, percent
-
-
-def particles(bench: Bench, index: int) -> list[Row]:
-    """Average and ensemble of 1, 2, ..., N particles of a round."""
-    return [{"round": index, "sparsity": bench.sparsity(index), **asdict(one)} for one in growth(bench, index)]
-
-
-def calibration(bench: Bench, index: int) -> list[Row]:
-    """How far the probabilities of a round's average, particles and ensemble can be believed."""
-    return calibration_rows(bench, index)
 
 
 def masks(bench: Bench, rounds: Sequence[int]) -> list[Row]:
@@ -75,19 +59,6 @@ def masks_of_runs(benches: Sequence[Bench]) -> list[Row]:
                              "overlap": overlap(one.mask(index), other.mask(same)),
                              "by_chance": density / (2 - density)})
     return rows
-
-
-DIVIDED: dict[str, Divided] = {
-    "connectivity": items.connectivity, "landscape": items.landscape, "curvature": items.curvature,
-    "particles": by_round("particles", particles, "averages and ensembles of its particles", most=MAX_SUBSETS),
-    "calibration": by_round("calibration", calibration, "probabilities of its average and its particles",
-                            stored_networks, bins=NUM_BINS)}
-"""Analyses whose pieces can be measured side by side."""
-
-
-def measure(bench: Bench, item: Item) -> Any:
-    """A piece's figures, in whatever process."""
-    return DIVIDED[item.what].measure(bench, item)
 
 
 def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequence[int], as_json: bool,
@@ -144,10 +115,10 @@ def _analyze(what: str, benches: Sequence[Bench], rounds: Sequence[int], as_json
         spot, head = bench.rundir.analysis(what), {"run": bench.rundir.name, "analysis": what}
         if what in DIVIDED:
             rows = rows_of(DIVIDED[what], measure, bench, chosen, place, make_progress(console))
-            _keep(spot, head, "rows", kept_rows(DIVIDED[what], bench), whole=True)
+            keep_rows(spot, head, "rows", kept_rows(DIVIDED[what], bench), whole=True)
         else:
             rows = masks(bench, chosen)
-            _keep(spot, head, "rows", rows, set(bench.rounds) == set(chosen))
+            keep_rows(spot, head, "rows", rows, set(bench.rounds) == set(chosen))
         results[bench.rundir.name] = rows
         if not as_json:
             console.print(_table(what, bench, rows))
@@ -155,63 +126,11 @@ def _analyze(what: str, benches: Sequence[Bench], rounds: Sequence[int], as_json
     between = masks_of_runs(benches) if what == "masks" and len(benches) > 1 else []
     for bench in benches if between else []:
         own = [row for row in between if bench.rundir.name in (row["first"], row["second"])]
-        _keep(bench.rundir.analysis(what), {}, "between_runs", own, whole=False)
+        keep_rows(bench.rundir.analysis(what), {}, "between_runs", own, whole=False)
     if as_json:
         print(json.dumps({**results, **({"between": between} if between else {})}, indent=2))
     elif between:
         console.print(_between_table(between))
-
-
-def measured(what: str, rundir: RunDir, data: Data | None = None, progress: Progress | None = None) -> Row:
-    """Measure all rounds of a run in this process, keep the figures beside the run, and give what the file holds.
-
-    Args:
-        what: One of the analyses that are measured in pieces.
-        rundir: The run.
-        data: Its decoded data, where somebody has them.
-        progress: Told of each piece.
-
-    Raises:
-        UserError: The states that are needed, or the data, are not there.
-    """
-    bench = Bench(rundir, data)
-    place = Workplace(bench.config.execution.model_copy(update={"executor": "inline"}), Stopping())
-    rows = rows_of(DIVIDED[what], measure, bench, bench.rounds, place, progress or Progress())
-    head = {"run": rundir.name, "analysis": what}
-    _keep(rundir.analysis(what), head, "rows", rows, whole=True)
-    return {**head, "rows": rows}
-
-
-def measure_calibration(rundir: RunDir, data: Data | None = None) -> Row:
-    """Measure the calibration of all rounds of a run, keep it beside the run, and give what the file holds.
-
-    Raises:
-        UserError: The run's task is no classification, or its averages or its data are gone.
-    """
-    return measured("calibration", rundir, data)
-
-
-def _keep(spot: Spot, head: Row, key: str, rows: list[Row], whole: bool) -> None:
-    """Write rows to a file; those that are in it and are not measured again stay, unless everything was."""
-    known: Row = {}
-    if (data := spot.read()) is not None:
-        with contextlib.suppress(ValueError):  # a damaged file is written anew
-            found = json.loads(data)
-            known = found if isinstance(found, dict) else {}
-    new = [_subject(row) for row in rows]
-    older = [] if whole else [row for row in known.get(key, []) if _subject(row) not in new]
-    spot.write((json.dumps({**known, **head, key: sorted([*older, *rows], key=_place)}, indent=1) + "\n").encode())
-
-
-def _subject(row: Row) -> tuple[Any, ...]:
-    """What a row is about."""
-    return tuple(row.get(name) for name in ("kind", "round", "first", "second", "network", "count", "sparsity")
-                 if not isinstance(row.get(name), list))
-
-
-def _place(row: Row) -> tuple[float, float]:
-    """By round; of a round in the order in which they were measured."""
-    return row.get("round", row["first"] if isinstance(row.get("first"), int) else 0), row.get("count", 0)
 
 
 def _same_data(bench: Bench, rundir: RunDir) -> bool:

@@ -11,11 +11,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from swamp_ray.commands.run_progress import counted, header
+from swamp_ray.commands.run_progress import header
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sweep_settings import Sweep, describe, label, shown_value
 from swamp_ray.errors import SwampError
 from swamp_ray.on_ray.choose_packing import WORDS, recorded_choice
+from swamp_ray.on_ray.sending import sendable
 from swamp_ray.process_state import computing
 from swamp_ray.run.capacity import pool_size, this_machine
 from swamp_ray.run.disk_space import estimate, free_bytes
@@ -32,7 +33,7 @@ from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.text.metric_names import number, shown_primary
 from swamp_ray.text.output import Output
-from swamp_ray.text.tables import display_path, percent, size, told_apart
+from swamp_ray.text.tables import counted, display_path, percent, size, told_apart
 from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
 from swamp_ray.training.memory_estimate import footprint
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
@@ -47,7 +48,7 @@ def print_plan(config: SwampConfig) -> None:
     Raises:
         UserError: Whatever ``swamp run`` would refuse.
     """
-    prepared = prepare(config)
+    prepared = sendable(prepare(config))
     console = Output(highlight=False)
     rundir = RunDir(config.storage, config.name or "run")
     for line in header(prepared, str(rundir.spot())):

@@ -21,7 +21,7 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.metric_names import number, shown_primary
 from swamp_ray.text.output import Output, is_live
-from swamp_ray.text.tables import bounded, display_path, duration, percent, results_table
+from swamp_ray.text.tables import bounded, counted, display_path, duration, percent, results_table
 from swamp_ray.training.records import Progress
 
 WIDE = 100  # columns that a particle's whole line needs
@@ -347,11 +347,6 @@ def stopping_text(grace_s: float) -> str:
 
 def _dropped(work: Work, reason: str) -> str:
     return f"round {work.round} goes on without particle {work.particle}: {reason}"
-
-
-def counted(num: int, noun: str) -> str:
-    """``"1 round"``, ``"2 rounds"``."""
-    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
 
 
 def make_reporter(quiet: bool) -> tuple[Reporter, Console]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group
@@ -19,7 +18,8 @@ from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
 from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.find import find_run
-from swamp_ray.storage.leases import EXPIRY_S, Held, Leases, Watch, artifact_lease
+from swamp_ray.storage.leases import Watch, artifact_lease
+from swamp_ray.storage.liveness import life_of
 from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.text.metric_names import Metric
 from swamp_ray.text.output import Output, is_live
@@ -27,15 +27,6 @@ from swamp_ray.text.tables import display_path, duration, percent, results_table
 
 REFRESH_S = 2.0
 SHOWN_ROUNDS = 8
-KILLED = "stopped without a word (killed?); the same command goes on"
-
-
-@dataclass(frozen=True)
-class Life:
-    """Whether somebody works on a run, and how that is said."""
-
-    running: bool
-    text: str
 
 
 def show_status(run: str, storage: str | None = None, watch: bool = False) -> None:
@@ -98,36 +89,6 @@ def _coverage(record: dict[str, Any]) -> list[str]:
     return [f"{prunable:,} prunable weights of {parameters:,} parameters: at {percent(planned[-1]['sparsity'])} "
             f"sparsity {percent(of_all)} of all parameters are pruned",
             *(f"warning: {text}" for text in record.get("notes", []))]
-
-
-def life_of(rundir: RunDir, record: dict[str, Any], watch: Watch | None = None) -> Life:
-    """Whether a process works on the run: what ``run.json`` says of one that was killed is not true any more."""
-    return life_by_lease(rundir.leases(), rundir.lease_key, str(record.get("status")), watch)
-
-
-def life_by_lease(leases: Leases, key: str, status: str, watch: Watch | None = None) -> Life:
-    """Whether a process holds a lease, where the last thing that was recorded is this status."""
-    if status != "running":
-        return Life(False, status)
-    held = leases.look(key)
-    if held is None or held.life == "gone":
-        return Life(False, KILLED)
-    if held.life == "alive":
-        return Life(True, "running")
-    return _life_elsewhere(leases, key, held, watch)
-
-
-def _life_elsewhere(leases: Leases, key: str, held: Held, watch: Watch | None) -> Life:
-    host = held.holder.host if held.holder is not None else "another machine"
-    if watch is not None and watch.stale(key, held):
-        return Life(False, KILLED)
-    seen = leases.last_seen_s(key)
-    age = None if seen is None else max(0.0, time.time() - seen)
-    # Compared with this machine's clock, which may differ from the storage's: a hint, and only the watch decides.
-    if age is not None and watch is None and age > 2 * max(held.expiry_s, EXPIRY_S):
-        return Life(False, f"not heard of for {duration(age)}, was running on {host} (killed?); the same command "
-                           "goes on")
-    return Life(True, f"running on {host}" + ("" if age is None else f", last seen {duration(age)} ago"))
 
 
 def _record(rundir: RunDir) -> dict[str, Any]:

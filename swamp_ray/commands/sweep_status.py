@@ -19,10 +19,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from swamp_ray.commands.status import REFRESH_S, Life, life_by_lease
+from swamp_ray.commands.status import REFRESH_S
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.storage.find import find_sweep
 from swamp_ray.storage.leases import Leases, Watch
+from swamp_ray.storage.liveness import Life, life_by_lease
 from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.sweep.records import NETWORKS, Settings, Trial, read_record, read_sweep

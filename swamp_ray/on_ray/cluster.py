@@ -231,7 +231,7 @@ def answers() -> bool:
     return ray.is_initialized() and loss() is None
 
 
-def ray_is_running() -> bool:
+def is_connected() -> bool:
     """Whether this process is connected to a cluster."""
     return ray.is_initialized()
 

@@ -12,7 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import ray
 from ray import ObjectRef
@@ -28,23 +28,47 @@ from swamp_ray.on_ray.ranked_worker import end_worker, start_ranked
 from swamp_ray.on_ray.workers import Crew
 from swamp_ray.run.capacity import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.run.failures import kind_of, memory_error, out_of_memory
-from swamp_ray.run.messages import Advanced, Blocked, Broken, Busy, Handle, Notice, Outcome, Resized, WorkItem
+from swamp_ray.run.messages import Advanced, Blocked, Broken, Busy, Handle, Notice, Outcome, Report, Resized, WorkItem
 from swamp_ray.run.object_store_memory import RoundBytes, shortage
 from swamp_ray.run.packs import Broke
 from swamp_ray.run.placement import eligible, next_node, worker_labels
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.queue import Backlog, Entry
 from swamp_ray.run.shard import num_shards
-from swamp_ray.run.timesheet import Ending, Shift
+from swamp_ray.run.timesheet import Ending, Shift, Worked
 from swamp_ray.training.records import Progress
-
-if TYPE_CHECKING:
-    from swamp_ray.on_ray.executor import RayExecutor
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STOP_INTERVAL_S = 0.1
 LOOK_S = 5.0
 """So often the nodes of the cluster are counted."""
+
+
+class Member(Protocol):
+    """A run's share of a pool, as the pool sees it."""
+
+    member: int
+
+    @property
+    def waiting(self) -> Sequence[ObjectRef[Any]]:
+        """References whose arrival `read_average` is told of."""
+        ...
+
+    def tell(self, report: Report) -> None:
+        """Take a report on one of its jobs, or on the pool."""
+        ...
+
+    def note(self, worked: Worked) -> None:
+        """Take the times of a job that has ended."""
+        ...
+
+    def done(self, work: Work, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
+        """Take the result of a job."""
+        ...
+
+    def read_average(self, found: ObjectRef[Any]) -> None:
+        """Take the answer of an averaging actor."""
+        ...
 
 
 @dataclass
@@ -54,7 +78,7 @@ class _Job:
     ``over``: nobody waits for it any more; ``ended``: it has said its last.
     """
 
-    owner: RayExecutor
+    owner: Member
     item: WorkItem
     shift: Shift
     outcome: Outcome | None = None
@@ -127,23 +151,23 @@ class Pool:
         self._crew = Crew(self._start_worker, self.num_workers, self._places,
                           describe_resources(self._resources, self._ranks), end_worker)
         self._next_look = time.monotonic() + LOOK_S
-        self._backlog: Backlog[RayExecutor] = Backlog()
+        self._backlog: Backlog[Member] = Backlog()
         self._running: dict[Any, _Running] = {}
         self._averagers: dict[int, Any] = {}
         self._dead_averagers: set[str] = set()
         self._told: set[str] = set()
         self._node_of: dict[Any, str | None] = {}
-        self._executors: list[RayExecutor] = []
+        self._executors: list[Member] = []
         if spares is None:
             # All at once: starting an actor takes seconds, which the dense phase hides.
             self._crew.grow(self.num_workers)
         self.averagers()
 
-    def join(self, executor: RayExecutor) -> None:
+    def join(self, executor: Member) -> None:
         """From now on a member's executor takes part."""
         self._executors.append(executor)
 
-    def leave(self, executor: RayExecutor) -> None:
+    def leave(self, executor: Member) -> None:
         """A member has ended: its jobs are ended too. With the last one the pool ends."""
         if executor not in self._executors:
             return
@@ -154,7 +178,7 @@ class Pool:
         self._backlog.forget(lambda entry: entry.owner is executor)
         self._forget(lambda job: job.owner is executor)
 
-    def submit(self, executor: RayExecutor, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None,
+    def submit(self, executor: Member, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None,
                urgent: bool) -> None:
         """Queue a job, and start it if a worker is free."""
         self._backlog.add(Entry(executor, item, (start, mask_bits, values)), urgent)
@@ -163,7 +187,7 @@ class Pool:
         if not item.is_packed:  # others may follow at once that can be packed with it
             self._fill()
 
-    def cancel(self, executor: RayExecutor, work: Work) -> None:
+    def cancel(self, executor: Member, work: Work) -> None:
         """Take a job out of the queue, or end the worker that does it; not before it has done what it does besides."""
         self._backlog.forget(lambda entry: entry.owner is executor and entry.item.work == work)
         self._forget(lambda job: job.owner is executor and job.item.work == work)
@@ -195,7 +219,7 @@ class Pool:
                 self._read_worker(found)
         self._fill()
 
-    def stop(self, grace_s: float, hurry: Callable[[], bool], executor: RayExecutor | None = None) -> None:
+    def stop(self, grace_s: float, hurry: Callable[[], bool], executor: Member | None = None) -> None:
         """Cancel the running jobs, of one member or of all, and wait until their actors are idle."""
         stopped = [running for running in self._running.values()
                    if executor is None or any(job.owner is executor for job in running.open)]

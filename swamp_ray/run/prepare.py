@@ -23,7 +23,6 @@ from swamp_ray.method.rounds import plan_rounds
 from swamp_ray.process_state import computing, threads_of
 from swamp_ray.reproducible import seeded
 from swamp_ray.run.result_names import recipes_of
-from swamp_ray.run.sending import refuse_unsendable
 from swamp_ray.run.shared_code import NO_CODE, Code, import_paths, take_up
 from swamp_ray.run.starting_weights import take_start_
 from swamp_ray.seeding import derive_seed
@@ -265,8 +264,6 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         notes=(*notes, *start_notes, *_code_notes(config, code)),
         code=code_of_workers(code, config, data))
     _check_programs(prepared)
-    if config.execution.executor == "ray" and is_import_path(config.data.name):
-        refuse_unsendable(data, config.data.name)
     code.check_unchanged()
     return prepared
 

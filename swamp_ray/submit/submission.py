@@ -19,6 +19,7 @@ from swamp_ray.config.sweep_settings import Sweep
 from swamp_ray.config.yaml_reading import dump_yaml
 from swamp_ray.data.datasets import DATASETS, load_data
 from swamp_ray.errors import UserError
+from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.journal import CodeChanged
 from swamp_ray.run.prepare import prepare
 from swamp_ray.run.shared_code import adopt_path, named_import_paths
@@ -192,7 +193,7 @@ def check_here(submission: Submission, folder: Path) -> list[str]:
         return [f"{run.data.name} cannot be loaded on this machine, which is left to the cluster: {error}"]
     if run.start_from is not None and not _checkpoint_is_here(run.start_from.path):
         run = run.model_copy(update={"start_from": None})
-    prepare(run, "cpu", loaded)
+    sendable(prepare(run, "cpu", loaded))
     return []
 
 

@@ -17,6 +17,7 @@ from swamp_ray.on_ray.actors import Spares
 from swamp_ray.on_ray.choose_packing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
 from swamp_ray.on_ray.executor import RayExecutor
 from swamp_ray.on_ray.pool import Pool
+from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.driver import WAIT_S, Driver
 from swamp_ray.run.inline_executor import InlineExecutor
 from swamp_ray.run.journal import CodeChanged, Journal
@@ -271,6 +272,7 @@ def _prepare_all(configs: Sequence[SwampConfig], device: str, data: Data | None)
     # Without Ray, every member has its own executor.
     num_members = 1 if configs[0].execution.executor == "inline" else len(configs)
     for config in configs:
-        prepared = prepare(config, device, members[0].data if members else data, num_members)
+        known = members[0].data if members else data
+        prepared = sendable(prepare(config, device, known, num_members))
         members.append(replace(prepared, member=len(members) % num_members))
     return members

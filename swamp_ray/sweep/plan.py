@@ -15,6 +15,7 @@ from swamp_ray.config.sweep import SweepConfig
 from swamp_ray.config.sweep_settings import Setting, Sweep, describe, label
 from swamp_ray.data.datasets import Data, load_data
 from swamp_ray.errors import UserError, nearest
+from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.capacity import Resources, capacity, pack_width, pool_size, worker_resources
 from swamp_ray.run.disk_space import RUN_BYTES, round_bytes, state_bytes
 from swamp_ray.run.prepare import Prepared, prepare
@@ -254,7 +255,8 @@ def _example(sweep: Sweep, setting: Setting, device: str, data: dict[str, Data])
     key = data_key(config)
     if key not in data:
         data[key] = load_data(config.data, config.task)
-    return prepare(config, device, data[key], members_of(config, len(sweep.config.seeds)))
+    num_members = members_of(config, len(sweep.config.seeds))
+    return sendable(prepare(config, device, data[key], num_members))
 
 
 def members_of(config: SwampConfig, num_seeds: int) -> int:

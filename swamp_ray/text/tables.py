@@ -119,6 +119,11 @@ def dense_metric(records: Sequence[Mapping[str, Any]], primary: str) -> float | 
     return float(dense[0]["mean"]["test"][primary]) if dense else None
 
 
+def counted(num: int, noun: str) -> str:
+    """``"1 round"``, ``"2 rounds"``."""
+    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
+
+
 def percent(fraction: float) -> str:
     """A sparsity in percent, with as many digits as show one of a small density: 99.95 %."""
     density = 100 * (1 - fraction)

@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from swamp_ray.analysis.bench import Bench
+from swamp_ray.analysis.measuring import DIVIDED, measure
 from swamp_ray.analysis.progress import Progress
 from swamp_ray.analysis.work import Workplace, rows_of
 from swamp_ray.cli import main
-from swamp_ray.commands.analyze import DIVIDED, measure
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run
 from swamp_ray.run.signals import Stopping

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 
 from swamp_ray.errors import CorruptArtifactError, UserError, nearest
 from swamp_ray.report.charts.cells import ink
+from swamp_ray.report.charts.drawing import names_as_they_are
 from swamp_ray.report.charts.style import (
     COLOUR_MAP,
     COLOURS,
@@ -27,7 +28,6 @@ from swamp_ray.report.charts.style import (
     plain_axes,
     scale_of,
 )
-from swamp_ray.report.page.drawing import names_as_they_are
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.sweep.records import Settings, read_record, read_sweep

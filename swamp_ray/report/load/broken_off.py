@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from swamp_ray.commands.status import life_of
 from swamp_ray.method.events import DENSE, Work
 from swamp_ray.report.load.missing import TRAINED
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.storage.append import read_growing
+from swamp_ray.storage.liveness import life_of
 from swamp_ray.storage.places import Spot
 
 ENDINGS = ("machine", "diverged", "error", "stopped")

@@ -6,12 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from swamp_ray.commands.run_progress import counted
-from swamp_ray.commands.status import life_of
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.kept_sources import changes_in_words
-from swamp_ray.text.tables import ranges
+from swamp_ray.storage.liveness import life_of
+from swamp_ray.text.tables import counted, ranges
 
 DENSE_ROUND = -1
 TRAINED = ("dense", "particle")

@@ -10,13 +10,13 @@ from dataclasses import replace
 from swamp_ray.errors import SwampError
 from swamp_ray.report.charts.chart import Chart
 from swamp_ray.report.charts.comparison import ALL_PAIRS_OF, comparisons
+from swamp_ray.report.charts.drawing import svg_of
 from swamp_ray.report.charts.style import themed
 from swamp_ray.report.load.missing import has_no_jobs, missing
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.report.load.salvage import remeasure
 from swamp_ray.report.page.card import card, shared_facts
 from swamp_ray.report.page.contents import ACCURACY, DIFFERENCES, DRAWN_FROM, SECTIONS, WORKERS, Draw, Section
-from swamp_ray.report.page.drawing import svg_of
 from swamp_ray.report.page.headline import findings, title, warnings
 from swamp_ray.report.page.html import Drawn, Page, Part
 from swamp_ray.report.page.tables import (

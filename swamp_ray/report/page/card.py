@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swamp_ray.commands.run_progress import counted
-from swamp_ray.commands.status import life_of
 from swamp_ray.credentials import concealed_tree
 from swamp_ray.report.load.broken_off import broken_off
 from swamp_ray.report.load.costs import DeviceTime, broken_off_time, device_time, epochs_by_round
@@ -17,7 +15,8 @@ from swamp_ray.report.load.missing import missing_rounds, unknown_trainings
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.report.page.method import method_words
 from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
-from swamp_ray.text.tables import duration, percent
+from swamp_ray.storage.liveness import life_of
+from swamp_ray.text.tables import counted, duration, percent
 
 INCIDENTS = {
     "machine": ("failure of a machine", "failures of machines"),

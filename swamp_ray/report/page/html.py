@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from swamp_ray.report.charts.chart import Chart
+from swamp_ray.report.charts.drawing import inline
 from swamp_ray.report.page.card import Card
-from swamp_ray.report.page.drawing import inline
 from swamp_ray.text.csv_text import csv_bytes
 from swamp_ray.text.output import visible
 

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from swamp_ray.commands.analyze import measure_calibration
-from swamp_ray.commands.status import life_of
+from swamp_ray.analysis.measuring import measure_calibration
 from swamp_ray.data.datasets import Data, load_data
 from swamp_ray.errors import first_line
 from swamp_ray.report.charts.arms import rows_of
 from swamp_ray.report.load.runs import ReportRun
+from swamp_ray.storage.liveness import life_of
 
 CALIBRATION = "calibration"
 NAMED_RUNS = 4

@@ -10,12 +10,11 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 
-from swamp_ray.commands.run_progress import counted
 from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
 from swamp_ray.process_state import computing
+from swamp_ray.report.charts.drawing import png_of
 from swamp_ray.report.load.runs import read_runs
 from swamp_ray.report.page.building import DAMAGED, build
-from swamp_ray.report.page.drawing import png_of
 from swamp_ray.report.page.html import Drawn, Page, csv_of, render
 from swamp_ray.report.page.measuring import measured, without_calibration
 from swamp_ray.report.page.target import Target, target_of
@@ -24,7 +23,7 @@ from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.text.output import Output
-from swamp_ray.text.tables import display_path
+from swamp_ray.text.tables import counted, display_path
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.calibration import NUM_BINS, Bins, binned, calibration_of, calibration_rows, pooled
+from swamp_ray.analysis.measuring import measure_calibration
 from swamp_ray.cli import main
-from swamp_ray.commands.analyze import measure_calibration
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run
 from swamp_ray.storage.artifacts import ArtifactStore

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.items import Item
+from swamp_ray.analysis.measuring import DIVIDED, measure
 from swamp_ray.analysis.progress import Lines, Live, Progress
 from swamp_ray.analysis.work import Workplace, kept_rows, read_items, rows_of
-from swamp_ray.commands.analyze import DIVIDED, measure
 from swamp_ray.config.reading import dump_config
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from swamp_ray.analysis import items
+from swamp_ray.analysis.measuring import measured
 from swamp_ray.cli import main
 from swamp_ray.commands import analyze as commands
 from swamp_ray.launch import run
@@ -82,7 +83,7 @@ def test_what_was_measured_before_stays_in_the_file(storage: Path) -> None:
 
 
 def test_from_python_it_is_the_command_without_its_tables(storage: Path) -> None:
-    found = commands.measured("particles", RunDir(storage, "other"))
+    found = measured("particles", RunDir(storage, "other"))
     path = storage / "runs/other/analysis/particles.json"
     assert json.loads(path.read_text()) == found
     assert "all of them measured before" in shown(storage, "particles", "other")

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from swamp_ray.commands.status import describe, life_of
+from swamp_ray.commands.status import describe
 from swamp_ray.config.reading import dump_config
 from swamp_ray.method.events import DENSE, Work
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.holders import Holder, this_process
 from swamp_ray.storage.leases import Watch, artifact_lease
+from swamp_ray.storage.liveness import life_of
 from swamp_ray.storage.run_folder import RunDir
 from tests.helpers import tiny
 

@@ -11,8 +11,8 @@ from scipy import stats
 from swamp_ray.config.reading import with_values
 from swamp_ray.report.charts.accuracy import accuracy_charts
 from swamp_ray.report.charts.comparison import comparisons, difference_charts
+from swamp_ray.report.charts.drawing import svg_of
 from swamp_ray.report.load.runs import ReportRun
-from swamp_ray.report.page.drawing import svg_of
 from swamp_ray.report.page.headline import findings
 from swamp_ray.report.page.tables import comparison_table, differing_options, signed, summary_table
 

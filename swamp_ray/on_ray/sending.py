@@ -7,6 +7,8 @@ from typing import Any
 
 from swamp_ray.data.datasets import Data, LazySamples
 from swamp_ray.errors import UserError, first_line
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.user_code.importing import is_import_path
 
 _ADVICE = ("Open it where it is first used, in __getitem__, and leave it out of what is sent: let __getstate__ return "
            "the attributes with this one set to None. Or set execution.executor: inline.")
@@ -22,6 +24,18 @@ class _Nowhere(io.RawIOBase):
     def write(self, data: Any) -> int:
         """How many bytes there were."""
         return memoryview(data).nbytes
+
+
+def sendable(prepared: Prepared) -> Prepared:
+    """A prepared run as it is, if Ray can send its data to workers; a run without Ray needs no sending.
+
+    Raises:
+        UserError: Names the part of the user's data that cannot be sent, and the attribute that holds it.
+    """
+    config = prepared.config
+    if config.execution.executor == "ray" and is_import_path(config.data.name):
+        refuse_unsendable(prepared.data, config.data.name)
+    return prepared
 
 
 def refuse_unsendable(data: Data, where: str) -> None:

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from swamp_ray.report.charts.drawing import inline, png_of, svg_of
 from swamp_ray.report.charts.style import COLOURS, INK, arm_styles, new_figure, plain_axes, themed
 from swamp_ray.report.page.building import LONGEST_STEM, file_stem
-from swamp_ray.report.page.drawing import inline, png_of, svg_of
 
 
 def drawn(colour: str = COLOURS[1]) -> str:

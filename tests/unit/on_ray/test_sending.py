@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from swamp_ray.data.datasets import Data, LazySamples
 from swamp_ray.errors import UserError
+from swamp_ray.on_ray.sending import refuse_unsendable, sendable
 from swamp_ray.run.prepare import prepare
-from swamp_ray.run.sending import refuse_unsendable
 from tests.helpers import tiny
 
 
@@ -112,6 +112,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_it_is_found_out_before_a_run_on_ray(tmp_path: Path, own: str) -> None:
     given: dict[str, Any] = {"data__name": own, "data__version": "1", "data__options": {}}
     with pytest.raises(UserError, match="'file' is a BufferedReader"):
-        prepare(tiny(tmp_path, execution__executor="ray", data__loader_workers=0, **given))
+        sendable(prepare(tiny(tmp_path, execution__executor="ray", data__loader_workers=0, **given)))
     assert "holds an open file" not in "".join(prepare(tiny(tmp_path, data__loader_workers=0, **given)).data.warnings)
     assert "holds an open file (file)" in "".join(prepare(tiny(tmp_path, **given)).data.warnings)
