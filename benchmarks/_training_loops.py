@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.augmentation import Draws, Pixels
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.augmentation import Draws, ImagePipeline
+from swamp_ray.data.samples import Data
 from swamp_ray.sparsity.compact import load_packed_
 from swamp_ray.sparsity.masks import find_prunable, mask_tensors, prunable_tensors
 from swamp_ray.training.arithmetic import Arithmetic, applied
@@ -113,7 +113,7 @@ class Bare:
         pixels, labels = data.train.arrays  # pyright: ignore[reportAttributeAccessIssue]
         self.images, self.labels = torch.tensor(pixels, device=self.device), torch.tensor(labels, device=self.device)
         assert data.train.images is not None
-        self.pixels = Pixels(data.train.images, self.device)
+        self.pixels = ImagePipeline(data.train.images, self.device)
         if not self.pixels.random:
             self.images = self.pixels(self.images, None)
         self.steps = len(labels) // self.batch

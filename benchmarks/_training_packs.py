@@ -14,7 +14,7 @@ from _training_cases import CASES, arithmetic_of, begun, data_of, synchronise
 from _training_loops import Epoch, in_turn
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.packs.pack import Pack, train_epoch
 from swamp_ray.training.trainer import ParticleTrainer
@@ -62,7 +62,7 @@ def _packed(
 
 def _together(config: SwampConfig, data: Data, arithmetic: Arithmetic, single: ParticleTrainer) -> Epoch:
     """An epoch of all particles of a pack."""
-    pack = Pack(config, data, arithmetic, single.feeds)
+    pack = Pack(config, data, arithmetic, single.batches_by_split)
     runs = {seat: begun(trainer, seat) for seat, trainer in enumerate(pack.seats)}
     return lambda: train_epoch(pack, runs)
 

@@ -40,7 +40,7 @@ def measure(case: str, device: str, repeats: int) -> dict[str, Any]:
 
 def flops_of(trainer: ParticleTrainer) -> float:
     """Floating-point operations of forward and backward pass for one image; a multiplication and an addition are 2."""
-    batch = next(iter(trainer.feed("train").batches(4, seed=None, drop_last=True)))
+    batch = next(iter(trainer.batches("train").one_pass(4, seed=None, drop_last=True)))
     trainer.model.train()
     with FlopCounterMode(display=False) as counter, trainer.randomness(0):
         trainer.backward(batch)

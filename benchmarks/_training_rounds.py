@@ -14,7 +14,7 @@ from swamp_ray.launch import run
 from swamp_ray.method.events import Work
 from swamp_ray.run.messages import RoundRecord
 from swamp_ray.run.reporter import Reporter
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 
 
 def config_of(device: str) -> dict[str, Any]:

@@ -33,15 +33,16 @@ from torchvision.transforms import v2
 
 from swamp_ray.config.reading import build_config
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data, LazySamples, load_data
+from swamp_ray.data.datasets import load_data
 from swamp_ray.data.image_folder import ImageFiles, Listing
-from swamp_ray.data.loader import Loader, Upload, loader_of, read_sample, usable_cores
-from swamp_ray.reproducible import seeded
+from swamp_ray.data.loader import DeviceCopies, Loader, loader_of, read_sample, usable_cores
+from swamp_ray.data.samples import Data, LazySamples
+from swamp_ray.random_state import seeded
 from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
-from swamp_ray.training.program import round_program
-from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.program import ParticleJob, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
+from swamp_ray.training.training_run import begin_training
 
 SIZE = (500, 375)
 LISTED = (10_000, 1_281_167)
@@ -148,10 +149,10 @@ def loader_rates(samples: LazySamples, counts: list[int], device: torch.device, 
     found = {}
     for count in counts:
         total = max(1, round(num * max(1, count) / batch)) * batch
-        loader, upload = Loader([samples], count, pinned=device.type == "cuda"), Upload(device)
+        loader, upload = Loader([samples], count, pinned=device.type == "cuda"), DeviceCopies(device)
         rows = np.split(np.resize(samples.indices, total), total // batch)
 
-        def run(loader: Loader = loader, upload: Upload = upload, rows: list[np.ndarray] = rows) -> None:
+        def run(loader: Loader = loader, upload: DeviceCopies = upload, rows: list[np.ndarray] = rows) -> None:
             for _ in upload(loader.batches(samples, rows, 1)):
                 pass
             if device.type == "cuda":
@@ -219,13 +220,14 @@ class Training:
         mask = np.ones(self.trainer.layout.num_prunable, dtype=bool)
         packed = pack_state(dict(model.named_parameters()), self.trainer.layout, mask)
         job = ParticleJob("dense", 1, round_program(config, self.trainer.steps_per_epoch, 0, 0))
-        self.run = self.trainer.begin(job, packed, mask, {name: b.numpy() for name, b in model.named_buffers()})
+        buffers = {name: b.numpy() for name, b in model.named_buffers()}
+        self.run = begin_training(self.trainer, job, packed, mask, buffers)
         self.batch_size = config.training.batch_size
 
     def resident(self, num_steps: int, repeats: int) -> dict[str, Any]:
         """Images a second with one batch that stays on the device."""
         trainer = self.trainer
-        batch = next(trainer.feed("train").batches(self.batch_size, seed=1, drop_last=True))
+        batch = next(trainer.batches("train").one_pass(self.batch_size, seed=1, drop_last=True))
         trainer.model.train()
 
         def steps() -> None:

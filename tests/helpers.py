@@ -13,7 +13,8 @@ from typing import Any
 from swamp_ray.config.reading import build_config, with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.datasets import Data, load_data
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import Data
 from swamp_ray.storage.places import open_place
 
 TINY: dict[str, Any] = {

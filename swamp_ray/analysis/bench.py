@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swamp_ray.data.datasets import Data, load_data
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import MissingPayloadError, UserError
 from swamp_ray.run.prepare import code_of_workers, device_kind, state_of, take_up_code
 from swamp_ray.run.result_names import recipes_of
@@ -22,8 +23,8 @@ from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import lacks_state, read_state, state_digest
 from swamp_ray.storage.tickets import load_round_ticket
 from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
-from swamp_ray.training.normalisation import kept_statistics
-from swamp_ray.training.statistics import Statistics
+from swamp_ray.training.normalisation import StatisticsSource
+from swamp_ray.training.normalisation_checks import kept_statistics
 from swamp_ray.training.tasks import build_task
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.user_code.blaming import blamed
@@ -132,7 +133,7 @@ class Bench:
         return self._recipes.evaluation(digest, self._recipes.mask_digest(self.mask(index)), self._start).name
 
     def measure(
-        self, point: Point, splits: Sequence[str] = ("train", "test"), statistics: Statistics | None = None
+        self, point: Point, splits: Sequence[str] = ("train", "test"), statistics: StatisticsSource | None = None
     ) -> Metrics:
         """Metrics of any weights on whole splits, unaugmented, with normalisation statistics re-estimated for them.
 
@@ -157,7 +158,7 @@ class Bench:
         """The batches of a split in fixed order, on the device."""
         return self.trainer.evaluation_batches(split, PREDICTION_BATCH)
 
-    def put(self, point: Point, statistics: Statistics | None = None) -> None:
+    def put(self, point: Point, statistics: StatisticsSource | None = None) -> None:
         """Load weights into the network, and re-estimate its statistics. The caller applies the arithmetic."""
         num = self.trainer.layout.num_prunable
         self.trainer.load(Packed(point[:num], point[num:]), np.ones(num, dtype=bool), self._buffers)

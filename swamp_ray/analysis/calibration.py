@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swamp_ray.analysis.bench import Bench, Point
-from swamp_ray.data.labels import built_in_pair
+from swamp_ray.data.pairs import built_in_pair
 from swamp_ray.errors import UserError
 from swamp_ray.training.tasks import Classification
 

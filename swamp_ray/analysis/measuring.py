@@ -14,7 +14,7 @@ from swamp_ray.analysis.growth import MAX_SUBSETS, growth
 from swamp_ray.analysis.items import Divided, Item, Row, by_round, stored_networks
 from swamp_ray.analysis.progress import Progress
 from swamp_ray.analysis.work import Workplace, rows_of
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.run_folder import RunDir

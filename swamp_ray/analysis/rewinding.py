@@ -10,7 +10,7 @@ import numpy as np
 
 from swamp_ray.config.reading import differences, with_values
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import MissingPayloadError, UserError
 from swamp_ray.launch import device_of
 from swamp_ray.on_ray.choose_packing import recorded_packing

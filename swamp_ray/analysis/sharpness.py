@@ -24,7 +24,7 @@ from swamp_ray.analysis.curvature import (
 from swamp_ray.data.trees import num_samples, tree_map
 from swamp_ray.sparsity.masks import mask_tensors, prunable_tensors
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.losses import loss_of
+from swamp_ray.training.evaluation_loss import loss_of
 
 NUM_SAMPLES, BATCH, NUM_DIRECTIONS, SEED = 5000, 500, 32, 0
 

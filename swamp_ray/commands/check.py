@@ -35,7 +35,7 @@ from swamp_ray.text.metric_names import number, shown_primary
 from swamp_ray.text.output import Output
 from swamp_ray.text.tables import counted, display_path, percent, size, told_apart
 from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
-from swamp_ray.training.memory_estimate import footprint
+from swamp_ray.training.memory_estimate import estimate_memory
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def memory_line(prepared: Prepared) -> str:
     width = prepared.arithmetic.width
     who = "device memory of a particle" if width == 1 else f"device memory of {width} packed particles"
     try:
-        found = footprint(prepared.config, prepared.data, prepared.arithmetic, masked=masked, num_members=width)
+        found = estimate_memory(prepared.config, prepared.data, prepared.arithmetic, masked=masked, num_members=width)
     except Exception as error:  # whatever the network raises in a step of another size; the run itself may well do
         return escape(f"{who}: not known ({type(error).__name__}: {error})".splitlines()[0])
     step = "a training step" if width == 1 else "training steps"

@@ -15,7 +15,9 @@ from rich.table import Table
 from torch import Tensor
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data, load_data, tree_map
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import Data
+from swamp_ray.data.trees import tree_map
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.process_state import computing
 from swamp_ray.run.prepare import device_kind
@@ -28,7 +30,7 @@ from swamp_ray.text.metric_names import is_percent, short, shown_primary
 from swamp_ray.text.output import Output
 from swamp_ray.text.tables import NAME_WIDTH, bounded, percent, told_apart
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
-from swamp_ray.training.losses import LOSS, evaluation_loss
+from swamp_ray.training.evaluation_loss import LOSS, evaluation_loss
 from swamp_ray.training.normalisation import without_single
 from swamp_ray.training.tasks import Task
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
@@ -155,7 +157,7 @@ class _Member:
         """The batches of a split in fixed order, on the device, one at a time: all of them may not fit into memory."""
         if self.like is None:
             return self.trainer.evaluation_batches(split, PREDICTION_BATCH)
-        batches = self.trainer.feed(split).batches(self.like.forward_batch, seed=None, drop_last=False)
+        batches = self.trainer.batches(split).one_pass(self.like.forward_batch, seed=None, drop_last=False)
         return without_single(batches)
 
     def predict(self, batch: Any) -> Tensor:

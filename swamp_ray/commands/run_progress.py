@@ -22,7 +22,7 @@ from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.metric_names import number, shown_primary
 from swamp_ray.text.output import Output, is_live
 from swamp_ray.text.tables import bounded, counted, display_path, duration, percent, results_table
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 
 WIDE = 100  # columns that a particle's whole line needs
 

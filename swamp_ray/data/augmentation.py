@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swamp_ray.data.samples import Images
+from swamp_ray.data.samples import ImageSettings
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Draws:
     flip: Tensor | None = None
 
     @classmethod
-    def of(cls, num: int, images: Images | None, seed: int | None) -> Draws | None:
+    def of(cls, num: int, images: ImageSettings | None, seed: int | None) -> Draws | None:
         """Draw for one pass over ``num`` samples; None without a seed."""
         if seed is None:
             return None
@@ -61,13 +61,13 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-class Pixels:
+class ImagePipeline:
     """uint8 ``[B, H, W, C]`` to normalised float32 of the same shape, cropped and mirrored as drawn.
 
     What depends on the images' size alone is computed at the first batch and kept.
     """
 
-    def __init__(self, images: Images, device: torch.device) -> None:
+    def __init__(self, images: ImageSettings, device: torch.device) -> None:
         self.images, self.device = images, device
         std = torch.tensor(images.std, dtype=torch.float64)
         self._scale = (1.0 / (255.0 * std)).float().to(device)

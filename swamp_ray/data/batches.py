@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swamp_ray.data.augmentation import Draws, Pixels
-from swamp_ray.data.columns import Column, as_read
-from swamp_ray.data.loader import Loader, Upload
+from swamp_ray.data.augmentation import Draws, ImagePipeline, to_device
+from swamp_ray.data.loader import DeviceCopies, Loader
 from swamp_ray.data.samples import ArraySamples, LazySamples, Samples
 from swamp_ray.data.trees import leaves, tree_map
+
+_PIECE_BYTES = 32 * 2**20
+"""Of floats that are made at a time where a whole column is normalised."""
+
 
 Batch = Any
 
@@ -27,7 +30,7 @@ _ALIGNMENT = 512
 """Bytes. Batches begin where memory that is asked for would: libraries choose their kernels by it."""
 
 
-class Feed:
+class Batches:
     """The batches of one split on one device.
 
     Every batch is a nest of fresh tensors, which the model may overwrite; floating point is float32,
@@ -52,31 +55,31 @@ class Feed:
         self.samples, self.device = samples, device
         self.group: int | None = None
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._pixels = Pixels(samples.images, device) if samples.images is not None else None
-        self._columns: list[Column] = []
+        self._pixels = ImagePipeline(samples.images, device) if samples.images is not None else None
+        self._columns: list[LeafArray] = []
         self._arrays: Any = None
         if isinstance(samples, ArraySamples):
             resident = on_device and device.type != "cpu"
             self._columns = [
-                Column(array, device=device, layout=self._format, resident=resident,
+                LeafArray(array, device=device, layout=self._format, resident=resident,
                        pixels=self._pixels if index == 0 else None)
                 for index, array in enumerate(leaves(samples.arrays))]
             self._keeps = resident or device.type == "cpu"
             self._arrays = samples.arrays
             self._flat = type(self._arrays) is tuple and all(isinstance(part, np.ndarray) for part in self._arrays)
-        self._plain: Feed | None = None
+        self._plain: Batches | None = None
         if isinstance(samples, ArraySamples) and samples.plain is not None:
-            self._plain = Feed(ArraySamples(samples.plain, samples.images), device=device, channels_last=channels_last,
-                               on_device=on_device)
-        self._lazily: tuple[Loader, Upload] | None = None
+            plain = ArraySamples(samples.plain, samples.images)
+            self._plain = Batches(plain, device=device, channels_last=channels_last, on_device=on_device)
+        self._lazily: tuple[Loader, DeviceCopies] | None = None
         if isinstance(samples, LazySamples):
-            self._lazily = loader or Loader([samples], 0, pinned=device.type == "cuda"), Upload(device)
+            self._lazily = loader or Loader([samples], 0, pinned=device.type == "cuda"), DeviceCopies(device)
 
     def num_batches(self, batch_size: int, drop_last: bool) -> int:
         """How many batches one pass has."""
         return len(self.samples) // batch_size if drop_last else math.ceil(len(self.samples) / batch_size)
 
-    def batches(
+    def one_pass(
         self, batch_size: int, *, seed: int | None, drop_last: bool, first: int = 0, share: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
         """One pass over the split.
@@ -91,7 +94,7 @@ class Feed:
                 k must divide the batch, and partial ones be dropped.
         """
         if seed is None and self._plain is not None:
-            yield from self._plain.batches(batch_size, seed=None, drop_last=drop_last, first=first, share=share)
+            yield from self._plain.one_pass(batch_size, seed=None, drop_last=drop_last, first=first, share=share)
             return
         num = self.num_batches(batch_size, drop_last)
         part, size = share[0] * (batch_size // share[1]), batch_size // share[1]
@@ -158,7 +161,7 @@ class Feed:
             yield self._finish(batch)
 
 
-def _kept(columns: Sequence[Column], device: str) -> list[Column]:
+def _kept(columns: Sequence[LeafArray], device: str) -> list[LeafArray]:
     """The leaves that are kept as networks read them, the smallest first, as far as there is room."""
     left, found = KEPT_BYTES[device], []
     for column in sorted((one for one in columns if one.fixed), key=lambda one: one.num_bytes):
@@ -169,7 +172,7 @@ def _kept(columns: Sequence[Column], device: str) -> list[Column]:
 
 
 def kept_bytes(samples: ArraySamples, device: str, resident: bool, training: bool) -> int:
-    """What a feed of samples in memory keeps of them on its device.
+    """What a source of samples in memory keeps of them on its device.
 
     Args:
         samples: The split.
@@ -178,9 +181,9 @@ def kept_bytes(samples: ArraySamples, device: str, resident: bool, training: boo
         training: Whether the split is trained on.
     """
     host = torch.device("cpu")
-    pixels = Pixels(samples.images, host) if samples.images is not None else None
+    pixels = ImagePipeline(samples.images, host) if samples.images is not None else None
     arrays = [np.asarray(leaf) for leaf in leaves(samples.arrays)]
-    columns = [Column(array, device=host, layout=torch.contiguous_format, resident=False,
+    columns = [LeafArray(array, device=host, layout=torch.contiguous_format, resident=False,
                       pixels=pixels if index == 0 else None) for index, array in enumerate(arrays)]
     kept = _kept(columns, device) if training and (resident or device == "cpu") else []
     others = [array.nbytes if column.takes_pixels else column.num_bytes
@@ -203,3 +206,104 @@ def _nest(like: Any, parts: list[Tensor]) -> Batch:
     """The leaves of a nest replaced in order."""
     given = iter(parts)
     return tree_map(lambda _: next(given), like)
+
+
+def as_read(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """Floating point as float32, with four dimensions in a memory layout; anything else as it is."""
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+        if tensor.ndim == 4:
+            return tensor.contiguous(memory_format=layout)
+    return tensor
+
+
+class LeafArray:
+    """An array ``[N, ...]`` from which batches are taken.
+
+    It lies on the device, or in the host's memory; as it came, or in the form in which networks read it, so that a
+    batch is one copy.
+
+    Args:
+        array: The values; never written to.
+        device: Where batches are wanted.
+        layout: Of tensors with four dimensions.
+        pixels: Makes floats of images; None where the values are used as they are.
+        resident: Keep the array in the device's memory.
+    """
+
+    def __init__(
+        self, array: np.ndarray, *, device: torch.device, layout: torch.memory_format, pixels: ImagePipeline | None,
+        resident: bool,
+    ) -> None:
+        self._array, self._device, self._layout, self._pixels = array, device, layout, pixels
+        self._resident = resident
+        self._raw: Tensor | None = None
+        self._ready: Tensor | None = None
+        self._channels_inside = False
+        if resident and pixels is not None:
+            self._raw = torch.tensor(array, device=device)
+        elif resident:
+            self.make_ready()
+
+    @property
+    def num_bytes(self) -> int:
+        """What the values take up in the form in which networks read them."""
+        itemsize = 4 if self._pixels or self._array.dtype.kind == "f" else self._array.dtype.itemsize
+        return self._array.size * itemsize
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the values are images that are normalised."""
+        return self._pixels is not None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every pass reads the same values: no image is cropped or mirrored."""
+        return self._pixels is None or not self._pixels.random
+
+    def make_ready(self) -> None:
+        """Bring all values into the form in which networks read them, once and for all."""
+        if self._ready is not None:
+            return
+        if self._pixels is not None:
+            values = self._normalised(self._pixels)
+            read = as_read(values.permute(0, 3, 1, 2), self._layout)
+            self._channels_inside = read.data_ptr() == values.data_ptr()
+        else:
+            read = as_read(torch.tensor(self._array, device=self._device), self._layout)
+            self._channels_inside = not read.is_contiguous()
+        # Rows are taken from what lies contiguously; the batch is turned afterwards, which moves nothing.
+        self._ready = read.permute(0, 2, 3, 1) if self._channels_inside else read
+        self._raw = None
+
+    def _normalised(self, pixels: ImagePipeline) -> Tensor:
+        """All images as float32 ``[N, H, W, C]``."""
+        values = torch.empty(self._array.shape, dtype=torch.float32, device=self._device)
+        size = max(1, _PIECE_BYTES * len(values) // max(1, self.num_bytes))
+        for first in range(0, len(values), size):
+            rows = slice(first, first + size)
+            values[rows] = pixels(self._taken(rows, None, None), None)
+        return values
+
+    def batch(self, rows: slice, host: Draws | None, here: Draws | None) -> Tensor:
+        """The values at some positions of a pass: a new tensor on the device, as networks read it.
+
+        Args:
+            rows: The positions.
+            host: Their draws, on the host; None for the fixed order.
+            here: The same on the device.
+        """
+        if self._ready is not None:
+            taken = self._ready[rows].clone() if here is None else self._ready.index_select(0, here.order)
+            return taken.permute(0, 3, 1, 2) if self._channels_inside else taken
+        taken = self._taken(rows, host, here)
+        if self._pixels is not None:
+            taken = self._pixels(taken, here).permute(0, 3, 1, 2)
+        return as_read(taken, self._layout)
+
+    def _taken(self, rows: slice, host: Draws | None, here: Draws | None) -> Tensor:
+        """The values as they came, on the device; not to be written to."""
+        if self._raw is not None:
+            return self._raw[rows] if here is None else self._raw.index_select(0, here.order)
+        chosen = np.array(self._array[rows]) if host is None else np.take(self._array, host.order.numpy(), axis=0)
+        return to_device(torch.from_numpy(chosen), self._device)

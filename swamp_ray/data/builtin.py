@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.image_decoding import Unclear, decoded, quietly, why
-from swamp_ray.data.jpeg_ends import refuse_cut
-from swamp_ray.data.samples import channel_statistics, class_counts, first_rows, shuffled
-from swamp_ray.data.trees import num_samples
+from swamp_ray.data.labels import check_labels
+from swamp_ray.data.parquet import read_parquet
+from swamp_ray.data.samples import UnsplitData, channel_statistics
+from swamp_ray.data.splits import class_counts, shuffled
 from swamp_ray.errors import UserError
 
 CIFAR_STATISTICS = {
@@ -27,57 +25,14 @@ CIFAR_CLASSES = {"cifar10": 10, "cifar100": 100}
 DIGITS_TEST_SHARE = 0.2
 
 
-@dataclass(frozen=True, eq=False)
-class Raw:
-    """A dataset in memory.
-
-    Attributes:
-        train: Nest of arrays with equal first dimension.
-        test: Likewise.
-        train_labels: int64 ``[N]`` for stratification; None where targets are no classes.
-        test_labels: Likewise.
-        num_classes: None where targets are no classes.
-        mean: Per channel, for uint8 images ``[N, H, W, C]``; None where arrays are used as they are.
-        std: Likewise.
-        augment: What ``data.augment: auto`` means here.
-        class_names: In label order; may be empty.
-        validation: Given by the source itself, or None.
-        source: Where it came from, for people.
-        plain: The training samples without changes; None: they are ``train``.
-        warnings: What the user should know of the data.
-    """
-
-    train: Any
-    test: Any
-    train_labels: np.ndarray | None
-    test_labels: np.ndarray | None
-    num_classes: int | None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    augment: str = "none"
-    class_names: tuple[str, ...] = ()
-    validation: Any = None
-    source: str = ""
-    plain: Any = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def num_train(self) -> int:
-        """Training samples before limits and the split."""
-        return num_samples(self.train)
-
-    @property
-    def num_test(self) -> int:
-        """Test samples before limits."""
-        return num_samples(self.test)
 
 
-def labelled(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], **rest: Any) -> Raw:
-    """A :class:`Raw` of images and labels."""
-    return Raw(train=train, test=test, train_labels=train[1], test_labels=test[1], **rest)
+def labelled(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], **rest: Any) -> UnsplitData:
+    """A :class:`UnsplitData` of images and labels."""
+    return UnsplitData(train=train, test=test, train_labels=train[1], test_labels=test[1], **rest)
 
 
-def load_digits_data(config: DataConfig, root: Path | None) -> Raw:
+def load_digits_data(config: DataConfig, root: Path | None) -> UnsplitData:
     """scikit-learn's handwritten digits: 1,797 images of 8x8 pixels, their 17 levels spread over 0..255.
 
     The test set is a stratified fifth (359 images), the same for every config.
@@ -109,7 +64,7 @@ def _digits_rows() -> np.ndarray:
     return np.column_stack([found.data, found.target])
 
 
-def load_synthetic(config: DataConfig, root: Path | None) -> Raw:
+def load_synthetic(config: DataConfig, root: Path | None) -> UnsplitData:
     """Noisy copies of one random pattern a class, as uint8 images; for benchmarks and tests.
 
     Options: ``num_train`` (1024), ``num_test`` (256), ``num_classes`` (10), ``shape`` ([3, 32, 32]: channels,
@@ -137,7 +92,7 @@ def load_synthetic(config: DataConfig, root: Path | None) -> Raw:
     return labelled(train, test, num_classes=options["num_classes"], mean=mean, std=std, source="synthetic")
 
 
-def load_cifar(config: DataConfig, root: Path | None) -> Raw:
+def load_cifar(config: DataConfig, root: Path | None) -> UnsplitData:
     """CIFAR-10 or CIFAR-100: torchvision's folder if it is under the root, else Parquet files.
 
     Parquet: ``NAME-train.parquet`` and ``NAME-test.parquet`` with the columns ``image`` (bytes of an image file, or
@@ -209,112 +164,13 @@ def _read_torchvision(
     return train, test, tuple(parts[0].classes)
 
 
-def read_parquet(
-    path: Path, num_classes: int, limit: int | None
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[str, ...]]:
-    """Images and labels of one Parquet file, and the class names in its metadata.
-
-    Args:
-        path: The file.
-        num_classes: Labels must lie in [0, num_classes).
-        limit: Rows to decode; see :func:`first_rows`.
-
-    Returns:
-        uint8 ``[N, H, W, 3]`` and int64 ``[N]``; names, possibly none.
-
-    Raises:
-        UserError: The file is missing, no Parquet, empty, without the columns, or has a damaged image, images of
-            several sizes, or a label that does not fit; a row is named by its number, from 0.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.exists() and not path.is_file():
-        raise UserError("this is no regular file", where=str(path), do="Put the Parquet file there.")
-    if not path.is_file():
-        raise UserError("this file is missing", where=str(path), do="Both the training and the test file are needed.")
-    try:
-        schema = pq.read_schema(path)
-        missing = [column for column in ("image", "label") if column not in schema.names]
-        if missing:
-            raise UserError(f"there is no column {' and no column '.join(missing)}", where=str(path),
-                            do=f"The columns must be image and label; the file has: {', '.join(schema.names)}.")
-        table = pq.read_table(path, columns=["image", "label"])
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"this is no Parquet file that can be read: {error}", where=str(path)) from error
-    labels = _label_column(table["label"], num_classes, path)
-    rows = first_rows(len(labels), labels, limit)
-    with quietly():
-        images = _decode_all(_image_column(table["image"], path), rows, path)
-    named = (schema.metadata or {}).get(b"classes", b"").decode()
-    return (images, labels[rows]), tuple(named.split(",")) if named else ()
 
 
-def _label_column(column: Any, num_classes: int, path: Path) -> np.ndarray:
-    import pyarrow as pa
-
-    if not pa.types.is_integer(column.type) or column.null_count:
-        got = f"{column.type} with {column.null_count} missing values" if column.null_count else str(column.type)
-        raise UserError("the column label must hold integers without gaps", got=got, where=str(path))
-    labels = column.to_numpy().astype(np.int64)
-    check_labels(labels, num_classes, str(path))
-    return labels
 
 
-def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
-    """Refuse labels outside [0, num_classes), no labels at all, and a single class.
-
-    Raises:
-        UserError: Names the first offending row.
-    """
-    if not len(labels):
-        raise UserError("there are no samples", where=where)
-    bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if bad.size:
-        raise UserError(f"labels must lie in [0, {num_classes})", got=f"{labels[bad[0]]} in row {bad[0]}", where=where)
-    if labels.min() == labels.max():
-        raise UserError("there must be at least two classes", got=f"only label {labels[0]}", where=where)
 
 
-def _image_column(column: Any, path: Path) -> Any:
-    """The chunks of encoded images; Hugging Face wraps them in a struct."""
-    import pyarrow as pa
-
-    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-        column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise UserError("the column image must hold the bytes of PNG or JPEG files", got=str(column.type),
-                        where=str(path))
-    return column
 
 
-def _decode_all(column: Any, rows: np.ndarray, path: Path) -> np.ndarray:
-    wanted = column if len(rows) == len(column) else column.take(rows)
-    images: np.ndarray | None = None
-    for position, scalar in enumerate(wanted):
-        image = _decode(scalar.as_py(), f"{path}, row {rows[position]}")
-        if images is None:
-            images = np.empty((len(rows), *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
-            raise UserError("all images must have one size", got=f"{image.shape[1]}x{image.shape[0]} instead of "
-                            f"{images.shape[2]}x{images.shape[1]}", where=f"{path}, row {rows[position]}")
-        images[position] = image
-    assert images is not None
-    return images
 
 
-def _decode(encoded: bytes | None, where: str) -> np.ndarray:
-    from PIL import Image
-
-    if not encoded:
-        raise UserError("the image is missing", where=where)
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            picture = decoded(image)
-            refuse_cut(encoded, image)
-            return np.asarray(picture)
-    except Unclear as error:
-        raise UserError(f"the image cannot be used: {error}", where=where) from error
-    except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error
-        raise UserError(f"the image cannot be decoded: {why(error)}", where=where,
-                        do="Replace the file, or remove the row.") from error

@@ -11,40 +11,28 @@ import numpy as np
 
 from swamp_ray.config.paths import expanded
 from swamp_ray.config.sections import DataConfig, TaskConfig
-from swamp_ray.data.batches import Batch, Feed
-from swamp_ray.data.builtin import Raw, load_cifar, load_digits_data, load_synthetic
+from swamp_ray.data.builtin import load_cifar, load_digits_data, load_synthetic
 from swamp_ray.data.image_folder import load_image_folder
 from swamp_ray.data.samples import (
     ArraySamples,
     Data,
-    Images,
-    LazySamples,
-    Samples,
+    UnsplitData,
     digest_of,
-    first_rows,
-    fixed_order,
-    hold_out,
     image_pipeline,
-    take,
 )
-from swamp_ray.data.trees import leaves, named_leaves, tree_map
+from swamp_ray.data.splits import first_rows, fixed_order, hold_out, take
+from swamp_ray.data.trees import leaves
 from swamp_ray.data.user import load_user_data
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.process_state import computing
 from swamp_ray.user_code.importing import is_import_path
-
-__all__ = [
-    "DATASETS", "ArraySamples", "Batch", "Data", "Feed", "Images", "LazySamples", "Samples", "leaves", "load_data",
-    "named_leaves", "tree_map",
-]
-
 
 BUILT_IN_TASKS = ("classification", "regression")
 
 
 @dataclass(frozen=True)
 class _Dataset:
-    load: Callable[[DataConfig, Path | None], Raw | Data]
+    load: Callable[[DataConfig, Path | None], UnsplitData | Data]
     needs_root: bool = False
     options: tuple[str, ...] = ()
 
@@ -82,7 +70,7 @@ def load_data(config: DataConfig, task: TaskConfig | None = None) -> Data:
     return found if isinstance(found, Data) else assemble(config, found)
 
 
-def _built_in(config: DataConfig) -> Raw | Data:
+def _built_in(config: DataConfig) -> UnsplitData | Data:
     if config.name not in DATASETS:
         raise UserError(
             "there is no such dataset", got=config.name, where="data.name",
@@ -111,7 +99,7 @@ def _root(config: DataConfig) -> Path:
                     do="Correct the path, or set data.download: true where torchvision may fetch the dataset.")
 
 
-def assemble(config: DataConfig, raw: Raw) -> Data:
+def assemble(config: DataConfig, raw: UnsplitData) -> Data:
     """Limit, split and name a dataset that has been read into memory."""
     train_rows = first_rows(raw.num_train, raw.train_labels, config.limit_train)
     labels = None if raw.train_labels is None else raw.train_labels[train_rows]
@@ -146,7 +134,7 @@ def assemble(config: DataConfig, raw: Raw) -> Data:
     )
 
 
-def _input_shape(raw: Raw, is_images: bool) -> tuple[int, ...] | None:
+def _input_shape(raw: UnsplitData, is_images: bool) -> tuple[int, ...] | None:
     """Shape of what the model reads first, where that is one array."""
     inputs = raw.train[0] if isinstance(raw.train, tuple | list) else raw.train
     if not hasattr(inputs, "shape"):

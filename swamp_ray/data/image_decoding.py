@@ -34,11 +34,11 @@ _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _TO_8_BIT = "Save it as an 8-bit or 16-bit PNG, all images with the same scale."
 
 
-class Unclear(Exception):
+class UnclearImage(Exception):
     """An image that cannot be shown as one 8-bit RGB picture; the text says why."""
 
 
-class Steps(IntFlag):
+class DecodingSteps(IntFlag):
     """What happens to a file's values besides a change of colour space; 0 for ordinary 8-bit files."""
 
     NONE = 0
@@ -47,7 +47,7 @@ class Steps(IntFlag):
     TURNED = 4
 
 
-def steps_of(image: Image) -> Steps:
+def decoding_steps(image: Image) -> DecodingSteps:
     """What the decoding of an opened file takes; its pixels need not be loaded.
 
     Raises:
@@ -55,24 +55,24 @@ def steps_of(image: Image) -> Steps:
     """
     _refuse_size(image)
     _refuse_frames(image)
-    steps = Steps.NONE
+    steps = DecodingSteps.NONE
     if _is_16_bit_grey(image):
-        steps |= Steps.SCALED
+        steps |= DecodingSteps.SCALED
     elif image.mode not in _AS_THEY_ARE | _TRANSPARENT:
-        raise Unclear(f"its pixels are {_named(image.mode)}, which have no certain form in 8-bit RGB. {_TO_8_BIT}")
+        raise UnclearImage(f"its pixels are {_named(image.mode)}, which have no certain form in 8-bit RGB. {_TO_8_BIT}")
     if image.mode in _TRANSPARENT:
-        steps |= Steps.FLATTENED
+        steps |= DecodingSteps.FLATTENED
     elif "transparency" in image.info:
         # Pillow compares the transparent value, as it stands in the file, with values that it has scaled.
         if steps or (";" in _raw_mode(image) and image.mode not in {"1", "P"}):
-            raise Unclear(f"one of its values is transparent, and it has other than 8 bits. {_TO_8_BIT}")
-        steps |= Steps.FLATTENED
+            raise UnclearImage(f"one of its values is transparent, and it has other than 8 bits. {_TO_8_BIT}")
+        steps |= DecodingSteps.FLATTENED
     if _orientation(image) != 1:
-        steps |= Steps.TURNED
+        steps |= DecodingSteps.TURNED
     return steps
 
 
-def decoded(image: Image) -> Image:
+def decode_rgb(image: Image) -> Image:
     """The picture of an opened file, mode RGB.
 
     What is plain 8-bit RGB already is given back without a copy.
@@ -81,21 +81,21 @@ def decoded(image: Image) -> Image:
         Unclear: It does not show one certain picture.
         Exception: Whatever decoders raise on damaged files.
     """
-    steps = steps_of(image)
+    steps = decoding_steps(image)
     with _whole_files_only():
         image.load()
     # Some files say only after their pixels how they are turned.
     orientation = _orientation(image)
-    if steps & Steps.SCALED:
+    if steps & DecodingSteps.SCALED:
         image = _scaled(image)
-    elif steps & Steps.FLATTENED:
+    elif steps & DecodingSteps.FLATTENED:
         image = _flattened(image)
     elif image.mode != "RGB":
         image = image.convert("RGB")
     return _turned(image, orientation)
 
 
-def inspected(file: BinaryIO, image: Image, whole: bool) -> Steps:
+def inspect_file(file: BinaryIO, image: Image, whole: bool) -> DecodingSteps:
     """What the decoding of a file takes, and whether all of it is there.
 
     Args:
@@ -107,7 +107,7 @@ def inspected(file: BinaryIO, image: Image, whole: bool) -> Steps:
         Unclear: It does not show one certain picture.
         Exception: Whatever decoders raise on damaged files.
     """
-    steps = steps_of(image)
+    steps = decoding_steps(image)
     if whole or not _ends_well(file, image.format):
         with _whole_files_only():
             image.load()
@@ -115,12 +115,12 @@ def inspected(file: BinaryIO, image: Image, whole: bool) -> Steps:
             file.seek(0)
             refuse_cut(file.read(), image)
         if _orientation(image) != 1:
-            steps |= Steps.TURNED
+            steps |= DecodingSteps.TURNED
     return steps
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def no_pillow_warnings() -> Iterator[None]:
     """Keep Pillow's warnings about odd files from the terminal: what matters of them is an error here."""
     from PIL import Image
 
@@ -157,7 +157,7 @@ def _whole_files_only() -> Iterator[None]:
                 ImageFile.LOAD_TRUNCATED_IMAGES = _Strictness.before
 
 
-def why(error: BaseException) -> str:
+def decoding_error(error: BaseException) -> str:
     """In one line why a file could not be decoded, without addresses of objects in memory."""
     from PIL import Image, UnidentifiedImageError
 
@@ -174,7 +174,7 @@ def _refuse_size(image: Image) -> None:
 
     most = Pillow.MAX_IMAGE_PIXELS
     if most is not None and image.width * image.height > most:
-        raise Unclear(f"it has {image.width} x {image.height} pixels, and an image may have {most:,} here. "
+        raise UnclearImage(f"it has {image.width} x {image.height} pixels, and an image may have {most:,} here. "
                       "Make it smaller")
 
 
@@ -184,7 +184,7 @@ def _refuse_frames(image: Image) -> None:
         return
     num = getattr(image, "n_frames", 1)
     if num > 1:
-        raise Unclear(f"it has {num} frames or pages, and which of them counts is not certain. "
+        raise UnclearImage(f"it has {num} frames or pages, and which of them counts is not certain. "
                       "Save the one that counts as a file of its own")
 
 

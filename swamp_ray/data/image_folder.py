@@ -13,10 +13,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.image_decoding import decoded, why
+from swamp_ray.data.image_decoding import decode_rgb, decoding_error
 from swamp_ray.data.image_listing import EXTENSIONS, UNREAD_EXTENSIONS, Inspector, Listing, class_folders, list_images
 from swamp_ray.data.jpeg_ends import looks_cut, refuse_cut
-from swamp_ray.data.samples import Data, Images, LazySamples, digest_of, first_rows, fixed_order, hold_out
+from swamp_ray.data.samples import Data, ImageSettings, LazySamples, digest_of
+from swamp_ray.data.splits import first_rows, fixed_order, hold_out
 from swamp_ray.errors import RunError, UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,12 +38,13 @@ class ImageFiles(Dataset[Any]):
         path = os.path.join(self.root, os.fsdecode(self.files[index]))
         try:
             with Image.open(path) as image:
-                picture = decoded(image)
+                picture = decode_rgb(image)
                 if looks_cut(image):
                     refuse_cut(Path(path).read_bytes(), image)
                 return picture, int(self.labels[index])
         except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error
-            raise RunError(f"the image {path} cannot be read: {why(error)}. Replace or remove the file.") from error
+            reason = decoding_error(error)
+            raise RunError(f"the image {path} cannot be read: {reason}. Replace or remove the file.") from error
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _identity(listing: Listing, rows: np.ndarray) -> dict[str, np.ndarray]:
     return found | ({"steps": listing.steps[rows]} if listing.steps[rows].any() else {})
 
 
-def _pipeline(config: DataConfig) -> tuple[Images, ImageTransform, ImageTransform]:
+def _pipeline(config: DataConfig) -> tuple[ImageSettings, ImageTransform, ImageTransform]:
     """Normalisation, training transform, evaluation transform."""
     from torchvision.transforms import v2
 
@@ -131,7 +133,7 @@ def _pipeline(config: DataConfig) -> tuple[Images, ImageTransform, ImageTransfor
     if _augment(config) == "crop_flip":
         steps.append(v2.RandomHorizontalFlip())
     augmented = plain if _augment(config) == "none" else v2.Compose(steps)
-    return Images(IMAGENET_MEAN, IMAGENET_STD), ImageTransform(augmented), ImageTransform(plain)
+    return ImageSettings(IMAGENET_MEAN, IMAGENET_STD), ImageTransform(augmented), ImageTransform(plain)
 
 
 def _augment(config: DataConfig) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swamp_ray.data.image_decoding import Steps, Unclear, inspected, quietly, why
+from swamp_ray.data.image_decoding import DecodingSteps, UnclearImage, decoding_error, inspect_file, no_pillow_warnings
 from swamp_ray.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -34,7 +34,7 @@ class Listing:
         files: Paths relative to the root as bytes (a quarter of the memory of text), sorted by class, then name.
         labels: int64 ``[N]``.
         stamps: Size in bytes and modification time in ns, int64 ``[N, 2]``.
-        steps: What decoding each file takes (:class:`Steps`), uint8 ``[N]``.
+        steps: What decoding each file takes (:class:`DecodingSteps`), uint8 ``[N]``.
         classes: Sorted folder names.
         num_unread: Image files of formats that are not read.
     """
@@ -58,7 +58,7 @@ class Inspector:
     def __init__(self, num_pixels: int = DECODED_PIXELS) -> None:
         self._left = num_pixels
 
-    def __call__(self, path: str) -> Steps:
+    def __call__(self, path: str) -> DecodingSteps:
         """What the decoding of a file takes.
 
         Raises:
@@ -70,11 +70,11 @@ class Inspector:
             with open(path, "rb") as file, Image.open(file) as image:
                 size = image.width * image.height
                 whole = size <= self._left
-                steps = inspected(file, image, whole)
-        except Unclear as error:
+                steps = inspect_file(file, image, whole)
+        except UnclearImage as error:
             raise UserError(f"the image cannot be used: {error}", where=path) from error
         except Exception as error:  # decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error
-            raise UserError(f"the image cannot be read: {why(error)}", where=path, do=_REPLACE) from error
+            raise UserError(f"the image cannot be read: {decoding_error(error)}", where=path, do=_REPLACE) from error
         if whole:
             self._left -= size
         return steps
@@ -108,7 +108,7 @@ def list_images(folder: Path, classes: tuple[str, ...] | None = None, inspect: I
     stamps: list[tuple[int, int]] = []
     steps: list[int] = []
     num_unread = 0
-    with quietly():
+    with no_pillow_warnings():
         for label, name in enumerate(found):
             walk = _Walk()
             of_class = sorted(walk.images_below(str(folder / name)), key=lambda one: (one.path, one.size, one.modified))

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from swamp_ray.data.builtin import check_labels
+from swamp_ray.config.sections import DataConfig
+from swamp_ray.data.pairs import OWN_TASK, built_in_pair, integer_labels, label_leaf, with_labels
+from swamp_ray.data.user_function import ReturnedSplits
 from swamp_ray.errors import UserError, nearest
 
-INPUT_KEYS = ("inputs", "image", "pixel_values")
-LABEL_KEYS = ("labels", "label")
-_OWN_TASK = "or name a task of your own in task.name."
 _SHOWN = 5
 
 
@@ -60,7 +59,7 @@ def class_numbers(found: np.ndarray, where: str) -> tuple[np.ndarray, int | None
         return _from_one_hot(found, where), found.shape[1]
     if found.ndim != 1:
         raise UserError("labels must be one number a sample", got=f"shape {list(found.shape)}", where=where,
-                        do=f"Return them as [N], {_OWN_TASK}")
+                        do=f"Return them as [N], {OWN_TASK}")
     numbers = found.astype(np.int64)
     odd = np.flatnonzero(numbers != found)
     if odd.size:
@@ -75,10 +74,10 @@ def _from_one_hot(found: np.ndarray, where: str) -> np.ndarray:
         return ones.argmax(axis=1).astype(np.int64)
     raise UserError("labels must be one number a sample, or rows with a single 1 and else 0",
                     got=f"rows of {found.shape[1]} numbers that are neither", where=where,
-                    do=f"Return the number of each sample's class, {_OWN_TASK}")
+                    do=f"Return the number of each sample's class, {OWN_TASK}")
 
 
-def settle(
+def decide_classes(
     labels: Mapping[str, np.ndarray], num_classes: int | None, names: Sequence[str], where: str
 ) -> Classes:
     """Decide how many classes there are, and whether they are numbered from 0 or from 1.
@@ -205,29 +204,6 @@ def values_of(targets: torch.Tensor) -> np.ndarray:
     return (targets.float() if targets.dtype == torch.bfloat16 else targets).numpy()
 
 
-def built_in_pair(nest: Any, where: str) -> tuple[Any, Any]:
-    """Inputs and targets, as the built-in tasks read them.
-
-    Args:
-        nest: A pair, or a mapping with one of ``inputs``, ``image``, ``pixel_values`` and one of ``labels``, ``label``.
-        where: The data's name, for errors.
-
-    Raises:
-        UserError: It is neither.
-    """
-    if isinstance(nest, tuple | list) and len(nest) == 2:
-        return nest[0], nest[1]
-    if isinstance(nest, Mapping):
-        keys = [[key for key in known if key in nest] for known in (INPUT_KEYS, LABEL_KEYS)]
-        if [len(found) for found in keys] == [1, 1] and len(nest) == 2:
-            return nest[keys[0][0]], nest[keys[1][0]]
-        got = f"a mapping with {', '.join(map(str, nest))}"
-    else:
-        got = f"{len(nest)} parts" if isinstance(nest, tuple | list) else "a single part"
-    raise UserError(
-        "the built-in tasks read pairs of inputs and labels, or mappings with one of "
-        f"{', '.join(INPUT_KEYS)} and one of {', '.join(LABEL_KEYS)}", got=got, where=where,
-        do="Return such samples and nothing else, " + _OWN_TASK)
 
 
 @dataclass(frozen=True)
@@ -261,3 +237,115 @@ class BuiltInForm:
         numbers = numbers - self.shift
         check_range(numbers, self.num_classes, f"{self.where}, in a batch")
         return inputs, torch.from_numpy(numbers)
+
+
+def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
+    """Refuse labels outside [0, num_classes), no labels at all, and a single class.
+
+    Raises:
+        UserError: Names the first offending row.
+    """
+    if not len(labels):
+        raise UserError("there are no samples", where=where)
+    bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if bad.size:
+        raise UserError(f"labels must lie in [0, {num_classes})", got=f"{labels[bad[0]]} in row {bad[0]}", where=where)
+    if labels.min() == labels.max():
+        raise UserError("there must be at least two classes", got=f"only label {labels[0]}", where=where)
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """What is known of the targets.
+
+    Attributes:
+        num_classes: None where they are no classes.
+        class_names: In label order; may be empty.
+        warnings: What the user should know of them.
+        shift: What was subtracted from the labels that were given.
+    """
+
+    num_classes: int | None
+    class_names: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    shift: int = 0
+
+
+def number_of_classes(value: Any) -> int | None:
+    """The number of classes that was given, from any kind of whole number.
+
+    Raises:
+        UserError: It is none.
+    """
+    if value is None:
+        return None
+    try:
+        number = value if isinstance(value, int | float) else value.item()
+    except (AttributeError, ValueError, RuntimeError, TypeError):  # a text, or more than one number
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number) or number < 1:
+        raise UserError("must be a whole number of classes", got=str(value), where="num_classes")
+    return int(number)
+
+
+def class_names_of(value: Any, num_classes: int | None) -> tuple[str, ...]:
+    """Names in label order, from any sequence: a list, an array, an index.
+
+    Raises:
+        UserError: They are no names, or not one for each class.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes | Mapping | set | frozenset) or not hasattr(value, "__iter__"):
+        raise UserError("must be a list of names in the order of the labels", got=type(value).__name__,
+                        where="class_names")
+    names = tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in value)
+    if names and num_classes is not None and len(names) != num_classes:
+        raise UserError(f"there must be one name for each of {num_classes} classes", got=len(names),
+                        where="class_names")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError("class_names must differ", got=f"{twice!r} twice", where="class_names")
+    return names
+
+
+def with_classes(
+    config: DataConfig, task: str | None, given: ReturnedSplits, nests: dict[str, Any]
+) -> tuple[dict[str, Any], TargetInfo]:
+    """Nests whose labels are numbers of classes where that is what they mean, and what is known of these.
+
+    Raises:
+        UserError: The labels do not fit, or may mean several things.
+    """
+    names, num_classes = given.class_names, given.num_classes
+    labels: dict[str, Any] = {name: label_leaf(nest) for name, nest in nests.items()}
+    if any(is_texts(found) for found in labels.values()):
+        if task == "regression":
+            raise UserError("a regression needs targets that are numbers", got="texts", where=config.name,
+                            do="Set task.name: classification, if they are classes.")
+        labels, names = from_texts(labels, names, config.name)
+        nests = {name: with_labels(nest, labels[name]) for name, nest in nests.items()}
+        names = class_names_of(names, num_classes)
+    if task == "classification":
+        for name, split in labels.items():
+            if not isinstance(split, np.ndarray):
+                raise UserError("labels must be one array", got=type(split).__name__, where=f"{config.name}, {name}")
+        found = {name: class_numbers(split, f"{config.name}, {name}") for name, split in labels.items()}
+        widths = {width for _, width in found.values()}
+        if len(widths) > 1 or (num_classes is not None and not widths <= {None, num_classes}):
+            raise UserError("labels must have one form and one number of classes in all splits", where=config.name,
+                            got=", ".join(f"{name}: {list(split.shape)}" for name, split in labels.items()))
+        classes = decide_classes({name: split for name, (split, _) in found.items()},
+                         num_classes if widths == {None} else widths.pop(), names, config.name)
+        nests = {name: with_labels(nest, classes.labels[name]) for name, nest in nests.items()}
+        names = class_names_of(names, classes.num_classes)
+        odd = missing_classes(classes.labels, classes.num_classes, config.name)
+        return nests, TargetInfo(classes.num_classes, names, odd, classes.shift)
+    if task == "regression":
+        return nests, TargetInfo(num_classes, names)
+    own = {name: split for name, nest in nests.items() if (split := integer_labels(nest)) is not None}
+    if own and num_classes is None:
+        num_classes = max(int(split.max(initial=0)) for split in own.values()) + 1
+    if own and num_classes is not None:
+        check_classes(own, num_classes, config.name)
+    return nests, TargetInfo(num_classes, class_names_of(names, num_classes))

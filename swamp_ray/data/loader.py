@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from swamp_ray.data.samples import Data, LazySamples
 from swamp_ray.data.trees import leaves, named_leaves, tree_map
 from swamp_ray.errors import RunError, SwampError, UserError
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 from swamp_ray.seeding import derive_seed
 from swamp_ray.user_code.importing import own_traceback
 
@@ -285,7 +285,7 @@ def divide(rows: np.ndarray, num_processes: int) -> list[np.ndarray]:
     return np.array_split(rows, math.ceil(len(rows) / size))
 
 
-class Upload:
+class DeviceCopies:
     """Takes batches to a device; on CUDA on a stream of its own, so that one is copied while another is computed with.
 
     Args:

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.trees import named_leaves, num_samples, tree_map
-from swamp_ray.errors import UserError
-from swamp_ray.seeding import derive_seed
+from swamp_ray.data.trees import named_leaves, num_samples
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageSettings:
     """How uint8 images become the network's input; the pipeline's part of the recipe.
 
     Attributes:
@@ -47,7 +45,7 @@ class ArraySamples:
     """
 
     arrays: Any
-    images: Images | None = None
+    images: ImageSettings | None = None
     plain: Any = None
 
     def __len__(self) -> int:
@@ -70,7 +68,7 @@ class LazySamples:
 
     dataset: Any
     indices: np.ndarray
-    images: Images | None = None
+    images: ImageSettings | None = None
     train_transform: Callable[[Any], Any] | None = None
     eval_transform: Callable[[Any], Any] | None = None
     plain: Any = None
@@ -115,74 +113,16 @@ class Data:
     decoder: str = ""
 
 
-def shuffled(num: int, seed: int, purpose: str, *indices: int) -> np.ndarray:
-    """A permutation of ``range(num)`` as a pure function of the arguments, int64."""
-    word = derive_seed(seed, purpose, *indices)
-    # NumPy promises to keep the stream of this legacy generator for ever, which it does not for the newer ones.
-    return np.random.RandomState(np.array([word & 0xFFFFFFFF, word >> 32], dtype=np.uint32)).permutation(num)
 
 
-def class_counts(labels: np.ndarray, total: int) -> dict[int, int]:
-    """How many of each class make ``total`` samples with the classes' own shares.
-
-    Largest remainders, ties to the lower class; each count is within one of the exact share.
-    """
-    classes, sizes = np.unique(labels, return_counts=True)
-    floors = sizes * total // len(labels)
-    remainders = sizes * total % len(labels)
-    for index in np.argsort(-remainders, kind="stable")[: total - int(floors.sum())]:
-        floors[index] += 1
-    return {int(c): int(n) for c, n in zip(classes, floors, strict=True)}
 
 
-def first_rows(num: int, labels: np.ndarray | None, limit: int | None) -> np.ndarray:
-    """Rows that a limit leaves, ascending: the first of each class, with the classes' shares kept."""
-    if limit is None or limit >= num:
-        return np.arange(num)
-    if labels is None:
-        return np.arange(limit)
-    wanted = class_counts(labels, limit)
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in wanted.items()]))
 
 
-def hold_out(num: int, labels: np.ndarray | None, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split ``range(num)`` into the rows that stay and those held out.
-
-    Exactly floor(num x share + 1/2) rows are held out, at least one, stratified over integer labels.
-    The rows that stay come in a random but fixed order, so that no batch of a fixed-order pass
-    holds one class only; those held out are ascending.
-
-    Args:
-        num: Number of rows.
-        labels: int64 ``[num]``, or None for a plain random split.
-        share: In (0, 1).
-        seed: The only thing besides the labels that decides the split.
-
-    Raises:
-        UserError: Nothing would stay.
-    """
-    count = max(1, int(np.floor(num * share + 0.5)))
-    if count >= num:
-        raise UserError(f"{num} training samples are too few to hold out {share:g} of them for validation",
-                        where="data.validation", do="Use more samples or another share.")
-    if labels is None:
-        held = shuffled(num, seed, "validation")[:count]
-    else:
-        held = np.concatenate([
-            np.flatnonzero(labels == c)[shuffled(int((labels == c).sum()), seed, "validation", c)[:n]]
-            for c, n in class_counts(labels, count).items()
-        ])
-    return fixed_order(np.setdiff1d(np.arange(num), held), seed), np.sort(held)
 
 
-def fixed_order(rows: np.ndarray, seed: int) -> np.ndarray:
-    """The rows in a random order that only the seed decides, for passes without shuffling."""
-    return rows[shuffled(len(rows), seed, "fixed order")]
 
 
-def take(arrays: Any, rows: np.ndarray) -> Any:
-    """The rows of every leaf of a nest, contiguous."""
-    return tree_map(lambda leaf: np.take(leaf, rows, axis=0), arrays)
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -197,11 +137,11 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     return tuple(round(mean, 6) for mean in means), tuple(max(1e-6, round(std, 6)) for std in stds)
 
 
-def image_pipeline(config: DataConfig, default: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Images:
+def image_pipeline(config: DataConfig, default: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSettings:
     """The pipeline that ``data.augment`` asks for; ``default`` is what ``auto`` means."""
     augment = default if config.augment == "auto" else config.augment
     crop = augment.startswith("crop") and config.crop_padding > 0
-    return Images(mean, std, config.crop_padding if crop else 0, flip=augment == "crop_flip", crop=crop)
+    return ImageSettings(mean, std, config.crop_padding if crop else 0, flip=augment == "crop_flip", crop=crop)
 
 
 def digest_of(splits: dict[str, Any], pipeline: object) -> str:
@@ -209,10 +149,10 @@ def digest_of(splits: dict[str, Any], pipeline: object) -> str:
 
     Args:
         splits: Nests of arrays by split name.
-        pipeline: An :class:`Images`, None, or plain JSON values.
+        pipeline: An :class:`ImageSettings`, None, or plain JSON values.
     """
     digest = hashlib.sha256()
-    settings = asdict(pipeline) if isinstance(pipeline, Images) else pipeline
+    settings = asdict(pipeline) if isinstance(pipeline, ImageSettings) else pipeline
     digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
     for split, nest in splits.items():
         for path, leaf in named_leaves(nest):
@@ -221,3 +161,53 @@ def digest_of(splits: dict[str, Any], pipeline: object) -> str:
             if array.size:
                 digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class UnsplitData:
+    """A dataset in memory.
+
+    Attributes:
+        train: Nest of arrays with equal first dimension.
+        test: Likewise.
+        train_labels: int64 ``[N]`` for stratification; None where targets are no classes.
+        test_labels: Likewise.
+        num_classes: None where targets are no classes.
+        mean: Per channel, for uint8 images ``[N, H, W, C]``; None where arrays are used as they are.
+        std: Likewise.
+        augment: What ``data.augment: auto`` means here.
+        class_names: In label order; may be empty.
+        validation: Given by the source itself, or None.
+        source: Where it came from, for people.
+        plain: The training samples without changes; None: they are ``train``.
+        warnings: What the user should know of the data.
+    """
+
+    train: Any
+    test: Any
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    num_classes: int | None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: str = "none"
+    class_names: tuple[str, ...] = ()
+    validation: Any = None
+    source: str = ""
+    plain: Any = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_train(self) -> int:
+        """Training samples before limits and the split."""
+        return num_samples(self.train)
+
+    @property
+    def num_test(self) -> int:
+        """Test samples before limits."""
+        return num_samples(self.test)
+
+
+def is_image_array(array: np.ndarray) -> bool:
+    """Whether an array holds images as the pipeline reads them: uint8 ``[N, H, W, C]``, C 1 or 3."""
+    return array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] in {1, 3}

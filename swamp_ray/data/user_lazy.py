@@ -15,40 +15,39 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.labels import BuiltInForm, built_in_pair, class_numbers, missing_classes, settle, values_of
-from swamp_ray.data.loader import collate
-from swamp_ray.data.samples import (
-    Data,
-    Images,
-    LazySamples,
-    channel_statistics,
-    digest_of,
-    first_rows,
-    fixed_order,
-    hold_out,
+from swamp_ray.data.labels import (
+    BuiltInForm,
+    TargetInfo,
+    class_numbers,
+    decide_classes,
+    missing_classes,
+    values_of,
+    with_classes,
 )
-from swamp_ray.data.user_splits import (
-    NestSamples,
+from swamp_ray.data.loader import collate
+from swamp_ray.data.pairs import built_in_pair, label_leaf
+from swamp_ray.data.samples import Data, ImageSettings, LazySamples, channel_statistics, digest_of, is_image_array
+from swamp_ray.data.splits import first_rows, fixed_order, hold_out
+from swamp_ray.data.user_arrays import TableColumns, arrays_of
+from swamp_ray.data.user_datasets import (
+    ArrayDataset,
     ReadSplit,
-    Tables,
-    arrays_of,
     attribute_labels,
     first_difference,
     form_of,
-    label_leaf,
+    form_text,
     length_of,
     read_split,
-    spelled,
 )
-from swamp_ray.data.user_targets import Given, Target, is_image_array, with_classes
+from swamp_ray.data.user_function import ReturnedSplits
 from swamp_ray.errors import UserError
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 from swamp_ray.user_code.importing import own_traceback
 
 _FILE_LIBRARIES = {"h5py", "lmdb", "netCDF4", "tables"}
 
 
-def lazy_data(config: DataConfig, task: str | None, given: Given, read: Mapping[str, ReadSplit]) -> Data:
+def lazy_data(config: DataConfig, task: str | None, given: ReturnedSplits, read: Mapping[str, ReadSplit]) -> Data:
     """Data whose samples are read one by one.
 
     Args:
@@ -100,17 +99,17 @@ def lazy_data(config: DataConfig, task: str | None, given: Given, read: Mapping[
     )
 
 
-def _datasets(config: DataConfig, given: Given) -> tuple[dict[str, Any], Images | None]:
+def _datasets(config: DataConfig, given: ReturnedSplits) -> tuple[dict[str, Any], ImageSettings | None]:
     """All splits as datasets, and the pipeline of images that came as arrays."""
     if all(isinstance(split, Dataset) for split in given.splits.values()):
         return dict(given.splits), None
-    tables = Tables()
+    tables = TableColumns()
     nests = {name: arrays_of(split, tables, f"{config.name}, {name}")
              for name, split in given.splits.items() if not isinstance(split, Dataset)}
-    splits = {name: NestSamples(nests[name]) if name in nests else split for name, split in given.splits.items()}
+    splits = {name: ArrayDataset(nests[name]) if name in nests else split for name, split in given.splits.items()}
     first = nests["train"][0] if len(nests) == len(splits) and isinstance(nests["train"], tuple) else None
     if isinstance(first, np.ndarray) and is_image_array(first):
-        return splits, Images(*channel_statistics(first))
+        return splits, ImageSettings(*channel_statistics(first))
     return splits, None
 
 
@@ -129,7 +128,9 @@ def _chosen(
     return chosen | {"test": first_rows(length_of(splits["test"]), labels["test"], config.limit_test)}
 
 
-def _check_plain(config: DataConfig, given: Given, splits: Mapping[str, Any], read: Mapping[str, ReadSplit]) -> None:
+def _check_plain(
+    config: DataConfig, given: ReturnedSplits, splits: Mapping[str, Any], read: Mapping[str, ReadSplit]
+) -> None:
     """Whether the unchanged samples are always the same, and those of the training split."""
     name = "train" if given.transform is not None else "train_plain"
     if name not in splits or (name == "train" and given.transform is None):
@@ -145,7 +146,7 @@ def _check_plain(config: DataConfig, given: Given, splits: Mapping[str, Any], re
                         f"samples instead of {length_of(splits['train'])}")
     if form_of(changed) != form_of(plain.probes):
         raise UserError("changed and unchanged training samples must have one form", where=where,
-                        got=f"{spelled(form_of(changed))} and {spelled(form_of(plain.probes))}")
+                        got=f"{form_text(form_of(changed))} and {form_text(form_of(plain.probes))}")
     if label_leaf(changed) is not None and given.transform is None:
         odd = first_difference(label_leaf(changed), label_leaf(plain.probes))
         if odd is not None:
@@ -153,7 +154,7 @@ def _check_plain(config: DataConfig, given: Given, splits: Mapping[str, Any], re
                             got=f"another one in sample {plain.rows[odd]}")
 
 
-def _transformed(config: DataConfig, given: Given, split: Any, rows: list[int]) -> Any:
+def _transformed(config: DataConfig, given: ReturnedSplits, split: Any, rows: list[int]) -> Any:
     """Some training samples, changed and stacked."""
     assert given.transform is not None
     try:
@@ -165,14 +166,14 @@ def _transformed(config: DataConfig, given: Given, split: Any, rows: list[int]) 
 
 
 def _target(
-    config: DataConfig, task: str | None, given: Given, read: Mapping[str, ReadSplit],
+    config: DataConfig, task: str | None, given: ReturnedSplits, read: Mapping[str, ReadSplit],
     labels: Mapping[str, np.ndarray | None],
-) -> Target:
+) -> TargetInfo:
     """Classes, from the labels that datasets have at hand, or else from the samples that were read."""
     if task != "classification":
         nests = {name: (found, found) for name, found in labels.items() if found is not None}
         if "train" not in nests:
-            return Target(given.num_classes, given.class_names)
+            return TargetInfo(given.num_classes, given.class_names)
         return with_classes(config, task, given, nests)[1]
     numbers: dict[str, np.ndarray] = {}
     widths: set[int | None] = set()
@@ -194,11 +195,11 @@ def _target(
     if not trusted and expected is None:
         least = min(int(found.min()) for found in numbers.values())
         if least < 0:
-            settle(numbers, None, (), config.name)
-        return Target(None, given.class_names)
+            decide_classes(numbers, None, (), config.name)
+        return TargetInfo(None, given.class_names)
     classes = _settled(numbers, expected, config.name, trusted)
     odd = missing_classes(classes[0], classes[1], config.name) if trusted else ()
-    return Target(classes[1], given.class_names, odd, classes[2])
+    return TargetInfo(classes[1], given.class_names, odd, classes[2])
 
 
 def _settled(
@@ -206,7 +207,7 @@ def _settled(
 ) -> tuple[dict[str, np.ndarray], int, int]:
     """Labels, number of classes and shift. A few samples alone may be of one class, and miss the first."""
     if whole:
-        classes = settle(numbers, expected, (), where)
+        classes = decide_classes(numbers, expected, (), where)
         return classes.labels, classes.num_classes, classes.shift
     assert expected is not None
     largest = max(int(found.max()) for found in numbers.values())
@@ -252,7 +253,7 @@ def _open_file_warnings(config: DataConfig, splits: Mapping[str, Any]) -> tuple[
     return tuple(texts)
 
 
-def _input_shape(probes: Any, task: str | None, images: Images | None, where: str) -> tuple[int, ...] | None:
+def _input_shape(probes: Any, task: str | None, images: ImageSettings | None, where: str) -> tuple[int, ...] | None:
     """Shape of what the model reads first, where that is one tensor."""
     if task is not None:
         inputs: Any = built_in_pair(probes, where)[0]

@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import ExecutionConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import UserError
 from swamp_ray.method.events import Work
 from swamp_ray.run.averager import Averager, Local, ShardCall
@@ -30,8 +30,8 @@ from swamp_ray.sparsity.compact import Packed
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.packs.pack import Pack
-from swamp_ray.training.packs.timing import Measured, measure_packings
-from swamp_ray.training.records import Progress
+from swamp_ray.training.packs.timing import PackingTime, time_packings
+from swamp_ray.training.results import Progress
 
 PROGRESS_INTERVAL_S = 0.25
 STOP_INTERVAL_S = 0.1
@@ -102,11 +102,11 @@ class ParticleActor:
             return []
         return ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
 
-    def measure(self, packings: Sequence[str]) -> list[Measured]:
+    def measure(self, packings: Sequence[str]) -> list[PackingTime]:
         """How long a particle's step takes in each form and width of packing."""
         self._worker(0)
         with applied(self._arithmetic):
-            return measure_packings(self._configs[0], self._data, self._arithmetic, packings)
+            return time_packings(self._configs[0], self._data, self._arithmetic, packings)
 
     def _said(
         self, members: list[int], items: list[WorkItem], inputs: Sequence[Any], stop: Callable[[], bool]
@@ -124,16 +124,16 @@ class ParticleActor:
         if arithmetic.packing not in self._packs:
             self._packs.clear()
             self._packs[arithmetic.packing] = Pack(
-                self._configs[0], self._data, arithmetic, self._worker(0).trainer.feeds)
+                self._configs[0], self._data, arithmetic, self._worker(0).trainer.batches_by_split)
         return self._packs[arithmetic.packing]
 
     def _worker(self, member: int) -> Worker:
         if self._problem is not None:
             raise self._problem
         if member not in self._workers:
-            feeds = self._workers[0].trainer.feeds if self._workers else None
+            batches = self._workers[0].trainer.batches_by_split if self._workers else None
             self._workers[member] = Worker(
-                self._configs[member], self._data, self._arithmetic, self._storage, feeds)
+                self._configs[member], self._data, self._arithmetic, self._storage, batches)
         return self._workers[member]
 
 

@@ -25,12 +25,12 @@ from swamp_ray.storage.names import canonical_json, digest_bytes
 from swamp_ray.storage.places import Place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
-from swamp_ray.training.packs.timing import Measured, measure_packings
+from swamp_ray.training.packs.timing import PackingTime, time_packings
 
 FOLDER = "packing"
 WORTH = 0.95
 """A packed form has to take less than this share of the time that particles alone take."""
-Measure = Callable[[Prepared, Sequence[str]], list[Measured]]
+Measure = Callable[[Prepared, Sequence[str]], list[PackingTime]]
 
 
 def settled(
@@ -85,7 +85,7 @@ def recorded_choice(prepared: Prepared, place: Place) -> str | None:
     return _read(prepared, place, key) or (None if place.size(key) is None else "")
 
 
-def choose(known: dict[str, Measured], packings: Sequence[str], num_jobs: int, num_workers: int) -> str:
+def choose(known: dict[str, PackingTime], packings: Sequence[str], num_jobs: int, num_workers: int) -> str:
     """The form in which a round of so many particles takes the least time; alone, unless another is clearly faster.
 
     Args:
@@ -104,7 +104,7 @@ def choose(known: dict[str, Measured], packings: Sequence[str], num_jobs: int, n
     return best if seconds(best) < WORTH * seconds(SINGLE) or SINGLE not in packings else SINGLE
 
 
-def describe(choice: str, known: dict[str, Measured]) -> str:
+def describe(choice: str, known: dict[str, PackingTime]) -> str:
     """A sentence on what was chosen and what was found of it."""
     alone, chosen = known.get(SINGLE), known.get(choice)
     form, width = form_and_width(choice)
@@ -119,13 +119,13 @@ def describe(choice: str, known: dict[str, Measured]) -> str:
 WORDS = {"single": "one by one", "stacked": "as one stacked computation", "graphs": "as CUDA graphs side by side"}
 
 
-def measure_here(prepared: Prepared, packings: Sequence[str]) -> list[Measured]:
+def measure_here(prepared: Prepared, packings: Sequence[str]) -> list[PackingTime]:
     """Measure in this process."""
     with applied(prepared.arithmetic):
-        return measure_packings(prepared.config, prepared.data, prepared.arithmetic, packings)
+        return time_packings(prepared.config, prepared.data, prepared.arithmetic, packings)
 
 
-def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[Measured]:
+def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[PackingTime]:
     """Measure in an actor such as those that will train.
 
     Raises:
@@ -211,17 +211,18 @@ def _read(prepared: Prepared, place: Place, key: str) -> str | None:
     return choice if choice in prepared.open_packings else None
 
 
-def _known(place: Place, folder: str) -> dict[str, Measured]:
+def _known(place: Place, folder: str) -> dict[str, PackingTime]:
     """What runs with other numbers of particles have measured."""
-    found: dict[str, Measured] = {}
+    found: dict[str, PackingTime] = {}
     for entry in place.entries(folder):
         record = _record(place, f"{folder}/{entry.name}")
-        found |= {one["packing"]: Measured(**one) for one in (record or {}).get("measured", [])}
+        found |= {one["packing"]: PackingTime(**one) for one in (record or {}).get("measured", [])}
     return found
 
 
 def _record(place: Place, key: str) -> dict[str, Any] | None:
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, CorruptArtifactError):
         record = json.loads(place.read(key))
-        return {"packing": str(record["packing"]), "measured": [asdict(Measured(**one)) for one in record["measured"]]}
+        measured = [asdict(PackingTime(**one)) for one in record["measured"]]
+        return {"packing": str(record["packing"]), "measured": measured}
     return None

@@ -36,7 +36,7 @@ from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.queue import Backlog, Entry
 from swamp_ray.run.shard import num_shards
 from swamp_ray.run.timesheet import Ending, Shift, Worked
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STOP_INTERVAL_S = 0.1

@@ -20,7 +20,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util import get_current_placement_group, remove_placement_group
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import DivergedError, RunError
 from swamp_ray.run.messages import WorkItem
 from swamp_ray.run.shared_code import Code
@@ -101,8 +101,9 @@ def _lead(given: Given, ranks: Ranks, data: Data) -> None:
 
     def worker(member: int) -> Worker:
         if member not in workers:
-            feeds = next(iter(workers.values())).trainer.feeds if workers else None
-            workers[member] = Worker(given.configs[member], data, given.arithmetic, given.storage, feeds, ranks, member)
+            batches = next(iter(workers.values())).trainer.batches_by_split if workers else None
+            workers[member] = Worker(given.configs[member], data, given.arithmetic, given.storage, batches, ranks,
+                                     member)
         return workers[member]
 
     def say(message: Message | Ended | Built) -> None:
@@ -148,9 +149,10 @@ def _follow(given: Given, ranks: Ranks, data: Data) -> None:
 
     def trainer(member: int) -> ParticleTrainer:
         if member not in trainers:
-            feeds = next(iter(trainers.values())).feeds if trainers else None
+            batches = next(iter(trainers.values())).batches_by_split if trainers else None
             with applied(given.arithmetic):
-                trainers[member] = ParticleTrainer(given.configs[member], data, given.arithmetic, feeds, ranks, member)
+                trainers[member] = ParticleTrainer(given.configs[member], data, given.arithmetic, batches, ranks,
+                                                   member)
         return trainers[member]
 
     trainer(0)

@@ -22,7 +22,7 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util import remove_placement_group
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import LostRankError, RunError
 from swamp_ray.on_ray.rank import LOOK_S, Built, Ended, Given, Job, work_as_rank
 from swamp_ray.run.capacity import worker_resources
@@ -35,7 +35,7 @@ from swamp_ray.run.worker import Message
 from swamp_ray.storage.job_log import JobLog
 from swamp_ray.storage.places import open_place
 from swamp_ray.training.arithmetic import Arithmetic
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 
 PROGRESS_INTERVAL_S = 0.25
 TRAIN_ENVIRONMENT = {

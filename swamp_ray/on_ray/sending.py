@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from swamp_ray.data.datasets import Data, LazySamples
+from swamp_ray.data.samples import Data, LazySamples
 from swamp_ray.errors import UserError, first_line
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.user_code.importing import is_import_path

@@ -42,7 +42,7 @@ from swamp_ray.sparsity.compact import Packed, spans
 from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.packs.pack import Pack
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from swamp_ray.user_code.loading import held
 
 
@@ -178,7 +178,7 @@ class InlineExecutor:
         with applied(arithmetic):
             if self._pack is None:
                 prepared = self._prepared
-                self._pack = Pack(prepared.config, prepared.data, arithmetic, self._worker.trainer.feeds)
+                self._pack = Pack(prepared.config, prepared.data, arithmetic, self._worker.trainer.batches_by_split)
             yield from train_packed(self._pack, [self._worker] * len(entries), [entry.item for entry in entries],
                                     [entry.given for entry in entries], self._stopping.asked)
 

@@ -13,7 +13,7 @@ from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Measurement, Named
 from swamp_ray.training.arithmetic import SINGLE, form_and_width
 from swamp_ray.training.program import Program
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 
 Handle = Any
 """A value that an executor keeps where its workers can read it: the value itself, or a Ray reference."""

@@ -10,8 +10,7 @@ from math import ceil
 
 import numpy as np
 
-from swamp_ray.data.datasets import Data
-from swamp_ray.data.samples import ArraySamples
+from swamp_ray.data.samples import ArraySamples, Data
 from swamp_ray.data.trees import leaves
 from swamp_ray.method.events import RoundPlan
 from swamp_ray.run.prepare import Prepared

@@ -15,9 +15,9 @@ from swamp_ray.run.failures import out_of_memory
 from swamp_ray.run.messages import WorkItem
 from swamp_ray.run.worker import Message, Steps, Worker
 from swamp_ray.training.packs.pack import Pack
-from swamp_ray.training.records import Gradients
+from swamp_ray.training.results import Gradients
 from swamp_ray.training.tasks import Batch
-from swamp_ray.training.training_run import Pending
+from swamp_ray.training.training_run import GradientRequest
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def train_packed(
         yield from said
 
 
-def _until_pending(number: int, job: Steps, answer: Gradients | None) -> Generator[Said, None, Pending | None]:
+def _until_pending(number: int, job: Steps, answer: Gradients | None) -> Generator[Said, None, GradientRequest | None]:
     """Pass on what a job says until it needs gradients; None once it has ended."""
     while True:
         try:
@@ -94,7 +94,7 @@ def _until_pending(number: int, job: Steps, answer: Gradients | None) -> Generat
                 raise
             yield number, Broke(_portable(error))
             return None
-        if isinstance(message, Pending):
+        if isinstance(message, GradientRequest):
             return message
         yield number, message
         answer = None

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.credentials import concealed_tree
-from swamp_ray.data.datasets import Data, load_data
-from swamp_ray.data.samples import LazySamples
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import Data, LazySamples
 from swamp_ray.data.trees import num_samples, split_batch
 from swamp_ray.errors import RunError, UserError, first_line
 from swamp_ray.method.events import RoundPlan
 from swamp_ray.method.rounds import plan_rounds
 from swamp_ray.process_state import computing, threads_of
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 from swamp_ray.run.result_names import recipes_of
 from swamp_ray.run.shared_code import NO_CODE, Code, import_paths, take_up
 from swamp_ray.run.starting_weights import take_start_
@@ -37,24 +37,28 @@ from swamp_ray.training.arithmetic import (
     packings,
     resolve_arithmetic,
 )
-from swamp_ray.training.buffers import refuse_stateful_buffers
-from swamp_ray.training.contents import Contents, contents_of, extra_state, refuse_moving_extra_state, use_of
-from swamp_ray.training.coverage import network_notes
-from swamp_ray.training.factories import Snapshot, disturb_
+from swamp_ray.training.evaluation_loss import LOSS, origin_of_loss
+from swamp_ray.training.factory_checks import InitialValues, disturb_
 from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered
-from swamp_ray.training.losses import LOSS, origin_of_loss
 from swamp_ray.training.model_tensors import refuse_odd_gradients
 from swamp_ray.training.models import check_outputs, image_advice
-from swamp_ray.training.normalisation import (
-    caution,
+from swamp_ray.training.normalisation import batch_statistics_warning, forward_batch, uses_batch_statistics
+from swamp_ray.training.normalisation_checks import (
     check_statistics,
-    forward_batch,
     kept_statistics,
+    refuse_stateful_buffers,
     small_batch,
-    uses_batch_statistics,
 )
 from swamp_ray.training.packs.packable import why_unpackable
 from swamp_ray.training.program import Program, dense_phase, has_short_warmup, is_too_short, round_program
+from swamp_ray.training.prunable_warnings import prunable_warnings
+from swamp_ray.training.state_dict import (
+    StateDictContents,
+    extra_state,
+    refuse_moving_extra_state,
+    state_dict_contents,
+    use_of,
+)
 from swamp_ray.training.tasks import Classification, build_task, check_metrics, check_shown_as
 from swamp_ray.training.trainer import initial_model, steps_per_epoch
 from swamp_ray.user_code.blaming import failed_method
@@ -122,7 +126,7 @@ class Prepared:
     caution: str = ""
     notes: tuple[str, ...] = ()
     code: Code = NO_CODE
-    contents: Contents = field(default_factory=lambda: Contents({}, {}))
+    contents: StateDictContents = field(default_factory=lambda: StateDictContents({}, {}))
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does."""
@@ -241,7 +245,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     steps = steps_per_epoch(config, data)
     model = initial_model(config, data)
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
-    contents = contents_of(model, layout)
+    contents = state_dict_contents(model, layout)
     _check_score(config, model, layout)
     metrics, kept, notes, model = _try_out(config, data, model, task, layout)
     first_mask, start_notes = take_start_(config, model, layout)
@@ -260,7 +264,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         recipes=recipes_of(config, data, model, task, kept, layout, arithmetic, facts),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
-        caution=caution(model, forward_batch(config)), contents=contents,
+        caution=batch_statistics_warning(model, forward_batch(config)), contents=contents,
         notes=(*notes, *start_notes, *_code_notes(config, code)),
         code=code_of_workers(code, config, data))
     _check_programs(prepared)
@@ -343,10 +347,10 @@ def _try_out(
         What :func:`_check_training_step` gives, what is odd about the prunable weights, and that next network, which
         nothing has happened to.
     """
-    fresh = Snapshot(model)
+    fresh = InitialValues(model)
     found = _check_training_step(config, data, model, task)
     fresh.refuse_changed(model, [layer.name for layer in layout.layers])
-    notes = network_notes(model, layout)
+    notes = prunable_warnings(model, layout)
     disturb_(model)
     again = initial_model(config, data)
     fresh.compare(again, config.model.name)

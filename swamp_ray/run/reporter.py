@@ -5,7 +5,7 @@ from __future__ import annotations
 from swamp_ray.method.events import Work
 from swamp_ray.run.messages import RoundRecord, WorkItem
 from swamp_ray.run.prepare import Prepared
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 
 
 class Reporter:

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.storage.code_digest import former_digest
 from swamp_ray.storage.former_names import Before
 from swamp_ray.storage.recipes import DataDigests, Recipes
 from swamp_ray.training.arithmetic import Arithmetic
-from swamp_ray.training.normalisation import normalisation_recipe
-from swamp_ray.training.statistics import augments, statistics_of
+from swamp_ray.training.normalisation import augments, normalisation_recipe, statistics_source
 from swamp_ray.training.tasks import Task
 
 
@@ -44,7 +43,7 @@ def recipes_of(
         facts: Library versions and hardware models.
     """
     before = Before(
-        config, data=(data.digest,), statistics=statistics_of(config, data, model, kept), augments=augments(data),
+        config, data=(data.digest,), statistics=statistics_source(config, data, model, kept), augments=augments(data),
         trains_alike=_trained_alike(model) and not task.has_own_loss, code=former_digest)
     digests = DataDigests(data.training_digest or data.digest, data.digest, data.decoder)
     return Recipes(config, digests, layout, arithmetic.as_dict(), facts, before,

@@ -17,7 +17,8 @@ import numpy as np
 
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.credentials import Concealer, concealed_tree
-from swamp_ray.data.datasets import Data, Feed
+from swamp_ray.data.batches import Batches
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError, SwampError
 from swamp_ray.run.failures import recall_divergence, remember_divergence
 from swamp_ray.run.lookup import discard_named, evaluation_of, every_named, is_measured_alike, measured_anew, outcome_of
@@ -35,17 +36,18 @@ from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.states import put_state, read_state
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.peak_memory import PeakMemory
+from swamp_ray.training.program import ParticleJob
 from swamp_ray.training.ranks import Ranks
-from swamp_ray.training.records import ParticleJob, Progress, TrainedParticle, never
+from swamp_ray.training.results import Progress, TrainedParticle
 from swamp_ray.training.trainer import ParticleTrainer
-from swamp_ray.training.training_run import Pending, TrainingRun
+from swamp_ray.training.training_run import GradientRequest, TrainingRun, begin_training, never
 
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
 
 Message = Progress | Outcome | Packed | Busy
 """What a worker says while it does a job."""
-Steps = Generator[Message | Pending, Any]
+Steps = Generator[Message | GradientRequest, Any]
 """A training job that asks for the gradients of its batches."""
 
 
@@ -68,13 +70,13 @@ class Worker:
         data: Its decoded data; arrays may be read-only and shared.
         arithmetic: As resolved when the run started.
         storage: Storage root.
-        feeds: Batches of the same data that another worker in this process has made.
+        batches: Batches of the same data that another worker in this process has made.
         ranks: The processes that train each particle together, of which this is the first.
         member: Index of the run, where they work for several.
     """
 
     def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str,
-                 feeds: dict[str, Feed] | None = None, ranks: Ranks | None = None, member: int = 0) -> None:
+                 batches: dict[str, Batches] | None = None, ranks: Ranks | None = None, member: int = 0) -> None:
         self.config, self.arithmetic = config, arithmetic
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
         self.store.place.pin()
@@ -82,7 +84,7 @@ class Worker:
         self._holder = this_process(config.name or "")
         self._conceal = Concealer(config.model_dump(mode="json"))
         with applied(arithmetic):
-            self.trainer = ParticleTrainer(config, data, arithmetic.alone, feeds, ranks, member)
+            self.trainer = ParticleTrainer(config, data, arithmetic.alone, batches, ranks, member)
         self._num_shards = num_shards(config, self.trainer.layout)
 
     def run(
@@ -107,7 +109,7 @@ class Worker:
                     yield self._evaluate(item, start, self._mask(mask_bits), log)
                 return
             for message in self.train(item, start, mask_bits, values, stop):
-                assert not isinstance(message, Pending)
+                assert not isinstance(message, GradientRequest)
                 yield message
 
     def train(
@@ -184,7 +186,7 @@ class Worker:
 
     def _train_anew(
         self, job: _Job, log: Any, stop: Callable[[], bool]
-    ) -> Generator[Progress | Pending, Any, list[Outcome | Packed] | None]:
+    ) -> Generator[Progress | GradientRequest, Any, list[Outcome | Packed] | None]:
         """Train, unless it is known that this diverges; what diverges is noted."""
         if (error := recall_divergence(self.store, job.item)) is not None:
             raise error
@@ -196,7 +198,7 @@ class Worker:
 
     def _train(
         self, job: _Job, log: Any, stop: Callable[[], bool]
-    ) -> Generator[Progress | Pending, Any, list[Outcome | Packed] | None]:
+    ) -> Generator[Progress | GradientRequest, Any, list[Outcome | Packed] | None]:
         began, item, memory = time.perf_counter(), job.item, PeakMemory(self.trainer.device)
         run = self._begin(job, log)
         first_epoch = len(run.history)
@@ -242,11 +244,11 @@ class Worker:
         order = ParticleJob(str(item.work), item.seed, item.program)
         checkpoint = self._find_checkpoint(item, log)
         try:
-            run = trainer.begin(order, values, mask, start.buffers, checkpoint)
+            run = begin_training(trainer, order, values, mask, start.buffers, checkpoint)
         except CorruptArtifactError as error:
             log(f"{item.work}: {error}; starting afresh")
             discard_named(self.store, item.named, CHECKPOINT)
-            run = trainer.begin(order, values, mask, start.buffers)
+            run = begin_training(trainer, order, values, mask, start.buffers)
         origin = f"step {run.step}" if run.step else "the start"
         seed = f", seed {item.reseed}" if item.reseed else ""
         form = f"{item.packing}, " if item.is_packed else ""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch import Tensor
 
 from swamp_ray.errors import RunError
 from swamp_ray.sparsity.compact import Packed, chunks
@@ -253,73 +250,11 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def norm_modules(model: nn.Module, kept: Collection[str] = ()) -> list[_NormBase]:
-    """Modules with running statistics, apart from those of these names, which keep the statistics that they have."""
-    return [module for name, module in model.named_modules()
-            if isinstance(module, _NormBase) and module.running_mean is not None and name not in kept]
 
 
-def reset_batchnorm(model: nn.Module, kept: Collection[str] = ()) -> None:
-    """Set all running statistics to mean 0, variance 1, count 0, apart from those that are kept."""
-    for module in norm_modules(model, kept):
-        module.reset_running_stats()
 
 
-def has_batchnorm(model: nn.Module, kept: Collection[str] = ()) -> bool:
-    """Whether any module has running statistics that an average of weights makes stale."""
-    return bool(norm_modules(model, kept))
 
 
-class _CumulativeMomentum:
-    """Before each forward pass: the momentum that makes the running mean cumulative.
-
-    ``momentum = None`` would do the same in torch's batch normalisation alone: instance normalisation reads it as 0,
-    and modules of other origin may compute with it.
-    """
-
-    def __init__(self) -> None:
-        self._passes = 0
-
-    def __call__(self, module: _NormBase, inputs: object) -> None:
-        self._passes += 1
-        module.momentum = 1.0 / self._passes
 
 
-@contextmanager
-def batchnorm_reestimation(model: nn.Module, kept: Collection[str] = ()) -> Iterator[None]:
-    """Within the block, forward passes re-estimate running statistics as a cumulative mean over batches.
-
-    The statistics are reset first. Only normalisation modules are in training mode, so that dropout is off; no
-    gradients are recorded. Momenta and modes are restored afterwards.
-
-    Args:
-        model: The network.
-        kept: Names of modules that keep their statistics; they stay in evaluation mode.
-    """
-    modes = {module: module.training for module in model.modules()}
-    norms = norm_modules(model, kept)
-    momenta = [module.momentum for module in norms]
-    hooks = [module.register_forward_pre_hook(_CumulativeMomentum()) for module in norms]
-    alone = [module for module in norms if isinstance(module, _BatchNorm)
-             and getattr(module.forward, "__func__", None) is nn.SyncBatchNorm.forward]
-    reset_batchnorm(model, kept)
-    try:
-        model.eval()
-        for module in norms:
-            # Not train(), which would also switch on dropout inside of the module.
-            module.training = True
-            module.momentum = None
-        for module in alone:
-            # One process re-estimates, and its own forward pass would wait for the others.
-            vars(module)["forward"] = partial(_BatchNorm.forward, module)
-        with torch.no_grad():
-            yield
-    finally:
-        for module in alone:
-            del vars(module)["forward"]
-        for hook in hooks:
-            hook.remove()
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
-        for module, mode in modes.items():
-            module.training = mode

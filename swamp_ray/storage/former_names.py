@@ -16,7 +16,7 @@ from typing import Any
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import UserError
 from swamp_ray.storage.names import format_of, name_of
-from swamp_ray.training.statistics import Statistics
+from swamp_ray.training.normalisation import StatisticsSource
 from swamp_ray.user_code.importing import is_import_path
 
 Recipe = dict[str, Any]
@@ -69,7 +69,7 @@ class Before:
 
     config: SwampConfig
     data: tuple[str, ...]
-    statistics: Statistics
+    statistics: StatisticsSource
     augments: bool = True
     trains_alike: bool = True
     code: Callable[[str], Recipe | None] = field(default=lambda _: None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from swamp_ray.errors import UserError
 from swamp_ray.sparsity.masks import clean_name
-from swamp_ray.training.contents import EXTRA_STATE
+from swamp_ray.training.state_dict import EXTRA_STATE
 
 _NUM_LISTED = 10
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from swamp_ray.config.paths import expanded
-from swamp_ray.data.augmentation import Pixels
-from swamp_ray.data.samples import Images
+from swamp_ray.data.augmentation import ImagePipeline
+from swamp_ray.data.samples import ImageSettings
 from swamp_ray.errors import RunError, SwampError, UserError
 from swamp_ray.process_state import plain_thread
 from swamp_ray.sparsity import masks as sparsity_masks
@@ -119,7 +119,7 @@ class Ticket:
         if given.dtype != torch.uint8 or given.ndim != 4 or given.shape[3] != len(self.mean):
             raise UserError(f"images must be uint8 [B, H, W, {len(self.mean)}]", where="normalise",
                             got=f"{str(given.dtype).removeprefix('torch.')} {list(given.shape)}")
-        pixels = Pixels(Images(self.mean, self.std), given.device)
+        pixels = ImagePipeline(ImageSettings(self.mean, self.std), given.device)
         return pixels(given, None).permute(0, 3, 1, 2).contiguous()
 
     def _noted(self, part: str, key: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.method.events import RoundPlan, Work
 from swamp_ray.on_ray.actors import Spares

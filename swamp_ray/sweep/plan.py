@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sweep import SweepConfig
 from swamp_ray.config.sweep_settings import Setting, Sweep, describe, label
-from swamp_ray.data.datasets import Data, load_data
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.capacity import Resources, capacity, pack_width, pool_size, worker_resources

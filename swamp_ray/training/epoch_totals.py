@@ -13,7 +13,7 @@ _AT_A_TIME = 256
 """Scalars that wait before they are put into one tensor; each takes up a block of a GPU's memory until then."""
 
 
-class Tally:
+class EpochTotals:
     """Losses by step, and sums of metrics.
 
     A step's values are only kept, which launches nothing. They are read at the end of the epoch, and metrics summed

@@ -21,11 +21,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.batches import kept_bytes, made_together
-from swamp_ray.data.datasets import Data, Feed
-from swamp_ray.data.samples import ArraySamples, Samples
+from swamp_ray.data.batches import Batches, kept_bytes, made_together
+from swamp_ray.data.samples import ArraySamples, Data, Samples
 from swamp_ray.data.trees import leaves, num_samples, split_batch, tree_map
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 from swamp_ray.sparsity.masks import find_prunable
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.tasks import Batch, Task, build_task
@@ -41,7 +40,7 @@ _DRAW_BYTES = 25
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """Bytes on a device, of tensors; what libraries and kernels take for themselves is not in it.
 
     Attributes:
@@ -61,9 +60,9 @@ class Footprint:
         return self.weights + self.step + self.data
 
 
-def footprint(
+def estimate_memory(
     config: SwampConfig, data: Data, arithmetic: Arithmetic, *, masked: bool = True, num_members: int = 1
-) -> Footprint:
+) -> MemoryEstimate:
     """The memory of particles that train in one process.
 
     Args:
@@ -89,7 +88,7 @@ def footprint(
     weights = _weight_bytes(config, model, masked)
     if arithmetic.ranks > 1:
         weights += _trained_bytes(model)  # the buckets through which gradients are exchanged
-    return Footprint(num_members * weights, num_members * step, _data_bytes(config, data, arithmetic))
+    return MemoryEstimate(num_members * weights, num_members * step, _data_bytes(config, data, arithmetic))
 
 
 def _trained_bytes(model: nn.Module) -> int:
@@ -128,8 +127,8 @@ def _data_bytes(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> int:
 
 def _first_batch(samples: Samples, size: int) -> Batch:
     """A small batch, as the network reads it."""
-    feed = Feed(samples, device=torch.device("cpu"), channels_last=False, on_device=False)
-    return next(iter(feed.batches(min(max(SMALL), size, len(samples)), seed=None, drop_last=False)))
+    source = Batches(samples, device=torch.device("cpu"), channels_last=False, on_device=False)
+    return next(iter(source.one_pass(min(max(SMALL), size, len(samples)), seed=None, drop_last=False)))
 
 
 def _together(few: Batch, size: int, samples: Samples, device: str) -> int:

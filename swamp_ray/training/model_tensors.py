@@ -25,7 +25,7 @@ BUFFER_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, t
 _OWN_BUFFER = "Keep it as float32 in a buffer, and convert it where the forward pass reads it."
 
 
-def settle_tensors_(model: nn.Module) -> None:
+def prepare_tensors_(model: nn.Module) -> None:
     """Check a new network's tensors, and move those into memory of their own that are views of something larger.
 
     Values, element types and the order of dimensions in memory stay as they are. Gradients that the network's code has
@@ -232,3 +232,9 @@ def _own_memory_(tensor: Tensor) -> None:
     if dense and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size():
         return
     tensor.data = tensor.data.clone(memory_format=torch.preserve_format if dense else torch.contiguous_format)
+
+
+def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers under their clean names, as in a network's state."""
+    for name, buffer in model.named_buffers():
+        yield clean_name(name), buffer

@@ -14,10 +14,10 @@ from swamp_ray.config.sections import ModelConfig
 from swamp_ray.data.trees import leaves, tree_map
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.process_state import computing
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 from swamp_ray.training import networks
-from swamp_ray.training.factories import refuse_given_before
-from swamp_ray.training.model_tensors import settle_tensors_
+from swamp_ray.training.factory_checks import refuse_given_before
+from swamp_ray.training.model_tensors import prepare_tensors_
 from swamp_ray.user_code.importing import is_import_path, load_object, own_traceback
 
 TORCHVISION = "torchvision/"
@@ -169,7 +169,7 @@ def _call(config: ModelConfig, build: Callable[..., Any], arguments: Mapping[str
                         do=f"Its own error:\n{own_traceback(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{config.name} must return a torch.nn.Module", got=type(model).__name__, where="model.name")
-    settle_tensors_(model)
+    prepare_tensors_(model)
     return model.cpu()
 
 

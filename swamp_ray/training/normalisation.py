@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data, Feed
+from swamp_ray.data.samples import ArraySamples, Data
 from swamp_ray.data.trees import leaves, num_samples, tree_map
-from swamp_ray.errors import UserError
-from swamp_ray.reproducible import seeded
-from swamp_ray.sparsity.averaging import batchnorm_reestimation, norm_modules
-from swamp_ray.training.tasks import Batch, Task
-from swamp_ray.user_code.importing import is_import_path
+from swamp_ray.seeding import derive_seed
+from swamp_ray.training.tasks import Batch
 
-Statistics = tuple[Tensor, Tensor]
+StatisticsSource = Literal["augmented", "unaugmented", "none"]
+"""``none``: the network has no statistics to be re-estimated."""
+
+STATISTICS_SEED = derive_seed(0, "statistics")
+"""The one draw of order and augmentation: the same for every network, run, analysis and study."""
 
 
-def small_batch(config: SwampConfig, data: Data) -> Batch:
-    """Two training samples on the CPU, or one where a forward pass of training sees no more."""
-    feed = Feed(data.train, device=torch.device("cpu"), channels_last=False, on_device=False)
-    size = min(2, forward_batch(config), len(data.train))
-    return next(iter(feed.batches(size, seed=None, drop_last=False)))
+
+
 
 
 def forward_batch(config: SwampConfig) -> int:
@@ -35,108 +33,16 @@ def forward_batch(config: SwampConfig) -> int:
     return config.training.micro_batch or config.training.batch_size // config.particle.num_workers
 
 
-def kept_statistics(model: nn.Module, config: SwampConfig, data: Data, task: Task) -> frozenset[str]:
-    """Names of the modules whose running statistics a training step leaves as they are.
-
-    These are modules that ``train()`` or the forward pass keeps in evaluation mode, whose momentum is 0, or whose own
-    code only reads its statistics. Networks that come with swamp_ray or torchvision have none.
-
-    Args:
-        model: On the CPU; it is left alone.
-        config: The run.
-        data: Two of its training samples are looked at.
-        task: Takes the step.
-    """
-    if not is_import_path(config.model.name) or not norm_modules(model):
-        return frozenset()
-    trial = copy.deepcopy(model).train()
-    batch = small_batch(config, data)
-    return _kept(trial, lambda: task.training_step(trial, batch))
 
 
-def _kept(model: nn.Module, step: Callable[[], object]) -> frozenset[str]:
-    """Names of kept modules of a model in training mode, which is changed by the step."""
-    norms = _named_norms(model)
-    kept = {name for name, module in norms.items() if not module.training}
-    called: set[str] = set()
-    hooks = [module.register_forward_pre_hook(partial(_note, called, name)) for name, module in norms.items()]
-    before = {name: _statistics(module) for name, module in norms.items()}
-    try:
-        with seeded(0):
-            step()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    # A module that was not called may be one that is skipped at random: it is believed what train() says of it.
-    kept |= {name for name in called if _same(before[name], _statistics(norms[name]))}
-    return frozenset(kept)
 
 
-def _note(called: set[str], name: str, module: nn.Module, inputs: object) -> None:
-    called.add(name)
 
 
-def check_statistics(model: nn.Module, kept: Collection[str], task: Task, batch: Batch) -> None:
-    """Refuse normalisation whose statistics could not be re-estimated for averaged weights.
-
-    Args:
-        model: On the CPU; its statistics are changed.
-        kept: Names of modules that keep theirs.
-        task: Predicts, and takes a training step.
-        batch: Some training samples.
-
-    Raises:
-        UserError: It names the module.
-    """
-    names = {id(module): name for name, module in model.named_modules()}
-    live = norm_modules(model, kept)
-    model.train()
-    with seeded(0):
-        _check_unread(model, [module for module in live if not _is_fresh(module)], names, task, batch)
-    own = [module for module in live if not type(module).__module__.startswith("torch.nn.")]
-    found = [_reestimated(model, kept, own, start, task, batch) for start in ((3.0, 5.0), (-7.0, 2.0))]
-    for module, one, other in zip(own, *found, strict=True):
-        if not all(torch.allclose(a, b, equal_nan=True) for a, b in zip(one, other, strict=True)):
-            raise UserError(
-                f"the statistics of {names[id(module)]!r} ({type(module).__name__}) are not moved by its momentum, so "
-                "that they cannot be re-estimated for averaged weights", where="model.name",
-                do="Let its forward pass use self.momentum as torch.nn.BatchNorm2d does, or keep them constant.")
 
 
-def _check_unread(
-    model: nn.Module, modules: Sequence[_NormBase], names: dict[int, str], task: Task, batch: Batch
-) -> None:
-    """Refuse statistics that the training of a network reads without calling their module, and leaves as they are."""
-    if not modules:
-        return
-    before = [_statistics(module) for module in modules]
-    has_failed = _is_nan(task.training_step(model, batch)[0])
-    constant = [module for module, one in zip(modules, before, strict=True) if _same(one, _statistics(module))]
-    for module in constant:
-        mean, _ = _statistics(module, copied=False)
-        value = mean.clone()
-        mean.fill_(float("nan"))
-        is_read = _is_nan(task.training_step(model, batch)[0]) and not has_failed
-        mean.copy_(value)
-        if is_read:
-            raise UserError(
-                f"training reads the statistics of {names[id(module)]!r} and never changes them, though the module is "
-                "in training mode, so that it is not clear whether they are to be kept", where="model.name",
-                do="Put it into evaluation mode in an overridden train(), or call the module itself.")
 
 
-def _reestimated(
-    model: nn.Module, kept: Collection[str], modules: Sequence[_NormBase], start: tuple[float, float], task: Task,
-    batch: Batch,
-) -> list[Statistics]:
-    """Statistics of modules after the first batch of a re-estimation that began at these values."""
-    with seeded(0), batchnorm_reestimation(model, kept):
-        for module in modules:
-            mean, var = _statistics(module, copied=False)
-            mean.fill_(start[0])
-            var.fill_(start[1])
-        task.predict(model, batch)
-        return [_statistics(module) for module in modules]
 
 
 def uses_batch_statistics(model: nn.Module) -> bool:
@@ -153,7 +59,7 @@ def uses_batch_statistics(model: nn.Module) -> bool:
     return found
 
 
-def caution(model: nn.Module, size: int) -> str:
+def batch_statistics_warning(model: nn.Module, size: int) -> str:
     """What the user of a network that normalises by the batch at hand has to know of its metrics; empty for others.
 
     Args:
@@ -197,27 +103,105 @@ def without_single(batches: Iterator[Batch]) -> Iterator[Batch]:
         yield waiting
 
 
-def _named_norms(model: nn.Module) -> dict[str, _NormBase]:
-    norms = {id(module) for module in norm_modules(model)}
-    return {name: module for name, module in model.named_modules()
-            if isinstance(module, _NormBase) and id(module) in norms}
+def augments(data: Data) -> bool:
+    """Whether training sees its samples otherwise than a plain pass over the training split does.
+
+    What a dataset of the user's does when it is read cannot be seen; it counts as augmenting.
+    """
+    train = data.train
+    if isinstance(train, ArraySamples):
+        return train.plain is not None or (train.images is not None and (train.images.crop or train.images.flip))
+    return train.train_transform is None or train.train_transform != train.eval_transform
 
 
-def _statistics(module: _NormBase, copied: bool = True) -> Statistics:
-    mean, var = module.running_mean, module.running_var
-    assert mean is not None
-    assert var is not None
-    return (mean.detach().clone(), var.detach().clone()) if copied else (mean, var)
+def statistics_source(
+    config: SwampConfig, data: Data, model: nn.Module, kept: Collection[str] = ()
+) -> StatisticsSource:
+    """What ``averaging.statistics`` means for these data and this network; equal values give equal numbers.
+
+    Args:
+        config: The run.
+        data: Its data.
+        model: Its network.
+        kept: Names of normalisation modules that keep their statistics.
+    """
+    if not has_batchnorm(model, kept):
+        return "none"
+    return "augmented" if config.averaging.statistics == "augmented" and augments(data) else "unaugmented"
 
 
-def _same(one: Statistics, other: Statistics) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def statistics_seed(statistics: StatisticsSource) -> int | None:
+    """Seed of the pass in which statistics are estimated; None: fixed order, no augmentation."""
+    return STATISTICS_SEED if statistics == "augmented" else None
 
 
-def _is_fresh(module: _NormBase) -> bool:
-    mean, var = _statistics(module)
-    return not bool(mean.any()) and bool((var == 1).all())
+def norm_modules(model: nn.Module, kept: Collection[str] = ()) -> list[_NormBase]:
+    """Modules with running statistics, apart from those of these names, which keep the statistics that they have."""
+    return [module for name, module in model.named_modules()
+            if isinstance(module, _NormBase) and module.running_mean is not None and name not in kept]
 
 
-def _is_nan(loss: Tensor) -> bool:
-    return bool(loss.detach().isnan().any())
+def reset_batchnorm(model: nn.Module, kept: Collection[str] = ()) -> None:
+    """Set all running statistics to mean 0, variance 1, count 0, apart from those that are kept."""
+    for module in norm_modules(model, kept):
+        module.reset_running_stats()
+
+
+def has_batchnorm(model: nn.Module, kept: Collection[str] = ()) -> bool:
+    """Whether any module has running statistics that an average of weights makes stale."""
+    return bool(norm_modules(model, kept))
+
+
+class _CumulativeMomentum:
+    """Before each forward pass: the momentum that makes the running mean cumulative.
+
+    ``momentum = None`` would do the same in torch's batch normalisation alone: instance normalisation reads it as 0,
+    and modules of other origin may compute with it.
+    """
+
+    def __init__(self) -> None:
+        self._passes = 0
+
+    def __call__(self, module: _NormBase, inputs: object) -> None:
+        self._passes += 1
+        module.momentum = 1.0 / self._passes
+
+
+@contextmanager
+def batchnorm_reestimation(model: nn.Module, kept: Collection[str] = ()) -> Iterator[None]:
+    """Within the block, forward passes re-estimate running statistics as a cumulative mean over batches.
+
+    The statistics are reset first. Only normalisation modules are in training mode, so that dropout is off; no
+    gradients are recorded. Momenta and modes are restored afterwards.
+
+    Args:
+        model: The network.
+        kept: Names of modules that keep their statistics; they stay in evaluation mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    norms = norm_modules(model, kept)
+    momenta = [module.momentum for module in norms]
+    hooks = [module.register_forward_pre_hook(_CumulativeMomentum()) for module in norms]
+    alone = [module for module in norms if isinstance(module, _BatchNorm)
+             and getattr(module.forward, "__func__", None) is nn.SyncBatchNorm.forward]
+    reset_batchnorm(model, kept)
+    try:
+        model.eval()
+        for module in norms:
+            # Not train(), which would also switch on dropout inside of the module.
+            module.training = True
+            module.momentum = None
+        for module in alone:
+            # One process re-estimates, and its own forward pass would wait for the others.
+            vars(module)["forward"] = partial(_BatchNorm.forward, module)
+        with torch.no_grad():
+            yield
+    finally:
+        for module in alone:
+            del vars(module)["forward"]
+        for hook in hooks:
+            hook.remove()
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode

@@ -237,3 +237,18 @@ def has_short_warmup(config: SwampConfig, program: Program) -> bool:
 
 def _cycle(values: tuple[Any, ...], particle: int, default: Any) -> Any:
     return values[particle % len(values)] if values else default
+
+
+@dataclass(frozen=True)
+class ParticleJob:
+    """One training run to do.
+
+    Attributes:
+        label: For logs and errors, e.g. ``"round 3, particle 1"``.
+        seed: Decides batch order, augmentation and dropout.
+        program: Length, learning rate, decay, snapshots.
+    """
+
+    label: str
+    seed: int
+    program: Program

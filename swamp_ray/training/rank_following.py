@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from swamp_ray.errors import CorruptArtifactError, DivergedError
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.ranks import Ranks
-from swamp_ray.training.records import Order, never
+from swamp_ray.training.ranks import Ranks, TrainInstruction
 from swamp_ray.training.trainer import ParticleTrainer
+from swamp_ray.training.training_run import begin_training, never
 
 
 def follow(ranks: Ranks, trainer: Callable[[int], ParticleTrainer]) -> None:
@@ -29,7 +29,7 @@ def follow(ranks: Ranks, trainer: Callable[[int], ParticleTrainer]) -> None:
             take_part(own, order)
 
 
-def take_part(trainer: ParticleTrainer, order: Order) -> None:
+def take_part(trainer: ParticleTrainer, order: TrainInstruction) -> None:
     """Take part in a training run as a rank other than the first, to its end or until all are asked to stop.
 
     Raises:
@@ -39,7 +39,7 @@ def take_part(trainer: ParticleTrainer, order: Order) -> None:
     """
     assert isinstance(trainer.ranks, Ranks)
     stop = trainer.ranks.agreement(never)
-    run = trainer.begin(order.job, order.start, order.mask, order.buffers, order.checkpoint)
+    run = begin_training(trainer, order.job, order.start, order.mask, order.buffers, order.checkpoint)
     while not run.done:
         progress = run.epoch(stop)
         if not run.done and (progress is None or stop()):

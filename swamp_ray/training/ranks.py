@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from swamp_ray.errors import LostRankError
 from swamp_ray.seeding import derive_seed
+from swamp_ray.sparsity.compact import Packed
+from swamp_ray.training.program import ParticleJob
+from swamp_ray.training.results import Arrays
 from swamp_ray.user_code.blaming import lost_connection
 
 IDLE = timedelta(days=365)
@@ -33,7 +37,7 @@ ASK_S = 0.1
 _gather_parts: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before 2.14
 
 
-class Alone:
+class SingleRank:
     """The only rank of a particle that trains in one process.
 
     Attributes:
@@ -77,7 +81,7 @@ class Alone:
         return [value]
 
 
-class Ranks(Alone):
+class Ranks(SingleRank):
     """All processes of torch's default group, which has to be there; made on all of them at the same time.
 
     Args:
@@ -240,3 +244,20 @@ def ordered_mean(parts: list[Tensor]) -> Tensor:
     for part in parts[1:]:
         total += part
     return total.div_(len(parts))
+
+
+@dataclass(frozen=True)
+class TrainInstruction:
+    """What the other ranks of a particle need to know to take part in a training run.
+
+    Attributes:
+        member: Index of the run, where ranks work for several.
+        job, start, mask, buffers, checkpoint: As in :meth:`ParticleTrainer.begin`.
+    """
+
+    member: int
+    job: ParticleJob
+    start: Packed
+    mask: np.ndarray
+    buffers: Arrays
+    checkpoint: bytes | None

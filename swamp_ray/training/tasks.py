@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swamp_ray.config.sections import TaskConfig
-from swamp_ray.data.labels import built_in_pair
+from swamp_ray.data.pairs import built_in_pair
 from swamp_ray.errors import UserError, nearest
 from swamp_ray.text.metric_names import MAX_DIGITS, is_style
 from swamp_ray.user_code.importing import is_import_path, load_object, own_traceback

@@ -13,26 +13,35 @@ import torch
 from torch import Tensor, nn
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data, Feed
+from swamp_ray.data.batches import Batches
 from swamp_ray.data.loader import loader_of
+from swamp_ray.data.samples import Data
 from swamp_ray.data.trees import split_batch, tree_map
 from swamp_ray.errors import UserError
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.averaging import batchnorm_reestimation, has_batchnorm, reset_batchnorm
 from swamp_ray.sparsity.compact import Packed, load_packed_
 from swamp_ray.sparsity.masks import Layout, find_prunable, prunable_tensors
 from swamp_ray.training.arithmetic import Arithmetic, local_device
-from swamp_ray.training.buffers import named_buffers
-from swamp_ray.training.contents import extra_state
-from swamp_ray.training.losses import LOSS, evaluation_loss, origin_of_loss
+from swamp_ray.training.evaluation_loss import LOSS, evaluation_loss, origin_of_loss
+from swamp_ray.training.model_tensors import named_buffers
 from swamp_ray.training.models import build_model
-from swamp_ray.training.normalisation import forward_batch, kept_statistics, uses_batch_statistics, without_single
-from swamp_ray.training.ranks import Alone, Ranks
-from swamp_ray.training.records import Arrays, Evaluation, Gradients, Order, ParticleJob
-from swamp_ray.training.statistics import Statistics, statistics_of, statistics_seed
+from swamp_ray.training.normalisation import (
+    StatisticsSource,
+    batchnorm_reestimation,
+    forward_batch,
+    has_batchnorm,
+    reset_batchnorm,
+    statistics_seed,
+    statistics_source,
+    uses_batch_statistics,
+    without_single,
+)
+from swamp_ray.training.normalisation_checks import kept_statistics
+from swamp_ray.training.ranks import SingleRank
+from swamp_ray.training.results import Arrays, Evaluation, Gradients
+from swamp_ray.training.state_dict import extra_state
 from swamp_ray.training.tasks import Batch, Task, build_task
-from swamp_ray.training.training_run import TrainingRun
 from swamp_ray.user_code.blaming import blamed
 
 _FAILED = "the model or the task failed in evaluation"
@@ -46,7 +55,7 @@ class ParticleTrainer:
         config: The run.
         data: Its decoded data.
         arithmetic: As resolved when the run started; the caller applies it (``arithmetic.applied``).
-        feeds: The batches of another trainer of the same data and arithmetic, to be shared.
+        batches: The batches of another trainer of the same data and arithmetic, to be shared.
         ranks: The processes that train each particle together; by default this one does alone.
         member: Index of the run, where ranks work for several.
 
@@ -56,10 +65,12 @@ class ParticleTrainer:
         extra_state: What the network keeps besides parameters and buffers; training must not change it.
     """
 
-    def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, feeds: dict[str, Feed] | None = None,
-                 ranks: Alone | None = None, member: int = 0) -> None:
+    def __init__(
+        self, config: SwampConfig, data: Data, arithmetic: Arithmetic, batches: dict[str, Batches] | None = None,
+        ranks: SingleRank | None = None, member: int = 0,
+    ) -> None:
         self.config, self.data, self.arithmetic = config, data, arithmetic
-        self.ranks, self.member = ranks or Alone(), member
+        self.ranks, self.member = ranks or SingleRank(), member
         self.device = local_device(arithmetic.device)
         self.task: Task = build_task(config.task)
         model = initial_model(config, data)
@@ -73,26 +84,26 @@ class ParticleTrainer:
         self._compiled: Any = torch.compile(self.model) if arithmetic.compile else self.model
         self._replica: Any = None
         self._weights = prunable_tensors(self.model, self.layout)
-        self.feeds: dict[str, Feed] = {} if feeds is None else feeds
+        self.batches_by_split: dict[str, Batches] = {} if batches is None else batches
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of one pass over the training split, the last partial one dropped."""
         return steps_per_epoch(self.config, self.data)
 
-    def feed(self, split: str) -> Feed:
+    def batches(self, split: str) -> Batches:
         """The batches of ``train``, ``validation`` or ``test``; kept on the device where that is configured."""
-        if split not in self.feeds:
+        if split not in self.batches_by_split:
             execution = self.config.execution
             on_device = self.device.type == "cuda" if execution.data_on_device == "auto" else execution.data_on_device
-            self.feeds[split] = Feed(
+            self.batches_by_split[split] = Batches(
                 getattr(self.data, split),
                 device=self.device,
                 channels_last=self.arithmetic.channels_last,
                 on_device=on_device,
                 loader=loader_of(self.data, self.config.data.loader_workers, pinned=self.device.type == "cuda"),
             )
-        return self.feeds[split]
+        return self.batches_by_split[split]
 
     @property
     def network(self) -> Any:
@@ -105,7 +116,7 @@ class ParticleTrainer:
         """Whether some parameters get no gradient from a training batch."""
         model = copy.deepcopy(self.model).train()
         size = min(2, self.ranks.share(self.config.training.batch_size))
-        batch = next(iter(self.feed("train").batches(size, seed=None, drop_last=False)))
+        batch = next(iter(self.batches("train").one_pass(size, seed=None, drop_last=False)))
         with self.randomness(self._evaluation_seed), self.autocast():
             self.task.training_step(model, batch)[0].backward()
         return any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
@@ -118,33 +129,6 @@ class ParticleTrainer:
                     buffer.copy_(_writable(buffers[name]))
         reset_batchnorm(self.model, self.kept)
         load_packed_(self.model, self.layout, mask, packed)
-
-    def begin(
-        self, job: ParticleJob, start: Packed, mask: np.ndarray, buffers: Arrays, checkpoint: bytes | None = None
-    ) -> TrainingRun:
-        """A training run from its start, or from a checkpoint of an earlier attempt at the same job.
-
-        Only one run of a trainer is alive at a time: they share the model. On the first of several ranks this tells
-        the others, which have to follow (:mod:`swamp_ray.training.rank_following`).
-
-        Args:
-            job: What to do.
-            start: The ticket: surviving weights ``[k]`` and the other parameters.
-            mask: Kept weights, bool ``[P]``.
-            buffers: The model's buffers at the start, by name; statistics that training changes are reset.
-            checkpoint: What :meth:`TrainingRun.checkpoint` gave.
-
-        Raises:
-            CorruptArtifactError: The checkpoint does not fit this job.
-        """
-        if isinstance(self.ranks, Ranks) and self.ranks.leads:
-            self.ranks.tell(Order(self.member, job, start, mask, buffers, checkpoint))
-        self.load(start, mask, buffers)
-        self.model.zero_grad(set_to_none=True)  # a run that was interrupted within a step leaves some behind
-        run = TrainingRun(self, job, mask, buffers)
-        if checkpoint is not None:
-            run.restore(checkpoint)
-        return run
 
     def backward(self, batch: Batch) -> Gradients:
         """Leave the gradients of a batch in the parameters; without a word to the device's host."""
@@ -179,7 +163,7 @@ class ParticleTrainer:
         buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in named_buffers(self.model)}
         return Evaluation(self.metrics(("validation", "test")), buffers)
 
-    def reestimate(self, statistics: Statistics | None = None) -> None:
+    def reestimate(self, statistics: StatisticsSource | None = None) -> None:
         """Normalisation statistics of the weights in place.
 
         One pass over the training split, with order and augmentation that are the same for every network, with the
@@ -191,9 +175,9 @@ class ParticleTrainer:
         """
         if not has_batchnorm(self.model, self.kept):
             return
-        seed = statistics_seed(statistics or statistics_of(self.config, self.data, self.model, self.kept))
+        seed = statistics_seed(statistics or statistics_source(self.config, self.data, self.model, self.kept))
         with batchnorm_reestimation(self.model, self.kept), self.autocast(), self.randomness(self._evaluation_seed):
-            for batch in self.feed("train").batches(self.config.training.batch_size, seed=seed, drop_last=True):
+            for batch in self.batches("train").one_pass(self.config.training.batch_size, seed=seed, drop_last=True):
                 for part in split_batch(batch, self.forward_batch):
                     with blamed(_FAILED):
                         self.task.predict(self.model, part)
@@ -233,7 +217,7 @@ class ParticleTrainer:
         """
         if size is None or self.uses_batch_statistics:
             size = self.forward_batch
-        batches = self.feed(split).batches(size, seed=None, drop_last=False)
+        batches = self.batches(split).one_pass(size, seed=None, drop_last=False)
         return without_single(batches) if self.uses_batch_statistics else batches
 
     @contextlib.contextmanager

@@ -14,38 +14,40 @@ import math
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError
-from swamp_ray.reproducible import random_state, take_up_random_state
+from swamp_ray.random_state import random_state, restore_random_state
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.averaging import ExponentialMean, SnapshotMean, has_batchnorm
-from swamp_ray.sparsity.compact import pack_model
+from swamp_ray.sparsity.averaging import ExponentialMean, SnapshotMean
+from swamp_ray.sparsity.compact import Packed, pack_model
 from swamp_ray.sparsity.masks import mask_tensors
-from swamp_ray.training.buffers import refuse_stateful_buffers
-from swamp_ray.training.contents import refuse_moving_extra_state
-from swamp_ray.training.epoch_totals import Tally
+from swamp_ray.training.epoch_totals import EpochTotals
+from swamp_ray.training.normalisation import has_batchnorm
+from swamp_ray.training.normalisation_checks import refuse_stateful_buffers
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
-from swamp_ray.training.records import Arrays, Gradients, ParticleJob, Progress, TrainedParticle, never
+from swamp_ray.training.program import ParticleJob
+from swamp_ray.training.ranks import Ranks, TrainInstruction
+from swamp_ray.training.results import Arrays, Gradients, Progress, TrainedParticle
+from swamp_ray.training.state_dict import refuse_moving_extra_state
 from swamp_ray.training.tasks import Batch
+from swamp_ray.training.trainer import ParticleTrainer
+from swamp_ray.training.training_run import never
 from swamp_ray.user_code.blaming import blamed
-
-if TYPE_CHECKING:
-    from swamp_ray.training.trainer import ParticleTrainer
 
 
 @dataclass(slots=True)
-class Pending:
+class GradientRequest:
     """A batch for which a training run needs the gradients before it can go on."""
 
     batch: Batch
 
 
-Steps = Generator[Pending, Gradients, Progress | None]
+Steps = Generator[GradientRequest, Gradients, Progress | None]
 """A training run up to the end of an epoch: asks for gradients, is given them, and says where it stands."""
 
 
@@ -63,7 +65,7 @@ class _Interim:
 
 
 class TrainingRun:
-    """One training run between two steps; made by :meth:`ParticleTrainer.begin`."""
+    """One training run between two steps; made by :func:`begin_training`."""
 
     def __init__(self, trainer: ParticleTrainer, job: ParticleJob, mask: np.ndarray, buffers: Arrays) -> None:
         config = trainer.config.training
@@ -182,22 +184,24 @@ class TrainingRun:
             refuse_stateful_buffers(self.trainer.model, self._buffers, self.trainer.kept)
         return progress
 
-    def _take_up_interim(self) -> Tally:
+    def _take_up_interim(self) -> EpochTotals:
         """What the epoch's steps have reported so far, and its random numbers; nothing at the start of one."""
         if self._interim is None:
-            return Tally()
+            return EpochTotals()
         interim, self._interim = self._interim, None
-        take_up_random_state(interim.random, self.trainer.device)
-        return Tally(interim.losses, interim.sums)
+        restore_random_state(interim.random, self.trainer.device)
+        return EpochTotals(interim.losses, interim.sums)
 
-    def _steps(self, index: int, num: int, tally: Tally, stop: Callable[[], bool]) -> Generator[Pending, Gradients]:
+    def _steps(
+        self, index: int, num: int, tally: EpochTotals, stop: Callable[[], bool]
+    ) -> Generator[GradientRequest, Gradients]:
         """Train through the rest of the ``num`` steps of epoch ``index``; what they report goes into the tally."""
         first, rate = index * self.job.program.steps_per_epoch, self.job.program.rate
-        batches = self.trainer.feed("train").batches(
+        batches = self.trainer.batches("train").one_pass(
             self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
             first=self.step - first, share=(self._ranks.rank, self._ranks.count))
         for batch in itertools.islice(batches, first + num - self.step):
-            loss, metrics = yield Pending(batch)
+            loss, metrics = yield GradientRequest(batch)
             tally.add(loss, metrics)
             self.take_step(rate.at(self.step))
             self.step += 1
@@ -286,3 +290,40 @@ class TrainingRun:
         self.step, self.history = int(state["step"]), list(state["history"])
         interim = state["interim"]
         self._interim = None if interim is None else _Interim(**interim[self._ranks.rank])
+
+
+def never() -> bool:
+    """Nobody asks the training to stop."""
+    return False
+
+
+def begin_training(
+    trainer: ParticleTrainer, job: ParticleJob, start: Packed, mask: np.ndarray, buffers: Arrays,
+    checkpoint: bytes | None = None,
+) -> TrainingRun:
+    """A training run from its start, or from a checkpoint of an earlier attempt at the same job.
+
+    A trainer has one live run at a time, because runs share its model. Where several ranks train a particle, a call on
+    rank 0 sends the instruction that makes the others call it too (:mod:`swamp_ray.training.rank_following`).
+
+    Args:
+        trainer: Its model, data and task are used.
+        job: Seed and program.
+        start: The ticket: surviving weights ``[k]`` and the other parameters.
+        mask: Kept weights, bool ``[P]``.
+        buffers: The model's buffers at the start, by name; statistics that training changes are reset.
+        checkpoint: What :meth:`TrainingRun.checkpoint` returned.
+
+    Raises:
+        CorruptArtifactError: The checkpoint does not fit this job.
+    """
+    ranks = trainer.ranks
+    if isinstance(ranks, Ranks) and ranks.leads:
+        ranks.tell(TrainInstruction(trainer.member, job, start, mask, buffers, checkpoint))
+    trainer.load(start, mask, buffers)
+    # A run that was interrupted within a step leaves gradients behind.
+    trainer.model.zero_grad(set_to_none=True)
+    run = TrainingRun(trainer, job, mask, buffers)
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    return run

@@ -20,7 +20,7 @@ from swamp_ray.method.events import Work
 from swamp_ray.run.inline_executor import InlineExecutor
 from swamp_ray.run.messages import Handle, WorkItem
 from swamp_ray.run.reporter import Reporter
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from tests.helpers import tiny
 
 PATIENCE_S = 240.0

@@ -31,7 +31,7 @@ from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.tickets import load_ticket
 from swamp_ray.storage.usage import read_usage
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from tests.helpers import TINY, ticket_digests, tiny
 from tests.hostile import DAMAGES, damage_some, hostile_json, with_other_value
 

@@ -17,7 +17,7 @@ from swamp_ray.errors import Interrupted, UserError
 from swamp_ray.launch import Run, run
 from swamp_ray.method.events import Work
 from swamp_ray.run.reporter import Reporter
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
 

@@ -14,6 +14,7 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.launch import run
 from swamp_ray.method.events import RoundPlan
 from swamp_ray.method.rounds import plan_rounds
+from swamp_ray.run import worker
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.compact import Packed, pack_state, unpack
@@ -22,8 +23,7 @@ from swamp_ray.sparsity.selection import plan_survivors
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import read_state
 from swamp_ray.training.models import build_model
-from swamp_ray.training.program import Program, dense_program, round_program
-from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.program import ParticleJob, Program, dense_program, round_program
 from swamp_ray.training.trainer import ParticleTrainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -241,13 +241,13 @@ class TestStartingWeights:
     @pytest.fixture
     def begun(self, monkeypatch: pytest.MonkeyPatch) -> list[_Begun]:
         begun: list[_Begun] = []
-        begin = ParticleTrainer.begin
+        begin = worker.begin_training
 
-        def watched(self: ParticleTrainer, job: ParticleJob, start: Packed, mask: np.ndarray, *rest: Any) -> Any:
+        def watched(trainer: ParticleTrainer, job: ParticleJob, start: Packed, mask: np.ndarray, *rest: Any) -> Any:
             begun.append(_Begun(job.label, start, mask))
-            return begin(self, job, start, mask, *rest)
+            return begin(trainer, job, start, mask, *rest)
 
-        monkeypatch.setattr(ParticleTrainer, "begin", watched)
+        monkeypatch.setattr(worker, "begin_training", watched)
         return begun
 
     @pytest.mark.parametrize(("name", "origin"), [

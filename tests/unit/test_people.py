@@ -162,7 +162,7 @@ def test_an_ensemble_is_the_mean_of_softmax_outputs(storage: Path) -> None:
         for record in (first, second):
             load_ticket(storage / record["ticket"]).load_into(trainer.model)
             trainer.model.eval()
-            batches = list(trainer.feed("test").batches(7, seed=None, drop_last=False))
+            batches = list(trainer.batches("test").one_pass(7, seed=None, drop_last=False))
             with torch.no_grad():
                 outputs.append(torch.cat([trainer.model(batch[0]).softmax(1) for batch in batches]))
             labels = torch.cat([batch[1] for batch in batches]).numpy()

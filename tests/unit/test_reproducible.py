@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 
 
 def draw() -> tuple[float, float, float]:

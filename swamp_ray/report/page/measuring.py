@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from swamp_ray.analysis.measuring import measure_calibration
-from swamp_ray.data.datasets import Data, load_data
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import first_line
 from swamp_ray.report.charts.arms import rows_of
 from swamp_ray.report.load.runs import ReportRun

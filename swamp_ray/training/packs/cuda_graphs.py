@@ -8,24 +8,22 @@ and stays outside, where rates change and masks are applied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from swamp_ray.data.trees import leaves, tree_map
 from swamp_ray.errors import UserError
-from swamp_ray.training.records import Gradients
+from swamp_ray.training.results import Gradients
 from swamp_ray.training.tasks import Batch
-
-if TYPE_CHECKING:
-    from swamp_ray.training.trainer import ParticleTrainer
+from swamp_ray.training.trainer import ParticleTrainer
 
 NUM_WARM_UP = 3
 """Steps before the recording, in which libraries choose algorithms and reserve memory."""
 
 
-class Recording(Protocol):
+class CapturedStep(Protocol):
     """A step whose inputs and outputs always lie in the same memory.
 
     Attributes:
@@ -47,7 +45,7 @@ class Recording(Protocol):
         ...
 
 
-class Graphed:
+class CudaGraphGradients:
     """The joint computation of several trainers' gradients.
 
     Args:
@@ -57,11 +55,11 @@ class Graphed:
 
     def __init__(
         self, trainers: Sequence[ParticleTrainer],
-        record: Callable[[ParticleTrainer, Batch], Recording] | None = None,
+        record: Callable[[ParticleTrainer, Batch], CapturedStep] | None = None,
     ) -> None:
         self._trainers = trainers
         self._record = record or CudaGraph
-        self._recordings: dict[int, Recording] = {}
+        self._recordings: dict[int, CapturedStep] = {}
 
     def __call__(self, batches: Mapping[int, Batch]) -> dict[int, Gradients]:
         """Leave the gradients of each seat's batch in that seat's parameters."""

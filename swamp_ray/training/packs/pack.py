@@ -16,21 +16,22 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data, Feed
+from swamp_ray.data.batches import Batches
+from swamp_ray.data.samples import Data
 from swamp_ray.training.arithmetic import Arithmetic
-from swamp_ray.training.packs.cuda_graphs import Graphed
-from swamp_ray.training.packs.stacked import Stacked
-from swamp_ray.training.records import Gradients, Progress, never
+from swamp_ray.training.packs.cuda_graphs import CudaGraphGradients
+from swamp_ray.training.packs.stacked import StackedGradients
+from swamp_ray.training.results import Gradients, Progress
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer
-from swamp_ray.training.training_run import Pending, Steps, TrainingRun
+from swamp_ray.training.training_run import GradientRequest, Steps, TrainingRun, never
 from swamp_ray.user_code.blaming import blamed
 
 PACKED_SEED = 0
 """Of the global generators while a pack trains. No result depends on them: packs refuse networks that draw."""
 
 
-class Joint(Protocol):
+class JointGradients(Protocol):
     """Computes the gradients of several networks."""
 
     def __call__(self, batches: Mapping[int, Batch]) -> dict[int, Gradients]:
@@ -45,19 +46,19 @@ class Pack:
         config: The run, or one of several that differ in their seed alone.
         data: Its decoded data.
         arithmetic: Names the form and the number of seats; the caller applies it (``arithmetic.applied``).
-        feeds: The batches of another trainer of the same data and arithmetic, to be shared.
+        batches: The batches of another trainer of the same data and arithmetic, to be shared.
     """
 
     def __init__(
-        self, config: SwampConfig, data: Data, arithmetic: Arithmetic, feeds: dict[str, Feed] | None = None
+        self, config: SwampConfig, data: Data, arithmetic: Arithmetic, batches: dict[str, Batches] | None = None
     ) -> None:
-        feeds = {} if feeds is None else feeds
-        self.seats = [ParticleTrainer(config, data, arithmetic, feeds) for _ in range(arithmetic.width)]
-        self._joint: Joint = Graphed(self.seats) if arithmetic.form == "graphs" else self._stacked()
+        batches = {} if batches is None else batches
+        self.seats = [ParticleTrainer(config, data, arithmetic, batches) for _ in range(arithmetic.width)]
+        self._joint: JointGradients = CudaGraphGradients(self.seats) if arithmetic.form == "graphs" else self._stacked()
 
-    def _stacked(self) -> Joint:
+    def _stacked(self) -> JointGradients:
         first = self.seats[0]
-        return Stacked([seat.model for seat in self.seats], first.task, autocast=first.autocast,
+        return StackedGradients([seat.model for seat in self.seats], first.task, autocast=first.autocast,
                        micro_batch=first.config.training.micro_batch, channels_last=first.arithmetic.channels_last,
                        compiled=first.arithmetic.compile)
 
@@ -101,7 +102,7 @@ def train_epoch(
             batches: dict[int, Batch] = {}
             for seat, one in list(steps.items()):
                 try:
-                    pending: Pending = next(one) if answers is None else one.send(answers[seat])
+                    pending: GradientRequest = next(one) if answers is None else one.send(answers[seat])
                     batches[seat] = pending.batch
                 except StopIteration as end:
                     found[seat] = end.value

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from swamp_ray.errors import UserError, first_line
-from swamp_ray.reproducible import seeded
-from swamp_ray.training.packs.stacked import Stacked
+from swamp_ray.random_state import seeded
+from swamp_ray.training.packs.stacked import StackedGradients
 from swamp_ray.training.tasks import Batch, Task
 
 
@@ -39,7 +39,7 @@ def why_unpackable(model: nn.Module, task: Task, batch: Batch, form: str) -> str
         return f"hooks on the gradients of {', '.join(hooked)} would not be called"
     models = [copy.deepcopy(model).train() for _ in range(2)]
     try:
-        Stacked(models, task, autocast=contextlib.nullcontext)({0: batch, 1: batch})
+        StackedGradients(models, task, autocast=contextlib.nullcontext)({0: batch, 1: batch})
     except UserError:
         raise
     except Exception as error:  # whatever a network of the user's does under torch.func

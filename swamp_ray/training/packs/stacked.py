@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from swamp_ray.data.trees import leaves, split_batch, tree_map
-from swamp_ray.training.records import Gradients
+from swamp_ray.training.results import Gradients
 from swamp_ray.training.tasks import Batch, Task
 
 
-class Stacked:
+class StackedGradients:
     """The joint computation of several trainers' gradients.
 
     A pack that is not full computes as much as a full one, because libraries may add up a product's terms in another

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import UserError, first_line
 from swamp_ray.sparsity.compact import pack_model
 from swamp_ray.training.arithmetic import SINGLE, Arithmetic, form_and_width
-from swamp_ray.training.buffers import named_buffers
+from swamp_ray.training.model_tensors import named_buffers
 from swamp_ray.training.packs.pack import Pack
-from swamp_ray.training.program import Program, Rate
-from swamp_ray.training.records import Gradients, ParticleJob
+from swamp_ray.training.program import ParticleJob, Program, Rate
+from swamp_ray.training.results import Gradients
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer
-from swamp_ray.training.training_run import Pending, TrainingRun
+from swamp_ray.training.training_run import GradientRequest, TrainingRun, begin_training
 
 WARM_UP_STEPS = 3
 MIN_STEPS, MIN_S, MAX_S = 5, 0.5, 10.0
@@ -37,7 +37,7 @@ RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Measured:
+class PackingTime:
     """What was found of one form and width of packing.
 
     Attributes:
@@ -57,9 +57,9 @@ class Measured:
         return asdict(self)
 
 
-def measure_packings(
+def time_packings(
     config: SwampConfig, data: Data, arithmetic: Arithmetic, packings: Sequence[str]
-) -> list[Measured]:
+) -> list[PackingTime]:
     """Measure forms of packing one after the other, those of a form by increasing width. Takes some seconds each.
 
     A form whose losses are not those of a particle alone is refused, as is one that the device has no memory for.
@@ -79,13 +79,13 @@ def measure_packings(
         if packing == SINGLE:
             continue
         if form in given_up:
-            found.append(Measured(packing, refused=given_up[form]))
+            found.append(PackingTime(packing, refused=given_up[form]))
             continue
         try:
             trial = _measure(config, data, arithmetic.packed(packing))
         except (UserError, RuntimeError, MemoryError) as error:
             given_up[form] = first_line(error)
-            found.append(Measured(packing, refused=given_up[form]))
+            found.append(PackingTime(packing, refused=given_up[form]))
             continue
         measured = _judged(trial, reference, arithmetic)
         found.append(measured)
@@ -100,20 +100,21 @@ def measure_packings(
 
 @dataclass(frozen=True)
 class _Trial:
-    measured: Measured
+    measured: PackingTime
     losses: np.ndarray
 
 
-def _judged(trial: _Trial, reference: np.ndarray, arithmetic: Arithmetic) -> Measured:
+def _judged(trial: _Trial, reference: np.ndarray, arithmetic: Arithmetic) -> PackingTime:
     """The measurement, or why its form is of no use."""
     measured = trial.measured
     off = float(np.max(np.abs(trial.losses - reference) / np.maximum(np.abs(reference), 1e-6)))
     if not off <= TOLERANCE[arithmetic.precision]:
-        return Measured(measured.packing, refused=f"its losses differ by {off:.2g} from those of a particle alone")
+        return PackingTime(measured.packing, refused=f"its losses differ by {off:.2g} from those of a particle alone")
     if measured.peak_bytes is not None:
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
         if measured.peak_bytes > USABLE_MEMORY * total:
-            return Measured(measured.packing, refused=f"it takes {measured.peak_bytes / 2**30:.1f} GiB of the device")
+            peak = f"{measured.peak_bytes / 2**30:.1f} GiB"
+            return PackingTime(measured.packing, refused=f"it takes {peak} of the device")
     return measured
 
 
@@ -144,7 +145,7 @@ def _measure(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> _Trial:
         values = np.array([float(loss) for loss in losses])  # waits for the device
         num, seconds = _timed(step, on_cuda)
     peak = torch.cuda.max_memory_allocated() if on_cuda else None
-    measured = Measured(arithmetic.packing, seconds / num / arithmetic.width, peak)
+    measured = PackingTime(arithmetic.packing, seconds / num / arithmetic.width, peak)
     for run in runs:
         run.close()
     return _Trial(measured, values)
@@ -172,10 +173,10 @@ def _begin(trainer: ParticleTrainer, seed: int) -> TrainingRun:
     packed = pack_model(trainer.model, trainer.layout, whole)
     packed = type(packed)(packed.values[mask], packed.rest)
     buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in named_buffers(trainer.model)}
-    return trainer.begin(ParticleJob("a measurement", seed, program), packed, mask, buffers)
+    return begin_training(trainer, ParticleJob("a measurement", seed, program), packed, mask, buffers)
 
 
-def _endless(run: TrainingRun) -> Generator[Pending, Gradients]:
+def _endless(run: TrainingRun) -> Generator[GradientRequest, Gradients]:
     while True:
         yield from run.epoch_steps()
 

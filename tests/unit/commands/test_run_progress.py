@@ -16,7 +16,7 @@ from swamp_ray.commands.run_progress import LiveReporter, PlainReporter, make_re
 from swamp_ray.launch import run
 from swamp_ray.method.events import Work
 from swamp_ray.run.reporter import Reporter
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from tests.faults import epoch_seed
 from tests.helpers import tiny
 

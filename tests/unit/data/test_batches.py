@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data import batches as feeds
+from swamp_ray.data import batches as batches_module
 from swamp_ray.data.augmentation import Draws
-from swamp_ray.data.datasets import ArraySamples, Feed, Images, LazySamples, leaves, load_data
+from swamp_ray.data.batches import Batches
+from swamp_ray.data.datasets import load_data
 from swamp_ray.data.loader import Loader
+from swamp_ray.data.samples import ArraySamples, ImageSettings, LazySamples
+from swamp_ray.data.trees import leaves
 from swamp_ray.errors import RunError
 
 CPU = torch.device("cpu")
@@ -26,7 +29,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
-def image_samples(num: int, height: int, width: int, channels: int, images: Images) -> ArraySamples:
+def image_samples(num: int, height: int, width: int, channels: int, images: ImageSettings) -> ArraySamples:
     pixels = np.random.RandomState(1).randint(0, 256, (num, height, width, channels), dtype=np.uint8)
     pixels.setflags(write=False)
     labels = np.arange(num)
@@ -34,9 +37,9 @@ def image_samples(num: int, height: int, width: int, channels: int, images: Imag
     return ArraySamples((pixels, labels), images)
 
 
-def feed_of(samples: Any, channels_last: bool = True, loader_workers: int = 0) -> Feed:
+def batches_of(samples: Any, channels_last: bool = True, loader_workers: int = 0) -> Batches:
     loader = Loader([samples], loader_workers) if isinstance(samples, LazySamples) else None
-    return Feed(samples, device=CPU, channels_last=channels_last, on_device=False, loader=loader)
+    return Batches(samples, device=CPU, channels_last=channels_last, on_device=False, loader=loader)
 
 
 def slow_epoch(samples: ArraySamples, seed: int | None) -> np.ndarray:
@@ -71,9 +74,9 @@ def test_batches_equal_the_slow_twin(
     num: int, height: int, width: int, channels: int, padding: int, crop: bool, flip: bool, channels_last: bool,
     batch_size: int, seed: int | None,
 ) -> None:
-    images = Images(MEAN[:channels], STD[:channels], padding, flip, crop)
+    images = ImageSettings(MEAN[:channels], STD[:channels], padding, flip, crop)
     samples = image_samples(num, height, width, channels, images)
-    batches = list(feed_of(samples, channels_last).batches(batch_size, seed=seed, drop_last=False))
+    batches = list(batches_of(samples, channels_last).one_pass(batch_size, seed=seed, drop_last=False))
     inputs = torch.cat([batch[0] for batch in batches])
     np.testing.assert_allclose(inputs.numpy(), slow_epoch(samples, seed), rtol=1e-5, atol=1e-5)
     assert sorted(torch.cat([batch[1] for batch in batches]).tolist()) == list(range(num))
@@ -82,8 +85,8 @@ def test_batches_equal_the_slow_twin(
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("seed", [None, 3])
 def test_layout_and_types(channels_last: bool, seed: int | None) -> None:
-    samples = image_samples(10, 6, 5, 3, Images(MEAN, STD, 2, True, True))
-    for images, labels in feed_of(samples, channels_last).batches(4, seed=seed, drop_last=False):
+    samples = image_samples(10, 6, 5, 3, ImageSettings(MEAN, STD, 2, True, True))
+    for images, labels in batches_of(samples, channels_last).one_pass(4, seed=seed, drop_last=False):
         wanted = torch.channels_last if channels_last else torch.contiguous_format
         assert images.is_contiguous(memory_format=wanted)
         assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
@@ -91,14 +94,14 @@ def test_layout_and_types(channels_last: bool, seed: int | None) -> None:
 
 
 def test_seed_decides_everything_and_fixed_order_is_fixed() -> None:
-    feed = feed_of(image_samples(50, 4, 4, 1, Images((0.5,), (0.2,), 1, True, True)))
+    source = batches_of(image_samples(50, 4, 4, 1, ImageSettings((0.5,), (0.2,), 1, True, True)))
 
     def epoch(seed: int | None) -> torch.Tensor:
         torch.rand(3)
-        return torch.cat([batch[0] for batch in feed.batches(8, seed=seed, drop_last=False)])
+        return torch.cat([batch[0] for batch in source.one_pass(8, seed=seed, drop_last=False)])
 
     before = torch.get_rng_state()
-    order = [batch[1] for batch in feed.batches(8, seed=None, drop_last=False)]
+    order = [batch[1] for batch in source.one_pass(8, seed=None, drop_last=False)]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.cat(order).tolist() == list(range(50))
     assert torch.equal(epoch(7), epoch(7))
@@ -107,31 +110,31 @@ def test_seed_decides_everything_and_fixed_order_is_fixed() -> None:
 
 
 def test_order_and_crops_do_not_depend_on_the_batch_size() -> None:
-    feed = feed_of(image_samples(24, 4, 4, 1, Images((0.5,), (0.2,), 1, True, True)))
-    small, large = (torch.cat([b[0] for b in feed.batches(size, seed=1, drop_last=True)]) for size in (4, 8))
+    source = batches_of(image_samples(24, 4, 4, 1, ImageSettings((0.5,), (0.2,), 1, True, True)))
+    small, large = (torch.cat([b[0] for b in source.one_pass(size, seed=1, drop_last=True)]) for size in (4, 8))
     assert torch.equal(small, large)
 
 
 @pytest.mark.parametrize(("num", "size", "drop_last", "count"), [(10, 4, True, 2), (10, 4, False, 3), (8, 4, False, 2)])
 def test_number_of_batches(num: int, size: int, drop_last: bool, count: int) -> None:
-    feed = feed_of(ArraySamples((np.zeros((num, 2), np.float32), np.arange(num))))
-    batches = list(feed.batches(size, seed=0, drop_last=drop_last))
-    assert len(batches) == feed.num_batches(size, drop_last) == count
+    source = batches_of(ArraySamples((np.zeros((num, 2), np.float32), np.arange(num))))
+    batches = list(source.one_pass(size, seed=0, drop_last=drop_last))
+    assert len(batches) == source.num_batches(size, drop_last) == count
 
 
 @pytest.mark.parametrize("seed", [None, 0])
 def test_a_model_may_overwrite_its_batch(seed: int | None) -> None:
     inputs = np.ones((6, 2), np.float32)
     inputs.setflags(write=False)
-    feed = feed_of(ArraySamples({"x": inputs, "deep": ({"y": np.arange(6)},)}))
-    for batch in feed.batches(3, seed=seed, drop_last=True):
+    source = batches_of(ArraySamples({"x": inputs, "deep": ({"y": np.arange(6)},)}))
+    for batch in source.one_pass(3, seed=seed, drop_last=True):
         batch["x"].zero_()
         batch["deep"][0]["y"].zero_()
     assert inputs.min() == 1
 
 
-def read(feed: Feed, **how: Any) -> list[Any]:
-    return [(leaf, leaf.stride()) for batch in feed.batches(6, **how) for leaf in leaves(batch)]
+def read(source: Batches, **how: Any) -> list[Any]:
+    return [(leaf, leaf.stride()) for batch in source.one_pass(6, **how) for leaf in leaves(batch)]
 
 
 def assert_same_bits(found: list[Any], expected: list[Any]) -> None:
@@ -141,16 +144,19 @@ def assert_same_bits(found: list[Any], expected: list[Any]) -> None:
         assert strides == wanted_strides
 
 
-PIPELINES = [Images(MEAN, STD, 2, True, True), Images(MEAN, STD, 2, False, True), Images(MEAN, STD)]
+PIPELINES = [ImageSettings(MEAN, STD, 2, True, True), ImageSettings(MEAN, STD, 2, False, True),
+             ImageSettings(MEAN, STD)]
 PASSES = [{"drop_last": False}, {"drop_last": True, "first": 2}, {"drop_last": True, "share": (1, 3), "first": 1}]
 
 
 @pytest.mark.parametrize("images", PIPELINES)
 @pytest.mark.parametrize("seed", [None, 4])
 @pytest.mark.parametrize("how", PASSES)
-def test_batches_made_together_are_those_made_alone(images: Images, seed: int | None, how: dict[str, Any]) -> None:
+def test_batches_made_together_are_those_made_alone(
+    images: ImageSettings, seed: int | None, how: dict[str, Any]
+) -> None:
     samples = image_samples(41, 8, 16, 3, images)
-    alone, together = feed_of(samples), feed_of(samples)
+    alone, together = batches_of(samples), batches_of(samples)
     expected = read(alone, seed=seed, **how)
     for together.group in (2, 3, 100):
         assert_same_bits(read(together, seed=seed, **how), expected)
@@ -159,16 +165,16 @@ def test_batches_made_together_are_those_made_alone(images: Images, seed: int | 
 def test_a_group_is_as_large_as_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = image_samples(40, 8, 16, 3, PIPELINES[0])
     made: list[int] = []
-    pixels = feeds.Pixels.__call__
+    pixels = batches_module.ImagePipeline.__call__
 
     def counted(self: Any, images: torch.Tensor, draws: Draws | None) -> torch.Tensor:
         made.append(len(images))
         return pixels(self, images, draws)
 
-    monkeypatch.setattr(feeds.Pixels, "__call__", counted)
-    expected = read(feed_of(samples), seed=1, drop_last=False)
-    monkeypatch.setitem(feeds.GROUP_BYTES, "cpu", 2 * 6 * (8 * 16 * 3 * 4 + 8))
-    assert_same_bits(read(feed_of(samples), seed=1, drop_last=False), expected)
+    monkeypatch.setattr(batches_module.ImagePipeline, "__call__", counted)
+    expected = read(batches_of(samples), seed=1, drop_last=False)
+    monkeypatch.setitem(batches_module.GROUP_BYTES, "cpu", 2 * 6 * (8 * 16 * 3 * 4 + 8))
+    assert_same_bits(read(batches_of(samples), seed=1, drop_last=False), expected)
     assert made == [6, 6, 6, 6, 6, 6, 4, 12, 12, 12, 4]
 
 
@@ -180,41 +186,41 @@ def test_what_is_kept_ready_is_what_is_made_anew(
     draw = np.random.RandomState(0)
     samples = {
         "images": lambda: image_samples(20, 5, 7, 3, PIPELINES[2]),
-        "grey": lambda: image_samples(20, 5, 7, 1, Images((0.5,), (0.2,))),
+        "grey": lambda: image_samples(20, 5, 7, 1, ImageSettings((0.5,), (0.2,))),
         "floats": lambda: ArraySamples((draw.randn(20, 3, 4, 5).astype(np.float32), np.arange(20))),
         "doubles": lambda: ArraySamples((draw.randn(20, 7), draw.randn(20, 1))),
         "nest": lambda: ArraySamples({"x": (draw.randn(20, 2, 3, 3), np.arange(20)), "y": [np.arange(20) % 2 == 0]}),
     }[kind]()
-    ready = feed_of(samples, channels_last)
+    ready = batches_of(samples, channels_last)
     kept = read(ready, seed=3, drop_last=False)
     unshuffled = read(ready, seed=None, drop_last=False)
-    monkeypatch.setitem(feeds.KEPT_BYTES, "cpu", 0)
-    assert_same_bits(kept, read(feed_of(samples, channels_last), seed=3, drop_last=False))
-    assert_same_bits(unshuffled, read(feed_of(samples, channels_last), seed=None, drop_last=False))
+    monkeypatch.setitem(batches_module.KEPT_BYTES, "cpu", 0)
+    assert_same_bits(kept, read(batches_of(samples, channels_last), seed=3, drop_last=False))
+    assert_same_bits(unshuffled, read(batches_of(samples, channels_last), seed=None, drop_last=False))
 
 
 def test_no_more_is_kept_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     samples = image_samples(20, 4, 4, 3, PIPELINES[2])
-    monkeypatch.setattr(feeds.Column, "make_ready", lambda self: made.append(self.num_bytes))
+    monkeypatch.setattr(batches_module.LeafArray, "make_ready", lambda self: made.append(self.num_bytes))
     floats, labels = 20 * 4 * 4 * 3 * 4, 20 * 8
     for bound, expected in ((floats + labels, [labels, floats]), (floats + labels - 1, [labels]), (0, [])):
-        monkeypatch.setitem(feeds.KEPT_BYTES, "cpu", bound)
+        monkeypatch.setitem(batches_module.KEPT_BYTES, "cpu", bound)
         made.clear()
-        next(iter(feed_of(samples).batches(2, seed=0, drop_last=False)))
+        next(iter(batches_of(samples).one_pass(2, seed=0, drop_last=False)))
         assert made == expected
     monkeypatch.undo()
     made.clear()
-    next(iter(feed_of(samples).batches(2, seed=None, drop_last=False)))
+    next(iter(batches_of(samples).one_pass(2, seed=None, drop_last=False)))
     assert not made
 
 
 @pytest.mark.parametrize("seed", [None, 0])
 def test_a_model_may_overwrite_one_of_several_batches(seed: int | None) -> None:
-    feed = feed_of(ArraySamples((np.ones((8, 64), np.float32), np.arange(8))))
-    feed.group = 4
+    source = batches_of(ArraySamples((np.ones((8, 64), np.float32), np.arange(8))))
+    source.group = 4
     for _ in range(2):
-        for inputs, _ in feed.batches(2, seed=seed, drop_last=True):
+        for inputs, _ in source.one_pass(2, seed=seed, drop_last=True):
             assert inputs.min() == 1
             inputs.zero_()
 
@@ -223,9 +229,9 @@ def test_a_model_may_overwrite_one_of_several_batches(seed: int | None) -> None:
 @pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize("seed", [None, 5])
 def test_the_gpu_gets_the_same_batches(on_device: bool, seed: int | None) -> None:
-    samples = image_samples(50, 8, 6, 3, Images(MEAN, STD, 2, True, True))
-    feed = Feed(samples, device=torch.device("cuda"), channels_last=True, on_device=on_device)
-    theirs, mine = (list(f.batches(8, seed=seed, drop_last=False)) for f in (feed, feed_of(samples)))
+    samples = image_samples(50, 8, 6, 3, ImageSettings(MEAN, STD, 2, True, True))
+    source = Batches(samples, device=torch.device("cuda"), channels_last=True, on_device=on_device)
+    theirs, mine = (list(f.one_pass(8, seed=seed, drop_last=False)) for f in (source, batches_of(samples)))
     assert len(theirs) == len(mine)
     for (images, labels), (expected, expected_labels) in zip(theirs, mine, strict=True):
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -244,7 +250,7 @@ class Noisy(Dataset[Any]):
 
 def lazy_epoch(workers: int, seed: int | None) -> tuple[torch.Tensor, list[int]]:
     samples = LazySamples(Noisy(), np.arange(100, 113))
-    batches = list(feed_of(samples, loader_workers=workers).batches(4, seed=seed, drop_last=False))
+    batches = list(batches_of(samples, loader_workers=workers).one_pass(4, seed=seed, drop_last=False))
     return torch.cat([b["x"] for b in batches]), torch.cat([b["index"] for b in batches]).tolist()
 
 
@@ -276,8 +282,8 @@ def test_image_folder_batches(tmp_path: Path) -> None:
     assert (len(data.train), len(data.validation), len(data.test), data.input_shape) == (6, 2, 8, (3, 8, 8))
 
     def epoch(split: Any, seed: int | None, workers: int = 0) -> torch.Tensor:
-        feed = feed_of(split, loader_workers=workers)
-        return torch.cat([images for images, _ in feed.batches(2, seed=seed, drop_last=False)])
+        source = batches_of(split, loader_workers=workers)
+        return torch.cat([images for images, _ in source.one_pass(2, seed=seed, drop_last=False)])
 
     images = epoch(data.test, None)
     assert images.shape == (8, 3, 8, 8)
@@ -292,29 +298,29 @@ def test_a_corrupt_file_in_a_folder_is_named(tmp_path: Path) -> None:
     data = load_data(image_folder(tmp_path))
     (tmp_path / "test" / "dog" / "2.png").write_bytes(b"no image")
     with pytest.raises(RunError, match=r"dog/2\.png"):
-        list(feed_of(data.test).batches(2, seed=None, drop_last=False))
+        list(batches_of(data.test).one_pass(2, seed=None, drop_last=False))
 
 
 @pytest.mark.parametrize("seed", [None, 11])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_pass_can_begin_at_any_batch(lazy: bool, seed: int | None) -> None:
-    images = image_samples(13, 4, 4, 1, Images((0.5,), (0.2,), 1, True, True))
-    feed = feed_of(LazySamples(Noisy(), np.arange(100, 113)) if lazy else images)
+    images = image_samples(13, 4, 4, 1, ImageSettings((0.5,), (0.2,), 1, True, True))
+    source = batches_of(LazySamples(Noisy(), np.arange(100, 113)) if lazy else images)
     rows = [batch["index"].tolist() if lazy else (batch[0].tolist(), batch[1].tolist())
-            for batch in feed.batches(4, seed=seed, drop_last=False)]
+            for batch in source.one_pass(4, seed=seed, drop_last=False)]
     for first in range(5):
         rest = [batch["index"].tolist() if lazy else (batch[0].tolist(), batch[1].tolist())
-                for batch in feed.batches(4, seed=seed, drop_last=False, first=first)]
+                for batch in source.one_pass(4, seed=seed, drop_last=False, first=first)]
         assert rest == rows[first:]
 
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_the_shares_of_ranks_put_together_are_the_batches_of_one(lazy: bool, count: int) -> None:
-    images = image_samples(27, 4, 4, 1, Images((0.5,), (0.2,), 1, True, True))
-    feed = feed_of(LazySamples(Noisy(), np.arange(100, 127)) if lazy else images)
-    whole = list(feed.batches(6, seed=5, drop_last=True, first=1))
-    parts = [list(feed.batches(6, seed=5, drop_last=True, first=1, share=(rank, count))) for rank in range(count)]
+    images = image_samples(27, 4, 4, 1, ImageSettings((0.5,), (0.2,), 1, True, True))
+    source = batches_of(LazySamples(Noisy(), np.arange(100, 127)) if lazy else images)
+    whole = list(source.one_pass(6, seed=5, drop_last=True, first=1))
+    parts = [list(source.one_pass(6, seed=5, drop_last=True, first=1, share=(rank, count))) for rank in range(count)]
     assert len(whole) == 3
     for number, batch in enumerate(whole):
         for key in ("x", "index") if lazy else (0, 1):

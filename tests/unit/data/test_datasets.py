@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.datasets import ArraySamples, Data, Feed, LazySamples, load_data
+from swamp_ray.data.batches import Batches
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import ArraySamples, Data, LazySamples
 from swamp_ray.errors import UserError
 
 CPU = torch.device("cpu")
@@ -136,8 +138,8 @@ def test_real_cifar10(cifar10_root: Path) -> None:
     assert images.shape == (270, 32, 32, 3)
     assert np.bincount(labels).tolist() == [27] * 10
     assert data.class_names[0] == "airplane"
-    batch = next(Feed(data.train, device=CPU, channels_last=True, on_device=False)
-                 .batches(270, seed=None, drop_last=False))
+    batch = next(Batches(data.train, device=CPU, channels_last=True, on_device=False)
+                 .one_pass(270, seed=None, drop_last=False))
     assert abs(float(batch[0].mean())) < 0.2
     assert float(batch[0].std()) == pytest.approx(1.0, abs=0.2)
 
@@ -179,8 +181,8 @@ def test_data_travel_as_bytes(channels_last: bool, tmp_path: Path) -> None:
         assert copy.digest == data.digest
         for mine, theirs in ((data.train, copy.train), (data.test, copy.test)):
             first, second = (
-                next(Feed(split, device=CPU, channels_last=channels_last, on_device=False)
-                     .batches(4, seed=1, drop_last=True)) for split in (mine, theirs))
+                next(Batches(split, device=CPU, channels_last=channels_last, on_device=False)
+                     .one_pass(4, seed=1, drop_last=True)) for split in (mine, theirs))
             assert torch.equal(first[0], second[0])
             assert torch.equal(first[1], second[1])
 

@@ -14,12 +14,20 @@ import pytest
 from PIL import Image, ImageOps
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.builtin import read_parquet
-from swamp_ray.data.datasets import LazySamples, load_data
-from swamp_ray.data.image_decoding import Steps, Unclear, decoded, inspected, quietly, steps_of
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.image_decoding import (
+    DecodingSteps,
+    UnclearImage,
+    decode_rgb,
+    decoding_steps,
+    inspect_file,
+    no_pillow_warnings,
+)
 from swamp_ray.data.image_folder import ImageFiles
 from swamp_ray.data.image_listing import Inspector, list_images
-from swamp_ray.data.samples import digest_of, hold_out
+from swamp_ray.data.parquet import read_parquet
+from swamp_ray.data.samples import LazySamples, digest_of
+from swamp_ray.data.splits import hold_out
 from swamp_ray.errors import RunError, UserError
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
@@ -34,12 +42,12 @@ def saved(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) ->
 
 def shown(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(decoded(image))
+        return np.asarray(decode_rgb(image))
 
 
-def steps(data: bytes) -> Steps:
+def steps(data: bytes) -> DecodingSteps:
     with Image.open(io.BytesIO(data)) as image:
-        return inspected(io.BytesIO(data), image, whole=False)
+        return inspect_file(io.BytesIO(data), image, whole=False)
 
 
 def with_orientation(value: int) -> Image.Exif:
@@ -79,7 +87,7 @@ def test_ordinary_files_are_read_as_before(data: bytes, expected: np.ndarray | N
     with Image.open(io.BytesIO(data)) as image:
         before = np.asarray(image.convert("RGB"))
     assert np.array_equal(shown(data), before)
-    assert steps(data) == Steps.NONE
+    assert steps(data) == DecodingSteps.NONE
     if expected is not None:
         assert np.array_equal(before, expected)
 
@@ -92,7 +100,7 @@ def test_ordinary_files_are_read_as_before(data: bytes, expected: np.ndarray | N
 ])
 def test_16_bit_grey_keeps_its_range(data: bytes) -> None:
     assert np.abs(shown(data).astype(int) - grey(RAMP)).max() <= 1
-    assert steps(data) == Steps.SCALED
+    assert steps(data) == DecodingSteps.SCALED
 
 
 def test_16_bit_colours_keep_their_range() -> None:
@@ -120,7 +128,7 @@ def test_transparent_pixels_show_white_and_others_stay(kind: str) -> None:
         image = Image.new("PA", (8, 6))
         image.putpalette([10, 10, 10] + [0] * 765)
         image.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
-        assert (np.asarray(decoded(image))[:3] == 255).all()
+        assert (np.asarray(decode_rgb(image))[:3] == 255).all()
         return
     else:
         pixels = np.full((6, 8, 4), 10, np.uint8)
@@ -130,7 +138,7 @@ def test_transparent_pixels_show_white_and_others_stay(kind: str) -> None:
                      **({"lossless": True, "exact": True} if kind == "webp" else {}))
         colour = 10
     assert np.array_equal(shown(data), grey(np.where(clear, 255, colour)))
-    assert steps(data) == Steps.FLATTENED
+    assert steps(data) == DecodingSteps.FLATTENED
 
 
 def test_half_transparent_pixels_are_mixed_with_white() -> None:
@@ -149,7 +157,7 @@ def test_photographs_are_turned(kind: str, orientation: int) -> None:
     assert np.array_equal(shown(data), expected)
     assert shown(data).shape == ((8, 6, 3) if orientation > 4 else (6, 8, 3))
     turned = orientation > 1 and kind != "TIFF"  # Pillow has always turned TIFF
-    assert steps(data) == (Steps.TURNED if turned else Steps.NONE)
+    assert steps(data) == (DecodingSteps.TURNED if turned else DecodingSteps.NONE)
 
 
 def test_an_orientation_after_the_pixels_counts() -> None:
@@ -157,13 +165,13 @@ def test_an_orientation_after_the_pixels_counts() -> None:
     chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
     data = png(8, 2, COLOURS, after=chunk)
     assert np.array_equal(shown(data), np.rot90(COLOURS, -1))
-    assert steps(data) == Steps.TURNED
+    assert steps(data) == DecodingSteps.TURNED
 
 
 def test_damaged_exif_turns_nothing() -> None:
     data = saved(COLOURS, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    with quietly():
-        assert steps(data) == Steps.NONE
+    with no_pillow_warnings():
+        assert steps(data) == DecodingSteps.NONE
         assert shown(data).shape == (6, 8, 3)
 
 
@@ -195,10 +203,10 @@ UNCLEAR = {
 @pytest.mark.parametrize("kind", UNCLEAR)
 def test_what_is_not_one_picture_is_refused(kind: str) -> None:
     data, text = UNCLEAR[kind]
-    with pytest.raises(Unclear, match=text):
+    with pytest.raises(UnclearImage, match=text):
         shown(data)
-    with Image.open(io.BytesIO(data)) as image, pytest.raises(Unclear, match=text):
-        steps_of(image)
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(UnclearImage, match=text):
+        decoding_steps(image)
 
 
 def tree(root: Path, files: dict[str, bytes]) -> Path:

@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from swamp_ray.config.sections import DataConfig, TaskConfig
-from swamp_ray.data.datasets import ArraySamples, Data, Feed, LazySamples, leaves, load_data
+from swamp_ray.data.batches import Batches
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import ArraySamples, Data, LazySamples
+from swamp_ray.data.trees import leaves
 from swamp_ray.errors import UserError
 
 CPU = torch.device("cpu")
@@ -48,8 +51,8 @@ def splits(labels: Any, **more: Any) -> dict[str, Any]:
 
 def numbers(data: Data) -> list[int]:
     """The test split's labels as the task is given them."""
-    feed = Feed(data.test, device=CPU, channels_last=False, on_device=False)
-    batches = [batch[1] for batch in feed.batches(8, seed=None, drop_last=False)]
+    source = Batches(data.test, device=CPU, channels_last=False, on_device=False)
+    batches = [batch[1] for batch in source.one_pass(8, seed=None, drop_last=False)]
     assert all(batch.dtype == torch.int64 and batch.ndim == 1 for batch in batches)
     return torch.cat(batches).tolist()
 
@@ -363,8 +366,8 @@ def test_names_and_numbers_of_several_kinds(names: Any, num: Any, give: Give) ->
 
 
 def read(samples: Any, seed: int | None) -> Tensor:
-    feed = Feed(samples, device=CPU, channels_last=False, on_device=False)
-    return torch.cat([batch[0] for batch in feed.batches(5, seed=seed, drop_last=False)])
+    source = Batches(samples, device=CPU, channels_last=False, on_device=False)
+    return torch.cat([batch[0] for batch in source.one_pass(5, seed=seed, drop_last=False)])
 
 
 def rows_of(samples: Any) -> Tensor:

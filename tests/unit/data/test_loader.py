@@ -23,17 +23,18 @@ from torch.utils.data import Dataset
 
 from swamp_ray.config.reading import build_config
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.datasets import Data, Feed, LazySamples, load_data
-from swamp_ray.data.loader import MAX_PART, Loader, Upload, divide, joined, loader_of
+from swamp_ray.data.batches import Batches
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.loader import MAX_PART, DeviceCopies, Loader, divide, joined, loader_of
+from swamp_ray.data.samples import Data, LazySamples
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.training.arithmetic import resolve_arithmetic
-from swamp_ray.training.program import round_program
-from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.program import ParticleJob, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
-from swamp_ray.training.training_run import TrainingRun
+from swamp_ray.training.training_run import TrainingRun, begin_training
 from tests.helpers import TINY, command_line, descendants
 
 CPU = torch.device("cpu")
@@ -81,8 +82,8 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def feed_of(samples: LazySamples, loader: Loader) -> Feed:
-    return Feed(samples, device=CPU, channels_last=True, on_device=False, loader=loader)
+def batches_of(samples: LazySamples, loader: Loader) -> Batches:
+    return Batches(samples, device=CPU, channels_last=True, on_device=False, loader=loader)
 
 
 def processes_of(batches: list[Any]) -> set[int]:
@@ -110,14 +111,14 @@ def more_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_every_pass_is_that_of_the_slow_twin(workers: int) -> None:
     samples = LazySamples(Noisy(), np.arange(100, 300))
-    feed = feed_of(samples, Loader([samples], workers))
+    source = batches_of(samples, Loader([samples], workers))
     for seed, first, share, size in [(None, 0, (0, 1), 50), (4, 0, (0, 1), 50), (4, 2, (0, 1), 50), (4, 1, (1, 2), 80),
                                      (2**63 - 1, 0, (2, 3), 66)]:
         order = samples.indices
         if seed is not None:
             order = order[torch.randperm(200, generator=torch.Generator().manual_seed(seed)).numpy()]
         part = size // share[1]
-        found = list(feed.batches(size, seed=seed, drop_last=True, first=first, share=share))
+        found = list(source.one_pass(size, seed=seed, drop_last=True, first=first, share=share))
         assert len(found) == 200 // size - first
         for number, batch in enumerate(found, start=first):
             rows = order[number * size + share[0] * part:][:part]
@@ -131,7 +132,7 @@ def test_every_pass_is_that_of_the_slow_twin(workers: int) -> None:
 def test_the_values_of_a_seed_are_frozen(workers: int) -> None:
     # Results in storage are named by the seed alone.
     samples = LazySamples(Noisy(), np.arange(5, 25))
-    batch = next(feed_of(samples, Loader([samples], workers)).batches(3, seed=11, drop_last=True))
+    batch = next(batches_of(samples, Loader([samples], workers)).one_pass(3, seed=11, drop_last=True))
     assert batch["index"].tolist() == [6, 10, 13]
     values = [[1.412181, 1.027354], [2.454223, 2.524276], [1.513388, 1.860886]]
     np.testing.assert_allclose(batch["x"].numpy(), values, rtol=0, atol=1e-6)
@@ -157,17 +158,17 @@ def test_processes_stay_between_passes_and_splits() -> None:
     splits = [LazySamples(Noisy(), np.arange(64)), LazySamples(Noisy(), np.arange(50, 114))]
     before = children()
     loader = Loader(splits, 2)
-    feeds = [feed_of(samples, loader) for samples in splits]
+    sources = [batches_of(samples, loader) for samples in splits]
     assert children() == before, "processes must not start before they are needed"
-    passes = [list(feed.batches(32, seed=seed, drop_last=True)) for seed in (1, None) for feed in feeds]
+    passes = [list(source.one_pass(32, seed=seed, drop_last=True)) for seed in (1, None) for source in sources]
     found = [processes_of(batches) for batches in passes]
     assert found[0] == found[1] == found[2] == found[3] == children() - before
     assert os.getpid() not in found[0]
     loader.close()
     assert children() == before
-    again = list(feeds[0].batches(32, seed=1, drop_last=True))
+    again = list(sources[0].one_pass(32, seed=1, drop_last=True))
     assert torch.equal(again[1]["x"], passes[0][1]["x"])
-    del loader, feeds, again
+    del loader, sources, again
     gc.collect()
     assert wait_until(lambda: children() == before), "processes outlive their loader"
 
@@ -176,10 +177,10 @@ def test_passes_at_the_same_time_do_not_disturb_each_other(monkeypatch: pytest.M
     monkeypatch.setattr("swamp_ray.data.loader.usable_cores", lambda: 2)
     samples = LazySamples(Noisy(), np.arange(64))
     before, loader = children(), Loader([samples], 2)
-    feed = feed_of(samples, loader)
+    source = batches_of(samples, loader)
     seeds = (1, 2, 1)
-    alone = [[batch["x"] for batch in feed.batches(16, seed=seed, drop_last=True)] for seed in seeds]
-    together = zip(*(feed.batches(16, seed=seed, drop_last=True) for seed in seeds), strict=True)
+    alone = [[batch["x"] for batch in source.one_pass(16, seed=seed, drop_last=True)] for seed in seeds]
+    together = zip(*(source.one_pass(16, seed=seed, drop_last=True) for seed in seeds), strict=True)
     for number, batches in enumerate(together):
         for one, batch in zip(alone, batches, strict=True):
             assert torch.equal(one[number], batch["x"])
@@ -191,12 +192,12 @@ def test_passes_at_the_same_time_do_not_disturb_each_other(monkeypatch: pytest.M
 def test_a_pass_that_is_given_up_costs_the_next_one_nothing() -> None:
     samples = LazySamples(Slow(), np.arange(10_000))
     loader = Loader([samples], 1)
-    feed = feed_of(samples, loader)
-    batches = feed.batches(MAX_PART, seed=3, drop_last=True)
+    source = batches_of(samples, loader)
+    batches = source.one_pass(MAX_PART, seed=3, drop_last=True)
     next(batches)
     del batches  # there are at least three parts on their way now, each of more than a second
     before, began = children(), time.perf_counter()
-    rows = next(feed.batches(2, seed=None, drop_last=True))
+    rows = next(source.one_pass(2, seed=None, drop_last=True))
     assert time.perf_counter() - began < 1
     assert rows.tolist() == [0, 1]
     assert children() == before
@@ -206,14 +207,14 @@ def test_a_pass_that_is_given_up_costs_the_next_one_nothing() -> None:
 def test_a_large_listing_is_not_copied_for_a_pass() -> None:
     samples = LazySamples(Noisy(), np.arange(1_000_000))
     loader = Loader([samples], 1)
-    feed = feed_of(samples, loader)
-    next(feed.batches(8, seed=1, drop_last=True))
+    source = batches_of(samples, loader)
+    next(source.one_pass(8, seed=1, drop_last=True))
     (pool,) = loader._idle
     sent: list[Any] = []
     (queue,) = pool._processes._index_queues
     put = queue.put
     queue.put = lambda message: (sent.append(message), put(message))[1]
-    next(feed.batches(8, seed=2, drop_last=True))
+    next(source.one_pass(8, seed=2, drop_last=True))
     assert 1 < len(sent) < 10
     assert all(len(pickle.dumps(message)) < 2000 for message in sent)
     loader.close()
@@ -224,7 +225,7 @@ def test_an_error_with_words_for_the_user_comes_through_as_it_is(workers: int) -
     samples = LazySamples(Troubled(refuse), np.arange(12))
     loader = Loader([samples], workers)
     with pytest.raises(RunError) as found:
-        list(feed_of(samples, loader).batches(6, seed=None, drop_last=True))
+        list(batches_of(samples, loader).one_pass(6, seed=None, drop_last=True))
     assert str(found.value) == "the image 7.jpg cannot be read"
 
 
@@ -234,31 +235,31 @@ def test_an_error_of_the_users_dataset_names_the_sample(workers: int) -> None:
     loader = Loader([samples], workers)
     text = r"(?s)sample 7 of the dataset Troubled cannot be read.*ZeroDivisionError: seven$"
     with pytest.raises(UserError, match=text) as caught:
-        list(feed_of(samples, loader).batches(6, seed=None, drop_last=True))
+        list(batches_of(samples, loader).one_pass(6, seed=None, drop_last=True))
     assert "swamp_ray/" not in str(caught.value)
 
 
 def test_a_process_that_dies_is_told_and_replaced() -> None:
     samples = LazySamples(Troubled(die), np.arange(64))
     loader, before = Loader([samples], 1), children()
-    feed = feed_of(samples, loader)
+    source = batches_of(samples, loader)
     with pytest.raises(RunError, match="a process that reads samples died: DataLoader worker"):
-        list(feed.batches(6, seed=None, drop_last=True))
+        list(source.one_pass(6, seed=None, drop_last=True))
     assert wait_until(lambda: children() == before)
     samples.dataset.trouble = int
-    assert len(list(feed.batches(6, seed=None, drop_last=True))) == 10
+    assert len(list(source.one_pass(6, seed=None, drop_last=True))) == 10
     loader.close()
 
 
 def test_a_process_that_dies_between_passes_is_replaced() -> None:
     samples = LazySamples(Noisy(), np.arange(64))
     loader = Loader([samples], 1)
-    feed = feed_of(samples, loader)
-    first = list(feed.batches(16, seed=1, drop_last=True))
+    source = batches_of(samples, loader)
+    first = list(source.one_pass(16, seed=1, drop_last=True))
     (pid,) = processes_of(first)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         killed(pid)
-    second = list(feed.batches(16, seed=1, drop_last=True))
+    second = list(source.one_pass(16, seed=1, drop_last=True))
     assert processes_of(second) != {pid}
     assert all(torch.equal(a["x"], b["x"]) for a, b in zip(first, second, strict=True))
     loader.close()
@@ -282,8 +283,8 @@ PROGRAM = """
             return index
 
     samples = LazySamples(Slow(), np.arange(10_000))
-    feed = Feed(samples, device=torch.device("cpu"), channels_last=True, on_device=False, loader=Loader([samples], 2))
-    batches = feed.batches(16, seed=None, drop_last=True)
+    source = batches_of(samples, Loader([samples], 2))
+    batches = source.one_pass(16, seed=None, drop_last=True)
     next(batches)
     print("ready", flush=True)
     {rest}
@@ -294,7 +295,7 @@ PROGRAM = """
     ("for _ in batches: pass", signal.SIGKILL, -signal.SIGKILL),
     # The first Ctrl-C is only noted, a step and another pass are finished, and processes are still there at the end.
     ("signal.signal(signal.SIGINT, lambda *_: print('noted')); time.sleep(1); next(batches); batches.close(); "
-     "next(feed.batches(16, seed=1, drop_last=True)); sys.exit(3)", signal.SIGINT, 3),
+     "next(source.one_pass(16, seed=1, drop_last=True)); sys.exit(3)", signal.SIGINT, 3),
 ])
 def test_no_process_outlives_the_one_that_asked(rest: str, sent: signal.Signals, code: int) -> None:
     process = subprocess.Popen(
@@ -336,14 +337,14 @@ def test_uploading_ahead_changes_no_batch_and_no_order() -> None:
 
     for ahead in (0, 1, 3):
         given.clear()
-        uploaded = Upload(CPU, ahead)(watched())
+        uploaded = DeviceCopies(CPU, ahead)(watched())
         for number in range(5):
             batch = next(uploaded)
             assert batch[0].tolist() == [number, number]
             assert batch[1].tolist() == [-number, -number]
             assert len(given) == min(5, number + ahead + 1)
         assert next(uploaded, None) is None
-    assert list(Upload(CPU, 1)(iter([]))) == []
+    assert list(DeviceCopies(CPU, 1)(iter([]))) == []
 
 
 @pytest.mark.gpu
@@ -354,12 +355,12 @@ def test_the_gpu_gets_the_same_batches(workers: int) -> None:
     samples = LazySamples(torch.utils.data.TensorDataset(pixels, torch.arange(600)), np.arange(600))
     device = torch.device("cuda")
     loader = Loader([samples], workers, pinned=True)
-    feed = Feed(samples, device=device, channels_last=True, on_device=False, loader=loader)
+    source = Batches(samples, device=device, channels_last=True, on_device=False, loader=loader)
     weights = torch.randn(4096, 4096, device=device)
     for seed in (None, 1):
-        expected = list(feed_of(samples, Loader([samples], 0)).batches(80, seed=seed, drop_last=False))
+        expected = list(batches_of(samples, Loader([samples], 0)).one_pass(80, seed=seed, drop_last=False))
         found = []
-        for images, labels in feed.batches(80, seed=seed, drop_last=False):
+        for images, labels in source.one_pass(80, seed=seed, drop_last=False):
             for _ in range(20):
                 weights = torch.tanh(weights @ weights)  # the device is busy while the next batch is copied
             found.append((images.clone(), labels.clone()))
@@ -370,7 +371,7 @@ def test_the_gpu_gets_the_same_batches(workers: int) -> None:
             assert all(torch.equal(a.cpu(), b) for a, b in zip(mine, theirs, strict=True))
         plain = [tuple(leaf.to(device) for leaf in joined(parts))
                  for parts in loader.batches(samples, [np.arange(80)], None)]
-        ahead = list(Upload(device)(loader.batches(samples, [np.arange(80)], None)))
+        ahead = list(DeviceCopies(device)(loader.batches(samples, [np.arange(80)], None)))
         assert all(torch.equal(a, b) for a, b in zip(plain[0], ahead[0], strict=True))
     loader.close()
 
@@ -394,7 +395,7 @@ def test_splits_of_a_dataset_share_their_processes(tmp_path: Path) -> None:
     assert loader is not loader_of(replace(data), 1, pinned=False)
     for split in (data.train, data.validation, data.test):
         assert isinstance(split, LazySamples)
-        assert len(list(feed_of(split, loader).batches(4, seed=None, drop_last=False))) > 0
+        assert len(list(batches_of(split, loader).one_pass(4, seed=None, drop_last=False))) > 0
     assert len(children() - before) == 1
     del data, loader, split
     gc.collect()
@@ -415,7 +416,8 @@ def weights_after_an_epoch(data: Data, config: DataConfig, workers: int, stop_af
         mask = np.ones(trainer.layout.num_prunable, dtype=bool)
         packed = pack_state(dict(model.named_parameters()), trainer.layout, mask)
         job = ParticleJob("dense", 3, round_program(run_config, trainer.steps_per_epoch, 0, 0))
-        return trainer.begin(job, packed, mask, {name: b.numpy() for name, b in model.named_buffers()}, checkpoint)
+        buffers = {name: b.numpy() for name, b in model.named_buffers()}
+        return begin_training(trainer, job, packed, mask, buffers, checkpoint)
 
     run = begin(None)
     if stop_after is not None:

@@ -8,16 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.samples import (
-    Images,
-    channel_statistics,
-    class_counts,
-    digest_of,
-    first_rows,
-    hold_out,
-    image_pipeline,
-    shuffled,
-)
+from swamp_ray.data.samples import ImageSettings, channel_statistics, digest_of, image_pipeline
+from swamp_ray.data.splits import class_counts, first_rows, hold_out, shuffled
 from swamp_ray.errors import UserError
 
 LABELS = st.lists(st.integers(0, 4), min_size=2, max_size=60).map(np.array)
@@ -88,6 +80,6 @@ def test_digest_tells_values_types_shapes_and_places_apart() -> None:
     base = np.arange(6, dtype=np.int32)
     nests = [base, base.reshape(2, 3), base.astype(np.int64), (base,), {"x": base}, (base, base), base[:0], base[::-1]]
     digests = {digest_of({"train": nest}, None) for nest in nests}
-    digests |= {digest_of({"test": base}, None), digest_of({"train": base}, Images((0.5,), (0.2,)))}
+    digests |= {digest_of({"test": base}, None), digest_of({"train": base}, ImageSettings((0.5,), (0.2,)))}
     assert len(digests) == len(nests) + 2
     assert digest_of({"train": base}, None) == digest_of({"train": np.arange(12, dtype=np.int32)[:6]}, None)

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from swamp_ray.config.sections import DataConfig
-from swamp_ray.data.datasets import ArraySamples, Data, Feed, LazySamples, load_data
+from swamp_ray.data.batches import Batches
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import ArraySamples, Data, LazySamples
 from swamp_ray.errors import UserError
 
 CPU = torch.device("cpu")
@@ -90,8 +92,8 @@ def test_user_nest_of_dicts_and_tuples(user_module: str) -> None:
     data = load(f"{user_module}:text", options={"num": 40})
     assert (len(data.train), len(data.validation), data.num_classes) == (36, 4, 2)
     assert data.input_shape is None
-    batch = next(Feed(data.train, device=CPU, channels_last=True, on_device=False)
-                 .batches(6, seed=1, drop_last=True))
+    batch = next(Batches(data.train, device=CPU, channels_last=True, on_device=False)
+                 .one_pass(6, seed=1, drop_last=True))
     assert set(batch) == {"tokens", "more", "labels"}
     assert batch["tokens"].shape == (6, 3)
     assert batch["labels"].dtype == torch.int64

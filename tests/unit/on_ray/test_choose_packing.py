@@ -19,16 +19,16 @@ from swamp_ray.storage.places import LocalPlace
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.packs import timing as measuring
 from swamp_ray.training.packs.pack import Pack
-from swamp_ray.training.packs.timing import Measured, measure_packings
+from swamp_ray.training.packs.timing import PackingTime, time_packings
 from tests.helpers import tiny
 
 AUTO = {"execution__particles_per_worker": "auto"}
 
 
-def measured(**steps: float | None) -> dict[str, Measured]:
+def measured(**steps: float | None) -> dict[str, PackingTime]:
     """Seconds of a particle's step by packing, written as ``stacked_4``."""
     names = {name.replace("_", ":"): step_s for name, step_s in steps.items()}
-    return {name: Measured(name, step_s) for name, step_s in names.items()}
+    return {name: PackingTime(name, step_s) for name, step_s in names.items()}
 
 
 @pytest.mark.parametrize(("known", "num_jobs", "workers", "expected"), [
@@ -43,7 +43,7 @@ def measured(**steps: float | None) -> dict[str, Measured]:
     (measured(stacked_4=0.5, graphs_4=0.4), 4, 1, "graphs:4"),
 ])
 def test_the_fastest_round_is_chosen(
-    known: dict[str, Measured], num_jobs: int, workers: int, expected: str
+    known: dict[str, PackingTime], num_jobs: int, workers: int, expected: str
 ) -> None:
     assert choose(known, list(known), num_jobs, workers) == expected
 
@@ -61,7 +61,7 @@ class Bench:
     def __init__(self, **steps: float | None) -> None:
         self.known, self.asked = measured(**steps), []
 
-    def __call__(self, prepared: Prepared, packings: Sequence[str]) -> list[Measured]:
+    def __call__(self, prepared: Prepared, packings: Sequence[str]) -> list[PackingTime]:
         self.asked.append(list(packings))
         return [self.known[packing] for packing in packings]
 
@@ -123,7 +123,7 @@ def test_a_damaged_record_is_measured_anew(tmp_path: Path, damage: bytes) -> Non
 def test_what_cannot_be_measured_is_not_packed_and_not_recorded(tmp_path: Path) -> None:
     said: list[str] = []
 
-    def fails(prepared: Prepared, packings: Sequence[str]) -> list[Measured]:
+    def fails(prepared: Prepared, packings: Sequence[str]) -> list[PackingTime]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     prepared = prepare(tiny(tmp_path, **AUTO))
@@ -141,9 +141,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "MIN_S", 0.0)
 
 
-def measure(prepared: Prepared, packings: Sequence[str]) -> dict[str, Measured]:
+def measure(prepared: Prepared, packings: Sequence[str]) -> dict[str, PackingTime]:
     with applied(prepared.arithmetic):
-        found = measure_packings(prepared.config, prepared.data, prepared.arithmetic, packings)
+        found = time_packings(prepared.config, prepared.data, prepared.arithmetic, packings)
     return {one.packing: one for one in found}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from swamp_ray.data.datasets import Data, LazySamples
+from swamp_ray.data.samples import Data, LazySamples
 from swamp_ray.errors import UserError
 from swamp_ray.on_ray.sending import refuse_unsendable, sendable
 from swamp_ray.run.prepare import prepare

@@ -20,8 +20,9 @@ from swamp_ray.run.prepare import prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.program import ParticleJob
 from swamp_ray.training.trainer import ParticleTrainer
+from swamp_ray.training.training_run import begin_training
 from tests.helpers import tiny
 
 _listener: list[Callable[[], None]] = []
@@ -88,7 +89,7 @@ def test_a_checkpoint_is_as_large_as_estimated(tmp_path: Path, values: dict[str,
         start = pack_state(prepared.initial.parameters, prepared.layout, prepared.first_mask)
         program = prepared.program(0, 0)
         job = ParticleJob("a", 1, program)
-        training = trainer.begin(job, start, prepared.first_mask, prepared.initial.buffers)
+        training = begin_training(trainer, job, start, prepared.first_mask, prepared.initial.buffers)
         training.epoch()
         assert checkpoint_bytes(prepared, program) == pytest.approx(len(training.checkpoint()), rel=0.2)
 

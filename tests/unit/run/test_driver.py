@@ -293,7 +293,7 @@ def test_execution_settings_do_not_change_results(tmp_path: Path, complete: Path
 
 def test_an_interrupted_particle_goes_on_at_its_checkpoint_with_the_same_bytes(tmp_path: Path) -> None:
     from swamp_ray.errors import Interrupted
-    from swamp_ray.training.records import Progress
+    from swamp_ray.training.results import Progress
 
     class Interrupter(Watcher):
         def work_advanced(self, work: Work, progress: Progress) -> None:

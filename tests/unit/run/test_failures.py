@@ -24,7 +24,7 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import read_state
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
 

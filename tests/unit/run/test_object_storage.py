@@ -28,7 +28,7 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.find import find_run
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.run_folder import RunDir
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from tests.helpers import ticket_digests, tiny
 from tests.s3_server import fail
 from tests.unit.storage.processes import run_python

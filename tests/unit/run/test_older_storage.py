@@ -21,7 +21,7 @@ from swamp_ray.storage.leases import Lease, Leases, artifact_lease
 from swamp_ray.storage.metrics import read_metrics
 from swamp_ray.storage.places import as_place
 from swamp_ray.storage.tickets import load_ticket
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from tests.former_version import to_format_1
 from tests.helpers import ticket_digests, tiny
 

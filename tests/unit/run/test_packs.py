@@ -245,12 +245,12 @@ def test_errors_travel_and_the_others_go_on(error: Exception, expected: type[Exc
             return {seat: (seat, {}) for seat in batches}
 
     def fails() -> Any:
-        yield packs.Pending("batch")
+        yield packs.GradientRequest("batch")
         raise error
 
     def works() -> Any:
-        answer = yield packs.Pending("batch")
-        answer = yield packs.Pending(answer)
+        answer = yield packs.GradientRequest("batch")
+        answer = yield packs.GradientRequest(answer)
         yield f"done with {answer[0]}"
 
     said = list(train_together(NoPack(), [(3, fails()), (1, works())]))  # type: ignore[arg-type]

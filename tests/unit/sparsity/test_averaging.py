@@ -11,15 +11,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from swamp_ray.errors import RunError
-from swamp_ray.sparsity.averaging import (
-    ExponentialMean,
-    OrderedMean,
-    SnapshotMean,
-    batchnorm_reestimation,
-    has_batchnorm,
-    reset_batchnorm,
-)
+from swamp_ray.sparsity.averaging import ExponentialMean, OrderedMean, SnapshotMean
 from swamp_ray.sparsity.compact import Packed
+from swamp_ray.training.normalisation import batchnorm_reestimation, has_batchnorm, reset_batchnorm
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

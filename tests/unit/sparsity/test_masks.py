@@ -30,7 +30,7 @@ from swamp_ray.sparsity.masks import (
     to_bits,
     to_torch_prune,
 )
-from swamp_ray.training.model_tensors import settle_tensors_
+from swamp_ray.training.model_tensors import prepare_tensors_
 
 MASKS = st.lists(st.booleans(), min_size=1, max_size=70).map(lambda bits: np.array(bits, dtype=bool))
 
@@ -164,11 +164,11 @@ class TestFindPrunableRefuses:
     ])
     def test_hooks_that_compute_the_weight(self, kind: str, layer: nn.Module, name: str) -> None:
         model = nn.Sequential(getattr(torch.nn.utils, f"{kind}_norm")(layer, name=name), nn.Linear(2, 2))
-        for check in (find_prunable, settle_tensors_):
+        for check in (find_prunable, prepare_tensors_):
             with pytest.raises(UserError, match=f"'0' has {kind} normalisation.*remove_{kind}_norm"):
                 check(model)
         restored: Any = getattr(torch.nn.utils, f"remove_{kind}_norm")(layer, name)
-        settle_tensors_(nn.Sequential(restored))
+        prepare_tensors_(nn.Sequential(restored))
 
     def test_torchs_pruning_form(self) -> None:
         model = nn.Sequential(nn.Linear(2, 2))

@@ -23,7 +23,7 @@ from swamp_ray.storage.cleanup import CHECKPOINTS, LEFTOVERS, UNUSED, remove, su
 from swamp_ray.storage.places import LocalPlace
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.usage import read_usage
-from swamp_ray.training.records import Progress
+from swamp_ray.training.results import Progress
 from tests.helpers import ticket_digests, tiny
 
 DAY_S = 86400.0

@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from swamp_ray.training.epoch_totals import Tally
+from swamp_ray.training.epoch_totals import EpochTotals
 
 NUM = 600  # more than are kept one by one
 
@@ -18,10 +18,10 @@ def test_sums_are_those_of_adding_at_every_step(dtype: torch.dtype, cut: int) ->
     generator = torch.Generator().manual_seed(2)
     losses = torch.rand(NUM, generator=generator).log()
     metrics = (100 * torch.rand(NUM, generator=generator)).to(dtype)
-    before = Tally()
+    before = EpochTotals()
     for loss, metric in zip(losses[:cut], metrics[:cut], strict=True):
         before.add(loss, {"metric": metric})
-    tally = Tally(before.losses(), before.sums())
+    tally = EpochTotals(before.losses(), before.sums())
     for loss, metric in zip(losses[cut:], metrics[cut:], strict=True):
         tally.add(loss, {"metric": metric})
     expected = metrics[0]
@@ -33,7 +33,7 @@ def test_sums_are_those_of_adding_at_every_step(dtype: torch.dtype, cut: int) ->
 
 
 def test_a_metric_may_come_late_or_as_a_number() -> None:
-    tally = Tally()
+    tally = EpochTotals()
     assert len(tally.losses()) == 0
     assert tally.sums() == {}
     tally.add(torch.tensor(1.0, dtype=torch.bfloat16), {})

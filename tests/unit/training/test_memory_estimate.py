@@ -14,17 +14,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from swamp_ray.config.reading import build_config
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data import batches as feeds
-from swamp_ray.data.datasets import Data, load_data
+from swamp_ray.data import batches as batches_module
+from swamp_ray.data.datasets import load_data
+from swamp_ray.data.samples import Data
 from swamp_ray.sparsity.compact import pack_model
 from swamp_ray.training.arithmetic import Arithmetic, applied, resolve_arithmetic
-from swamp_ray.training.buffers import named_buffers
-from swamp_ray.training.memory_estimate import Footprint, TracedStep, footprint
+from swamp_ray.training.memory_estimate import MemoryEstimate, TracedStep, estimate_memory
+from swamp_ray.training.model_tensors import named_buffers
 from swamp_ray.training.peak_memory import PeakMemory
-from swamp_ray.training.program import round_program
-from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.program import ParticleJob, round_program
 from swamp_ray.training.tasks import Classification
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
+from swamp_ray.training.training_run import begin_training
 
 
 def config_of(model: str, batch_size: int, **training: Any) -> SwampConfig:
@@ -56,7 +57,7 @@ def train(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> None:
         packed = type(packed)(packed.values[mask], packed.rest)
         buffers = {name: buffer.cpu().numpy().copy() for name, buffer in named_buffers(trainer.model)}
         program = round_program(config, trainer.steps_per_epoch, 0, 0)
-        run = trainer.begin(ParticleJob("a particle", 1, program), packed, mask, buffers)
+        run = begin_training(trainer, ParticleJob("a particle", 1, program), packed, mask, buffers)
         while not run.done:
             run.epoch()
         run.finish()
@@ -81,7 +82,7 @@ def allocated_bytes(folder: Path, *given: Any) -> int:
 ], ids=lambda value: f"{value.model.name}-{value.training.optimizer}" if isinstance(value, SwampConfig) else "")
 def test_what_is_foreseen_is_what_is_allocated(config: SwampConfig, within: float, tmp_path: Path) -> None:
     given = setting(config)
-    assert footprint(*given).num_bytes == pytest.approx(allocated_bytes(tmp_path, *given), rel=within)
+    assert estimate_memory(*given).num_bytes == pytest.approx(allocated_bytes(tmp_path, *given), rel=within)
 
 
 @pytest.mark.gpu
@@ -91,7 +92,7 @@ def test_what_is_foreseen_is_what_a_gpu_has_allocated(model: str, batch_size: in
     given = setting(config_of(model, batch_size, execution={"device": "cuda", "deterministic": True}), "cuda")
     memory = PeakMemory(torch.device("cuda", torch.cuda.current_device()))
     train(*given)
-    assert footprint(*given).num_bytes == pytest.approx(memory.read_bytes(), rel=0.25)
+    assert estimate_memory(*given).num_bytes == pytest.approx(memory.read_bytes(), rel=0.25)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -133,14 +134,14 @@ def test_what_is_counted() -> None:
     config, data, cpu = setting(config_of("lenet_300_100", 8, execution={"precision": "fp32"}))
     weights = sum(p.nbytes for p in initial_model(config, data).parameters())
     prunable = 4 * (3072 * 300 + 300 * 100 + 100 * 10)
-    one = footprint(config, data, cpu)
+    one = estimate_memory(config, data, cpu)
     # Weights, momentum and the mean in float64.
     assert one.weights == 4 * weights + prunable
-    assert footprint(config, data, cpu, masked=False).weights == 4 * weights
+    assert estimate_memory(config, data, cpu, masked=False).weights == 4 * weights
     adamw = config.training.model_copy(update={"optimizer": "adamw"})
-    assert footprint(config.model_copy(update={"training": adamw}), data, cpu).weights == 5 * weights + prunable
-    two = footprint(config, data, cpu, num_members=2)
-    assert two == Footprint(2 * one.weights, 2 * one.step, one.data), "particles of one process share the data"
+    assert estimate_memory(config.model_copy(update={"training": adamw}), data, cpu).weights == 5 * weights + prunable
+    two = estimate_memory(config, data, cpu, num_members=2)
+    assert two == MemoryEstimate(2 * one.weights, 2 * one.step, one.data), "particles of one process share the data"
 
 
 def test_samples_count_where_they_lie_on_the_device() -> None:
@@ -148,31 +149,31 @@ def test_samples_count_where_they_lie_on_the_device() -> None:
     cuda = resolve_arithmetic(config.execution, "cuda", initial_model(config, data))
     images, labels = ([split.arrays[part].nbytes for split in (data.train, data.validation, data.test)]  # type: ignore[union-attr]
                       for part in (0, 1))
-    order = footprint(config, data, cpu).data - 4 * images[0] - labels[0]
+    order = estimate_memory(config, data, cpu).data - 4 * images[0] - labels[0]
     assert order > 0
     # On a GPU all splits; the one that is trained on as floats, since nothing is cropped or mirrored.
-    assert footprint(config, data, cuda).data == order + 4 * images[0] + sum(images[1:]) + sum(labels)
+    assert estimate_memory(config, data, cuda).data == order + 4 * images[0] + sum(images[1:]) + sum(labels)
     held = config.execution.model_copy(update={"data_on_device": False})
     elsewhere = config.model_copy(update={"execution": held})
-    assert footprint(elsewhere, data, cuda).data == order
+    assert estimate_memory(elsewhere, data, cuda).data == order
     cropped = build_config({**config.model_dump(mode="json"), "data": {
         **config.data.model_dump(mode="json"), "augment": "crop_flip"}})
-    assert footprint(*setting(cropped)).data == order + labels[0]
+    assert estimate_memory(*setting(cropped)).data == order + labels[0]
 
 
 def test_batches_that_a_gpu_is_given_together_count(monkeypatch: pytest.MonkeyPatch) -> None:
     config, data, cpu = setting(config_of("lenet_300_100", 64, execution={"precision": "fp32"}))
     cuda = resolve_arithmetic(config.execution, "cuda", initial_model(config, data))
-    alone = footprint(config, data, cpu).step
-    together = footprint(config, data, cuda).step
+    alone = estimate_memory(config, data, cpu).step
+    together = estimate_memory(config, data, cuda).step
     assert together >= alone + 64 * (4 * 3072 + 8), "an epoch has two batches"
-    monkeypatch.setitem(feeds.GROUP_BYTES, "cuda", 64 * 3072)
-    assert footprint(config, data, cuda).step == alone
+    monkeypatch.setitem(batches_module.GROUP_BYTES, "cuda", 64 * 3072)
+    assert estimate_memory(config, data, cuda).step == alone
 
 
 def test_nothing_of_the_network_is_changed() -> None:
     config, data, cpu = setting(config_of("resnet8", 8))
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    footprint(config, data, cpu)
+    estimate_memory(config, data, cpu)
     assert torch.equal(torch.get_rng_state(), before)

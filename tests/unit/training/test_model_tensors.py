@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from swamp_ray.config.sections import TrainingConfig
 from swamp_ray.errors import UserError
-from swamp_ray.training.factories import Snapshot
+from swamp_ray.training.factory_checks import InitialValues
 from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered
-from swamp_ray.training.model_tensors import refuse_odd_gradients, settle_tensors_
+from swamp_ray.training.model_tensors import prepare_tensors_, refuse_odd_gradients
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 from swamp_ray.training.packs.packable import why_unpackable
-from swamp_ray.training.packs.stacked import Stacked
+from swamp_ray.training.packs.stacked import StackedGradients
 
 
 class Subclass(Tensor):
@@ -71,7 +71,7 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
 def test_views_are_trained_like_tensors_of_their_own(layout: str, optimizer: str) -> None:
     view, own = Net(LAYOUTS[layout]()), Net(LAYOUTS[layout]().clone(memory_format=torch.contiguous_format))
     for model in (view, own):
-        settle_tensors_(model)
+        prepare_tensors_(model)
         config = TrainingConfig.model_validate({"optimizer": optimizer, "lr": 0.1, "momentum": 0.9})
         step = MaskedStep(build_optimizer(model, config, 0.01, fused=True), [], None, None)
         for batch in range(4):
@@ -87,7 +87,7 @@ def test_slices_of_one_vector_get_memory_of_their_own() -> None:
     model.more = nn.Parameter(flat[16:].view(2, 4))
     model.interleaved = nn.ParameterList([drawn(6)[::2], drawn(6)[1::2]])
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    settle_tensors_(model)
+    prepare_tensors_(model)
     places = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     assert len(places) == len(before)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
@@ -102,7 +102,7 @@ def test_what_is_in_order_is_not_touched() -> None:
     model.names = [model[0].weight]  # as nn.LSTM holds its weights
     before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
     strides = model[0].weight.stride()
-    settle_tensors_(model)
+    prepare_tensors_(model)
     assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == before
     assert model[0].weight.stride() == strides
 
@@ -174,7 +174,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_refuses_by_name(kind: str) -> None:
     build, message = REFUSED[kind]
     with pytest.raises(UserError, match=message):
-        settle_tensors_(build())
+        prepare_tensors_(build())
 
 
 BUFFERS: dict[str, Callable[[Net], Tensor]] = {
@@ -191,7 +191,7 @@ BUFFERS: dict[str, Callable[[Net], Tensor]] = {
 def test_buffers_keep_their_values_and_can_be_written(kind: str) -> None:
     model: Any = with_buffer(BUFFERS[kind])()
     before = model.held.clone()
-    settle_tensors_(model)
+    prepare_tensors_(model)
     assert torch.equal(model.held, before)
     assert model.held.dtype == before.dtype
     model.held.copy_(before)
@@ -202,7 +202,7 @@ def test_constant_buffers_may_share_memory() -> None:
     model: Any = Net()
     model.register_buffer("first", table[:8])
     model.register_buffer("second", table[4:])
-    settle_tensors_(model)
+    prepare_tensors_(model)
     assert model.second.tolist() == list(range(4, 12))
 
 
@@ -245,10 +245,10 @@ def test_stacked_networks_with_gaps_keep_their_values() -> None:
     for seed in range(2):
         model = Net(drawn(4, 8, seed=seed)[:, ::2])
         model.register_buffer("held", torch.tensor([float(seed)]).expand(3))
-        settle_tensors_(model)
+        prepare_tensors_(model)
         models.append(model)
     before = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
-    Stacked(models, Loss(), autocast=torch.enable_grad)  # pyright: ignore[reportArgumentType]
+    StackedGradients(models, Loss(), autocast=torch.enable_grad)  # pyright: ignore[reportArgumentType]
     for model, values in zip(models, before, strict=True):
         assert all(torch.equal(values[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -387,7 +387,7 @@ def test_weights_that_are_not_finite_at_the_beginning_are_refused(value: float) 
     with torch.no_grad():
         model.head.weight[1, 2] = value
     with pytest.raises(UserError, match=r"head\.weight has values that are not finite"):
-        settle_tensors_(model)
+        prepare_tensors_(model)
 
 
 @pytest.mark.parametrize("view", [
@@ -396,12 +396,12 @@ def test_buffers_that_are_computed_when_they_are_read_are_refused(view: Tensor) 
     model = Net()
     model.register_buffer("phase", view)
     with pytest.raises(UserError, match=r"phase is a conjugate or the negative"):
-        settle_tensors_(model)
+        prepare_tensors_(model)
 
 
 def test_a_forward_pass_that_writes_into_prunable_weights_is_refused() -> None:
     model = Net()
-    fresh = Snapshot(model)
+    fresh = InitialValues(model)
     fresh.refuse_changed(model, ["head.weight"])
     with torch.no_grad():
         model.head.bias.add_(1)

@@ -21,14 +21,13 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import UserError
 from swamp_ray.run.prepare import prepare
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.averaging import batchnorm_reestimation
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.training.arithmetic import resolve_arithmetic
-from swamp_ray.training.normalisation import uses_batch_statistics, without_single
+from swamp_ray.training.normalisation import batchnorm_reestimation, uses_batch_statistics, without_single
 from swamp_ray.training.packs.pack import Pack, train_epoch
-from swamp_ray.training.program import round_program
-from swamp_ray.training.records import ParticleJob
+from swamp_ray.training.program import ParticleJob, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
+from swamp_ray.training.training_run import begin_training
 from tests.helpers import data_of, with_sections
 from tests.unit.training.test_trainer import start_of
 
@@ -179,7 +178,7 @@ def trainer_of(config: SwampConfig) -> ParticleTrainer:
 
 def trained(trainer: ParticleTrainer) -> Any:
     program = round_program(trainer.config, trainer.steps_per_epoch, 0, 0)
-    run = trainer.begin(ParticleJob("a particle", 1, program), *start_of(trainer))
+    run = begin_training(trainer, ParticleJob("a particle", 1, program), *start_of(trainer))
     while not run.done:
         run.epoch()
     return run.finish()
@@ -208,7 +207,7 @@ def test_statistics_that_training_moves_are_those_of_the_final_weights(how: str)
     seen: list[Tensor] = []
     hook = trainer.model.get_submodule("kept").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        for batch in trainer.feed("train").batches(10, seed=None, drop_last=True):
+        for batch in trainer.batches("train").one_pass(10, seed=None, drop_last=True):
             trainer.model.eval()(batch[0])
     hook.remove()
     mean = torch.stack([batch.mean(0) for batch in seen]).mean(0)
@@ -232,15 +231,15 @@ def test_a_kept_module_trains_as_in_plain_torch() -> None:
     trainer = trainer_of(config)
     start, mask, buffers = start_of(trainer, density=1.1)
     program = round_program(config, trainer.steps_per_epoch, 0, 0)
-    run = trainer.begin(ParticleJob("a particle", 1, program), start, mask, buffers)
+    run = begin_training(trainer, ParticleJob("a particle", 1, program), start, mask, buffers)
     batches: list[Any] = []
     rates = [program.rate.at(step) for step in range(program.num_steps)]
     model = initial_model(config, trainer.data)
-    feed = trainer.feed("train")
+    source = trainer.batches("train")
     while not run.done:
         run.epoch()
     for epoch in range(program.num_epochs):
-        batches += feed.batches(10, seed=derive_seed(1, "shuffle", epoch), drop_last=True)
+        batches += source.one_pass(10, seed=derive_seed(1, "shuffle", epoch), drop_last=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     model.train()
     for rate, (inputs, labels) in zip(rates, batches, strict=True):
@@ -259,7 +258,7 @@ def test_packed_particles_keep_statistics_too(how: str) -> None:
     arithmetic = resolve_arithmetic(config.execution, "cpu", initial_model(config, data)).packed("stacked:2")
     pack = Pack(config, data, arithmetic)
     program = round_program(config, pack.seats[0].steps_per_epoch, 0, 0)
-    runs = {seat: trainer.begin(ParticleJob("a particle", seat, program), *start_of(trainer))
+    runs = {seat: begin_training(trainer, ParticleJob("a particle", seat, program), *start_of(trainer))
             for seat, trainer in enumerate(pack.seats)}
     while not runs[0].done:
         train_epoch(pack, runs)
@@ -319,7 +318,7 @@ def test_a_network_without_statistics_is_evaluated_in_the_batches_that_the_docs_
     assert "over batches of 10 in a fixed order" in prepare(config).caution
     trainer = trainer_of(config)
     found = trained(trainer).evaluation.metrics["test"]["accuracy"]
-    inputs, labels = next(iter(trainer.feed("test").batches(num_test, seed=None, drop_last=False)))
+    inputs, labels = next(iter(trainer.batches("test").one_pass(num_test, seed=None, drop_last=False)))
     bounds = [0, 10, num_test] if num_test == 21 else [*range(0, num_test, 10), num_test]
     model = trainer.model.eval()
     with torch.no_grad():

@@ -21,11 +21,12 @@ from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.compact import pack_state, to_bytes
 from swamp_ray.training.arithmetic import applied
+from swamp_ray.training.program import ParticleJob
 from swamp_ray.training.rank_following import follow
 from swamp_ray.training.ranks import Ranks, ordered_mean, reduce_in_rank_order_
-from swamp_ray.training.records import ParticleJob, TrainedParticle, never
+from swamp_ray.training.results import TrainedParticle
 from swamp_ray.training.trainer import ParticleTrainer
-from swamp_ray.training.training_run import TrainingRun
+from swamp_ray.training.training_run import TrainingRun, begin_training, never
 from tests.unit.training.rank_processes import on_ranks
 
 SMALL: dict[str, Any] = {
@@ -115,7 +116,8 @@ def start(prepared: Prepared, ranks: Ranks | None) -> Callable[..., TrainingRun]
         program = prepared.program(0, 0)
         if lr is not None:
             program = replace(program, rate=replace(program.rate, base=lr, final=lr))
-        return trainer.begin(ParticleJob("particle", 11, program), packed, mask, prepared.initial.buffers, checkpoint)
+        job = ParticleJob("particle", 11, program)
+        return begin_training(trainer, job, packed, mask, prepared.initial.buffers, checkpoint)
 
     return begin
 

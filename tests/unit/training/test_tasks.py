@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from swamp_ray.config.sections import TaskConfig
-from swamp_ray.data.datasets import ArraySamples, Feed
+from swamp_ray.data.batches import Batches
+from swamp_ray.data.samples import ArraySamples
 from swamp_ray.errors import UserError
 from swamp_ray.training.tasks import Classification, Regression, build_task
 from swamp_ray.training.trainer import evaluate
@@ -61,8 +62,8 @@ def test_reported_loss_has_no_smoothing(batch: Any) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
 def test_every_sample_weighs_the_same_in_a_split(batch_size: int, batch: Any) -> None:
     inputs, labels = batch
-    feed = Feed(ArraySamples((inputs.numpy(), labels.numpy())), device=CPU, channels_last=False, on_device=False)
-    found = evaluate(nn.Identity(), Classification(), feed.batches(batch_size, seed=None, drop_last=False),
+    source = Batches(ArraySamples((inputs.numpy(), labels.numpy())), device=CPU, channels_last=False, on_device=False)
+    found = evaluate(nn.Identity(), Classification(), source.one_pass(batch_size, seed=None, drop_last=False),
                      no_autocast)
     correct = [int(np.argmax(row) == label) for row, label in zip(inputs.numpy(), labels.numpy(), strict=True)]
     assert found["accuracy"] == sum(correct) / 7

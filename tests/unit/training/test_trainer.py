@@ -27,9 +27,10 @@ from swamp_ray.errors import CorruptArtifactError, DivergedError, UserError
 from swamp_ray.sparsity.compact import Packed, pack_state, unpack
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
-from swamp_ray.training.program import round_program
-from swamp_ray.training.records import ParticleJob, TrainedParticle
+from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.results import TrainedParticle
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
+from swamp_ray.training.training_run import begin_training
 from tests.helpers import data_of, with_sections
 
 THEIRS = '''
@@ -175,7 +176,8 @@ def start_of(trainer: ParticleTrainer, density: float = 0.5) -> tuple[Packed, np
 
 def begin(trainer: ParticleTrainer, seed: int = 1, checkpoint: bytes | None = None, density: float = 0.5) -> Any:
     program = round_program(trainer.config, trainer.steps_per_epoch, 0, 0)
-    return trainer.begin(ParticleJob("round 2, particle 1", seed, program), *start_of(trainer, density), checkpoint)
+    job = ParticleJob("round 2, particle 1", seed, program)
+    return begin_training(trainer, job, *start_of(trainer, density), checkpoint)
 
 
 def complete(run: Any) -> TrainedParticle:
@@ -250,7 +252,7 @@ def test_resumed_in_another_process(tmp_path: Path, module_folder: Path) -> None
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         torch.set_num_threads(1)
-        import test_particle as here
+        import test_trainer as here
         config = here.configured(averaging={{"within": "ema"}})
         run = here.begin(here.trainer_of(config), checkpoint=Path("run.pt").read_bytes())
         assert run.step == 4
@@ -324,7 +326,7 @@ def test_what_ran_before_in_the_same_trainer_does_not_matter() -> None:
     expected = bits(train(configured()))
     begin(trainer, seed=9).epoch()
     begin(trainer, seed=8)
-    batch = next(iter(trainer.feed("train").batches(10, seed=0, drop_last=True)))
+    batch = next(iter(trainer.batches("train").one_pass(10, seed=0, drop_last=True)))
     trainer.backward(batch)  # stopped within a step: gradients are left behind
     assert bits(complete(begin(trainer))) == expected
     trainer.evaluate(*start_of(trainer, density=0.9))
@@ -394,7 +396,7 @@ def test_normalisation_statistics_are_re_estimated_on_the_training_split(micro: 
     twin = initial_model(config, trainer.data)
     twin.load_state_dict({name: torch.from_numpy(array) for name, array in named(trainer, result).items()},
                          strict=False)
-    inputs = torch.cat([batch[0] for batch in trainer.feed("train").batches(47, seed=None, drop_last=False)])
+    inputs = torch.cat([batch[0] for batch in trainer.batches("train").one_pass(47, seed=None, drop_last=False)])
     update_bn(inputs[:40].split(micro or 10), twin)
     for name, expected in twin.named_buffers():
         np.testing.assert_allclose(result.evaluation.buffers[name], expected.numpy(), rtol=1e-5, atol=1e-6)
@@ -502,8 +504,8 @@ def test_a_particle_without_some_neurons_is_a_particle_of_the_smaller_network(tr
     rest = np.concatenate([cut[name] for name in ("0.bias", "2.bias", "4.bias")])
     everything = np.ones(small.layout.num_prunable, dtype=bool)
     job = ParticleJob("dense", 5, round_program(large.config, large.steps_per_epoch, 0, 0))
-    found = complete(large.begin(job, packed, mask, {}))
-    expected = complete(small.begin(job, Packed(packed.values, rest), everything, {}))
+    found = complete(begin_training(large, job, packed, mask, {}))
+    expected = complete(begin_training(small, job, Packed(packed.values, rest), everything, {}))
     assert [e["loss"] for e in found.history] == pytest.approx([e["loss"] for e in expected.history], rel=1e-4)
     np.testing.assert_allclose(found.packed.values, expected.packed.values, rtol=1e-4, atol=1e-5)
     assert np.abs(found.packed.values - packed.values).max() > 0.02
@@ -562,7 +564,7 @@ def test_memory_layouts_agree() -> None:
         trainer = trainer_of(config)
         weight = trainer.model.get_parameter("conv.weight")
         assert initial_model(config, trainer.data).get_parameter("conv.weight").is_contiguous()
-        inputs = next(iter(trainer.feed("test").batches(4, seed=None, drop_last=False)))[0]
+        inputs = next(iter(trainer.batches("test").one_pass(4, seed=None, drop_last=False)))[0]
         assert inputs.shape == (4, 1, 8, 8)
         assert weight.is_contiguous(memory_format=torch.channels_last) or not channels_last
         results.append(complete(begin(trainer)))

@@ -24,13 +24,13 @@ from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.storage.places import LocalPlace
 from swamp_ray.training.arithmetic import Arithmetic, applied, packings, resolve_arithmetic
-from swamp_ray.training.packs.cuda_graphs import Graphed
+from swamp_ray.training.packs.cuda_graphs import CudaGraphGradients
 from swamp_ray.training.packs.pack import Pack, train_epoch
-from swamp_ray.training.program import round_program
-from swamp_ray.training.records import Gradients, ParticleJob, TrainedParticle
+from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.results import Gradients, TrainedParticle
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
-from swamp_ray.training.training_run import TrainingRun
+from swamp_ray.training.training_run import TrainingRun, begin_training
 from tests.helpers import data_of, with_sections
 
 THEIRS = '''
@@ -155,7 +155,7 @@ def begin(seat: ParticleTrainer, seed: int, checkpoint: bytes | None = None, **c
         start = type(start)(np.full_like(start.values, changes["start"]), start.rest)
     buffers = {clean_name(name): b.numpy().copy() for name, b in model.named_buffers()}
     program = round_program(seat.config, seat.steps_per_epoch, 0, seed)
-    return seat.begin(ParticleJob(f"particle {seed}", seed, program), start, mask, buffers, checkpoint)
+    return begin_training(seat, ParticleJob(f"particle {seed}", seed, program), start, mask, buffers, checkpoint)
 
 
 def alone(config: SwampConfig, seed: int, device: str = "cpu") -> TrainedParticle:
@@ -321,7 +321,7 @@ def test_replayed_steps_give_the_bits_of_a_particle_alone(case: dict[str, Any]) 
     """What is not CUDA's of the form ``graphs``: fixed memory for batches, results and gradients, in turns."""
     config = configured(**case)
     pack = pack_of(config, "graphs:2")
-    pack._joint = Graphed(pack.seats, Rerun)
+    pack._joint = CudaGraphGradients(pack.seats, Rerun)
     for _ in range(2):  # the second time, recordings are there
         packed = together(pack, {0: 11, 1: 12}, stops=[3])
         assert bits(packed[0]) == bits(alone(config, 11))

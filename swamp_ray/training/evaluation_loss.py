@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp_ray.data.trees import leaves, tree_map
-from swamp_ray.reproducible import seeded
+from swamp_ray.random_state import seeded
 from swamp_ray.seeding import derive_seed
 from swamp_ray.training.tasks import TASKS, Batch, Task
 from swamp_ray.user_code.blaming import out_of_memory

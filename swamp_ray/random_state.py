@@ -45,7 +45,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
     }
 
 
-def take_up_random_state(state: dict[str, Any], device: torch.device) -> None:
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Go on with the random numbers from where :func:`random_state` was asked."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None:

@@ -19,7 +19,7 @@ from swamp_ray.analysis.bench import Bench
 from swamp_ray.errors import LostRankError, RunError, UserError
 from swamp_ray.launch import run
 from swamp_ray.run.round_records import _over_particles
-from swamp_ray.training.losses import origin_of_loss
+from swamp_ray.training.evaluation_loss import origin_of_loss
 from swamp_ray.training.tasks import Classification, Regression, Task
 from swamp_ray.training.trainer import evaluate
 from swamp_ray.user_code.blaming import blamed

@@ -17,7 +17,7 @@ from torch import nn
 
 from swamp_ray.config.sections import ModelConfig
 from swamp_ray.errors import UserError
-from swamp_ray.training.factories import Snapshot, disturb_
+from swamp_ray.training.factory_checks import InitialValues, disturb_
 from swamp_ray.training.models import build_model
 
 NAME = "factories_of_tests:make"
@@ -43,7 +43,7 @@ def network() -> nn.Sequential:
 def prepared_twice(build: Callable[[Callable[..., Any]], nn.Module], make: Callable[..., Any]) -> None:
     """What a run does before it starts: build, try out, build again, compare."""
     first = build(make)
-    fresh = Snapshot(first)
+    fresh = InitialValues(first)
     disturb_(first)
     fresh.compare(build(make), NAME)
 

@@ -1,4 +1,4 @@
-"""What goes into the training of a particle, and what comes out: plain values."""
+"""TODO."""
 
 from __future__ import annotations
 
@@ -10,48 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from swamp_ray.sparsity.compact import Packed
-from swamp_ray.training.program import Program
 
 Arrays = Mapping[str, np.ndarray]
+
 Gradients = tuple[Tensor, dict[str, Tensor]]
 """What is known of a batch once its gradients lie in the parameters: its mean loss, and means of metrics."""
 
 
-def never() -> bool:
-    """Nobody asks the training to stop."""
-    return False
-
-
-@dataclass(frozen=True)
-class ParticleJob:
-    """One training run to do.
-
-    Attributes:
-        label: For logs and errors, e.g. ``"round 3, particle 1"``.
-        seed: Decides batch order, augmentation and dropout.
-        program: Length, learning rate, decay, snapshots.
-    """
-
-    label: str
-    seed: int
-    program: Program
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the other ranks of a particle need to know to take part in a training run.
-
-    Attributes:
-        member: Index of the run, where ranks work for several.
-        job, start, mask, buffers, checkpoint: As in :meth:`ParticleTrainer.begin`.
-    """
-
-    member: int
-    job: ParticleJob
-    start: Packed
-    mask: np.ndarray
-    buffers: Arrays
-    checkpoint: bytes | None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ SMALL_SHARE = 0.5
 _SHOWN = 5
 
 
-def network_notes(model: nn.Module, layout: Layout) -> tuple[str, ...]:
+def prunable_warnings(model: nn.Module, layout: Layout) -> tuple[str, ...]:
     """Warnings about a network's prunable weights; empty for most.
 
     Args:

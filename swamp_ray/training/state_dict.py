@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.datasets import Data
+from swamp_ray.data.samples import Data
 from swamp_ray.errors import UserError, first_line
 from swamp_ray.sparsity.masks import Layout, clean_name
 from swamp_ray.training.tasks import Task
@@ -22,7 +22,7 @@ EXTRA_STATE = "_extra_state"
 
 
 @dataclass(frozen=True)
-class Contents:
+class StateDictContents:
     """The entries of a network's ``state_dict()`` under their clean names.
 
     Attributes:
@@ -56,7 +56,7 @@ class Contents:
         return found
 
 
-def contents_of(model: nn.Module, layout: Layout) -> Contents:
+def state_dict_contents(model: nn.Module, layout: Layout) -> StateDictContents:
     """What the ``state_dict()`` of a network holds.
 
     Args:
@@ -84,7 +84,7 @@ def contents_of(model: nn.Module, layout: Layout) -> Contents:
         elif _is_plain(value):
             plain[name] = value
     _check_complete(model, layout, set(sources.values()), sources)
-    return Contents(sources, dtypes, tuple(computed), plain)
+    return StateDictContents(sources, dtypes, tuple(computed), plain)
 
 
 def _state_dict(model: nn.Module) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _address(tensor: Tensor) -> int:
         return 0
 
 
-class Snapshot:
+class InitialValues:
     """The values of a network that was just built."""
 
     def __init__(self, model: nn.Module) -> None:
