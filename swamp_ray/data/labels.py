@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.pairs import OWN_TASK, built_in_pair, integer_labels, label_leaf, with_labels
-from swamp_ray.data.user_function import ReturnedSplits
 from swamp_ray.errors import UserError, nearest
 
 _SHOWN = 5
@@ -310,36 +308,35 @@ def class_names_of(value: Any, num_classes: int | None) -> tuple[str, ...]:
 
 
 def with_classes(
-    config: DataConfig, task: str | None, given: ReturnedSplits, nests: dict[str, Any]
+    source: str, task: str | None, nests: dict[str, Any], num_classes: int | None, names: tuple[str, ...]
 ) -> tuple[dict[str, Any], TargetInfo]:
     """Nests whose labels are numbers of classes where that is what they mean, and what is known of these.
 
     Raises:
         UserError: The labels do not fit, or may mean several things.
     """
-    names, num_classes = given.class_names, given.num_classes
     labels: dict[str, Any] = {name: label_leaf(nest) for name, nest in nests.items()}
     if any(is_texts(found) for found in labels.values()):
         if task == "regression":
-            raise UserError("a regression needs targets that are numbers", got="texts", where=config.name,
+            raise UserError("a regression needs targets that are numbers", got="texts", where=source,
                             do="Set task.name: classification, if they are classes.")
-        labels, names = from_texts(labels, names, config.name)
+        labels, names = from_texts(labels, names, source)
         nests = {name: with_labels(nest, labels[name]) for name, nest in nests.items()}
         names = class_names_of(names, num_classes)
     if task == "classification":
         for name, split in labels.items():
             if not isinstance(split, np.ndarray):
-                raise UserError("labels must be one array", got=type(split).__name__, where=f"{config.name}, {name}")
-        found = {name: class_numbers(split, f"{config.name}, {name}") for name, split in labels.items()}
+                raise UserError("labels must be one array", got=type(split).__name__, where=f"{source}, {name}")
+        found = {name: class_numbers(split, f"{source}, {name}") for name, split in labels.items()}
         widths = {width for _, width in found.values()}
         if len(widths) > 1 or (num_classes is not None and not widths <= {None, num_classes}):
-            raise UserError("labels must have one form and one number of classes in all splits", where=config.name,
+            raise UserError("labels must have one form and one number of classes in all splits", where=source,
                             got=", ".join(f"{name}: {list(split.shape)}" for name, split in labels.items()))
         classes = decide_classes({name: split for name, (split, _) in found.items()},
-                         num_classes if widths == {None} else widths.pop(), names, config.name)
+                         num_classes if widths == {None} else widths.pop(), names, source)
         nests = {name: with_labels(nest, classes.labels[name]) for name, nest in nests.items()}
         names = class_names_of(names, classes.num_classes)
-        odd = missing_classes(classes.labels, classes.num_classes, config.name)
+        odd = missing_classes(classes.labels, classes.num_classes, source)
         return nests, TargetInfo(classes.num_classes, names, odd, classes.shift)
     if task == "regression":
         return nests, TargetInfo(num_classes, names)
@@ -347,5 +344,5 @@ def with_classes(
     if own and num_classes is None:
         num_classes = max(int(split.max(initial=0)) for split in own.values()) + 1
     if own and num_classes is not None:
-        check_classes(own, num_classes, config.name)
+        check_classes(own, num_classes, source)
     return nests, TargetInfo(num_classes, class_names_of(names, num_classes))

@@ -56,7 +56,7 @@ def load_user_data(config: DataConfig, task: str | None = None) -> UnsplitData |
 def _raw(config: DataConfig, task: str | None, given: ReturnedSplits, nests: dict[str, Any]) -> UnsplitData:
     if task is not None:
         nests = {name: _as_pair(nest, f"{config.name}, {name}") for name, nest in nests.items()}
-    nests, target = with_classes(config, task, given, nests)
+    nests, target = with_classes(config.name, task, nests, given.num_classes, given.class_names)
     forms = {name: form_of(nest) for name, nest in nests.items()}
     for name, form in forms.items():
         if form != forms["train"]:

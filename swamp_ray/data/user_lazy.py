@@ -174,7 +174,7 @@ def _target(
         nests = {name: (found, found) for name, found in labels.items() if found is not None}
         if "train" not in nests:
             return TargetInfo(given.num_classes, given.class_names)
-        return with_classes(config, task, given, nests)[1]
+        return with_classes(config.name, task, nests, given.num_classes, given.class_names)[1]
     numbers: dict[str, np.ndarray] = {}
     widths: set[int | None] = set()
     trusted = True

@@ -36,8 +36,12 @@ from swamp_ray.training.results import Arrays, Gradients, Progress, TrainedParti
 from swamp_ray.training.state_dict import refuse_moving_extra_state
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer
-from swamp_ray.training.training_run import never
 from swamp_ray.user_code.blaming import blamed
+
+
+def never() -> bool:
+    """Nobody asks the training to stop."""
+    return False
 
 
 @dataclass(slots=True)
@@ -290,11 +294,6 @@ class TrainingRun:
         self.step, self.history = int(state["step"]), list(state["history"])
         interim = state["interim"]
         self._interim = None if interim is None else _Interim(**interim[self._ranks.rank])
-
-
-def never() -> bool:
-    """Nobody asks the training to stop."""
-    return False
 
 
 def begin_training(

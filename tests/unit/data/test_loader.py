@@ -274,8 +274,9 @@ def killed(pid: int) -> None:
 PROGRAM = """
     import os, signal, sys, time
     import numpy as np, torch
-    from swamp_ray.data.datasets import Feed, LazySamples
+    from swamp_ray.data.batches import Batches
     from swamp_ray.data.loader import Loader
+    from swamp_ray.data.samples import LazySamples
 
     class Slow(torch.utils.data.Dataset):
         def __getitem__(self, index):
@@ -283,7 +284,8 @@ PROGRAM = """
             return index
 
     samples = LazySamples(Slow(), np.arange(10_000))
-    source = batches_of(samples, Loader([samples], 2))
+    source = Batches(samples, device=torch.device("cpu"), channels_last=True, on_device=False,
+                     loader=Loader([samples], 2))
     batches = source.one_pass(16, seed=None, drop_last=True)
     next(batches)
     print("ready", flush=True)
