@@ -22,7 +22,7 @@ from _processes import Sampler, own_pid
 
 from swamp_ray.config.reading import build_config
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.on_ray.actors import AveragingActor, _Remote
 from swamp_ray.on_ray.own_token import OwnToken
 from swamp_ray.run.averager import Averager, Local, ShardCall
@@ -262,7 +262,7 @@ class Movement:
     def _add(self, particle: int, waiting: list[list[Any]]) -> float:
         began = time.perf_counter()
         pieces = waiting.pop(0)
-        calls = [actor.add.remote(0, Work("particle", self._round, particle), "", "", self.size, piece)
+        calls = [actor.add.remote(0, Job("particle", self._round, particle), "", "", self.size, piece)
                  for actor, piece in zip(self._averagers, pieces, strict=False)]
         ray.get(calls)
         return time.perf_counter() - began
@@ -279,9 +279,9 @@ def yardsticks(num_bytes: int = 1 << 30, repeats: int = 5) -> dict[str, Any]:
     """GB/s of one core: reading memory once, and copying it (bytes read)."""
     numbers = np.ones(num_bytes // 8, dtype=np.uint64)
     copy = np.zeros_like(numbers)
-    works = {"read": lambda: np.bitwise_or.reduce(numbers), "copy": lambda: np.copyto(copy, numbers)}
-    return {f"{name}_gb_per_s": spread([num_bytes / GB / timed(work)[0] for _ in range(repeats)])
-            for name, work in works.items()}
+    jobs = {"read": lambda: np.bitwise_or.reduce(numbers), "copy": lambda: np.copyto(copy, numbers)}
+    return {f"{name}_gb_per_s": spread([num_bytes / GB / timed(job)[0] for _ in range(repeats)])
+            for name, job in jobs.items()}
 
 
 def measure(case: Case, shards: list[int], repeats: int) -> list[dict[str, Any]]:

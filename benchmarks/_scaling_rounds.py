@@ -20,10 +20,10 @@ from _processes import descendants, named, own_pid, share_bytes, status_bytes
 from swamp_ray import launch as running
 from swamp_ray.config.reading import build_config
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.on_ray.executor import RayExecutor
 from swamp_ray.on_ray.own_token import OwnToken
-from swamp_ray.run.messages import RoundRecord, WorkItem
+from swamp_ray.run.messages import JobSpec, RoundRecord
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.run.signals import Stopping
@@ -64,12 +64,12 @@ class Clock(Reporter):
         """All of them have answered."""
         self.ready = time.perf_counter()
 
-    def work_submitted(self, item: WorkItem) -> None:
+    def job_submitted(self, spec: JobSpec) -> None:
         """A round begins with its first particle."""
-        if item.work.kind == "particle":
-            self.began.setdefault(item.work.round, time.perf_counter())
+        if spec.job.kind == "particle":
+            self.began.setdefault(spec.job.round, time.perf_counter())
 
-    def work_finished(self, work: Work, found: bool) -> None:
+    def job_finished(self, job: Job, found: bool) -> None:
         """Look at this process's memory."""
         self.driver_bytes.append(status_bytes(own_pid(), "VmRSS"))
 

@@ -18,7 +18,7 @@ from swamp_ray.data.samples import Data
 from swamp_ray.sparsity.compact import Packed, pack_state
 from swamp_ray.sparsity.masks import find_prunable
 from swamp_ray.training.arithmetic import Arithmetic, resolve_arithmetic
-from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import TrainingRun, begin_training
 
@@ -102,7 +102,7 @@ def start_of(config: SwampConfig, data: Data) -> tuple[Packed, np.ndarray, dict[
 def begun(trainer: ParticleTrainer, seed: int = 1) -> TrainingRun:
     """A particle's training run, as a worker begins it, with more epochs than are measured."""
     program = round_program(trainer.config, trainer.steps_per_epoch, 1, 0)
-    return begin_training(trainer, ParticleJob("benchmark", seed, program), *start_of(trainer.config, trainer.data))
+    return begin_training(trainer, TrainingSpec("benchmark", seed, program), *start_of(trainer.config, trainer.data))
 
 
 def synchronise(device: str) -> None:

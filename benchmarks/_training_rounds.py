@@ -11,7 +11,7 @@ from _training_cases import has_cifar10
 
 from swamp_ray.config.reading import build_config, with_values
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.messages import RoundRecord
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.training.results import Progress
@@ -57,14 +57,14 @@ class Clock(Reporter):
         """Ray is there."""
         self.ready, self.num_workers = time.perf_counter(), num_workers
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
         """An epoch's time, from the rate that the loop itself has measured."""
-        if work.kind == "particle":
+        if job.kind == "particle":
             self.training_s += self.images / progress.samples_per_s / self.width
 
-    def work_finished(self, work: Work, found: bool) -> None:
+    def job_finished(self, job: Job, found: bool) -> None:
         """The dense phase ends."""
-        if work.kind == "dense":
+        if job.kind == "dense":
             self.warm = time.perf_counter()
 
     def round_finished(self, record: RoundRecord) -> None:

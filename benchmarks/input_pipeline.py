@@ -40,7 +40,7 @@ from swamp_ray.data.samples import Data, LazySamples
 from swamp_ray.random_state import seeded
 from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
-from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import begin_training
 
@@ -219,7 +219,7 @@ class Training:
         self.trainer = ParticleTrainer(config, data, self.arithmetic)
         mask = np.ones(self.trainer.layout.num_prunable, dtype=bool)
         packed = pack_state(dict(model.named_parameters()), self.trainer.layout, mask)
-        job = ParticleJob("dense", 1, round_program(config, self.trainer.steps_per_epoch, 0, 0))
+        job = TrainingSpec("dense", 1, round_program(config, self.trainer.steps_per_epoch, 0, 0))
         buffers = {name: b.numpy() for name, b in model.named_buffers()}
         self.run = begin_training(self.trainer, job, packed, mask, buffers)
         self.batch_size = config.training.batch_size

@@ -23,8 +23,8 @@ from _measuring import spread, write
 from swamp_ray.config.reading import build_config, with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
-from swamp_ray.run.messages import RoundRecord, WorkItem
+from swamp_ray.method.events import Job
+from swamp_ray.run.messages import JobSpec, RoundRecord
 from swamp_ray.run.prepare import State, prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.masks import to_bits
@@ -50,7 +50,7 @@ class Clock(Reporter):
     """When the executor started, the dense phase ended, and the last round was recorded."""
 
     def __init__(self) -> None:
-        self.items: list[WorkItem] = []
+        self.items: list[JobSpec] = []
         self.began = self.ready = self.warm = self.ended = 0.0
 
     def executor_starting(self, executor: str) -> None:
@@ -61,13 +61,13 @@ class Clock(Reporter):
         """Start-up ends."""
         self.ready = time.perf_counter()
 
-    def work_submitted(self, item: WorkItem) -> None:
+    def job_submitted(self, spec: JobSpec) -> None:
         """Remember the job."""
-        self.items.append(item)
+        self.items.append(spec)
 
-    def work_finished(self, work: Work, found: bool) -> None:
+    def job_finished(self, job: Job, found: bool) -> None:
         """The dense phase ends."""
-        if work.kind == "dense":
+        if job.kind == "dense":
             self.warm = time.perf_counter()
 
     def round_finished(self, record: RoundRecord) -> None:
@@ -88,7 +88,7 @@ def measure(config: SwampConfig) -> Clock:
     return clock
 
 
-def side_by_side(config: SwampConfig, storage: str, items: list[WorkItem], barrier: Any, took: Any) -> None:
+def side_by_side(config: SwampConfig, storage: str, items: list[JobSpec], barrier: Any, took: Any) -> None:
     """A plain loop in a process of its own: some of the jobs of a finished run, one after the other."""
     from swamp_ray.run.worker import Worker
 
@@ -98,13 +98,13 @@ def side_by_side(config: SwampConfig, storage: str, items: list[WorkItem], barri
     with tempfile.TemporaryDirectory() as own:
         shutil.copytree(Path(storage) / "artifacts", Path(own) / "artifacts", dirs_exist_ok=True)
         store = ArtifactStore(own)
-        for item in items:
-            store.discard(item.named.name, "result")
+        for spec in items:
+            store.discard(spec.named.name, "result")
         worker = Worker(config, prepared.data, prepared.arithmetic, own)
         barrier.wait()
         began = time.perf_counter()
-        for item in items:
-            for _ in worker.run(item, start, masks[item.work.round], None):
+        for spec in items:
+            for _ in worker.run(spec, start, masks[spec.job.round], None):
                 pass
         took.put(time.perf_counter() - began)
 
@@ -137,12 +137,12 @@ def _masks(prepared: Any, storage: str) -> dict[int, Any]:
     return masks
 
 
-def loops(config: SwampConfig, storage: str, items: list[WorkItem]) -> float:
+def loops(config: SwampConfig, storage: str, items: list[JobSpec]) -> float:
     """Wall time of two loops side by side: even particles and even evaluations, and the odd ones."""
-    halves: list[list[WorkItem]] = [[], []]
-    for item in items:
-        if item.work.kind != "dense":
-            halves[(item.work.particle if item.work.kind == "particle" else item.work.round) % 2].append(item)
+    halves: list[list[JobSpec]] = [[], []]
+    for spec in items:
+        if spec.job.kind != "dense":
+            halves[(spec.job.particle if spec.job.kind == "particle" else spec.job.round) % 2].append(spec)
     context = multiprocessing.get_context("spawn")
     barrier, took = context.Barrier(2), context.Queue()
     processes = [context.Process(target=side_by_side, args=(config, storage, half, barrier, took)) for half in halves]

@@ -19,9 +19,9 @@ from _measuring import write
 
 from swamp_ray import launch as running
 from swamp_ray.config.reading import build_config, with_values
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.on_ray import executor as ray_executor
-from swamp_ray.run.messages import Done, Outcome, Report, WorkItem
+from swamp_ray.run.messages import JobFinishedReport, JobSpec, Outcome, Report
 from swamp_ray.run.prepare import Prepared, State
 from swamp_ray.run.reporter import Reporter
 
@@ -48,7 +48,7 @@ def serialised_bytes(value: Any) -> int:
 class MeasuringExecutor(ray_executor.RayExecutor):
     """Weighs everything that passes; once for each particle it is sent to or comes from."""
 
-    measured: dict[Work, dict[str, int]]
+    measured: dict[Job, dict[str, int]]
     once: dict[str, int]
 
     def __init__(self, prepared: Prepared, storage: str) -> None:
@@ -64,24 +64,24 @@ class MeasuringExecutor(ray_executor.RayExecutor):
             self.once["rewind_weights"] = self.once.get("rewind_weights", 0) + self._sizes[handle]
         return handle
 
-    def submit(self, item: WorkItem, start: Any, mask_bits: Any, values: Any, urgent: bool) -> None:
+    def submit(self, spec: JobSpec, start: Any, mask_bits: Any, values: Any, urgent: bool) -> None:
         """Weigh a job."""
-        sent = serialised_bytes(item) + self._sizes[mask_bits] + (self._sizes[values] if values is not None else 0)
-        self.measured[item.work] = {"sent": sent, "returned": 0}
-        super().submit(item, start, mask_bits, values, urgent)
+        sent = serialised_bytes(spec) + self._sizes[mask_bits] + (self._sizes[values] if values is not None else 0)
+        self.measured[spec.job] = {"sent": sent, "returned": 0}
+        super().submit(spec, start, mask_bits, values, urgent)
 
     def wait(self, timeout_s: float) -> list[Report]:
         """Weigh what comes back."""
         reports = list(super().wait(timeout_s))
         for report in reports:
-            if isinstance(report, Done):
-                self._weigh(report.work, report.outcome)
+            if isinstance(report, JobFinishedReport):
+                self._weigh(report.job, report.outcome)
         return reports
 
-    def _weigh(self, work: Work, outcome: Outcome) -> None:
-        pieces = self._held.get(work, [])
+    def _weigh(self, job: Job, outcome: Outcome) -> None:
+        pieces = self._held.get(job, [])
         size = serialised_bytes(outcome) + sum(serialised_bytes(ray.get(piece)) for piece in pieces)
-        self.measured[work]["returned"] = size
+        self.measured[job]["returned"] = size
 
     last: Any = None
 
@@ -99,7 +99,7 @@ def measure(model: str, target: float) -> list[dict[str, Any]]:
     executor = MeasuringExecutor.last
     rows = []
     for plan in prepared.plan:
-        found = [executor.measured[Work("particle", plan.index, n)] for n in range(plan.num_particles)]
+        found = [executor.measured[Job("particle", plan.index, n)] for n in range(plan.num_particles)]
         largest = max(found, key=lambda entry: entry["sent"] + entry["returned"])
         formula = 4 * (plan.survivors + prepared.layout.num_rest) + math.ceil(prepared.layout.num_prunable / 8)
         total = largest["sent"] + largest["returned"]

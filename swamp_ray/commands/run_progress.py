@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.messages import RoundRecord
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
@@ -56,30 +56,30 @@ class PlainReporter(Reporter):
         """Say how many workers there are from now on."""
         self._console.print(f"nodes have come or gone: {counted(num_workers, 'worker')} from now on")
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
         """A heartbeat now and then."""
-        self._budget.advanced(work, progress)
+        self._budget.advanced(job, progress)
         if time.monotonic() - self._heartbeat > self._interval:
             self._heartbeat = time.monotonic()
-            self._console.print(f"{work}: epoch {progress.epoch}/{progress.num_epochs}, loss {progress.loss:.4f}, "
+            self._console.print(f"{job}: epoch {progress.epoch}/{progress.num_epochs}, loss {progress.loss:.4f}, "
                                 f"{self._budget.text()}", soft_wrap=True)
 
-    def work_finished(self, work: Work, found: bool) -> None:
+    def job_finished(self, job: Job, found: bool) -> None:
         """Count."""
-        self._budget.finished(work, found)
+        self._budget.finished(job, found)
 
-    def work_blocked(self, work: Work, who: str) -> None:
+    def job_blocked(self, job: Job, who: str) -> None:
         """Say for whom it waits."""
-        self._console.print(f"{work} is being trained by {who}", soft_wrap=True, markup=False)
+        self._console.print(f"{job} is being trained by {who}", soft_wrap=True, markup=False)
 
-    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
+    def job_failed(self, job: Job, reason: str, retry: bool) -> None:
         """Failures are never silent."""
-        self._console.print(_failure(work, reason, retry), soft_wrap=True, markup=False)
+        self._console.print(_failure(job, reason, retry), soft_wrap=True, markup=False)
 
-    def work_dropped(self, work: Work, reason: str) -> None:
+    def particle_dropped(self, job: Job, reason: str) -> None:
         """A round that is smaller than planned is never silent."""
-        self._budget.dropped(work)
-        self._console.print(_dropped(work, reason), soft_wrap=True, markup=False)
+        self._budget.dropped(job)
+        self._console.print(_dropped(job, reason), soft_wrap=True, markup=False)
 
     def round_finished(self, record: RoundRecord) -> None:
         """One line."""
@@ -105,7 +105,7 @@ class LiveReporter(Reporter):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._budget = _Budget()
-        self._running: dict[Work, Progress | None] = {}
+        self._running: dict[Job, Progress | None] = {}
         self._live: Live | None = None
         self._note = ""
 
@@ -133,32 +133,32 @@ class LiveReporter(Reporter):
         """Say how many workers there are from now on."""
         self._console.print(f"nodes have come or gone: {counted(num_workers, 'worker')} from now on")
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
         """Move the particle's line."""
         self._note = ""
-        self._running[work] = progress
-        self._budget.advanced(work, progress)
+        self._running[job] = progress
+        self._budget.advanced(job, progress)
 
-    def work_finished(self, work: Work, found: bool) -> None:
+    def job_finished(self, job: Job, found: bool) -> None:
         """Remove the particle's line."""
-        self._running.pop(work, None)
-        self._budget.finished(work, found)
+        self._running.pop(job, None)
+        self._budget.finished(job, found)
 
-    def work_blocked(self, work: Work, who: str) -> None:
+    def job_blocked(self, job: Job, who: str) -> None:
         """One line above the display."""
-        self._running.pop(work, None)
-        self._console.print(Text(f"{work} is being trained by {who}"), soft_wrap=True)
+        self._running.pop(job, None)
+        self._console.print(Text(f"{job} is being trained by {who}"), soft_wrap=True)
 
-    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
+    def job_failed(self, job: Job, reason: str, retry: bool) -> None:
         """Failures scroll by above."""
-        self._running.pop(work, None)
-        self._console.print(Text(_failure(work, reason, retry), style="red"), soft_wrap=True)
+        self._running.pop(job, None)
+        self._console.print(Text(_failure(job, reason, retry), style="red"), soft_wrap=True)
 
-    def work_dropped(self, work: Work, reason: str) -> None:
+    def particle_dropped(self, job: Job, reason: str) -> None:
         """Remove the particle's line, and say so above."""
-        self._running.pop(work, None)
-        self._budget.dropped(work)
-        self._console.print(Text(_dropped(work, reason), style="yellow"), soft_wrap=True)
+        self._running.pop(job, None)
+        self._budget.dropped(job)
+        self._console.print(Text(_dropped(job, reason), style="yellow"), soft_wrap=True)
 
     def round_finished(self, record: RoundRecord) -> None:
         """One line above the display."""
@@ -205,13 +205,13 @@ class LiveReporter(Reporter):
         table = Table.grid(padding=(0, 2))
         for _ in range(6 if wide else 5):
             table.add_column(no_wrap=True)
-        for work, progress in sorted(self._running.items(), key=lambda entry: (entry[0].round, entry[0].particle)):
+        for job, progress in sorted(self._running.items(), key=lambda entry: (entry[0].round, entry[0].particle)):
             if progress is None:
                 continue
             extra = "  ".join(f"{bounded(name, 20)} {value:.3f}" for name, value in progress.metrics.items())
             bar = [ProgressBar(total=progress.num_epochs, completed=progress.epoch, width=12)] if wide else []
             table.add_row(
-                Text(f"  {work}", style="cyan"), *bar,
+                Text(f"  {job}", style="cyan"), *bar,
                 f"epoch {progress.epoch}/{progress.num_epochs}", f"loss {progress.loss:.3f}", extra,
                 f"{progress.samples_per_s:,.0f}{' samples' if wide else ''}/s")
         return table
@@ -223,8 +223,8 @@ class _Budget:
     def __init__(self) -> None:
         self.total, self.done = 0.0, 0.0
         self._trained = 0.0
-        self._epochs: dict[Work, float] = {}
-        self._partial: dict[Work, float] = {}
+        self._epochs: dict[Job, float] = {}
+        self._partial: dict[Job, float] = {}
         self._began: float | None = None
         self._rounds_done = 0
         self._num_rounds = 0
@@ -234,40 +234,40 @@ class _Budget:
     def plan(self, prepared: Prepared) -> None:
         """Count the epochs of a run."""
         if prepared.dense is not None:
-            self._epochs[Work("dense")] = prepared.dense.num_steps / prepared.steps_per_epoch
+            self._epochs[Job("dense")] = prepared.dense.num_steps / prepared.steps_per_epoch
         for plan in prepared.plan:
             for particle in range(plan.num_particles):
                 steps = prepared.program(plan.index, particle).num_steps
-                self._epochs[Work("particle", plan.index, particle)] = steps / prepared.steps_per_epoch
+                self._epochs[Job("particle", plan.index, particle)] = steps / prepared.steps_per_epoch
         self.total = sum(self._epochs.values())
         self._num_rounds = len(prepared.plan)
         self.num_particles = sum(plan.num_particles for plan in prepared.plan)
 
-    def advanced(self, work: Work, progress: Progress) -> None:
+    def advanced(self, job: Job, progress: Progress) -> None:
         """A job has trained further."""
         if self._began is None:
             self._began = time.monotonic()
-        share = progress.epoch / max(1, progress.num_epochs) * self._epochs.get(work, 0.0)
-        self._trained += max(0.0, share - self._partial.get(work, 0.0))
-        self.done += max(0.0, share - self._partial.get(work, 0.0))
-        self._partial[work] = max(share, self._partial.get(work, 0.0))
+        share = progress.epoch / max(1, progress.num_epochs) * self._epochs.get(job, 0.0)
+        self._trained += max(0.0, share - self._partial.get(job, 0.0))
+        self.done += max(0.0, share - self._partial.get(job, 0.0))
+        self._partial[job] = max(share, self._partial.get(job, 0.0))
 
-    def finished(self, work: Work, found: bool) -> None:
+    def finished(self, job: Job, found: bool) -> None:
         """A job is done, trained or found."""
-        if work.kind == "evaluation":
+        if job.kind == "evaluation":
             self._rounds_done += 1
             return
-        rest = self._epochs.get(work, 0.0) - self._partial.get(work, 0.0)
-        self._partial[work] = self._epochs.get(work, 0.0)
+        rest = self._epochs.get(job, 0.0) - self._partial.get(job, 0.0)
+        self._partial[job] = self._epochs.get(job, 0.0)
         self.done += rest
         self._trained += 0.0 if found else rest
-        self._particles_done += work.kind == "particle"
+        self._particles_done += job.kind == "particle"
 
-    def dropped(self, work: Work) -> None:
+    def dropped(self, job: Job) -> None:
         """A particle is not waited for any more; what it trained is spent."""
-        trained = self._partial.get(work, 0.0)
-        self.total -= self._epochs.get(work, trained) - trained
-        self._epochs[work] = trained
+        trained = self._partial.get(job, 0.0)
+        self.total -= self._epochs.get(job, trained) - trained
+        self._epochs[job] = trained
         self.num_particles -= 1
 
     @property
@@ -336,8 +336,8 @@ def print_results(console: Console, rundir: RunDir, records: Sequence[RoundRecor
     console.print(f"Metrics: {display_path(rundir.metrics_parquet.location)}", soft_wrap=True, highlight=False)
 
 
-def _failure(work: Work, reason: str, retry: bool) -> str:
-    return f"{work} failed: {reason}" + (" - trying again" if retry else "")
+def _failure(job: Job, reason: str, retry: bool) -> str:
+    return f"{job} failed: {reason}" + (" - trying again" if retry else "")
 
 
 def stopping_text(grace_s: float) -> str:
@@ -345,8 +345,8 @@ def stopping_text(grace_s: float) -> str:
     return f"stopping: running particles write a checkpoint, for at most {grace_s:g} s; Ctrl-C again leaves at once"
 
 
-def _dropped(work: Work, reason: str) -> str:
-    return f"round {work.round} goes on without particle {work.particle}: {reason}"
+def _dropped(job: Job, reason: str) -> str:
+    return f"round {job.round} goes on without particle {job.particle}: {reason}"
 
 
 def make_reporter(quiet: bool) -> tuple[Reporter, Console]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.method.events import DENSE, Work
+from swamp_ray.method.events import DENSE, Job
 from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
 from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
@@ -106,7 +106,7 @@ class _OpenWork:
         self._rundir, self._running = rundir, running
         self._store, self._leases = ArtifactStore(rundir.place), rundir.leases()
         # A job that had to be named anew, as after a loss of its start, was noted later.
-        self._names = {Work(line["kind"], line["round"], line["particle"]): str(line["name"])
+        self._names = {Job(line["kind"], line["round"], line["particle"]): str(line["name"])
                        for line in rundir.read_results()}
         self._attempt = max(1, len(record.get("attempts", [])))
 
@@ -116,7 +116,7 @@ class _OpenWork:
         if DENSE in self._names and (state := self._state(DENSE)) != "done":
             found.append(f"dense phase: {state}")
         for plan in missing:
-            works = [Work("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
+            works = [Job("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
             if any(work in self._names for work in works):
                 states = {work.particle: self._state(work) for work in works}
                 found.append(f"round {plan['index']}: {_by_state(states)}{self._after(plan['index'], states)}")
@@ -126,14 +126,14 @@ class _OpenWork:
         """What a round lacks whose particles are all done: it is not finished before it is evaluated and recorded."""
         if set(states.values()) != {"done"}:
             return ""
-        average, evaluation = self._state(Work("average", index)), self._state(Work("evaluation", index))
+        average, evaluation = self._state(Job("average", index)), self._state(Job("evaluation", index))
         if average != "done":
             return "; their average is still to be made"
         if evaluation != "done":
             return f"; averaged; the evaluation of the average: {evaluation}"
         return "; averaged and evaluated; only the round's record is missing"
 
-    def _state(self, work: Work) -> str:
+    def _state(self, work: Job) -> str:
         name = self._names.get(work)
         if name is None:
             return "missing"
@@ -146,7 +146,7 @@ class _OpenWork:
             return f"training{self._epoch(work, name)}" + ("" if own else f" by {held.who}")
         return ("queued" if self._running else "missing") + self._epoch(work, name, from_log=False)
 
-    def _epoch(self, work: Work, name: str, from_log: bool = True) -> str:
+    def _epoch(self, work: Job, name: str, from_log: bool = True) -> str:
         if from_log:
             log = self._rundir.log(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
             if epochs := re.findall(r" epoch (\d+/\d+):", read_growing(log).decode(errors="replace")):

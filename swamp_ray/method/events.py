@@ -26,7 +26,7 @@ class RoundPlan:
 
 
 @dataclass(frozen=True)
-class Work:
+class Job:
     """A job for a worker: the dense phase, a particle, or the evaluation of a round's average."""
 
     kind: str
@@ -40,7 +40,7 @@ class Work:
         return f"round {self.round}, {part}"
 
 
-DENSE = Work("dense")
+DENSE = Job("dense")
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Decision:
     attempt: int = 0
 
     @property
-    def work(self) -> Work:
+    def job(self) -> Job:
         """The job that it is about."""
-        return DENSE if self.round < 0 else Work("particle", self.round, self.particle)
+        return DENSE if self.round < 0 else Job("particle", self.round, self.particle)
 
     @property
     def drops(self) -> bool:
@@ -94,34 +94,34 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Do:
+class SubmitJob:
     """Give a job to the queue of workers; ``urgent`` jobs go to its front.
 
     ``attempt`` counts the machine's failures with the present seed, ``reseed`` the seeds before it.
     """
 
-    work: Work
+    job: Job
     attempt: int = 0
     urgent: bool = False
     reseed: int = 0
 
 
 @dataclass(frozen=True)
-class Decide:
+class RecordDecision:
     """Record a decision durably, before anything that follows from it is done."""
 
     decision: Decision
 
 
 @dataclass(frozen=True)
-class Cancel:
+class CancelJob:
     """A job's result is not wanted any more: take it out of the queue, or stop it."""
 
-    work: Work
+    job: Job
 
 
 @dataclass(frozen=True)
-class Add:
+class AddState:
     """Let the next particle's state enter the average; from storage if it is not held in memory any more."""
 
     round: int
@@ -130,7 +130,7 @@ class Add:
 
 
 @dataclass(frozen=True)
-class Drop:
+class ReleaseState:
     """Release the state of a particle that waits for its turn: it is read from storage then."""
 
     round: int
@@ -138,7 +138,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Average:
+class CloseAverage:
     """Close the average of these particles, which have been added, and choose the next mask."""
 
     round: int
@@ -146,36 +146,36 @@ class Average:
 
 
 @dataclass(frozen=True)
-class Record:
+class RecordRound:
     """The round is averaged and evaluated: write its record and its ticket."""
 
     round: int
 
 
 @dataclass(frozen=True)
-class Fail:
+class StopRun:
     """Stop the run."""
 
     reason: str
 
 
-Instruction = Do | Decide | Cancel | Add | Drop | Average | Record | Fail
+Instruction = SubmitJob | RecordDecision | CancelJob | AddState | ReleaseState | CloseAverage | RecordRound | StopRun
 
 
 # Events
 
 
 @dataclass(frozen=True)
-class Finished:
+class JobFinishedEvent:
     """A job is done and its result is stored. ``score``: a particle's validation metric, higher is better."""
 
-    work: Work
+    job: Job
     score: float = 0.0
     held: bool = False
 
 
 @dataclass(frozen=True)
-class Failed:
+class JobFailedEvent:
     """An attempt at a job ended without a result.
 
     Attributes:
@@ -186,49 +186,50 @@ class Failed:
             the user's code or a storage that takes no files, which no other attempt would help.
     """
 
-    work: Work
+    job: Job
     reason: str
     kind: Literal["machine", "diverged", "error"] = "machine"
 
 
 @dataclass(frozen=True)
-class Averaged:
+class RoundAveragedEvent:
     """A round's average and its next mask are stored."""
 
     round: int
 
 
 @dataclass(frozen=True)
-class AveragerLost:
+class AveragerLostEvent:
     """The averaging actor died; whatever it had added is gone."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Lost:
+class StateLostEvent:
     """A finished particle's state cannot be read when it is to be averaged.
 
     ``damaged``: it should have been there; otherwise it had been let go to save space.
     """
 
-    work: Work
+    job: Job
     reason: str
     damaged: bool = True
 
 
 @dataclass(frozen=True)
-class DeadlinePassed:
+class DeadlinePassedEvent:
     """A round's deadline is over: from now on its quorum is enough."""
 
     round: int
 
 
 @dataclass(frozen=True)
-class Released:
+class RoundReleasedEvent:
     """The rounds after this one may begin, see ``hold_after``."""
 
     round: int
 
 
-Event = Finished | Failed | Averaged | AveragerLost | Lost | DeadlinePassed | Released
+Event = (JobFinishedEvent | JobFailedEvent | RoundAveragedEvent | AveragerLostEvent | StateLostEvent
+         | DeadlinePassedEvent | RoundReleasedEvent)

@@ -19,27 +19,27 @@ from typing import Literal
 
 from swamp_ray.method.events import (
     DENSE,
-    Add,
-    Average,
-    Averaged,
-    AveragerLost,
-    Cancel,
-    DeadlinePassed,
-    Decide,
+    AddState,
+    AveragerLostEvent,
+    CancelJob,
+    CloseAverage,
+    DeadlinePassedEvent,
     Decision,
-    Do,
-    Drop,
     Event,
-    Fail,
-    Failed,
-    Finished,
     Instruction,
-    Lost,
+    Job,
+    JobFailedEvent,
+    JobFinishedEvent,
     Policy,
-    Record,
-    Released,
+    RecordDecision,
+    RecordRound,
+    ReleaseState,
+    RoundAveragedEvent,
     RoundPlan,
-    Work,
+    RoundReleasedEvent,
+    StateLostEvent,
+    StopRun,
+    SubmitJob,
 )
 
 
@@ -88,14 +88,14 @@ class Rounds:
         self._max_retries, self._max_waiting = max_retries, max_waiting
         self._holding, self._policy = set(hold_after), policy or Policy()
         self._decisions = list(decisions)
-        self._reseeds: dict[Work, int] = {}
+        self._reseeds: dict[Job, int] = {}
         for decision in decisions:
             if decision.what == "reseed":
-                self._reseeds[decision.work] = max(decision.attempt, self._reseeds.get(decision.work, 0))
+                self._reseeds[decision.job] = max(decision.attempt, self._reseeds.get(decision.job, 0))
         self._round = _Round()
-        self._open: dict[Work, int] = {}
+        self._open: dict[Job, int] = {}
         self._averager_losses = 0
-        self._losses: dict[Work, int] = {}
+        self._losses: dict[Job, int] = {}
         self._averaged: set[int] = set()
         self._recorded: set[int] = set()
 
@@ -105,7 +105,7 @@ class Rounds:
         return self.failed is not None or len(self._recorded) == len(self.plan)
 
     @property
-    def open_work(self) -> frozenset[Work]:
+    def open_jobs(self) -> frozenset[Job]:
         """Jobs that were given out and have neither finished nor failed for good."""
         return frozenset(self._open)
 
@@ -126,23 +126,23 @@ class Rounds:
         """What has to be done because of an event; late and repeated events change nothing."""
         if self.finished:
             return []
-        if isinstance(event, Finished):
+        if isinstance(event, JobFinishedEvent):
             return self._on_finished(event)
-        if isinstance(event, Failed):
+        if isinstance(event, JobFailedEvent):
             return self._on_failed(event)
-        if isinstance(event, Averaged):
+        if isinstance(event, RoundAveragedEvent):
             return self._on_averaged(event)
-        if isinstance(event, Lost):
+        if isinstance(event, StateLostEvent):
             return self._on_lost(event)
-        if isinstance(event, DeadlinePassed):
+        if isinstance(event, DeadlinePassedEvent):
             return self._on_deadline(event)
-        if isinstance(event, Released):
+        if isinstance(event, RoundReleasedEvent):
             return self._on_released(event)
         return self._on_averager_lost(event)
 
-    def _do(self, work: Work, *, urgent: bool = False) -> Do:
-        attempt = self._open.setdefault(work, 0)
-        return Do(work, attempt, urgent, self._reseeds.get(work, 0))
+    def _do(self, job: Job, *, urgent: bool = False) -> SubmitJob:
+        attempt = self._open.setdefault(job, 0)
+        return SubmitJob(job, attempt, urgent, self._reseeds.get(job, 0))
 
     def _begin(self, index: int) -> list[Instruction]:
         self.current, self._round, self._averager_losses = index, _Round(), 0
@@ -150,23 +150,23 @@ class Rounds:
         wanted = self._wanted()
         if not wanted:
             return self._fail(f"the recorded decisions leave no particle in round {index}")
-        return [self._do(Work("particle", index, n)) for n in wanted]
+        return [self._do(Job("particle", index, n)) for n in wanted]
 
     def _wanted(self) -> list[int]:
         """The current round's particles that were not dropped."""
         return [n for n in range(self.plan[self.current].num_particles) if n not in self._round.dropped]
 
-    def _on_finished(self, event: Finished) -> list[Instruction]:
-        if self._open.pop(event.work, None) is None:
+    def _on_finished(self, event: JobFinishedEvent) -> list[Instruction]:
+        if self._open.pop(event.job, None) is None:
             return []
-        if event.work.kind == "dense":
+        if event.job.kind == "dense":
             return self._begin(0)
-        if event.work.kind == "evaluation":
-            self._recorded.add(event.work.round)
-            return [Record(event.work.round)]
-        self._round.finished[event.work.particle] = event.score
+        if event.job.kind == "evaluation":
+            self._recorded.add(event.job.round)
+            return [RecordRound(event.job.round)]
+        self._round.finished[event.job.particle] = event.score
         if event.held:
-            self._round.held.add(event.work.particle)
+            self._round.held.add(event.job.particle)
         return self._advance()
 
     def _advance(self) -> list[Instruction]:
@@ -179,22 +179,22 @@ class Rounds:
         for particle in turn[len(state.added):]:
             if particle not in state.finished:
                 break
-            instructions.append(Add(self.current, particle, from_storage=particle not in state.held))
+            instructions.append(AddState(self.current, particle, from_storage=particle not in state.held))
             state.added.append(particle)
             state.held.discard(particle)
         instructions += self._drop_excess()
         if complete and not state.closing:
             state.closing = True
-            instructions += [Drop(self.current, particle) for particle in sorted(state.held)]
+            instructions += [ReleaseState(self.current, particle) for particle in sorted(state.held)]
             state.held.clear()
-            instructions.append(Average(self.current, tuple(state.added)))
+            instructions.append(CloseAverage(self.current, tuple(state.added)))
         return instructions
 
     def _drop_excess(self) -> list[Instruction]:
         """States furthest from their turn go first."""
         dropped = sorted(self._round.held)[self._max_waiting:]
         self._round.held.difference_update(dropped)
-        return [Drop(self.current, particle) for particle in dropped]
+        return [ReleaseState(self.current, particle) for particle in dropped]
 
     def _best(self) -> int:
         """The particle with the highest score; equal scores keep the lower index, NaN is worse than any number."""
@@ -202,43 +202,43 @@ class Rounds:
         return max(scores, key=lambda particle: (
             -math.inf if math.isnan(scores[particle]) else scores[particle], -particle))
 
-    def _on_failed(self, event: Failed) -> list[Instruction]:
-        if event.work not in self._open:
+    def _on_failed(self, event: JobFailedEvent) -> list[Instruction]:
+        if event.job not in self._open:
             return []
         if event.kind == "diverged":
-            return self._on_diverged(event.work, event.reason)
-        self._open[event.work] += 1
-        if event.kind == "machine" and self._open[event.work] <= self._max_retries:
-            return [self._do(event.work, urgent=True)]
-        attempts = self._open[event.work]
+            return self._on_diverged(event.job, event.reason)
+        self._open[event.job] += 1
+        if event.kind == "machine" and self._open[event.job] <= self._max_retries:
+            return [self._do(event.job, urgent=True)]
+        attempts = self._open[event.job]
         times = f" after {attempts} attempts" if attempts > 1 else ""
-        return self._fail(f"{event.work} failed{times}: {event.reason}")
+        return self._fail(f"{event.job} failed{times}: {event.reason}")
 
-    def _on_diverged(self, work: Work, reason: str) -> list[Instruction]:
-        policy, seeds = self._policy, self._reseeds.get(work, 0) + 1
+    def _on_diverged(self, job: Job, reason: str) -> list[Instruction]:
+        policy, seeds = self._policy, self._reseeds.get(job, 0) + 1
         if policy.on_failure == "retry" and seeds <= policy.max_reseeds:
-            self._reseeds[work], self._open[work] = seeds, 0
-            decision = Decision(work.round, work.particle, "reseed", reason, seeds)
-            return [self._decide(decision), self._do(work, urgent=True)]
-        if policy.on_failure == "drop" and work.kind == "particle":
+            self._reseeds[job], self._open[job] = seeds, 0
+            decision = Decision(job.round, job.particle, "reseed", reason, seeds)
+            return [self._decide(decision), self._do(job, urgent=True)]
+        if policy.on_failure == "drop" and job.kind == "particle":
             if len(self._wanted()) <= policy.min_count:
                 num, left = self.plan[self.current].num_particles, len(self._wanted()) - 1
-                return self._fail(f"{work} diverged: {reason}. Round {work.round} has {left} of {num} particles left, "
+                return self._fail(f"{job} diverged: {reason}. Round {job.round} has {left} of {num} particles left, "
                                   f"and needs {policy.min_count}")
-            return [self._drop(work, "drop", reason), *self._advance()]
+            return [self._drop(job, "drop", reason), *self._advance()]
         times = f" with each of {seeds} seeds" if seeds > 1 else ""
-        return self._fail(f"{work} diverged{times}: {reason}")
+        return self._fail(f"{job} diverged{times}: {reason}")
 
-    def _drop(self, work: Work, what: Literal["drop", "quorum"], reason: str) -> Instruction:
-        del self._open[work]
-        self._round.dropped.add(work.particle)
-        return self._decide(Decision(work.round, work.particle, what, reason, self._reseeds.get(work, 0)))
+    def _drop(self, job: Job, what: Literal["drop", "quorum"], reason: str) -> Instruction:
+        del self._open[job]
+        self._round.dropped.add(job.particle)
+        return self._decide(Decision(job.round, job.particle, what, reason, self._reseeds.get(job, 0)))
 
     def _decide(self, decision: Decision) -> Instruction:
         self._decisions.append(decision)
-        return Decide(decision)
+        return RecordDecision(decision)
 
-    def _on_deadline(self, event: DeadlinePassed) -> list[Instruction]:
+    def _on_deadline(self, event: DeadlinePassedEvent) -> list[Instruction]:
         if event.round != self.current or self.current in self._averaged:
             return []
         self._round.deadline_passed = True
@@ -252,30 +252,30 @@ class Rounds:
         instructions: list[Instruction] = []
         for particle in self._wanted():
             if particle not in state.finished:
-                work = Work("particle", self.current, particle)
+                job = Job("particle", self.current, particle)
                 reason = f"not finished when the deadline had passed and {len(state.finished)} others were"
-                instructions += [self._drop(work, "quorum", reason), Cancel(work)]
+                instructions += [self._drop(job, "quorum", reason), CancelJob(job)]
         return instructions
 
-    def _on_averaged(self, event: Averaged) -> list[Instruction]:
+    def _on_averaged(self, event: RoundAveragedEvent) -> list[Instruction]:
         if event.round != self.current or event.round in self._averaged or not self._round.closing:
             return []
         self._averaged.add(event.round)
         last = event.round + 1 == len(self.plan)
         held = event.round in self._holding
-        evaluation = self._do(Work("evaluation", event.round), urgent=last or held)
+        evaluation = self._do(Job("evaluation", event.round), urgent=last or held)
         if last or held:
             return [evaluation]
         return [*self._begin(event.round + 1), evaluation]
 
-    def _on_released(self, event: Released) -> list[Instruction]:
+    def _on_released(self, event: RoundReleasedEvent) -> list[Instruction]:
         if event.round not in self._holding:
             return []
         self._holding.discard(event.round)
         waits = event.round == self.current and event.round in self._averaged and event.round + 1 < len(self.plan)
         return self._begin(event.round + 1) if waits else []
 
-    def _on_averager_lost(self, event: AveragerLost) -> list[Instruction]:
+    def _on_averager_lost(self, event: AveragerLostEvent) -> list[Instruction]:
         """A new averager gets what the old one had, in the same order, from storage."""
         state = self._round
         if self.current in self._averaged or self.current < 0:
@@ -283,28 +283,28 @@ class Rounds:
         self._averager_losses += 1
         if self._averager_losses > self._max_retries:
             return self._fail(f"the averaging actor died {self._averager_losses} times: {event.reason}")
-        instructions: list[Instruction] = [Add(self.current, n, from_storage=True) for n in state.added]
+        instructions: list[Instruction] = [AddState(self.current, n, from_storage=True) for n in state.added]
         if state.closing:
-            instructions.append(Average(self.current, tuple(state.added)))
+            instructions.append(CloseAverage(self.current, tuple(state.added)))
         return instructions
 
-    def _on_lost(self, event: Lost) -> list[Instruction]:
+    def _on_lost(self, event: StateLostEvent) -> list[Instruction]:
         """The particle is done again, and the round's average begins anew."""
-        state, work = self._round, event.work
-        if work.round != self.current or self.current in self._averaged or work.particle not in state.finished:
+        state, job = self._round, event.job
+        if job.round != self.current or self.current in self._averaged or job.particle not in state.finished:
             return []
-        self._losses[work] = self._losses.get(work, 0) + event.damaged
-        if self._losses[work] > self._max_retries:
-            return self._fail(f"the state of {work} was lost {self._losses[work]} times: {event.reason}")
-        del state.finished[work.particle]
-        state.held.discard(work.particle)
+        self._losses[job] = self._losses.get(job, 0) + event.damaged
+        if self._losses[job] > self._max_retries:
+            return self._fail(f"the state of {job} was lost {self._losses[job]} times: {event.reason}")
+        del state.finished[job.particle]
+        state.held.discard(job.particle)
         state.added.clear()
         state.closing = state.deadline_passed = False
-        return [self._do(work)]
+        return [self._do(job)]
 
     def _fail(self, reason: str) -> list[Instruction]:
         self.failed = reason
-        return [Fail(reason)]
+        return [StopRun(reason)]
 
 
 def plan_rounds(num_prunable: int, survivors: Sequence[int], num_particles: Sequence[int]) -> list[RoundPlan]:

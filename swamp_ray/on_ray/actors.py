@@ -17,9 +17,9 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import UserError
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.averager import Averager, Local, ShardCall
-from swamp_ray.run.messages import AverageSpec, WorkItem
+from swamp_ray.run.messages import AverageSpec, JobSpec
 from swamp_ray.run.packs import Said, alone, train_packed
 from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import Shard
@@ -78,7 +78,7 @@ class ParticleActor:
         self._worker(0)  # raises again what went wrong in a later setup
         return Whereabouts(socket.gethostname(), ":".join([self._arithmetic.device, *self._accelerators()]))
 
-    def run(self, members: list[int], items: list[WorkItem], *given: Any) -> Iterator[Said | Packed]:
+    def run(self, members: list[int], specs: list[JobSpec], *given: Any) -> Iterator[Said | Packed]:
         """Stream the progress, the outcomes and the states of one job, or of several that are packed.
 
         The pieces of a state come bare, so that the averaging actors get them as they are.
@@ -90,7 +90,7 @@ class ParticleActor:
         """
         last: dict[int, float] = {}
         inputs: list[Any] = [given[first:first + 3] for first in range(0, len(given), 3)]
-        for index, message in self._said(members, items, inputs, _Cancelled()):
+        for index, message in self._said(members, specs, inputs, _Cancelled()):
             now = time.monotonic()
             if isinstance(message, Progress) and now - last.get(index, 0.0) < PROGRESS_INTERVAL_S:
                 continue
@@ -109,15 +109,15 @@ class ParticleActor:
             return time_packings(self._configs[0], self._data, self._arithmetic, packings)
 
     def _said(
-        self, members: list[int], items: list[WorkItem], inputs: Sequence[Any], stop: Callable[[], bool]
+        self, members: list[int], specs: list[JobSpec], inputs: Sequence[Any], stop: Callable[[], bool]
     ) -> Iterator[Said]:
         workers = [self._worker(member) for member in members]
-        if not items[0].is_packed:
-            yield from alone(workers[0].run(items[0], *inputs[0], stop=stop))
+        if not specs[0].is_packed:
+            yield from alone(workers[0].run(specs[0], *inputs[0], stop=stop))
             return
-        arithmetic = self._arithmetic.packed(items[0].packing)
+        arithmetic = self._arithmetic.packed(specs[0].packing)
         with applied(arithmetic):
-            yield from train_packed(self._pack(arithmetic), workers, items, inputs, stop)
+            yield from train_packed(self._pack(arithmetic), workers, specs, inputs, stop)
 
     def _pack(self, arithmetic: Arithmetic) -> Pack:
         """Seats for that many particles; only those of one form and width are kept, for they hold memory."""
@@ -167,11 +167,11 @@ class AveragingActor:
             self._problem = error
         self._shards = [Shard(config, layout, storage, index) for config in configs]
 
-    def add(self, member: int, work: Work, name: str, digest: str, size: int, packed: Packed | None) -> None:
+    def add(self, member: int, job: Job, name: str, digest: str, size: int, packed: Packed | None) -> None:
         """Let a particle's slice enter the average; the shared arrays are only read."""
         if self._problem is not None:
             raise self._problem
-        self._shards[member].add(work.round, work.particle, name, digest, size, packed)
+        self._shards[member].add(job.round, job.particle, name, digest, size, packed)
 
     def call(self, member: int, method: str, *arguments: Any) -> Any:
         """What the first shard asks of another one."""

@@ -10,24 +10,24 @@ from ray import ObjectRef
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from swamp_ray.errors import CorruptArtifactError, RunError, first_line
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.on_ray.pool import Pool
 from swamp_ray.run.failures import memory_error, out_of_memory
 from swamp_ray.run.messages import (
-    AverageDone,
-    AverageLost,
+    AveragerLostReport,
     AverageSpec,
-    Done,
     Handle,
-    Notice,
+    JobFinishedReport,
+    JobSpec,
+    NoticeReport,
     Outcome,
     Report,
-    StateLost,
-    WorkItem,
+    RoundAveragedReport,
+    StateLostReport,
 )
 from swamp_ray.run.object_store_memory import RoundBytes
 from swamp_ray.run.prepare import Prepared
-from swamp_ray.run.timesheet import Shift, Worked
+from swamp_ray.run.timesheet import JobTimes, Shift
 from swamp_ray.sparsity.compact import spans
 from swamp_ray.storage.artifacts import without_advice
 
@@ -49,12 +49,12 @@ class RayExecutor:
         self.member = member
         self._pool = pool or Pool([prepared], storage)
         self._pool.join(self)
-        self._held: dict[Work, list[ObjectRef[Any]]] = {}
-        self._additions: dict[ObjectRef[Any], Work] = {}
+        self._held: dict[Job, list[ObjectRef[Any]]] = {}
+        self._additions: dict[ObjectRef[Any], Job] = {}
         self._complete: tuple[AverageSpec, Handle, Handle] | None = None
         self._averaging: dict[ObjectRef[Any], tuple[AverageSpec, Shift]] = {}
         self._reports: list[Report] = []
-        self._worked: list[Worked] = []
+        self._worked: list[JobTimes] = []
         self._told_shortage = False
 
     @property
@@ -71,30 +71,30 @@ class RayExecutor:
         """A reference into the object store."""
         return ray.put(value)
 
-    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+    def submit(self, spec: JobSpec, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
         """Queue a job, and start it if a worker is free."""
-        self._pool.submit(self, item, start, mask_bits, values, urgent)
+        self._pool.submit(self, spec, start, mask_bits, values, urgent)
 
-    def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
+    def add(self, job: Job, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Let a state enter the average; actor calls keep their order. A state that was lost is read from storage."""
-        pieces = self._held.pop(work, None)
+        pieces = self._held.pop(job, None)
         actors = self._pool.averagers()
         actors = actors[:len(spans(size, len(actors)))]
         given = [None] * len(actors) if from_storage or not pieces else pieces
         for actor, piece in zip(actors, given, strict=True):
-            call = actor.add.remote(self.member, work, outcome.name, outcome.digest, size, piece)
-            self._additions[call] = work
+            call = actor.add.remote(self.member, job, outcome.name, outcome.digest, size, piece)
+            self._additions[call] = job
 
-    def drop(self, work: Work) -> None:
+    def drop(self, job: Job) -> None:
         """Release a held state."""
-        self._held.pop(work, None)
+        self._held.pop(job, None)
 
     def waiting_room(self, needs: RoundBytes, asked: int) -> int:
         """As many as were asked for, or as fit into the object stores; says where not even none fits."""
         room, text = self._pool.waiting_room(needs, asked)
         if text is not None and not self._told_shortage:
             self._told_shortage = True
-            self.tell(Notice("object store", text))
+            self.tell(NoticeReport("object store", text))
         return room
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
@@ -102,10 +102,10 @@ class RayExecutor:
         self._complete = spec, start, mask_bits
         self._close_complete()
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, job: Job) -> None:
         """Take a job out of the queue, or end the worker that does it."""
-        self._pool.cancel(self, work)
-        self._held.pop(work, None)
+        self._pool.cancel(self, job)
+        self._held.pop(job, None)
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """What has happened; if nothing has, whatever happens next in the pool, which may concern another run."""
@@ -114,12 +114,12 @@ class RayExecutor:
         reports, self._reports = self._reports, []
         return reports
 
-    def worked(self) -> list[Worked]:
+    def worked(self) -> list[JobTimes]:
         """Who did what since the last call."""
         worked, self._worked = self._worked, []
         return worked
 
-    def note(self, worked: Worked) -> None:
+    def note(self, worked: JobTimes) -> None:
         """Keep what a worker has done for the next call of `worked`."""
         self._worked.append(worked)
 
@@ -137,22 +137,22 @@ class RayExecutor:
         """Keep a report for the next call of `wait`."""
         self._reports.append(report)
 
-    def done(self, work: Work, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
+    def done(self, job: Job, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
         """A job is done; its state is kept for the average where it came along."""
         if pieces:
-            self._held[work] = pieces
-        self.tell(Done(work, outcome, held=bool(pieces)))
+            self._held[job] = pieces
+        self.tell(JobFinishedReport(job, outcome, held=bool(pieces)))
 
     def read_average(self, found: ObjectRef[Any]) -> None:
         """Take in an answer of an averaging actor."""
-        begun, work = self._averaging.pop(found, None), self._additions.pop(found, None)
+        begun, job = self._averaging.pop(found, None), self._additions.pop(found, None)
         try:
             result = ray.get(found)
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
-            if work is not None and isinstance(cause, CorruptArtifactError):
+            if job is not None and isinstance(cause, CorruptArtifactError):
                 self._forget_average()
-                self.tell(StateLost(work, without_advice(cause)))
+                self.tell(StateLostReport(job, without_advice(cause)))
             elif isinstance(cause, RayError) or isinstance(error, ObjectLostError):
                 self._lose_average(cause or error)
             elif isinstance(cause, BaseException) and out_of_memory(cause):
@@ -164,8 +164,8 @@ class RayExecutor:
         else:
             if begun is not None:
                 spec, shift = begun
-                self.note(shift.over(Work("average", spec.round), "done"))
-                self.tell(AverageDone(spec.round, result))
+                self.note(shift.over(Job("average", spec.round), "done"))
+                self.tell(RoundAveragedReport(spec.round, result))
             self._close_complete()
 
     def _close_complete(self) -> None:
@@ -181,10 +181,10 @@ class RayExecutor:
         """Everything enters it again, from storage: what waits in memory may have been lost with its node as well."""
         died = self._pool.averager_died(error)
         for spec, shift in self._averaging.values():
-            self.note(shift.over(Work("average", spec.round), "machine"))
-        self._held = {work: [] for work in self._held}
+            self.note(shift.over(Job("average", spec.round), "machine"))
+        self._held = {job: [] for job in self._held}
         self._forget_average()
-        self.tell(AverageLost(first_line(error), died=died))
+        self.tell(AveragerLostReport(first_line(error), died=died))
 
     def _forget_average(self) -> None:
         self._additions.clear()

@@ -21,21 +21,32 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.on_ray.actors import AveragingActor, ParticleActor, Spares, worker_environment
 from swamp_ray.on_ray.cluster import answers, check_alive, connect, living_nodes
 from swamp_ray.on_ray.ranked_worker import end_worker, start_ranked
 from swamp_ray.on_ray.workers import Crew
 from swamp_ray.run.capacity import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.run.failures import kind_of, memory_error, out_of_memory
-from swamp_ray.run.messages import Advanced, Blocked, Broken, Busy, Handle, Notice, Outcome, Report, Resized, WorkItem
+from swamp_ray.run.messages import (
+    Handle,
+    JobAdvancedReport,
+    JobBlockedReport,
+    JobFailedReport,
+    JobSpec,
+    LeaseHeld,
+    NoticeReport,
+    Outcome,
+    Report,
+    WorkersChangedReport,
+)
 from swamp_ray.run.object_store_memory import RoundBytes, shortage
-from swamp_ray.run.packs import Broke
+from swamp_ray.run.packs import PackedJobFailed
 from swamp_ray.run.placement import eligible, next_node, worker_labels
 from swamp_ray.run.prepare import Prepared
-from swamp_ray.run.queue import Backlog, Entry
+from swamp_ray.run.queue import JobQueue, QueuedJob
 from swamp_ray.run.shard import num_shards
-from swamp_ray.run.timesheet import Ending, Shift, Worked
+from swamp_ray.run.timesheet import Ending, JobTimes, Shift
 from swamp_ray.training.results import Progress
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -58,11 +69,11 @@ class Member(Protocol):
         """Take a report on one of its jobs, or on the pool."""
         ...
 
-    def note(self, worked: Worked) -> None:
+    def note(self, worked: JobTimes) -> None:
         """Take the times of a job that has ended."""
         ...
 
-    def done(self, work: Work, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
+    def done(self, job: Job, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
         """Take the result of a job."""
         ...
 
@@ -72,14 +83,14 @@ class Member(Protocol):
 
 
 @dataclass
-class _Job:
+class PooledJob:
     """A job of a stream; ``outcome`` once it is known, the references of the state's pieces follow.
 
     ``over``: nobody waits for it any more; ``ended``: it has said its last.
     """
 
     owner: Member
-    item: WorkItem
+    spec: JobSpec
     shift: Shift
     outcome: Outcome | None = None
     pieces: list[ObjectRef[Any]] = field(default_factory=list)
@@ -91,7 +102,7 @@ class _Job:
         if not self.over:
             self.over = True
             epochs = 0 if self.outcome is None else self.outcome.trained_epochs
-            self.owner.note(self.shift.over(self.item.work, how, self.item.attempt, self.item.reseed, epochs))
+            self.owner.note(self.shift.over(self.spec.job, how, self.spec.attempt, self.spec.reseed, epochs))
 
     @property
     def lacks_pieces(self) -> bool:
@@ -105,13 +116,13 @@ class _Running:
 
     actor: Any
     stream: Any
-    jobs: list[_Job]
-    speaks: _Job | None = None
+    pooled_jobs: list[PooledJob]
+    speaks: PooledJob | None = None
 
     @property
-    def open(self) -> list[_Job]:
+    def open(self) -> list[PooledJob]:
         """Those that somebody waits for."""
-        return [job for job in self.jobs if not job.over]
+        return [pooled for pooled in self.pooled_jobs if not pooled.over]
 
 
 class Pool:
@@ -151,7 +162,7 @@ class Pool:
         self._crew = Crew(self._start_worker, self.num_workers, self._places,
                           describe_resources(self._resources, self._ranks), end_worker)
         self._next_look = time.monotonic() + LOOK_S
-        self._backlog: Backlog[Member] = Backlog()
+        self._backlog: JobQueue[Member] = JobQueue()
         self._running: dict[Any, _Running] = {}
         self._averagers: dict[int, Any] = {}
         self._dead_averagers: set[str] = set()
@@ -176,21 +187,21 @@ class Pool:
             self.close()
             return
         self._backlog.forget(lambda entry: entry.owner is executor)
-        self._forget(lambda job: job.owner is executor)
+        self._forget(lambda pooled: pooled.owner is executor)
 
-    def submit(self, executor: Member, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None,
+    def submit(self, executor: Member, spec: JobSpec, start: Handle, mask_bits: Handle, values: Handle | None,
                urgent: bool) -> None:
         """Queue a job, and start it if a worker is free."""
-        self._backlog.add(Entry(executor, item, (start, mask_bits, values)), urgent)
+        self._backlog.add(QueuedJob(executor, spec, (start, mask_bits, values)), urgent)
         if not self._crew.all:  # of a setting most of which may be found, not before something is to be trained
             self._crew.grow(self.num_workers)
-        if not item.is_packed:  # others may follow at once that can be packed with it
+        if not spec.is_packed:  # others may follow at once that can be packed with it
             self._fill()
 
-    def cancel(self, executor: Member, work: Work) -> None:
+    def cancel(self, executor: Member, job: Job) -> None:
         """Take a job out of the queue, or end the worker that does it; not before it has done what it does besides."""
-        self._backlog.forget(lambda entry: entry.owner is executor and entry.item.work == work)
-        self._forget(lambda job: job.owner is executor and job.item.work == work)
+        self._backlog.forget(lambda entry: entry.owner is executor and entry.spec.job == job)
+        self._forget(lambda pooled: pooled.owner is executor and pooled.spec.job == job)
 
     def pump(self, timeout_s: float) -> None:
         """Wait for the next stream item, the averager, or a worker that has started, and tell whom it concerns.
@@ -222,7 +233,7 @@ class Pool:
     def stop(self, grace_s: float, hurry: Callable[[], bool], executor: Member | None = None) -> None:
         """Cancel the running jobs, of one member or of all, and wait until their actors are idle."""
         stopped = [running for running in self._running.values()
-                   if executor is None or any(job.owner is executor for job in running.open)]
+                   if executor is None or any(pooled.owner is executor for pooled in running.open)]
         for running in stopped:
             ray.cancel(running.stream)
         waiting = [running.actor.ready.remote() for running in stopped]
@@ -242,12 +253,12 @@ class Pool:
             if answers():
                 end_worker(actor)
         for running in self._running.values():
-            for job in running.open:
-                job.end("stopped")
+            for pooled in running.open:
+                pooled.end("stopped")
         self._running.clear()
         self._averagers.clear()
         self._executors.clear()
-        self._backlog = Backlog()
+        self._backlog = JobQueue()
         self._connection.close()
 
     def averagers(self) -> list[Any]:
@@ -310,7 +321,7 @@ class Pool:
         if fitting != self.num_workers:
             self.num_workers = self._crew.most = fitting
             for executor in self._executors:
-                executor.tell(Resized(fitting))
+                executor.tell(WorkersChangedReport(fitting))
 
     def _look_at_silence(self) -> None:
         text = self._crew.silence()
@@ -320,7 +331,7 @@ class Pool:
                            "back. What is finished is kept; the same command goes on")
         if text is not None:
             for executor in self._executors:
-                executor.tell(Notice("workers", text))
+                executor.tell(NoticeReport("workers", text))
 
     def _fill(self) -> None:
         self._crew.grow(self._backlog.num_packs)
@@ -328,17 +339,17 @@ class Pool:
             entries = self._backlog.take()
             first, run = entries[0], actor.run.options(num_returns="streaming")
             if self._ranks > 1:  # they read the values themselves, not the actor that stands for them
-                stream = run.remote(first.owner.member, first.item, list(first.given))
+                stream = run.remote(first.owner.member, first.spec, list(first.given))
             else:
-                stream = run.remote([entry.owner.member for entry in entries], [entry.item for entry in entries],
+                stream = run.remote([entry.owner.member for entry in entries], [entry.spec for entry in entries],
                                     *(value for entry in entries for value in entry.given))
             known = self._crew.known(actor)
             shift = Shift(known.number, known.answer)
-            jobs = [_Job(entry.owner, entry.item, shift) for entry in entries]
-            self._running[stream] = _Running(actor, stream, jobs)
+            pooled_jobs = [PooledJob(entry.owner, entry.spec, shift) for entry in entries]
+            self._running[stream] = _Running(actor, stream, pooled_jobs)
 
     def _is_ready(self) -> bool:
-        at_work = {job.owner for running in self._running.values() for job in running.open}
+        at_work = {pooled.owner for running in self._running.values() for pooled in running.open}
         return self._backlog.is_ready(at_work, self._executors)
 
     @property
@@ -415,7 +426,7 @@ class Pool:
             message = ray.get(reference)
         except StopIteration:
             self._give_back(running)
-            self._break(running, lambda work: RunError(f"{work} ended without a result"), "machine")
+            self._break(running, lambda job: RunError(f"{job} ended without a result"), "machine")
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
             self._break_off(running, cause if isinstance(cause, BaseException) else error)
@@ -425,40 +436,40 @@ class Pool:
             self._break(running, lambda _: words, "machine")
         else:
             index, said = (0, message) if self._ranks > 1 else message
-            self._hear(running, running.jobs[index], said)
+            self._hear(running, running.pooled_jobs[index], said)
 
-    def _hear(self, running: _Running, job: _Job, said: Any) -> None:
+    def _hear(self, running: _Running, pooled: PooledJob, said: Any) -> None:
         """What a job has to say; nobody listens to one that is over."""
-        work = job.item.work
+        job = pooled.spec.job
         if isinstance(said, Outcome):
-            job.outcome = said
-            running.speaks = job if job.lacks_pieces else None
+            pooled.outcome = said
+            running.speaks = pooled if pooled.lacks_pieces else None
             if running.speaks is None:
-                self._finish(running, job)
-        elif job.over:
+                self._finish(running, pooled)
+        elif pooled.over:
             return
         elif isinstance(said, Progress):
-            job.owner.tell(Advanced(work, said))
-        elif isinstance(said, Busy):
-            self._close(running, job, "given back")
-            job.owner.tell(Blocked(job.item, said.held))
-        elif isinstance(said, Broke):
-            self._close(running, job, kind_of(said.error))
-            job.owner.tell(Broken(work, said.error, kind_of(said.error)))
+            pooled.owner.tell(JobAdvancedReport(job, said))
+        elif isinstance(said, LeaseHeld):
+            self._close(running, pooled, "given back")
+            pooled.owner.tell(JobBlockedReport(pooled.spec, said.held))
+        elif isinstance(said, PackedJobFailed):
+            self._close(running, pooled, kind_of(said.error))
+            pooled.owner.tell(JobFailedReport(job, said.error, kind_of(said.error)))
 
-    def _take_piece(self, running: _Running, job: _Job, reference: ObjectRef[Any]) -> None:
-        job.pieces.append(reference)
-        if not job.lacks_pieces:
+    def _take_piece(self, running: _Running, pooled: PooledJob, reference: ObjectRef[Any]) -> None:
+        pooled.pieces.append(reference)
+        if not pooled.lacks_pieces:
             running.speaks = None
-            self._finish(running, job)
+            self._finish(running, pooled)
 
-    def _close(self, running: _Running, job: _Job, how: Ending) -> None:
+    def _close(self, running: _Running, pooled: PooledJob, how: Ending) -> None:
         """A job has ended. With the last one that is wanted its worker is free, unless it trains what nobody wants."""
-        job.end(how)
-        job.ended = True
+        pooled.end(how)
+        pooled.ended = True
         if running.open or running.stream not in self._running:
             return
-        if all(one.ended for one in running.jobs):
+        if all(one.ended for one in running.pooled_jobs):
             self._give_back(running)
         else:
             self._end(running)
@@ -473,31 +484,31 @@ class Pool:
         self._crew.lose(running.actor)
         self._node_of.pop(running.actor, None)
 
-    def _forget(self, unwanted: Callable[[_Job], bool]) -> None:
+    def _forget(self, unwanted: Callable[[PooledJob], bool]) -> None:
         """Nobody wants these jobs any more: a worker that does nothing else is ended."""
         for running in list(self._running.values()):
-            for job in running.open:
-                if unwanted(job):
-                    job.end("stopped")
+            for pooled in running.open:
+                if unwanted(pooled):
+                    pooled.end("stopped")
             if not running.open:
                 self._end(running)
 
-    def _finish(self, running: _Running, job: _Job) -> None:
-        wanted = not job.over
-        self._close(running, job, "done")
+    def _finish(self, running: _Running, pooled: PooledJob) -> None:
+        wanted = not pooled.over
+        self._close(running, pooled, "done")
         if wanted:
-            assert job.outcome is not None
-            job.owner.done(job.item.work, job.outcome, [] if job.lacks_pieces else job.pieces)
+            assert pooled.outcome is not None
+            pooled.owner.done(pooled.spec.job, pooled.outcome, [] if pooled.lacks_pieces else pooled.pieces)
 
-    def _break(self, running: _Running, reason: Callable[[Work], BaseException],
+    def _break(self, running: _Running, reason: Callable[[Job], BaseException],
                kind: Literal["machine", "diverged", "error"]) -> None:
         """Jobs end without having said all; one whose outcome is known had stored its result before it said so."""
-        for job in running.open:
-            if job.outcome is not None:
-                self._finish(running, job)
+        for pooled in running.open:
+            if pooled.outcome is not None:
+                self._finish(running, pooled)
             else:
-                job.end(kind)
-                job.owner.tell(Broken(job.item.work, reason(job.item.work), kind))
+                pooled.end(kind)
+                pooled.owner.tell(JobFailedReport(pooled.spec.job, reason(pooled.spec.job), kind))
 
     def _break_off(self, running: _Running, error: BaseException) -> None:
         """An error was raised. A worker that ran out of memory is not used again: what it holds may stay there."""
@@ -518,13 +529,13 @@ class Pool:
             raise cause from None
         if not self._crew.all and self._backlog:  # somebody has to count how often this is tried
             for entry in self._backlog.take():
-                entry.owner.tell(Broken(entry.item.work, _in_words(error), "machine"))
+                entry.owner.tell(JobFailedReport(entry.spec.job, _in_words(error), "machine"))
             return
         text = f"one could not be started: {cause if isinstance(cause, UserError) else _in_words(error)}"
         if text not in self._told:
             self._told.add(text)
             for executor in self._executors:
-                executor.tell(Notice("workers", text))
+                executor.tell(NoticeReport("workers", text))
 
 
 def _in_words(error: RayError) -> BaseException:

@@ -22,7 +22,7 @@ from ray.util import get_current_placement_group, remove_placement_group
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import DivergedError, RunError
-from swamp_ray.run.messages import WorkItem
+from swamp_ray.run.messages import JobSpec
 from swamp_ray.run.shared_code import Code
 from swamp_ray.run.timesheet import Whereabouts
 from swamp_ray.run.worker import Message, Worker
@@ -36,11 +36,11 @@ LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
-class Job:
+class RankedJob:
     """What the first rank does next; ``given`` are references to start, mask and values."""
 
     member: int
-    item: WorkItem
+    spec: JobSpec
     given: list[Any]
 
 
@@ -109,18 +109,18 @@ def _lead(given: Given, ranks: Ranks, data: Data) -> None:
     def say(message: Message | Ended | Built) -> None:
         ray.get(given.coordinator.say.remote(given.generation, message))
 
-    def next_job() -> Job | None:
+    def next_job() -> RankedJob | None:
         found: Any = ray.get(given.coordinator.next_job.remote(given.generation))
         return found
 
     worker(0)
     devices = f"{given.arithmetic.ranks} x {given.arithmetic.device}"
     say(Built(get_current_placement_group(), Whereabouts(socket.gethostname(), devices)))
-    while (job := next_job()) is not None:
-        start, mask_bits, values = map(_fetched, job.given)
+    while (ranked := next_job()) is not None:
+        start, mask_bits, values = map(_fetched, ranked.given)
         stop = ranks.agreement(_Stopping(given))
         try:
-            for message in worker(job.member).run(job.item, start, mask_bits, values, stop):
+            for message in worker(ranked.member).run(ranked.spec, start, mask_bits, values, stop):
                 say(message)
         except DivergedError as error:  # all ranks have seen it, and wait for the next order
             say(Ended(error))

@@ -24,10 +24,10 @@ from ray.util import remove_placement_group
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import LostRankError, RunError
-from swamp_ray.on_ray.rank import LOOK_S, Built, Ended, Given, Job, work_as_rank
+from swamp_ray.on_ray.rank import LOOK_S, Built, Ended, Given, RankedJob, work_as_rank
 from swamp_ray.run.capacity import worker_resources
 from swamp_ray.run.failures import memory_error
-from swamp_ray.run.messages import WorkItem
+from swamp_ray.run.messages import JobSpec
 from swamp_ray.run.placement import worker_labels
 from swamp_ray.run.shared_code import NO_CODE, Code
 from swamp_ray.run.timesheet import Whereabouts
@@ -82,7 +82,7 @@ class RankedActor:
         """Answer: all ranks are there, and the job before has ended."""
         return self._living().wait_until_built().where
 
-    def run(self, member: int, item: WorkItem, given: list[Any]) -> Iterator[Message]:
+    def run(self, member: int, spec: JobSpec, given: list[Any]) -> Iterator[Message]:
         """Stream a job's progress, its outcome, and its state.
 
         Args:
@@ -91,8 +91,8 @@ class RankedActor:
             given: References to start, mask and values.
         """
         last, group = 0.0, self._living()
-        messages = group.run(Job(member, item, given), ray.get_runtime_context().is_canceled)
-        with contextlib.closing(messages), self._noted(item, group):
+        messages = group.run(RankedJob(member, spec, given), ray.get_runtime_context().is_canceled)
+        with contextlib.closing(messages), self._noted(spec, group):
             for message in messages:
                 now = time.monotonic()
                 if isinstance(message, Progress) and now - last < PROGRESS_INTERVAL_S:
@@ -101,15 +101,15 @@ class RankedActor:
                 yield message
 
     @contextlib.contextmanager
-    def _noted(self, item: WorkItem, group: _Group) -> Iterator[None]:
+    def _noted(self, spec: JobSpec, group: _Group) -> Iterator[None]:
         """Only rank 0 writes the job's log, and it has ended with the others: what Ray Train saw of them follows."""
         try:
             yield
         finally:
             if group.report:
                 configs, _, _, storage, _ = self._runs
-                log = JobLog(open_place(storage, configs[0].execution.storage_patience_s), item.log_path)
-                log(f"{item.work}: its ranks have ended. {group.report}")
+                log = JobLog(open_place(storage, configs[0].execution.storage_patience_s), spec.log_path)
+                log(f"{spec.job}: its ranks have ended. {group.report}")
                 log.close()
 
     @ray.method(concurrency_group="ranks")
@@ -123,10 +123,10 @@ class RankedActor:
         exit_actor()
 
     @ray.method(concurrency_group="ranks")
-    def next_job(self, generation: int) -> Job | None:
+    def next_job(self, generation: int) -> RankedJob | None:
         """The next job, once there is one; None: the group is to end (asked by its first rank)."""
         group = self._group
-        return group.jobs.get() if group is not None and group.generation == generation else None
+        return group.ranked_jobs.get() if group is not None and group.generation == generation else None
 
     @ray.method(concurrency_group="ranks")
     def say(self, generation: int, message: Message | Ended | Built) -> None:
@@ -161,7 +161,7 @@ class _Group:
     def __init__(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
                  storage: str, code: Code, generation: int) -> None:
         self.generation, self.stopping = generation, False
-        self.jobs: queue.Queue[Job | None] = queue.Queue()
+        self.ranked_jobs: queue.Queue[RankedJob | None] = queue.Queue()
         self.messages: queue.Queue[Any] = queue.Queue()
         self.ended = threading.Event()
         self.report = ""
@@ -193,11 +193,11 @@ class _Group:
         else:
             self.messages.put(message)
 
-    def run(self, job: Job, cancelled: Callable[[], bool]) -> Generator[Message]:
+    def run(self, ranked: RankedJob, cancelled: Callable[[], bool]) -> Generator[Message]:
         """Do a job; what the ranks say of it, until it has ended. Whoever closes this waits for their checkpoint."""
         self.wait_until_built()
         self.stopping = False
-        self.jobs.put(job)
+        self.ranked_jobs.put(ranked)
         while not isinstance(message := self._next(cancelled), Ended):
             try:
                 yield message
@@ -210,7 +210,7 @@ class _Group:
 
     def close(self) -> None:
         """Send the ranks home, and wait until they have gone."""
-        self.jobs.put(None)
+        self.ranked_jobs.put(None)
         self.stopping = True
         self._thread.join()
 
@@ -237,7 +237,7 @@ class _Group:
         except BaseException as error:
             self._error, self.report = cause_of(error, given.arithmetic.ranks), str(error)
         finally:
-            self.jobs.put(None)
+            self.ranked_jobs.put(None)
             self.ended.set()
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -15,47 +15,47 @@ from dataclasses import replace
 from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError, SwampError
 from swamp_ray.method.events import (
     DENSE,
-    Add,
-    Average,
-    Averaged,
-    AveragerLost,
-    Cancel,
-    DeadlinePassed,
-    Decide,
+    AddState,
+    AveragerLostEvent,
+    CancelJob,
+    CloseAverage,
+    DeadlinePassedEvent,
     Decision,
-    Do,
-    Drop,
     Event,
-    Failed,
-    Finished,
     Instruction,
-    Lost,
+    Job,
+    JobFailedEvent,
+    JobFinishedEvent,
     Policy,
-    Record,
-    Released,
-    Work,
+    RecordDecision,
+    RecordRound,
+    ReleaseState,
+    RoundAveragedEvent,
+    RoundReleasedEvent,
+    StateLostEvent,
+    SubmitJob,
 )
 from swamp_ray.method.rounds import Rounds
 from swamp_ray.run.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
 from swamp_ray.run.journal import Journal
-from swamp_ray.run.lease_watch import Waiting
+from swamp_ray.run.lease_watch import LeaseWatch
 from swamp_ray.run.lookup import evaluation_of, find_named, is_measured_alike, measured_anew, outcome_of
 from swamp_ray.run.messages import (
-    Advanced,
-    AverageDone,
-    AverageLost,
+    AveragerLostReport,
     AverageSpec,
-    Blocked,
-    Broken,
-    Done,
     Executor,
-    Notice,
+    JobAdvancedReport,
+    JobBlockedReport,
+    JobFailedReport,
+    JobFinishedReport,
+    JobSpec,
+    NoticeReport,
     Outcome,
     Report,
-    Resized,
+    RoundAveragedReport,
     RoundRecord,
-    StateLost,
-    WorkItem,
+    StateLostReport,
+    WorkersChangedReport,
 )
 from swamp_ray.run.object_store_memory import round_bytes
 from swamp_ray.run.prepare import Prepared
@@ -102,11 +102,11 @@ class Driver:
         self._make_executor, self._stopping = make_executor, stopping or Stopping()
         self._executor: Executor | None = None
         self._inputs = Inputs(prepared, store)
-        self._outcomes: dict[Work, Outcome] = {}
+        self._outcomes: dict[Job, Outcome] = {}
         self._averages: dict[int, Manifest] = {}
-        self._from_storage: list[Work] = []
+        self._from_storage: list[Job] = []
         self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir)
-        self._let_go: set[Work] = set()
+        self._let_go: set[Job] = set()
         self._told_of_measuring: set[bool] = set()
         self._tickets = journal.rundir.tickets([plan.sparsity for plan in prepared.plan])
         self._ticket_digests: dict[int, str] = {}
@@ -114,13 +114,13 @@ class Driver:
         self._num_reported = 0
         self._sized = -1
         self._error: BaseException | None = None
-        self._error_item: WorkItem | None = None
-        self._given: dict[Work, WorkItem] = {}
+        self._error_item: JobSpec | None = None
+        self._given: dict[Job, JobSpec] = {}
         self._deadlines: dict[int, float] = {}
         self._pending: deque[Instruction] = deque()
         execution, particles = prepared.config.execution, prepared.config.particles
         self._leases = Leases(store.place, execution.lease_expiry_s)
-        self._waiting = Waiting(execution.lease_expiry_s)
+        self._waiting = LeaseWatch(execution.lease_expiry_s)
         self._machine = Rounds(
             prepared.plan,
             dense=prepared.dense is not None,
@@ -187,7 +187,7 @@ class Driver:
 
     def release(self, index: int) -> None:
         """Let the rounds after one that the run holds at begin."""
-        self._pending.extend(self._machine.handle(Released(index)))
+        self._pending.extend(self._machine.handle(RoundReleasedEvent(index)))
         self._settle()
 
     def check(self) -> None:
@@ -242,13 +242,13 @@ class Driver:
         """What ended the run, with what to do about it."""
         if isinstance(self._error, SwampError) and self._error.exit_code != 1:
             return self._error
-        item = self._error_item
-        if isinstance(self._error, DivergedError) and item is not None:
-            noted = find_named(self._store, item.named, DIVERGED)
+        spec = self._error_item
+        if isinstance(self._error, DivergedError) and spec is not None:
+            noted = find_named(self._store, spec.named, DIVERGED)
             where = self._store.where(noted.name, DIVERGED) if noted is not None else None
             reason = f"{reason}. {divergence_advice(self._prepared.config.particles, where)}"
-        elif item is not None and item.log_path is not None and not isinstance(self._error, SwampError | None):
-            reason = f"{reason}. The traceback is in {self._store.place.locate(item.log_path)}"
+        elif spec is not None and spec.log_path is not None and not isinstance(self._error, SwampError | None):
+            reason = f"{reason}. The traceback is in {self._store.place.locate(spec.log_path)}"
         error = RunError(reason)
         error.__cause__ = self._error
         return error
@@ -259,97 +259,97 @@ class Driver:
         while pending:
             instruction = pending.popleft()
             # When the run has failed, what was finished before is still written down, and nothing new is begun.
-            if self._machine.failed is not None and not isinstance(instruction, Record | Decide):
+            if self._machine.failed is not None and not isinstance(instruction, RecordRound | RecordDecision):
                 continue
             for event in self._carry_out(instruction):
                 pending.extend(self._machine.handle(event))
 
     def _carry_out(self, instruction: Instruction) -> list[Event]:
         match instruction:
-            case Do():
+            case SubmitJob():
                 return self._do(instruction)
-            case Add(round=index, particle=particle, from_storage=True):
-                self._from_storage.append(Work("particle", index, particle))
-            case Add(round=index, particle=particle):
-                work = Work("particle", index, particle)
+            case AddState(round=index, particle=particle, from_storage=True):
+                self._from_storage.append(Job("particle", index, particle))
+            case AddState(round=index, particle=particle):
+                job = Job("particle", index, particle)
                 if lost := self._flush_from_storage():
-                    self._executor_now().drop(work)
+                    self._executor_now().drop(job)
                     return lost
-                self._executor_now().add(work, self._outcomes[work], self._size(index), from_storage=False)
-            case Drop(round=index, particle=particle):
-                self._executor_now().drop(Work("particle", index, particle))
-            case Decide(decision=decision):
+                self._executor_now().add(job, self._outcomes[job], self._size(index), from_storage=False)
+            case ReleaseState(round=index, particle=particle):
+                self._executor_now().drop(Job("particle", index, particle))
+            case RecordDecision(decision=decision):
                 self._journal.decided(decision)
                 self._tell(decision)
-            case Cancel(work=work):
-                self._executor_now().cancel(work)
-            case Average():
+            case CancelJob(job=job):
+                self._executor_now().cancel(job)
+            case CloseAverage():
                 return self._average(instruction)
-            case Record(round=index):
+            case RecordRound(round=index):
                 self._write_round(index)
             case _:
                 pass
         return []
 
-    def _do(self, instruction: Do, stale: bytes = b"") -> list[Event]:
-        item = replace(self._item(instruction), session=self._journal.session, stale=stale)
-        self._given[item.work] = item
-        self._journal.uses(item.work, item.named.name)
-        found = self._find(item.work, item.named, verify=item.work.kind != "particle")
-        if found is not None and not (item.work in self._let_go and lacks_state(self._store, found.name)):
-            outcome = self._as_measured_here(item, found)
+    def _do(self, instruction: SubmitJob, stale: bytes = b"") -> list[Event]:
+        spec = replace(self._item(instruction), session=self._journal.session, stale=stale)
+        self._given[spec.job] = spec
+        self._journal.uses(spec.job, spec.named.name)
+        found = self._find(spec.job, spec.named, verify=spec.job.kind != "particle")
+        if found is not None and not (spec.job in self._let_go and lacks_state(self._store, found.name)):
+            outcome = self._as_measured_here(spec, found)
             if outcome is not None:
-                self._reporter.work_submitted(item)
-                return self._finished(item.work, outcome, held=False, found=True)
-        if item.program is not None and (error := recall_divergence(self._store, item)) is not None:
-            self._reporter.work_submitted(item)
-            return [self._failed(item.work, error, "diverged")]
+                self._reporter.job_submitted(spec)
+                return self._finished(spec.job, outcome, held=False, found=True)
+        if spec.program is not None and (error := recall_divergence(self._store, spec)) is not None:
+            self._reporter.job_submitted(spec)
+            return [self._failed(spec.job, error, "diverged")]
         executor = self._executor_now()
-        self._look_at_memory(executor, item.work)
-        inputs, start = self._inputs.of(item.work), self._inputs.start_handle(executor, item.work)
-        self._reporter.work_submitted(item)
+        self._look_at_memory(executor, spec.job)
+        inputs, start = self._inputs.of(spec.job), self._inputs.start_handle(executor, spec.job)
+        self._reporter.job_submitted(spec)
         executor.submit(
-            item, start, inputs.mask_handle(executor), inputs.values_handle(executor), instruction.urgent)
+            spec, start, inputs.mask_handle(executor), inputs.values_handle(executor), instruction.urgent)
         return []
 
-    def _item(self, instruction: Do) -> WorkItem:
-        prepared, work = self._prepared, instruction.work
-        inputs, start = self._inputs.of(work), self._inputs.start_digest
-        log_path = self._journal.log_path(work)
-        if work.kind == "evaluation":
-            average = self._averages[work.round]
+    def _item(self, instruction: SubmitJob) -> JobSpec:
+        prepared, job = self._prepared, instruction.job
+        inputs, start = self._inputs.of(job), self._inputs.start_digest
+        log_path = self._journal.log_path(job)
+        if job.kind == "evaluation":
+            average = self._averages[job.round]
             state = state_digest(average.files)
             named = prepared.recipes.evaluation(state, inputs.mask_digest, start)
-            return WorkItem(work, instruction.attempt, named, average=average.name, log_path=log_path)
-        if work == DENSE:
+            return JobSpec(job, instruction.attempt, named, average=average.name, log_path=log_path)
+        if job == DENSE:
             assert prepared.dense is not None
             program, seed = prepared.dense, prepared.particle_seed(-1, 0, instruction.reseed)
         else:
-            program = prepared.program(work.round, work.particle)
-            seed = prepared.particle_seed(work.round, work.particle, instruction.reseed)
+            program = prepared.program(job.round, job.particle)
+            seed = prepared.particle_seed(job.round, job.particle, instruction.reseed)
         packing, named_packing, seat = SINGLE, SINGLE, 0
-        if work != DENSE:
-            packing, seat = prepared.packing(work.round), prepared.seat(work.round, work.particle)
-            named_packing = prepared.named_packing(work.round, work.particle)
+        if job != DENSE:
+            packing, seat = prepared.packing(job.round), prepared.seat(job.round, job.particle)
+            named_packing = prepared.named_packing(job.round, job.particle)
         named = prepared.recipes.training(
             program.as_dict(), seed, start, inputs.mask_digest, inputs.values_digest, named_packing)
-        return WorkItem(work, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed,
+        return JobSpec(job, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed,
                         packing=packing, seat=seat,
                         measurement=prepared.recipes.measurement(inputs.mask_digest, start))
 
-    def _average(self, instruction: Average) -> list[Event]:
+    def _average(self, instruction: CloseAverage) -> list[Event]:
         index = instruction.round
-        plan, inputs = self._prepared.plan[index], self._inputs.of(Work("average", index))
-        works = [Work("particle", index, particle) for particle in instruction.particles]
-        if any(work not in self._outcomes for work in works):
+        plan, inputs = self._prepared.plan[index], self._inputs.of(Job("average", index))
+        jobs = [Job("particle", index, particle) for particle in instruction.particles]
+        if any(job not in self._outcomes for job in jobs):
             return []  # one of them was lost meanwhile: the average is asked for again
-        outcomes = [self._outcomes[work] for work in works]
+        outcomes = [self._outcomes[job] for job in jobs]
         seed = self._prepared.particle_seed(index, -1)
         named = self._prepared.recipes.average(
             [outcome.digest for outcome in outcomes], inputs.mask_digest, self._inputs.start_digest,
             plan.next_survivors, seed)
-        self._journal.uses(Work("average", index), named.name)
-        found = self._find(Work("average", index), named, verify=True)
+        self._journal.uses(Job("average", index), named.name)
+        found = self._find(Job("average", index), named, verify=True)
         if found is not None:
             self._from_storage.clear()
             return self._averaged(index, found.name)
@@ -367,115 +367,116 @@ class Driver:
             The losses of those that were let go; nothing is added then, and the round's average begins anew.
         """
         waiting, self._from_storage = self._from_storage, []
-        gone = [work for work in waiting if lacks_state(self._store, self._outcomes[work].name)]
+        gone = [job for job in waiting if lacks_state(self._store, self._outcomes[job].name)]
         if gone:
             return self._train_again(gone)
-        for work in waiting:
-            self._executor_now().add(work, self._outcomes[work], self._size(work.round), from_storage=True)
+        for job in waiting:
+            self._executor_now().add(job, self._outcomes[job], self._size(job.round), from_storage=True)
         return []
 
-    def _train_again(self, gone: list[Work]) -> list[Event]:
+    def _train_again(self, gone: list[Job]) -> list[Event]:
         """States that were let go to save space and are needed once more: no damage, only work."""
         if not self._let_go.issuperset(gone):
-            which = ", ".join(str(work.particle) for work in gone)
+            which = ", ".join(str(job.particle) for job in gone)
             self._reporter.warning(f"round {gone[0].round}: the states of particles {which} were not kept "
                                    "(keep.particles) and are trained again, because their average is not stored")
         self._let_go.update(gone)
         self._deadlines.pop(gone[0].round, None)
-        for work in gone:
-            del self._outcomes[work]
-        return [Lost(work, "its state was not kept", damaged=False) for work in gone]
+        for job in gone:
+            del self._outcomes[job]
+        return [StateLostEvent(job, "its state was not kept", damaged=False) for job in gone]
 
     # Reports
 
     def _translate(self, report: Report) -> list[Event]:
-        if isinstance(report, Advanced | Done | Broken) and report.work not in self._machine.open_work:
-            self._executor_now().drop(report.work)
+        about_a_job = isinstance(report, JobAdvancedReport | JobFinishedReport | JobFailedReport)
+        if about_a_job and report.job not in self._machine.open_jobs:
+            self._executor_now().drop(report.job)
             return []
         match report:
-            case Advanced(work=work, progress=progress):
-                self._reporter.work_advanced(work, progress)
+            case JobAdvancedReport(job=job, progress=progress):
+                self._reporter.job_advanced(job, progress)
                 return []
-            case Done(work=work, outcome=outcome, held=held):
-                self._journal.trained(work, outcome.trained_epochs)
-                if held and work.kind != "particle":
-                    self._executor_now().drop(work)
-                return self._finished(work, outcome, held, found=False)
-            case Broken(work=work, error=error, kind=kind):
-                return [self._failed(work, error, kind)]
-            case Blocked(item=item, held=held):
-                if self._waiting.add(item, held):
-                    self._reporter.work_blocked(item.work, held.who)
+            case JobFinishedReport(job=job, outcome=outcome, held=held):
+                self._journal.trained(job, outcome.trained_epochs)
+                if held and job.kind != "particle":
+                    self._executor_now().drop(job)
+                return self._finished(job, outcome, held, found=False)
+            case JobFailedReport(job=job, error=error, kind=kind):
+                return [self._failed(job, error, kind)]
+            case JobBlockedReport(spec=spec, held=held):
+                if self._waiting.add(spec, held):
+                    self._reporter.job_blocked(spec.job, held.who)
                 return []
-            case AverageDone(round=index, name=name):
+            case RoundAveragedReport(round=index, name=name):
                 return self._averaged(index, name)
-            case AverageLost(reason=reason, died=died):
+            case AveragerLostReport(reason=reason, died=died):
                 what = "the averaging actor died and is started again" if died else "a state was lost on its way"
                 self._reporter.warning(f"{what}; the round's states are read from storage: {reason}")
                 self._journal.incident("averaging actor", reason, "machine")
                 self._error = None
-                return [AveragerLost(reason)]
-            case Notice(who=who, text=text):
+                return [AveragerLostEvent(reason)]
+            case NoticeReport(who=who, text=text):
                 self._reporter.warning(f"{who}: {text}")
                 self._journal.incident(who, text, "machine")
                 return []
-            case Resized(num_workers=num_workers):
+            case WorkersChangedReport(num_workers=num_workers):
                 self._reporter.workers_changed(num_workers)
                 self._journal.started_workers(num_workers)
                 return []
-            case StateLost(work=work) if lacks_state(self._store, self._outcomes[work].name):
-                return self._train_again([work])
-            case StateLost(work=work, reason=reason):
-                self._reporter.warning(f"{work} is trained again, because its stored state is damaged: {reason}")
-                self._journal.incident(work, reason, "damaged")
-                self._deadlines.pop(work.round, None)
-                self._store.discard(self._outcomes.pop(work).name, RESULT)
+            case StateLostReport(job=job) if lacks_state(self._store, self._outcomes[job].name):
+                return self._train_again([job])
+            case StateLostReport(job=job, reason=reason):
+                self._reporter.warning(f"{job} is trained again, because its stored state is damaged: {reason}")
+                self._journal.incident(job, reason, "damaged")
+                self._deadlines.pop(job.round, None)
+                self._store.discard(self._outcomes.pop(job).name, RESULT)
                 self._error = None
-                return [Lost(work, reason)]
+                return [StateLostEvent(job, reason)]
 
-    def _finished(self, work: Work, outcome: Outcome, held: bool, found: bool) -> list[Event]:
-        self._outcomes[work] = outcome
-        self._given.pop(work, None)
-        if work == DENSE:
+    def _finished(self, job: Job, outcome: Outcome, held: bool, found: bool) -> list[Event]:
+        self._outcomes[job] = outcome
+        self._given.pop(job, None)
+        if job == DENSE:
             self._inputs.rewind_to(outcome)
         if "evaluation" in outcome.info:
-            self._journal.uses(replace(work, kind="evaluation"), outcome.info["evaluation"])
-        self._journal.finished(work, outcome)
-        self._reporter.work_finished(work, found)
-        if work.kind == "particle" and (deadline_s := self._prepared.config.particles.deadline_s) is not None:
-            self._deadlines.setdefault(work.round, time.monotonic() + deadline_s)
-        return [Finished(work, self._score(work, outcome), held and work.kind == "particle")]
+            self._journal.uses(replace(job, kind="evaluation"), outcome.info["evaluation"])
+        self._journal.finished(job, outcome)
+        self._reporter.job_finished(job, found)
+        if job.kind == "particle" and (deadline_s := self._prepared.config.particles.deadline_s) is not None:
+            self._deadlines.setdefault(job.round, time.monotonic() + deadline_s)
+        return [JobFinishedEvent(job, self._score(job, outcome), held and job.kind == "particle")]
 
-    def _failed(self, work: Work, error: BaseException, kind: FailureKind) -> Failed:
+    def _failed(self, job: Job, error: BaseException, kind: FailureKind) -> JobFailedEvent:
         reason = str(error).strip() or type(error).__name__
         if isinstance(error, DivergedError):
             reason = error.what
         elif not isinstance(error, SwampError):
             reason = f"{type(error).__name__}: {reason}"
-        item = self._given[work]
-        self._error, self._error_item = error, item
-        self._journal.incident(work, reason, kind, item.attempt, item.reseed)
+        spec = self._given[job]
+        self._error, self._error_item = error, spec
+        self._journal.incident(job, reason, kind, spec.attempt, spec.reseed)
         if kind == "machine":
-            self._reporter.work_failed(work, reason.splitlines()[0], retry=True)
-        return Failed(work, reason, kind)
+            self._reporter.job_failed(job, reason.splitlines()[0], retry=True)
+        return JobFailedEvent(job, reason, kind)
 
     def _tell(self, decision: Decision) -> None:
         if decision.drops:
-            self._reporter.work_dropped(decision.work, decision.reason)
+            self._reporter.particle_dropped(decision.job, decision.reason)
         else:
-            self._reporter.work_failed(decision.work, f"it diverged: {decision.reason}; seed {decision.attempt} "
+            self._reporter.job_failed(decision.job, f"it diverged: {decision.reason}; seed {decision.attempt} "
                                        f"of at most {self._prepared.config.particles.max_reseeds} is next", retry=True)
 
     def _tell_dropped(self, decisions: list[Decision]) -> None:
         """What an earlier attempt decided holds, and is said again."""
         for decision in decisions:
-            self._reporter.work_dropped(decision.work, decision.reason)
+            self._reporter.particle_dropped(decision.job, decision.reason)
 
     def _passed_deadlines(self) -> list[Event]:
         passed = [index for index, deadline in self._deadlines.items() if time.monotonic() >= deadline]
         for index in passed:
             self._deadlines[index] = math.inf
-        return [DeadlinePassed(index) for index in passed]
+        return [DeadlinePassedEvent(index) for index in passed]
 
     def _averaged(self, index: int, name: str) -> list[Event]:
         manifest = self._store.find(name)
@@ -488,10 +489,10 @@ class Driver:
             self._reporter.warning(f"round {index + 1} keeps only {thin_text(thin)}; pruning.exclude keeps a layer "
                                    "whole, and pruning.scope: erk or uniform divides the weights by layer")
         self._inputs.follow(index, manifest)
-        return [Averaged(index)]
+        return [RoundAveragedEvent(index)]
 
-    def _score(self, work: Work, outcome: Outcome) -> float:
-        if work.kind != "particle":
+    def _score(self, job: Job, outcome: Outcome) -> float:
+        if job.kind != "particle":
             return 0.0
         task = self._prepared.task
         value = float(outcome.info["metrics"]["validation"][task.primary])
@@ -502,27 +503,27 @@ class Driver:
     def _look_after_waiting(self) -> list[Event]:
         """Take up the jobs whose holders have finished, gone or fallen silent."""
         events: list[Event] = []
-        for item in self._waiting.due():
-            if item.work not in self._machine.open_work:
-                self._waiting.remove(item.work)
+        for spec in self._waiting.due():
+            if spec.job not in self._machine.open_jobs:
+                self._waiting.remove(spec.job)
                 continue
-            stale = self._waiting.look(item.work, self._leases.look(self._waiting.key(item.work)))
+            stale = self._waiting.look(spec.job, self._leases.look(self._waiting.key(spec.job)))
             if stale is not None:
-                self._waiting.remove(item.work)
+                self._waiting.remove(spec.job)
                 if stale:
-                    self._reporter.warning(f"{item.work}: whoever trained it gives no sign of life; taking over")
-                events += self._do(Do(item.work, item.attempt, urgent=True, reseed=item.reseed), stale)
+                    self._reporter.warning(f"{spec.job}: whoever trained it gives no sign of life; taking over")
+                events += self._do(SubmitJob(spec.job, spec.attempt, urgent=True, reseed=spec.reseed), stale)
         return events
 
     def _release_leases(self) -> None:
         """Give back what killed workers held; those who wait elsewhere cannot see that they are dead."""
-        for item in self._given.values():
-            if item.program is not None:
-                self._leases.remove(artifact_lease(item.named.name), session=self._journal.session)
+        for spec in self._given.values():
+            if spec.program is not None:
+                self._leases.remove(artifact_lease(spec.named.name), session=self._journal.session)
 
     # Storage and workers
 
-    def _find(self, work: Work, named: Named, verify: bool) -> Manifest | None:
+    def _find(self, job: Job, named: Named, verify: bool) -> Manifest | None:
         """A stored result; one whose payloads are found damaged is removed, so that it is computed again.
 
         Particles' states are verified when they enter an average, which for most of a resumed run they never do.
@@ -533,7 +534,7 @@ class Driver:
                 if manifest is None:
                     continue
                 if name != named.name:
-                    self._journal.uses(work, name)
+                    self._journal.uses(job, name)
                 for file in manifest.files if verify else ():
                     self._store.read(manifest, file)
                 return manifest
@@ -542,18 +543,18 @@ class Driver:
                 self._store.discard(name, RESULT)
         return None
 
-    def _as_measured_here(self, item: WorkItem, found: Manifest) -> Outcome | None:
+    def _as_measured_here(self, spec: JobSpec, found: Manifest) -> Outcome | None:
         """A stored result with this run's kind of metrics; None where a worker has to measure them first."""
         outcome = outcome_of(found)
-        if is_measured_alike(item, found.name, found.info):
+        if is_measured_alike(spec, found.name, found.info):
             return outcome
-        named = evaluation_of(item, outcome.digest)
-        evaluation = self._find(replace(item.work, kind="evaluation"), named, verify=False)
+        named = evaluation_of(spec, outcome.digest)
+        evaluation = self._find(replace(spec.job, kind="evaluation"), named, verify=False)
         if evaluation is not None:
-            return measured_anew(item, outcome, evaluation.name, evaluation.info["metrics"])
+            return measured_anew(spec, outcome, evaluation.name, evaluation.info["metrics"])
         lacks = lacks_state(self._store, found.name)
         if lacks:
-            self._let_go.add(item.work)
+            self._let_go.add(spec.job)
         if lacks not in self._told_of_measuring:
             self._told_of_measuring.add(lacks)
             self._tell_of_measuring(lacks)
@@ -575,11 +576,11 @@ class Driver:
             self._journal.started_workers(self._executor.num_workers)
         return self._executor
 
-    def _look_at_memory(self, executor: Executor, work: Work) -> None:
+    def _look_at_memory(self, executor: Executor, job: Job) -> None:
         """Before a round's first job: how many of its states may wait in memory."""
-        if work.kind == "particle" and work.round != self._sized:
-            self._sized = work.round
-            needs = round_bytes(self._prepared, self._prepared.plan[work.round])
+        if job.kind == "particle" and job.round != self._sized:
+            self._sized = job.round
+            needs = round_bytes(self._prepared, self._prepared.plan[job.round])
             asked = self._prepared.config.execution.max_waiting_states
             self._machine.limit_waiting(executor.waiting_room(needs, asked))
 
@@ -591,9 +592,9 @@ class Driver:
 
     def _write_round(self, index: int) -> None:
         record = self.record(index)
-        average, evaluation = self._averages[index], self._outcomes[Work("evaluation", index)]
+        average, evaluation = self._averages[index], self._outcomes[Job("evaluation", index)]
         record.ticket_sha256 = self._ticket_digests[index] = self._journal.write_ticket(
-            self._prepared, record, average, evaluation.name, self._inputs.of(Work("average", index)).mask)
+            self._prepared, record, average, evaluation.name, self._inputs.of(Job("average", index)).mask)
         self._journal.write_round(record)
         self._keeper.recorded(index, [entry["name"] for entry in record.artifacts["particles"]])
         self._inputs.release(index)
@@ -607,7 +608,7 @@ class Driver:
         """The record of a round that is averaged and evaluated."""
         plan, dropped = self._prepared.plan[index], self._machine.dropped(index)
         gone = {decision.particle for decision in dropped}
-        works = [Work("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]
+        jobs = [Job("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]
         return round_record(
-            plan, [self._outcomes[work] for work in works], dropped, self._averages[index],
-            self._outcomes[Work("evaluation", index)], self._tickets[index].key, self._ticket_digests.get(index, ""))
+            plan, [self._outcomes[job] for job in jobs], dropped, self._averages[index],
+            self._outcomes[Job("evaluation", index)], self._tickets[index].key, self._ticket_digests.get(index, ""))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from swamp_ray.config.sections import ParticlesConfig
 from swamp_ray.errors import CorruptArtifactError, DivergedError, LostRankError, RunError
-from swamp_ray.run.messages import WorkItem
+from swamp_ray.run.messages import JobSpec
 from swamp_ray.storage.artifacts import DIVERGED, ArtifactStore
 from swamp_ray.storage.json_lines import dump_json
 from swamp_ray.user_code.blaming import out_of_memory
@@ -36,32 +36,32 @@ def memory_error(error: BaseException) -> RunError:
     return RunError(f"out of memory: {reason}\n{_LESS_MEMORY}")
 
 
-def remember_divergence(store: ArtifactStore, item: WorkItem, error: DivergedError) -> None:
+def remember_divergence(store: ArtifactStore, spec: JobSpec, error: DivergedError) -> None:
     """Store how a training run diverged, so that nobody trains it again only to see it diverge.
 
     Raises:
         RunError: The storage could not be written.
     """
-    facts = {"step": error.step, "epoch": error.epoch, "lr": error.lr, "loss": error.loss, "work": str(item.work)}
+    facts = {"step": error.step, "epoch": error.epoch, "lr": error.lr, "loss": error.loss, "work": str(spec.job)}
     # Storage keeps no NaN: numbers that are not finite become text.
-    store.put(item.named.name, {}, json.loads(dump_json(facts)), DIVERGED)
+    store.put(spec.named.name, {}, json.loads(dump_json(facts)), DIVERGED)
 
 
-def recall_divergence(store: ArtifactStore, item: WorkItem) -> DivergedError | None:
+def recall_divergence(store: ArtifactStore, spec: JobSpec) -> DivergedError | None:
     """How a training run of this name diverged before, in this run or in another."""
-    for name in item.named.names:
-        if (error := _recall(store, name, item)) is not None:
+    for name in spec.named.names:
+        if (error := _recall(store, name, spec)) is not None:
             return error
     return None
 
 
-def _recall(store: ArtifactStore, name: str, item: WorkItem) -> DivergedError | None:
+def _recall(store: ArtifactStore, name: str, spec: JobSpec) -> DivergedError | None:
     try:
         manifest = store.find(name, DIVERGED)
         if manifest is None:
             return None
         facts: dict[str, Any] = manifest.info
-        return DivergedError(str(item.work), int(facts["epoch"]), int(facts["step"]), float(facts["lr"]),
+        return DivergedError(str(spec.job), int(facts["epoch"]), int(facts["step"]), float(facts["lr"]),
                              float(facts["loss"]))
     except (CorruptArtifactError, KeyError, TypeError, ValueError):
         # What cannot be read is found out again, by training.

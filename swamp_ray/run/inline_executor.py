@@ -13,30 +13,30 @@ from itertools import islice
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.averager import Averager, Local
 from swamp_ray.run.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.run.messages import (
-    Advanced,
-    AverageDone,
     AverageSpec,
-    Blocked,
-    Broken,
-    Busy,
-    Done,
     Handle,
+    JobAdvancedReport,
+    JobBlockedReport,
+    JobFailedReport,
+    JobFinishedReport,
+    JobSpec,
+    LeaseHeld,
     Outcome,
     Report,
-    StateLost,
-    WorkItem,
+    RoundAveragedReport,
+    StateLostReport,
 )
 from swamp_ray.run.object_store_memory import RoundBytes
-from swamp_ray.run.packs import Broke, Said, alone, train_packed
+from swamp_ray.run.packs import PackedJobFailed, Said, alone, train_packed
 from swamp_ray.run.prepare import Prepared
-from swamp_ray.run.queue import Backlog, Entry
+from swamp_ray.run.queue import JobQueue, QueuedJob
 from swamp_ray.run.shard import Shard, num_shards
 from swamp_ray.run.signals import Stopping
-from swamp_ray.run.timesheet import Ending, Shift, Whereabouts, Worked
+from swamp_ray.run.timesheet import Ending, JobTimes, Shift, Whereabouts
 from swamp_ray.run.worker import Message, Worker
 from swamp_ray.sparsity.compact import Packed, spans
 from swamp_ray.storage.artifacts import without_advice
@@ -64,14 +64,14 @@ class InlineExecutor:
         self._shards = [Shard(prepared.config, prepared.layout, storage, index)
                         for index in range(num_shards(prepared.config, prepared.layout))]
         self._averager = Averager(prepared.config, prepared.layout, self._shards[0].store)
-        self._backlog: Backlog[None] = Backlog()
+        self._backlog: JobQueue[None] = JobQueue()
         self._running: _Running | None = None
         self._prepared = prepared
         self._pack: Pack | None = None
-        self._held: dict[Work, list[Packed]] = {}
+        self._held: dict[Job, list[Packed]] = {}
         self._reports: list[Report] = []
         self._where = Whereabouts(socket.gethostname(), prepared.arithmetic.device)
-        self._worked: list[Worked] = []
+        self._worked: list[JobTimes] = []
 
     @property
     def num_workers(self) -> int:
@@ -82,46 +82,46 @@ class InlineExecutor:
         """The value itself."""
         return value
 
-    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+    def submit(self, spec: JobSpec, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
         """Queue a job."""
-        self._backlog.add(Entry(None, item, (start, mask_bits, values)), urgent)
+        self._backlog.add(QueuedJob(None, spec, (start, mask_bits, values)), urgent)
 
-    def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
+    def add(self, job: Job, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Average a state now."""
         shards = self._shards[:len(spans(size, len(self._shards)))]
-        pieces = [None] * len(shards) if from_storage else self._held.pop(work)
+        pieces = [None] * len(shards) if from_storage else self._held.pop(job)
         try:
             for shard, piece in zip(shards, pieces, strict=True):
-                shard.add(work.round, work.particle, outcome.name, outcome.digest, size, piece)
+                shard.add(job.round, job.particle, outcome.name, outcome.digest, size, piece)
         except CorruptArtifactError as error:
-            self._reports.append(StateLost(work, without_advice(error)))
+            self._reports.append(StateLostReport(job, without_advice(error)))
 
-    def drop(self, work: Work) -> None:
+    def drop(self, job: Job) -> None:
         """Release a held state."""
-        self._held.pop(work, None)
+        self._held.pop(job, None)
 
     def waiting_room(self, needs: RoundBytes, asked: int) -> int:
         """As many as were asked for: jobs finish in order, and none waits."""
         return asked
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, job: Job) -> None:
         """Take a job out of the queue, or leave it where it is."""
-        self._backlog.forget(lambda entry: entry.item.work == work)
+        self._backlog.forget(lambda entry: entry.spec.job == job)
         running = self._running
-        if running is not None and work in running.open:
-            self._over(running, work, "stopped")
+        if running is not None and job in running.open:
+            self._over(running, job, "stopped")
             if not running.open:
                 self._end(running)
-        self._held.pop(work, None)
+        self._held.pop(job, None)
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
         """Close the round's average now."""
-        if any(isinstance(report, StateLost) for report in self._reports):
+        if any(isinstance(report, StateLostReport) for report in self._reports):
             return
         shards = [Local(shard) for shard in self._shards]
         shift = Shift(0, self._where)
-        self._reports.append(AverageDone(spec.round, self._averager.finish(spec, start, mask_bits, shards)))
-        self._worked.append(shift.over(Work("average", spec.round), "done"))
+        self._reports.append(RoundAveragedReport(spec.round, self._averager.finish(spec, start, mask_bits, shards)))
+        self._worked.append(shift.over(Job("average", spec.round), "done"))
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """Work until there is something to report; without work, wait for others."""
@@ -132,7 +132,7 @@ class InlineExecutor:
         reports, self._reports = self._reports, []
         return reports
 
-    def worked(self) -> list[Worked]:
+    def worked(self) -> list[JobTimes]:
         """What was done since the last call."""
         worked, self._worked = self._worked, []
         return worked
@@ -143,7 +143,7 @@ class InlineExecutor:
     def close(self) -> None:
         """Forget whatever is queued or running."""
         self._end(self._running)
-        self._backlog = Backlog()
+        self._backlog = JobQueue()
         self._code.close()
 
     def _step(self) -> None:
@@ -159,60 +159,61 @@ class InlineExecutor:
             self._running = None
             # Out of memory: there is no other process that might fare better.
             kind, words = ("error", memory_error(error)) if out_of_memory(error) else (kind_of(error), error)
-            for work in list(running.open):
-                self._report(running, work, Broken(work, words, kind), kind)
+            for job in list(running.open):
+                self._report(running, job, JobFailedReport(job, words, kind), kind)
             return
-        self._hear(running, running.items[index], message)
+        self._hear(running, running.specs[index], message)
         if not running.open:
             self._end(running)
 
-    def _start(self, entries: list[Entry[None]]) -> _Running:
-        items = [entry.item for entry in entries]
+    def _start(self, entries: list[QueuedJob[None]]) -> _Running:
+        specs = [entry.spec for entry in entries]
         shift = Shift(0, self._where)
-        if not items[0].is_packed:
-            return _Running(shift, items, alone(self._worker.run(items[0], *entries[0].given, self._stopping.asked)))
-        return _Running(shift, items, self._train_pack(entries))
+        if not specs[0].is_packed:
+            return _Running(shift, specs, alone(self._worker.run(specs[0], *entries[0].given, self._stopping.asked)))
+        return _Running(shift, specs, self._train_pack(entries))
 
-    def _train_pack(self, entries: list[Entry[None]]) -> Generator[Said]:
-        arithmetic = self._prepared.arithmetic.packed(entries[0].item.packing)
+    def _train_pack(self, entries: list[QueuedJob[None]]) -> Generator[Said]:
+        arithmetic = self._prepared.arithmetic.packed(entries[0].spec.packing)
         with applied(arithmetic):
             if self._pack is None:
                 prepared = self._prepared
                 self._pack = Pack(prepared.config, prepared.data, arithmetic, self._worker.trainer.batches_by_split)
-            yield from train_packed(self._pack, [self._worker] * len(entries), [entry.item for entry in entries],
+            yield from train_packed(self._pack, [self._worker] * len(entries), [entry.spec for entry in entries],
                                     [entry.given for entry in entries], self._stopping.asked)
 
-    def _hear(self, running: _Running, item: WorkItem, message: Message | Broke) -> None:
-        work = item.work
+    def _hear(self, running: _Running, spec: JobSpec, message: Message | PackedJobFailed) -> None:
+        job = spec.job
         if isinstance(message, Outcome):
             pieces = [piece for _, piece in islice(running.steps, message.num_pieces) if isinstance(piece, Packed)]
-            if work in running.open and pieces:
-                self._held[work] = pieces
-            self._report(running, work, Done(work, message, held=work in self._held), "done", message.trained_epochs)
+            if job in running.open and pieces:
+                self._held[job] = pieces
+            finished = JobFinishedReport(job, message, held=job in self._held)
+            self._report(running, job, finished, "done", message.trained_epochs)
         elif isinstance(message, Progress):
-            self._report(running, work, Advanced(work, message))
-        elif isinstance(message, Busy):
-            self._report(running, work, Blocked(item, message.held), "given back")
-        elif isinstance(message, Broke):
+            self._report(running, job, JobAdvancedReport(job, message))
+        elif isinstance(message, LeaseHeld):
+            self._report(running, job, JobBlockedReport(spec, message.held), "given back")
+        elif isinstance(message, PackedJobFailed):
             kind = kind_of(message.error)
-            self._report(running, work, Broken(work, message.error, kind), kind)
+            self._report(running, job, JobFailedReport(job, message.error, kind), kind)
 
-    def _report(self, running: _Running, work: Work, report: Report, how: Ending | None = None, epochs: int = 0
+    def _report(self, running: _Running, job: Job, report: Report, how: Ending | None = None, epochs: int = 0
                 ) -> None:
         """Tell of a job that somebody waits for, and, where it has ended, how."""
-        if work in running.open:
+        if job in running.open:
             self._reports.append(report)
             if how is not None:
-                self._over(running, work, how, epochs)
+                self._over(running, job, how, epochs)
 
-    def _over(self, running: _Running, work: Work, how: Ending, epochs: int = 0) -> None:
-        item = running.open.pop(work)
-        self._worked.append(running.shift.over(work, how, item.attempt, item.reseed, epochs))
+    def _over(self, running: _Running, job: Job, how: Ending, epochs: int = 0) -> None:
+        spec = running.open.pop(job)
+        self._worked.append(running.shift.over(job, how, spec.attempt, spec.reseed, epochs))
 
     def _end(self, running: _Running | None) -> None:
         if running is not None:
-            for work in list(running.open):
-                self._over(running, work, "stopped")
+            for job in list(running.open):
+                self._over(running, job, "stopped")
             getattr(running.steps, "close", lambda: None)()
         self._running = None
 
@@ -220,6 +221,6 @@ class InlineExecutor:
 class _Running:
     """Jobs that are being done: one, or several that are packed; ``open``: those that somebody waits for."""
 
-    def __init__(self, shift: Shift, items: list[WorkItem], steps: Iterator[Said]) -> None:
-        self.shift, self.items, self.steps = shift, items, steps
-        self.open = {item.work: item for item in items}
+    def __init__(self, shift: Shift, specs: list[JobSpec], steps: Iterator[Said]) -> None:
+        self.shift, self.specs, self.steps = shift, specs, steps
+        self.open = {spec.job: spec for spec in specs}

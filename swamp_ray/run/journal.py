@@ -19,12 +19,12 @@ from swamp_ray.config.reading import differences, dump_config, parse_stored_conf
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.credentials import Concealer, concealed_arguments, concealed_tree, credentials_in
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
-from swamp_ray.method.events import DENSE, Decision, Work
+from swamp_ray.method.events import DENSE, Decision, Job
 from swamp_ray.run.messages import Outcome, RoundRecord
 from swamp_ray.run.older_runs import FORMER_DIGESTS, former_digests
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.provenance import PACKAGES, commit, now, version
-from swamp_ray.run.timesheet import Worked
+from swamp_ray.run.timesheet import JobTimes
 from swamp_ray.run.worker import BUFFERS_FILE
 from swamp_ray.sparsity.compact import unpack
 from swamp_ray.sparsity.masks import split
@@ -271,9 +271,9 @@ class Journal:
         """How many attempts at the run there were, this one included."""
         return len(self._run.get("attempts", [1]))
 
-    def log_path(self, work: Work) -> str:
+    def log_path(self, job: Job) -> str:
         """A job's log file in this attempt, relative to the storage root."""
-        name = str(work).replace(", ", "-").replace(" ", "-")
+        name = str(job).replace(", ", "-").replace(" ", "-")
         return self._rundir.log(self.num_attempts, name).key
 
     def started_workers(self, num_workers: int) -> None:
@@ -281,19 +281,19 @@ class Journal:
         self._attempt["workers"] = num_workers
         self._save()
 
-    def trained(self, work: Work, epochs: int) -> None:
+    def trained(self, job: Job, epochs: int) -> None:
         """Note what this attempt really computed."""
         self._attempt["trained_epochs"] += epochs
-        self._attempt["trained"] += work.kind != "evaluation" and epochs > 0
+        self._attempt["trained"] += job.kind != "evaluation" and epochs > 0
         with contextlib.suppress(RunError, OSError):
             self._save()  # so that the count of an attempt that is killed is true
 
-    def worked(self, worked: Worked) -> None:
+    def worked(self, worked: JobTimes) -> None:
         """Note what a worker did. Where that cannot be written it is left out: nothing depends on it, nobody waits."""
-        work, where = worked.work, worked.where
+        job, where = worked.job, worked.where
         line = {
-            "kind": work.kind, "round": None if work.round < 0 else work.round,
-            "particle": None if work.particle < 0 else work.particle, "worker": worked.worker,
+            "kind": job.kind, "round": None if job.round < 0 else job.round,
+            "particle": None if job.particle < 0 else job.particle, "worker": worked.worker,
             "host": where and where.host, "device": where and where.device, "attempt": self.num_attempts,
             "retry": worked.attempt, "reseed": worked.reseed, "began": worked.began, "ended": worked.ended,
             "how": worked.how, "epochs": worked.epochs,
@@ -304,7 +304,7 @@ class Journal:
             self._jobs.append(sealed(line))
             self._jobs.settle()
 
-    def incident(self, who: Work | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
+    def incident(self, who: Job | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
         """Note a failure, whether or not it is overcome.
 
         Args:
@@ -316,7 +316,7 @@ class Journal:
         """
         entry: dict[str, Any] = {"time": now(), "who": str(who), "kind": kind,
                                  "reason": self._conceal(reason)}
-        if isinstance(who, Work):
+        if isinstance(who, Job):
             entry |= {"round": who.round, "particle": who.particle, "attempt": attempt, "reseed": reseed}
         self._attempt["incidents"].append(entry)
         # If the disk is full, the first reason must not be hidden by a second one; run.json is written again later.
@@ -335,8 +335,8 @@ class Journal:
             raise self._wrong_decisions(f"a line is not a decision ({error})") from error
         plans = {plan["index"]: plan["num_particles"] for plan in self._run.get("rounds", [])}
         for decision in found:
-            if decision.work != DENSE and not 0 <= decision.particle < plans.get(decision.round, 0):
-                raise self._wrong_decisions(f"it decides on {decision.work}, which the run does not have")
+            if decision.job != DENSE and not 0 <= decision.particle < plans.get(decision.round, 0):
+                raise self._wrong_decisions(f"it decides on {decision.job}, which the run does not have")
         # A line that is missing leaves no trace in the file, but one in the rounds that were recorded.
         for index, record in self._written.items():
             recorded = {entry["particle"] for entry in record.get("dropped", [])}
@@ -357,22 +357,22 @@ class Journal:
             RunError: The storage could not be written.
         """
         self._rundir.append_decision(asdict(decision) | {"reason": self._conceal(decision.reason)})
-        self.incident(decision.work, decision.reason, decision.what, reseed=decision.attempt)
+        self.incident(decision.job, decision.reason, decision.what, reseed=decision.attempt)
 
-    def finished(self, work: Work, outcome: Outcome) -> None:
+    def finished(self, job: Job, outcome: Outcome) -> None:
         """Write a job's metrics, as far as no earlier attempt has."""
-        if work.kind == "evaluation":
+        if job.kind == "evaluation":
             return
         self._attempt["found"] += outcome.trained_epochs == 0
-        particle = work.particle if work.kind == "particle" else None
-        where = {"round": work.round if work.kind == "particle" else None, "particle": particle}
+        particle = job.particle if job.kind == "particle" else None
+        where = {"round": job.round if job.kind == "particle" else None, "particle": particle}
         if self._metrics is None:
             return
         for line in outcome.info["history"]:
-            self._log_once(kind=f"{work.kind}_epoch", **where, **line)
+            self._log_once(kind=f"{job.kind}_epoch", **where, **line)
         for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", outcome.info["metrics"])):
             if metrics is not None:
-                self._log_once(kind=f"{work.kind}_{name}", **where, **flat(metrics))
+                self._log_once(kind=f"{job.kind}_{name}", **where, **flat(metrics))
         self._metrics.settle()
 
     def _log_once(self, **fields: Any) -> None:
@@ -382,9 +382,9 @@ class Journal:
             self._metrics.log(**fields)
             self._logged.add(about)
 
-    def uses(self, work: Work, name: str) -> None:
+    def uses(self, job: Job, name: str) -> None:
         """Note an artifact that the run needs, once; before it is looked for or made, so that nobody prunes it."""
-        record = {"kind": work.kind, "round": work.round, "particle": work.particle, "name": name}
+        record = {"kind": job.kind, "round": job.round, "particle": job.particle, "name": name}
         if tuple(record.values()) not in self._named:
             self._rundir.append_result(record)
             self._named.add(tuple(record.values()))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from swamp_ray.method.events import Work
-from swamp_ray.run.messages import WorkItem
+from swamp_ray.method.events import Job
+from swamp_ray.run.messages import JobSpec
 from swamp_ray.storage.leases import Held, Watch, artifact_lease
 
 LOOK_S = 1.0
 
 
-class Waiting:
+class LeaseWatch:
     """The jobs that wait for another run. Pure bookkeeping: whoever owns it looks into the storage.
 
     Args:
@@ -24,21 +24,21 @@ class Waiting:
     def __init__(self, expiry_s: float, look_s: float = LOOK_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._look_s, self._clock = look_s, clock
         self._watch = Watch(expiry_s, clock)
-        self._items: dict[Work, WorkItem] = {}
-        self._keys: dict[Work, str] = {}
+        self._items: dict[Job, JobSpec] = {}
+        self._keys: dict[Job, str] = {}
         self._looked: float | None = None
-        self._named: set[tuple[Work, str]] = set()
+        self._named: set[tuple[Job, str]] = set()
 
-    def add(self, item: WorkItem, held: Held) -> bool:
+    def add(self, spec: JobSpec, held: Held) -> bool:
         """Let a job wait; True if its holder was not named before."""
-        self._items[item.work] = item
-        self._keys[item.work] = held.key or artifact_lease(item.named.name)
-        self._watch.stale(self._keys[item.work], held)
-        new = (item.work, held.who) not in self._named
-        self._named.add((item.work, held.who))
+        self._items[spec.job] = spec
+        self._keys[spec.job] = held.key or artifact_lease(spec.named.name)
+        self._watch.stale(self._keys[spec.job], held)
+        new = (spec.job, held.who) not in self._named
+        self._named.add((spec.job, held.who))
         return new
 
-    def due(self) -> list[WorkItem]:
+    def due(self) -> list[JobSpec]:
         """The jobs to look at now: all of them, but not more often than the interval."""
         now = self._clock()
         if not self._items or (self._looked is not None and now - self._looked < self._look_s):
@@ -46,11 +46,11 @@ class Waiting:
         self._looked = now
         return list(self._items.values())
 
-    def key(self, work: Work) -> str:
+    def key(self, job: Job) -> str:
         """Where the lease lies that a job waits for; an earlier version's lies under another name."""
-        return self._keys[work]
+        return self._keys[job]
 
-    def look(self, work: Work, held: Held | None) -> bytes | None:
+    def look(self, job: Job, held: Held | None) -> bytes | None:
         """What is to be done with a job, given its lease.
 
         Returns:
@@ -58,8 +58,8 @@ class Waiting:
         """
         if held is None:
             return b""
-        return held.content if self._watch.stale(self._keys[work], held) else None
+        return held.content if self._watch.stale(self._keys[job], held) else None
 
-    def remove(self, work: Work) -> None:
+    def remove(self, job: Job) -> None:
         """The job does not wait any more. What was seen of its holder is kept, should it have to wait again."""
-        self._items.pop(work, None)
+        self._items.pop(job, None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from swamp_ray.run.messages import Outcome, WorkItem
+from swamp_ray.run.messages import JobSpec, Outcome
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest
 from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.states import state_digest
@@ -43,7 +43,7 @@ def outcome_of(manifest: Manifest, trained_epochs: int = 0, num_pieces: int = 0)
     return Outcome(manifest.name, state_digest(manifest.files), manifest.info, trained_epochs, num_pieces)
 
 
-def is_measured_alike(item: WorkItem, name: str, info: Mapping[str, Any]) -> bool:
+def is_measured_alike(spec: JobSpec, name: str, info: Mapping[str, Any]) -> bool:
     """Whether the metrics that are stored with a training are those that the job asks for.
 
     Args:
@@ -51,18 +51,18 @@ def is_measured_alike(item: WorkItem, name: str, info: Mapping[str, Any]) -> boo
         name: The name under which the training was found.
         info: What its manifest says.
     """
-    if item.measurement is None:
+    if spec.measurement is None:
         return True
-    return item.named.measured_with(name, info) == item.measurement.measured
+    return spec.named.measured_with(name, info) == spec.measurement.measured
 
 
-def evaluation_of(item: WorkItem, state: str) -> Named:
+def evaluation_of(spec: JobSpec, state: str) -> Named:
     """The name of the metrics that a job asks for of a stored training, given the digest of its state."""
-    assert item.measurement is not None
-    return item.measurement.named(state)
+    assert spec.measurement is not None
+    return spec.measurement.named(state)
 
 
-def measured_anew(item: WorkItem, outcome: Outcome, evaluation: str, metrics: Metrics) -> Outcome:
+def measured_anew(spec: JobSpec, outcome: Outcome, evaluation: str, metrics: Metrics) -> Outcome:
     """A stored training with metrics that were measured for it later.
 
     What it measured with the statistics that training left cannot be measured again: it stays only where it is of the
@@ -74,9 +74,9 @@ def measured_anew(item: WorkItem, outcome: Outcome, evaluation: str, metrics: Me
         evaluation: Name of the metrics' own artifact.
         metrics: By split and name.
     """
-    assert item.measurement is not None
-    measured = item.measurement.measured
-    before = item.named.measured_with(outcome.name, outcome.info) or {}
+    assert spec.measurement is not None
+    measured = spec.measurement.measured
+    before = spec.named.measured_with(outcome.name, outcome.info) or {}
     info = outcome.info | {"metrics": metrics, "measured": measured, "evaluation": evaluation}
     if before.get("data") != measured["data"]:
         info.pop("as_trained", None)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.object_store_memory import RoundBytes
-from swamp_ray.run.timesheet import Worked
+from swamp_ray.run.timesheet import JobTimes
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Measurement, Named
 from swamp_ray.training.arithmetic import SINGLE, form_and_width
@@ -20,7 +20,7 @@ Handle = Any
 
 
 @dataclass(frozen=True)
-class WorkItem:
+class JobSpec:
     """One job for a worker.
 
     Attributes:
@@ -39,7 +39,7 @@ class WorkItem:
         measurement: Training: how its network is measured; what was stored with other metrics is measured anew.
     """
 
-    work: Work
+    job: Job
     attempt: int
     named: Named
     seed: int = 0
@@ -105,7 +105,7 @@ class AverageSpec:
 
 
 @dataclass(frozen=True)
-class Busy:
+class LeaseHeld:
     """What a worker says instead of an outcome: somebody else is training this at the moment."""
 
     held: Held
@@ -115,41 +115,41 @@ class Busy:
 
 
 @dataclass(frozen=True)
-class Advanced:
+class JobAdvancedReport:
     """A job has trained another epoch."""
 
-    work: Work
+    job: Job
     progress: Progress
 
 
 @dataclass(frozen=True)
-class Done:
+class JobFinishedReport:
     """A job is finished; ``held``: the executor keeps its state for the average."""
 
-    work: Work
+    job: Job
     outcome: Outcome
     held: bool
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A job's attempt failed; ``kind`` as in :class:`swamp_ray.method.events.Failed`."""
+class JobFailedReport:
+    """A job's attempt failed; ``kind`` as in :class:`swamp_ray.method.events.JobFailedEvent`."""
 
-    work: Work
+    job: Job
     error: BaseException
     kind: Literal["machine", "diverged", "error"]
 
 
 @dataclass(frozen=True)
-class Blocked:
+class JobBlockedReport:
     """A job was given back, because another run is training the same at the moment."""
 
-    item: WorkItem
+    spec: JobSpec
     held: Held
 
 
 @dataclass(frozen=True)
-class AverageDone:
+class RoundAveragedReport:
     """A round's average and next mask are stored in this artifact."""
 
     round: int
@@ -157,7 +157,7 @@ class AverageDone:
 
 
 @dataclass(frozen=True)
-class AverageLost:
+class AveragerLostReport:
     """What the averaging actor had added is gone: it died, or a state on its way to it did (``died`` is False)."""
 
     reason: str
@@ -165,15 +165,15 @@ class AverageLost:
 
 
 @dataclass(frozen=True)
-class StateLost:
+class StateLostReport:
     """A particle's stored state cannot be read when its turn in the average comes."""
 
-    work: Work
+    job: Job
     reason: str
 
 
 @dataclass(frozen=True)
-class Notice:
+class NoticeReport:
     """Something about the machines that a user should know; ``who`` it is about."""
 
     who: str
@@ -181,13 +181,14 @@ class Notice:
 
 
 @dataclass(frozen=True)
-class Resized:
+class WorkersChangedReport:
     """Nodes have come or gone: so many jobs can run side by side now."""
 
     num_workers: int
 
 
-Report = Advanced | Done | Broken | Blocked | AverageDone | AverageLost | StateLost | Notice | Resized
+Report = (JobAdvancedReport | JobFinishedReport | JobFailedReport | JobBlockedReport | RoundAveragedReport
+          | AveragerLostReport | StateLostReport | NoticeReport | WorkersChangedReport)
 
 
 class Executor(Protocol):
@@ -202,15 +203,15 @@ class Executor(Protocol):
         """Keep a value where every worker can read it."""
         ...
 
-    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+    def submit(self, spec: JobSpec, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
         """Queue a job."""
         ...
 
-    def add(self, work: Work, outcome: Outcome, size: int, from_storage: bool) -> None:
+    def add(self, job: Job, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Let a particle's state, of so many elements, enter the average of its round."""
         ...
 
-    def drop(self, work: Work) -> None:
+    def drop(self, job: Job) -> None:
         """Release a state that is held for the average."""
         ...
 
@@ -222,7 +223,7 @@ class Executor(Protocol):
         """Close a round's average."""
         ...
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, job: Job) -> None:
         """Take a job out of the queue, or stop it; nothing more is reported of it."""
         ...
 
@@ -230,7 +231,7 @@ class Executor(Protocol):
         """What has happened since the last call; if nothing has, waits for it at most so long, and perhaps in vain."""
         ...
 
-    def worked(self) -> list[Worked]:
+    def worked(self) -> list[JobTimes]:
         """Who did what since the last call, as far as it has ended; once closed, what was running then as well."""
         ...
 

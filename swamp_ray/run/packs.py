@@ -12,7 +12,7 @@ from typing import Any
 
 from swamp_ray.errors import RunError
 from swamp_ray.run.failures import out_of_memory
-from swamp_ray.run.messages import WorkItem
+from swamp_ray.run.messages import JobSpec
 from swamp_ray.run.worker import Message, Steps, Worker
 from swamp_ray.training.packs.pack import Pack
 from swamp_ray.training.results import Gradients
@@ -21,17 +21,17 @@ from swamp_ray.training.training_run import GradientRequest
 
 
 @dataclass(frozen=True)
-class Broke:
+class PackedJobFailed:
     """What a packed job says instead of an outcome: the error that ended it."""
 
     error: BaseException
 
 
-Said = tuple[int, Message | Broke]
+Said = tuple[int, Message | PackedJobFailed]
 """Which of the jobs says it, and what."""
 
 
-def train_together(pack: Pack, jobs: Sequence[tuple[int, Steps]]) -> Generator[Said]:
+def train_together(pack: Pack, seated: Sequence[tuple[int, Steps]]) -> Generator[Said]:
     """Carry training jobs to their ends, step by step next to each other. The caller applies the arithmetic.
 
     A job's outcome is followed by the pieces of its state, with nothing of other jobs between them. Closed early, every
@@ -44,8 +44,8 @@ def train_together(pack: Pack, jobs: Sequence[tuple[int, Steps]]) -> Generator[S
     Raises:
         Exception: The joint computation failed, which ends all jobs.
     """
-    open_jobs = dict(jobs)
-    numbers = {seat: number for number, (seat, _) in enumerate(jobs)}
+    open_jobs = dict(seated)
+    numbers = {seat: number for number, (seat, _) in enumerate(seated)}
     answers: Mapping[int, Gradients] = {}
     try:
         with pack.randomness():
@@ -59,12 +59,12 @@ def train_together(pack: Pack, jobs: Sequence[tuple[int, Steps]]) -> Generator[S
                         batches[seat] = pending.batch
                 answers = pack.gradients(batches) if batches else {}
     finally:
-        for job in open_jobs.values():
-            job.close()
+        for steps in open_jobs.values():
+            steps.close()
 
 
 def train_packed(
-    pack: Pack, workers: Sequence[Worker], items: Sequence[WorkItem], inputs: Sequence[Sequence[Any]],
+    pack: Pack, workers: Sequence[Worker], specs: Sequence[JobSpec], inputs: Sequence[Sequence[Any]],
     stop: Callable[[], bool],
 ) -> Generator[Said]:
     """Train packed jobs, each on its own seat. The caller applies the arithmetic.
@@ -76,23 +76,25 @@ def train_packed(
         inputs: Of each, start, mask and surviving values.
         stop: Asked after every step of each job.
     """
-    jobs = [(item.seat, worker.train(item, *given, stop=stop, seat=pack.seats[item.seat]))
-            for worker, item, given in zip(workers, items, inputs, strict=True)]
-    with contextlib.closing(train_together(pack, jobs)) as said:
+    seated = [(spec.seat, worker.train(spec, *given, stop=stop, seat=pack.seats[spec.seat]))
+            for worker, spec, given in zip(workers, specs, inputs, strict=True)]
+    with contextlib.closing(train_together(pack, seated)) as said:
         yield from said
 
 
-def _until_pending(number: int, job: Steps, answer: Gradients | None) -> Generator[Said, None, GradientRequest | None]:
+def _until_pending(
+    number: int, steps: Steps, answer: Gradients | None
+) -> Generator[Said, None, GradientRequest | None]:
     """Pass on what a job says until it needs gradients; None once it has ended."""
     while True:
         try:
-            message = job.send(answer)
+            message = steps.send(answer)
         except StopIteration:
             return None
         except Exception as error:
             if out_of_memory(error):
                 raise
-            yield number, Broke(_portable(error))
+            yield number, PackedJobFailed(_portable(error))
             return None
         if isinstance(message, GradientRequest):
             return message

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Generic, TypeVar
 
-from swamp_ray.run.messages import Handle, WorkItem
+from swamp_ray.run.messages import Handle, JobSpec
 
 PATIENCE_S = 2.0
 """So long a pack that is not full waits for jobs of other runs that are between two rounds."""
@@ -18,25 +18,25 @@ Owner = TypeVar("Owner")
 
 
 @dataclass(frozen=True, eq=False)
-class Entry(Generic[Owner]):
+class QueuedJob(Generic[Owner]):
     """A job that waits: whose it is, what to do, and where start, mask and surviving values are."""
 
     owner: Owner
-    item: WorkItem
+    spec: JobSpec
     given: tuple[Handle, Handle, Handle | None]
 
-    def joins(self, first: Entry[Owner]) -> bool:
+    def joins(self, first: QueuedJob[Owner]) -> bool:
         """Whether both can be packed together: they train equally long, in the same form."""
-        mine, other = self.item.program, first.item.program
-        return (self.item.packing == first.item.packing and mine is not None and other is not None
+        mine, other = self.spec.program, first.spec.program
+        return (self.spec.packing == first.spec.packing and mine is not None and other is not None
                 and mine.num_steps == other.num_steps)
 
 
-class Backlog(Generic[Owner]):
+class JobQueue(Generic[Owner]):
     """Jobs in the order in which they were asked for, urgent ones first."""
 
     def __init__(self) -> None:
-        self._entries: deque[Entry[Owner]] = deque()
+        self._entries: deque[QueuedJob[Owner]] = deque()
         self._waits_since: float | None = None
 
     def __len__(self) -> int:
@@ -50,17 +50,17 @@ class Backlog(Generic[Owner]):
     @property
     def num_packs(self) -> int:
         """How many workers the jobs would keep busy."""
-        counts = Counter((entry.item.packing, entry.item.width) for entry in self._entries)
+        counts = Counter((entry.spec.packing, entry.spec.width) for entry in self._entries)
         return sum(ceil(count / width) for (_, width), count in counts.items())
 
-    def add(self, entry: Entry[Owner], urgent: bool) -> None:
+    def add(self, entry: QueuedJob[Owner], urgent: bool) -> None:
         """Put a job at the end, or in front."""
         if urgent:
             self._entries.appendleft(entry)
         else:
             self._entries.append(entry)
 
-    def forget(self, unwanted: Callable[[Entry[Owner]], bool]) -> None:
+    def forget(self, unwanted: Callable[[QueuedJob[Owner]], bool]) -> None:
         """Take out the jobs that nobody wants any more."""
         self._entries = deque(entry for entry in self._entries if not unwanted(entry))
 
@@ -75,24 +75,24 @@ class Backlog(Generic[Owner]):
         """
         if not self._entries:
             return False
-        if len(self._next()) == self._entries[0].item.width or self.owners.union(at_work).issuperset(everybody):
+        if len(self._next()) == self._entries[0].spec.width or self.owners.union(at_work).issuperset(everybody):
             return True
         now = time.monotonic()
         if self._waits_since is None:
             self._waits_since = now
         return now - self._waits_since >= PATIENCE_S
 
-    def take(self) -> list[Entry[Owner]]:
+    def take(self) -> list[QueuedJob[Owner]]:
         """The job whose turn it is, and those that can be packed with it, in order."""
         self._waits_since = None
         taken = self._next()
         self._entries = deque(entry for entry in self._entries if entry not in taken)
         return taken
 
-    def _next(self) -> list[Entry[Owner]]:
+    def _next(self) -> list[QueuedJob[Owner]]:
         first = self._entries[0]
-        seated: dict[int, Entry[Owner]] = {first.item.seat: first}
+        seated: dict[int, QueuedJob[Owner]] = {first.spec.seat: first}
         for entry in self._entries:
             if entry.joins(first):
-                seated.setdefault(entry.item.seat, entry)
-        return [entry for entry in self._entries if seated.get(entry.item.seat) is entry]
+                seated.setdefault(entry.spec.seat, entry)
+        return [entry for entry in self._entries if seated.get(entry.spec.seat) is entry]

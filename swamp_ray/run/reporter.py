@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from swamp_ray.method.events import Work
-from swamp_ray.run.messages import RoundRecord, WorkItem
+from swamp_ray.method.events import Job
+from swamp_ray.run.messages import JobSpec, RoundRecord
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.training.results import Progress
 
@@ -23,22 +23,22 @@ class Reporter:
     def workers_changed(self, num_workers: int) -> None:
         """Nodes have come or gone: so many workers can be had now."""
 
-    def work_submitted(self, item: WorkItem) -> None:
+    def job_submitted(self, spec: JobSpec) -> None:
         """A job waits for a worker."""
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
         """A job has finished an epoch."""
 
-    def work_finished(self, work: Work, found: bool) -> None:
+    def job_finished(self, job: Job, found: bool) -> None:
         """A job is done; ``found``: its result was in the storage already."""
 
-    def work_blocked(self, work: Work, who: str) -> None:
+    def job_blocked(self, job: Job, who: str) -> None:
         """Somebody else is training the same; its result is awaited. Told once for each who."""
 
-    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
+    def job_failed(self, job: Job, reason: str, retry: bool) -> None:
         """An attempt failed; ``retry``: another one follows."""
 
-    def work_dropped(self, work: Work, reason: str) -> None:
+    def particle_dropped(self, job: Job, reason: str) -> None:
         """A round goes on without one of its particles."""
 
     def round_finished(self, record: RoundRecord) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.method.events import DENSE, Work
+from swamp_ray.method.events import DENSE, Job
 from swamp_ray.run.averager import read_mask
 from swamp_ray.run.messages import Executor, Handle, Outcome
 from swamp_ray.run.prepare import Prepared, State
@@ -66,12 +66,12 @@ class Inputs:
             self._whole = self._rounds[0] if prepared.first_mask.all() else self._of(prepared.whole_mask)
         self.start_digest = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
 
-    def of(self, work: Work) -> RoundInputs:
+    def of(self, job: Job) -> RoundInputs:
         """What a job shares with its round; the dense phase, which has no mask, often with round 0."""
-        if work == DENSE:
+        if job == DENSE:
             assert self._whole is not None
             return self._whole
-        return self._rounds[work.round]
+        return self._rounds[job.round]
 
     def rewind_to(self, dense: Outcome) -> None:
         """The dense phase is finished: its weights are the rewind point."""
@@ -95,9 +95,9 @@ class Inputs:
         """A round is recorded: its mask and values are not needed any more, here and in the object store."""
         del self._rounds[index]
 
-    def start_handle(self, executor: Executor, work: Work | None = None) -> Handle:
+    def start_handle(self, executor: Executor, job: Job | None = None) -> Handle:
         """The rewind weights, where the workers can read them; for the dense phase the initialisation."""
-        if work == DENSE:
+        if job == DENSE:
             return executor.put(self._prepared.initial)
         if self._start_handle is None:
             self._start_handle = executor.put(self._start_now())

@@ -184,11 +184,11 @@ def named_import_paths(plain: Any) -> dict[str, str]:
 def _named(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Texts under the keys ``name`` and ``score``, and the values of a space for such options."""
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _named(item, f"{path}.{key}" if path else str(key))
+        for key, spec in value.items():
+            yield from _named(spec, f"{path}.{key}" if path else str(key))
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        for item in value:
-            yield from _named(item, path)
+        for spec in value:
+            yield from _named(spec, path)
     elif isinstance(value, str) and {"name", "score"} & set(path.split(".")):
         yield path, value
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 
 Ending = Literal["done", "machine", "diverged", "error", "given back", "stopped"]
 """How a job ended; ``given back``: another run is training it; ``stopped``: it was not wanted any more."""
@@ -21,7 +21,7 @@ class Whereabouts:
 
 
 @dataclass(frozen=True)
-class Worked:
+class JobTimes:
     """What a worker did.
 
     Attributes:
@@ -30,11 +30,11 @@ class Worked:
         where: None where it is not known.
         began, ended: Seconds since 1970 by the driver's clock: given out, and heard of for the last time.
         how: It ended.
-        attempt, reseed: As in :class:`swamp_ray.run.messages.WorkItem`.
+        attempt, reseed: As in :class:`swamp_ray.run.messages.JobSpec`.
         epochs: That were trained; 0 where the result was found.
     """
 
-    work: Work
+    job: Job
     worker: int | None
     where: Whereabouts | None
     began: float
@@ -54,7 +54,7 @@ class Shift:
     _began: float = field(default_factory=time.time)
     _clock: float = field(default_factory=time.perf_counter)
 
-    def over(self, work: Work, how: Ending, attempt: int = 0, reseed: int = 0, epochs: int = 0) -> Worked:
+    def over(self, job: Job, how: Ending, attempt: int = 0, reseed: int = 0, epochs: int = 0) -> JobTimes:
         """The job has ended now. A wall clock that is set meanwhile does not change how long it took."""
         ended = self._began + time.perf_counter() - self._clock
-        return Worked(work, self.worker, self.where, self._began, ended, how, attempt, reseed, epochs)
+        return JobTimes(job, self.worker, self.where, self._began, ended, how, attempt, reseed, epochs)

@@ -22,7 +22,7 @@ from swamp_ray.data.samples import Data
 from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError, SwampError
 from swamp_ray.run.failures import recall_divergence, remember_divergence
 from swamp_ray.run.lookup import discard_named, evaluation_of, every_named, is_measured_alike, measured_anew, outcome_of
-from swamp_ray.run.messages import Busy, Outcome, WorkItem
+from swamp_ray.run.messages import JobSpec, LeaseHeld, Outcome
 from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import num_shards
 from swamp_ray.sparsity.compact import Packed, pack_state, spans
@@ -36,7 +36,7 @@ from swamp_ray.storage.places import Place, open_place
 from swamp_ray.storage.states import put_state, read_state
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.peak_memory import PeakMemory
-from swamp_ray.training.program import ParticleJob
+from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.ranks import Ranks
 from swamp_ray.training.results import Progress, TrainedParticle
 from swamp_ray.training.trainer import ParticleTrainer
@@ -45,17 +45,17 @@ from swamp_ray.training.training_run import GradientRequest, TrainingRun, begin_
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
 
-Message = Progress | Outcome | Packed | Busy
+Message = Progress | Outcome | Packed | LeaseHeld
 """What a worker says while it does a job."""
 Steps = Generator[Message | GradientRequest, Any]
 """A training job that asks for the gradients of its batches."""
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Training:
     """A training job, its inputs at hand."""
 
-    item: WorkItem
+    spec: JobSpec
     start: State
     mask: np.ndarray
     values: Packed | None
@@ -88,7 +88,7 @@ class Worker:
         self._num_shards = num_shards(config, self.trainer.layout)
 
     def run(
-        self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None,
+        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: Packed | None,
         stop: Callable[[], bool] = never,
     ) -> Generator[Message]:
         """Do one job: progress after each epoch, then the outcome, then (for training) the state in its pieces.
@@ -104,16 +104,16 @@ class Worker:
             stop: Asked after every training step.
         """
         with applied(self.arithmetic):
-            if item.program is None:
-                with _log(item, self.store.place, self._conceal) as log:
-                    yield self._evaluate(item, start, self._mask(mask_bits), log)
+            if spec.program is None:
+                with _log(spec, self.store.place, self._conceal) as log:
+                    yield self._evaluate(spec, start, self._mask(mask_bits), log)
                 return
-            for message in self.train(item, start, mask_bits, values, stop):
+            for message in self.train(spec, start, mask_bits, values, stop):
                 assert not isinstance(message, GradientRequest)
                 yield message
 
     def train(
-        self, item: WorkItem, start: State, mask_bits: np.ndarray, values: Packed | None,
+        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: Packed | None,
         stop: Callable[[], bool] = never, seat: ParticleTrainer | None = None,
     ) -> Steps:
         """Train a particle. The caller applies the arithmetic.
@@ -123,19 +123,19 @@ class Worker:
             seat: Of a pack, whose owner is asked for gradients; None: this worker's own trainer computes them.
         """
         mask = self._mask(mask_bits)
-        with _log(item, self.store.place, self._conceal) as log:
-            if (found := self._stored(item, mask, start, log)) is not None:
+        with _log(spec, self.store.place, self._conceal) as log:
+            if (found := self._stored(spec, mask, start, log)) is not None:
                 yield from found
                 return
-            lease = self._lease(item, log)
+            lease = self._lease(spec, log)
             if isinstance(lease, Held):
-                log(f"{item.work}: is being trained by {lease.who}")
-                yield Busy(lease)
+                log(f"{spec.job}: is being trained by {lease.who}")
+                yield LeaseHeld(lease)
                 return
             with lease or contextlib.nullcontext():
                 # Whoever had the lease before may have finished since the look above.
-                job = _Job(item, start, mask, values, seat)
-                result = self._stored(item, mask, start, log) or (yield from self._train_anew(job, log, stop))
+                training = _Training(spec, start, mask, values, seat)
+                result = self._stored(spec, mask, start, log) or (yield from self._train_anew(training, log, stop))
             yield from result or ()
 
     def _with_pieces(self, outcome: Outcome, packed: Packed) -> list[Outcome | Packed]:
@@ -143,175 +143,175 @@ class Worker:
         pieces = [packed.part(*span) for span in spans(packed.size, self._num_shards)]
         return [replace(outcome, num_pieces=len(pieces)), *pieces]
 
-    def _stored(self, item: WorkItem, mask: np.ndarray, start: State, log: Any) -> list[Outcome | Packed] | None:
+    def _stored(self, spec: JobSpec, mask: np.ndarray, start: State, log: Any) -> list[Outcome | Packed] | None:
         """A result that an earlier attempt, or another run, has left behind, with the metrics that are asked for."""
-        for manifest in every_named(self.store, item.named):
+        for manifest in every_named(self.store, spec.named):
             try:
                 packed = read_state(self.store, manifest)
             except MissingPayloadError:
                 continue  # let go to save space, and needed once more
-            log(f"{item.work}: found {manifest.name[:12]} in storage")
+            log(f"{spec.job}: found {manifest.name[:12]} in storage")
             outcome = outcome_of(manifest)
-            if not is_measured_alike(item, manifest.name, manifest.info):
-                outcome = self._measure(item, outcome, packed, mask, start, log)
+            if not is_measured_alike(spec, manifest.name, manifest.info):
+                outcome = self._measure(spec, outcome, packed, mask, start, log)
             return self._with_pieces(outcome, packed)
         return None
 
-    def _measure(self, item: WorkItem, outcome: Outcome, packed: Packed, mask: np.ndarray, start: State, log: Any
+    def _measure(self, spec: JobSpec, outcome: Outcome, packed: Packed, mask: np.ndarray, start: State, log: Any
                  ) -> Outcome:
         """Measure a stored network as this run measures; what is measured lies under a name of its own."""
-        named = evaluation_of(item, outcome.digest)
+        named = evaluation_of(spec, outcome.digest)
         found = self.store.find(named.name)
         if found is None:
-            found = self._store_evaluation(item, named.name, packed, mask, start)
-            log(f"{item.work}: measured anew, {_metrics_text(found.info['metrics'])}")
-        return measured_anew(item, outcome, named.name, found.info["metrics"])
+            found = self._store_evaluation(spec, named.name, packed, mask, start)
+            log(f"{spec.job}: measured anew, {_metrics_text(found.info['metrics'])}")
+        return measured_anew(spec, outcome, named.name, found.info["metrics"])
 
-    def _lease(self, item: WorkItem, log: Any) -> Lease | Held | None:
+    def _lease(self, spec: JobSpec, log: Any) -> Lease | Held | None:
         """The right to train, or who has it; None where the storage fails, since leases only save work."""
-        holder = replace(self._holder, session=item.session)
+        holder = replace(self._holder, session=spec.session)
         try:
             # An earlier version may be at work on the same under the name that it gives to it.
-            for former in item.named.former:
+            for former in spec.named.former:
                 held = self.leases.look(artifact_lease(former.name))
-                if held is not None and not is_free(held, holder, item.stale):
+                if held is not None and not is_free(held, holder, spec.stale):
                     return held
-            return self.leases.acquire(artifact_lease(item.named.name), holder, item.stale)
+            return self.leases.acquire(artifact_lease(spec.named.name), holder, spec.stale)
         except (RunError, OSError) as error:
-            log(f"{item.work}: goes on without a lease: {error}")
+            log(f"{spec.job}: goes on without a lease: {error}")
             return None
 
     def _mask(self, mask_bits: np.ndarray) -> np.ndarray:
         return from_bits(mask_bits, self.trainer.layout.num_prunable)
 
     def _train_anew(
-        self, job: _Job, log: Any, stop: Callable[[], bool]
+        self, training: _Training, log: Any, stop: Callable[[], bool]
     ) -> Generator[Progress | GradientRequest, Any, list[Outcome | Packed] | None]:
         """Train, unless it is known that this diverges; what diverges is noted."""
-        if (error := recall_divergence(self.store, job.item)) is not None:
+        if (error := recall_divergence(self.store, training.spec)) is not None:
             raise error
         try:
-            return (yield from self._train(job, log, stop))
+            return (yield from self._train(training, log, stop))
         except DivergedError as error:
-            self._note_divergence(job.item, error, log)
+            self._note_divergence(training.spec, error, log)
             raise
 
     def _train(
-        self, job: _Job, log: Any, stop: Callable[[], bool]
+        self, training: _Training, log: Any, stop: Callable[[], bool]
     ) -> Generator[Progress | GradientRequest, Any, list[Outcome | Packed] | None]:
-        began, item, memory = time.perf_counter(), job.item, PeakMemory(self.trainer.device)
-        run = self._begin(job, log)
+        began, spec, memory = time.perf_counter(), training.spec, PeakMemory(self.trainer.device)
+        run = self._begin(training, log)
         first_epoch = len(run.history)
         every, written = int(self.config.execution.checkpoint_every.amount), time.monotonic()
         while not run.done:
             try:
-                progress = run.epoch(stop) if job.seat is None else (yield from run.epoch_steps(stop))
+                progress = run.epoch(stop) if training.seat is None else (yield from run.epoch_steps(stop))
                 if progress is not None:
                     log(_epoch_line(progress))
                     yield progress
             except GeneratorExit:  # nobody reads on: a cancelled job ends here if it is not asked before
-                self._stopped(item, run, log)
+                self._stopped(spec, run, log)
                 raise
             if run.done:
                 break
             if progress is None or stop():
-                self._stopped(item, run, log)
+                self._stopped(spec, run, log)
                 return None
             late = time.monotonic() - written >= self.config.execution.checkpoint_interval_s
             if every and late and progress.epoch % every == 0:
-                self._checkpoint(item, run)
+                self._checkpoint(spec, run)
                 written = time.monotonic()
         result = run.finish()
-        manifest = self._keep(item, result, time.perf_counter() - began, memory.read_bytes())
-        discard_named(self.store, item.named, CHECKPOINT)
-        log(f"{item.work}: finished, {_metrics_text(result.evaluation.metrics)}")
+        manifest = self._keep(spec, result, time.perf_counter() - began, memory.read_bytes())
+        discard_named(self.store, spec.named, CHECKPOINT)
+        log(f"{spec.job}: finished, {_metrics_text(result.evaluation.metrics)}")
         return self._with_pieces(outcome_of(manifest, len(run.history) - first_epoch), result.packed)
 
-    def _note_divergence(self, item: WorkItem, error: DivergedError, log: Any) -> None:
+    def _note_divergence(self, spec: JobSpec, error: DivergedError, log: Any) -> None:
         """Its checkpoint leads nowhere. A storage that takes no files must not hide what happened."""
         try:
-            remember_divergence(self.store, item, error)
-            discard_named(self.store, item.named, CHECKPOINT)
+            remember_divergence(self.store, spec, error)
+            discard_named(self.store, spec.named, CHECKPOINT)
         except RunError as failure:
-            log(f"{item.work}: {failure}")
+            log(f"{spec.job}: {failure}")
 
-    def _begin(self, job: _Job, log: Any) -> TrainingRun:
-        item, start, mask, values = job.item, job.start, job.mask, job.values
-        assert item.program is not None
-        trainer = job.seat or self.trainer
+    def _begin(self, training: _Training, log: Any) -> TrainingRun:
+        spec, start, mask, values = training.spec, training.start, training.mask, training.values
+        assert spec.program is not None
+        trainer = training.seat or self.trainer
         if values is None:
             values = pack_state(start.parameters, trainer.layout, mask, drop_outside=True)
-        order = ParticleJob(str(item.work), item.seed, item.program)
-        checkpoint = self._find_checkpoint(item, log)
+        order = TrainingSpec(str(spec.job), spec.seed, spec.program)
+        checkpoint = self._find_checkpoint(spec, log)
         try:
             run = begin_training(trainer, order, values, mask, start.buffers, checkpoint)
         except CorruptArtifactError as error:
-            log(f"{item.work}: {error}; starting afresh")
-            discard_named(self.store, item.named, CHECKPOINT)
+            log(f"{spec.job}: {error}; starting afresh")
+            discard_named(self.store, spec.named, CHECKPOINT)
             run = begin_training(trainer, order, values, mask, start.buffers)
         origin = f"step {run.step}" if run.step else "the start"
-        seed = f", seed {item.reseed}" if item.reseed else ""
-        form = f"{item.packing}, " if item.is_packed else ""
-        log(f"{item.work}: attempt {item.attempt}{seed}, from {origin}, {item.program.num_steps} steps, {form}"
-            f"density {mask.mean():.4f}, result {item.named.name[:12]}")
+        seed = f", seed {spec.reseed}" if spec.reseed else ""
+        form = f"{spec.packing}, " if spec.is_packed else ""
+        log(f"{spec.job}: attempt {spec.attempt}{seed}, from {origin}, {spec.program.num_steps} steps, {form}"
+            f"density {mask.mean():.4f}, result {spec.named.name[:12]}")
         return run
 
-    def _stopped(self, item: WorkItem, run: TrainingRun, log: Any) -> None:
-        self._checkpoint(item, run)
-        log(f"{item.work}: asked to stop; a checkpoint was written after step {run.step}")
+    def _stopped(self, spec: JobSpec, run: TrainingRun, log: Any) -> None:
+        self._checkpoint(spec, run)
+        log(f"{spec.job}: asked to stop; a checkpoint was written after step {run.step}")
 
-    def _checkpoint(self, item: WorkItem, run: TrainingRun) -> None:
+    def _checkpoint(self, spec: JobSpec, run: TrainingRun) -> None:
         info = {"step": run.step, "epoch": len(run.history)}
-        self.store.put(item.named.name, {RUN_FILE: run.checkpoint()}, info, CHECKPOINT)
+        self.store.put(spec.named.name, {RUN_FILE: run.checkpoint()}, info, CHECKPOINT)
 
-    def _find_checkpoint(self, item: WorkItem, log: Any) -> bytes | None:
+    def _find_checkpoint(self, spec: JobSpec, log: Any) -> bytes | None:
         """What an earlier attempt left; a damaged checkpoint only costs its epochs."""
-        for name in item.named.names:
+        for name in spec.named.names:
             try:
                 manifest = self.store.find(name, CHECKPOINT)
                 if manifest is not None:
                     return self.store.read(manifest, RUN_FILE)
             except CorruptArtifactError as error:
-                log(f"{item.work}: {error}")
+                log(f"{spec.job}: {error}")
                 self.store.discard(name, CHECKPOINT)
         return None
 
-    def _keep(self, item: WorkItem, result: TrainedParticle, seconds: float, peak_bytes: int | None) -> Manifest:
+    def _keep(self, spec: JobSpec, result: TrainedParticle, seconds: float, peak_bytes: int | None) -> Manifest:
         info: dict[str, Any] = {"metrics": result.evaluation.metrics, "history": result.history, "seconds": seconds,
-                                "work": str(item.work), "run": self.config.name}
+                                "work": str(spec.job), "run": self.config.name}
         if result.as_trained is not None:
             info["as_trained"] = result.as_trained
         if peak_bytes is not None:
             info["peak_bytes"] = peak_bytes
-        if item.measurement is not None:
-            info["measured"] = item.measurement.measured
+        if spec.measurement is not None:
+            info["measured"] = spec.measurement.measured
         # Who reads the file need not know the tokens of the options.
-        recipe = concealed_tree(item.named.recipe)
-        return put_state(self.store, item.named.name, result.packed, recipe, info)
+        recipe = concealed_tree(spec.named.recipe)
+        return put_state(self.store, spec.named.name, result.packed, recipe, info)
 
-    def _evaluate(self, item: WorkItem, start: State, mask: np.ndarray, log: Any) -> Outcome:
-        assert item.average is not None
-        average = self.store.find(item.average)
+    def _evaluate(self, spec: JobSpec, start: State, mask: np.ndarray, log: Any) -> Outcome:
+        assert spec.average is not None
+        average = self.store.find(spec.average)
         if average is None:
-            raise CorruptArtifactError(f"the average {item.average} of {item.work} is not in the storage")
+            raise CorruptArtifactError(f"the average {spec.average} of {spec.job} is not in the storage")
         packed = read_state(self.store, average)
-        manifest = self._store_evaluation(item, item.named.name, packed, mask, start)
-        log(f"{item.work}: {_metrics_text(manifest.info['metrics'])}")
+        manifest = self._store_evaluation(spec, spec.named.name, packed, mask, start)
+        log(f"{spec.job}: {_metrics_text(manifest.info['metrics'])}")
         return outcome_of(manifest)
 
-    def _store_evaluation(self, item: WorkItem, name: str, packed: Packed, mask: np.ndarray, start: State) -> Manifest:
+    def _store_evaluation(self, spec: JobSpec, name: str, packed: Packed, mask: np.ndarray, start: State) -> Manifest:
         """Evaluate a network and store its metrics and statistics under a name."""
         began = time.perf_counter()
         evaluation = self.trainer.evaluate(packed, mask, start.buffers)
         files = {BUFFERS_FILE: arrays_to_bytes(evaluation.buffers)}
-        info = {"metrics": evaluation.metrics, "seconds": time.perf_counter() - began, "work": str(item.work)}
+        info = {"metrics": evaluation.metrics, "seconds": time.perf_counter() - began, "work": str(spec.job)}
         return self.store.put(name, files, info)
 
 
 @contextlib.contextmanager
-def _log(item: WorkItem, place: Place, conceal: Concealer) -> Iterator[JobLog]:
+def _log(spec: JobSpec, place: Place, conceal: Concealer) -> Iterator[JobLog]:
     """The job's own log file."""
-    log = JobLog(place, item.log_path, conceal)
+    log = JobLog(place, spec.log_path, conceal)
     try:
         yield log
     except GeneratorExit:
@@ -337,6 +337,6 @@ def _metrics_text(metrics: dict[str, dict[str, float]]) -> str:
                      for split, values in metrics.items())
 
 
-def describe(item: WorkItem) -> dict[str, Any]:
+def describe(spec: JobSpec) -> dict[str, Any]:
     """Plain values of a job, for records."""
-    return asdict(item.work) | {"attempt": item.attempt, "name": item.named.name}
+    return asdict(spec.job) | {"attempt": spec.attempt, "name": spec.named.name}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import Interrupted, RunError, SwampError
-from swamp_ray.method.events import RoundPlan, Work
+from swamp_ray.method.events import Job, RoundPlan
 from swamp_ray.on_ray.actors import Spares
 from swamp_ray.on_ray.choose_packing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
 from swamp_ray.on_ray.executor import RayExecutor
@@ -55,17 +55,17 @@ class _RunLog(Reporter):
     def __init__(self, log: JobLog) -> None:
         self._log = log
 
-    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
+    def job_failed(self, job: Job, reason: str, retry: bool) -> None:
         """A line."""
-        self._log(f"{work} failed: {reason}" + (" - trying again" if retry else ""))
+        self._log(f"{job} failed: {reason}" + (" - trying again" if retry else ""))
 
-    def work_dropped(self, work: Work, reason: str) -> None:
+    def particle_dropped(self, job: Job, reason: str) -> None:
         """A line."""
-        self._log(f"round {work.round} goes on without particle {work.particle}: {reason}")
+        self._log(f"round {job.round} goes on without particle {job.particle}: {reason}")
 
-    def work_blocked(self, work: Work, who: str) -> None:
+    def job_blocked(self, job: Job, who: str) -> None:
         """A line."""
-        self._log(f"{work} is being trained by {who}")
+        self._log(f"{job} is being trained by {who}")
 
     def round_finished(self, record: RoundRecord) -> None:
         """A line."""

@@ -240,7 +240,7 @@ def _cycle(values: tuple[Any, ...], particle: int, default: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class ParticleJob:
+class TrainingSpec:
     """One training run to do.
 
     Attributes:

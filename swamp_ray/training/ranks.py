@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from swamp_ray.errors import LostRankError
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.compact import Packed
-from swamp_ray.training.program import ParticleJob
+from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.results import Arrays
 from swamp_ray.user_code.blaming import lost_connection
 
@@ -256,7 +256,7 @@ class TrainInstruction:
     """
 
     member: int
-    job: ParticleJob
+    job: TrainingSpec
     start: Packed
     mask: np.ndarray
     buffers: Arrays

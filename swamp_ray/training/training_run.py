@@ -30,7 +30,7 @@ from swamp_ray.training.epoch_totals import EpochTotals
 from swamp_ray.training.normalisation import has_batchnorm
 from swamp_ray.training.normalisation_checks import refuse_stateful_buffers
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
-from swamp_ray.training.program import ParticleJob
+from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.ranks import Ranks, TrainInstruction
 from swamp_ray.training.results import Arrays, Gradients, Progress, TrainedParticle
 from swamp_ray.training.state_dict import refuse_moving_extra_state
@@ -71,7 +71,7 @@ class _Interim:
 class TrainingRun:
     """One training run between two steps; made by :func:`begin_training`."""
 
-    def __init__(self, trainer: ParticleTrainer, job: ParticleJob, mask: np.ndarray, buffers: Arrays) -> None:
+    def __init__(self, trainer: ParticleTrainer, job: TrainingSpec, mask: np.ndarray, buffers: Arrays) -> None:
         config = trainer.config.training
         self.trainer, self.job, self.config = trainer, job, config
         self._identity = {"seed": job.seed, "program": job.program.as_dict()}
@@ -297,7 +297,7 @@ class TrainingRun:
 
 
 def begin_training(
-    trainer: ParticleTrainer, job: ParticleJob, start: Packed, mask: np.ndarray, buffers: Arrays,
+    trainer: ParticleTrainer, job: TrainingSpec, start: Packed, mask: np.ndarray, buffers: Arrays,
     checkpoint: bytes | None = None,
 ) -> TrainingRun:
     """A training run from its start, or from a checkpoint of an earlier attempt at the same job.

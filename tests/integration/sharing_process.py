@@ -16,9 +16,9 @@ from typing import Any
 
 from swamp_ray.errors import SwampError
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.inline_executor import InlineExecutor
-from swamp_ray.run.messages import Handle, WorkItem
+from swamp_ray.run.messages import Handle, JobSpec
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.training.results import Progress
 from tests.helpers import tiny
@@ -29,8 +29,8 @@ PATIENCE_S = 240.0
 class FromTheBack(InlineExecutor):
     """Takes the job that was given out last."""
 
-    def submit(self, item: WorkItem, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
-        super().submit(item, start, mask_bits, values, urgent=True)
+    def submit(self, spec: JobSpec, start: Handle, mask_bits: Handle, values: Handle | None, urgent: bool) -> None:
+        super().submit(spec, start, mask_bits, values, urgent=True)
 
 
 class Actor(Reporter):
@@ -44,21 +44,21 @@ class Actor(Reporter):
         self.trained: list[str] = []
         self.blocked: list[str] = []
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
-        moment = f"{work}, epoch {progress.epoch}"
+    def job_advanced(self, job: Job, progress: Progress) -> None:
+        moment = f"{job}, epoch {progress.epoch}"
         if moment == self.pause_at:
             self.tell("paused")
             self.wait_for(self.until)
         if moment == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def work_blocked(self, work: Work, who: str) -> None:
-        self.blocked.append(f"{work} by {who}")
+    def job_blocked(self, job: Job, who: str) -> None:
+        self.blocked.append(f"{job} by {who}")
         self.tell("blocked")
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        if not found and work.kind != "evaluation":
-            self.trained.append(str(work))
+    def job_finished(self, job: Job, found: bool) -> None:
+        if not found and job.kind != "evaluation":
+            self.trained.append(str(job))
 
     def tell(self, what: str) -> None:
         (self.folder / f"{self.name}-{what}").touch()

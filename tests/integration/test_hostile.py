@@ -25,7 +25,7 @@ from swamp_ray.config.reading import build_config, dump_config, parse_config
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, UserError
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
@@ -43,8 +43,8 @@ SMALL: dict[str, Any] = {"pruning__target": 0.5, "particles__count": 2, "round__
 class Interrupter(Reporter):
     """Stops the run in the middle of the last particle of the last round."""
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
-        if work == Work("particle", 1, 1) and progress.epoch == 2:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
+        if job == Job("particle", 1, 1) and progress.epoch == 2:
             raise KeyboardInterrupt
 
 

@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
@@ -45,7 +45,7 @@ class JoinAndLeave(Reporter):
         self.spread: dict[str, int] = {}
         self.averagers: dict[str, int] = {}
         self.sizes: list[int] = []
-        self.failures: list[Work] = []
+        self.failures: list[Job] = []
         self.joined = False
 
     def executor_started(self, num_workers: int) -> None:
@@ -54,8 +54,8 @@ class JoinAndLeave(Reporter):
     def workers_changed(self, num_workers: int) -> None:
         self.sizes.append(num_workers)
 
-    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
-        self.failures.append(work)
+    def job_failed(self, job: Job, reason: str, retry: bool) -> None:
+        self.failures.append(job)
         self._marker.touch()
 
     def tick(self) -> None:

@@ -15,7 +15,7 @@ import ray
 
 from swamp_ray.errors import Interrupted, UserError
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.training.results import Progress
 from tests.faults import epoch_seed
@@ -64,8 +64,8 @@ def test_a_rank_that_is_killed_changes_no_byte(tmp_path: Path) -> None:
 class Interrupts(Reporter):
     """Asks a run to stop once a particle of round 0 has trained some epochs."""
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
-        if work.round == 0 and progress.epoch > 3:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
+        if job.round == 0 and progress.epoch > 3:
             signal.raise_signal(signal.SIGINT)
 
 

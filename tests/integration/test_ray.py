@@ -19,8 +19,8 @@ import yaml
 
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
-from swamp_ray.run.messages import WorkItem
+from swamp_ray.method.events import Job
+from swamp_ray.run.messages import JobSpec
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.holders import this_process
@@ -39,8 +39,8 @@ class Killer(Reporter):
         self.failures: list[str] = []
         self.warnings: list[str] = []
 
-    def work_failed(self, work: Any, reason: str, retry: bool) -> None:
-        self.failures.append(f"{work}: {reason}")
+    def job_failed(self, job: Any, reason: str, retry: bool) -> None:
+        self.failures.append(f"{job}: {reason}")
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -103,13 +103,13 @@ def test_a_worker_that_is_killed_is_replaced_and_its_particle_goes_on(tmp_path: 
         killed = False
         running: ClassVar[set[Any]] = set()
 
-        def work_advanced(self, work: Any, progress: Any) -> None:
-            self.running.add(work)
-            if not self.killed and work.kind == "particle" and work.round >= 1 and len(self.running) == 2:
+        def job_advanced(self, job: Any, progress: Any) -> None:
+            self.running.add(job)
+            if not self.killed and job.kind == "particle" and job.round >= 1 and len(self.running) == 2:
                 self.killed = _kill_actor("ParticleActor", earlier)
 
-        def work_finished(self, work: Any, found: bool) -> None:
-            self.running.discard(work)
+        def job_finished(self, job: Any, found: bool) -> None:
+            self.running.discard(job)
 
     reporter = KillsOne()
     done = on_ray(tmp_path / "killed", reporter, round__length=12)
@@ -138,9 +138,9 @@ def test_packed_on_ray_it_is_the_same_even_if_a_worker_with_a_pack_is_killed(tmp
         killed = False
         seen: ClassVar[set[int]] = set()
 
-        def work_advanced(self, work: Any, progress: Any) -> None:
-            if work.kind == "particle" and work.round == 0 and work.particle < 2:
-                self.seen.add(work.particle)
+        def job_advanced(self, job: Any, progress: Any) -> None:
+            if job.kind == "particle" and job.round == 0 and job.particle < 2:
+                self.seen.add(job.particle)
             if not self.killed and len(self.seen) == 2:
                 self.killed = _kill_actor("ParticleActor", earlier)
 
@@ -183,8 +183,8 @@ def test_a_killed_averaging_actor_is_replaced_and_fed_from_storage(
     class KillsAverager(Killer):
         killed = False
 
-        def work_finished(self, work: Any, found: bool) -> None:
-            if not self.killed and work.kind == "particle" and (work.round, work.particle) == (1, 1):
+        def job_finished(self, job: Any, found: bool) -> None:
+            if not self.killed and job.kind == "particle" and (job.round, job.particle) == (1, 1):
                 self.killed = _kill_actor("AveragingActor", earlier)
 
     reporter = KillsAverager()
@@ -203,27 +203,27 @@ def test_a_worker_does_not_wait_for_what_another_run_trains(tmp_path: Path, undi
 
         def __init__(self) -> None:
             self.blocked: list[str] = []
-            self.finished: list[Work] = []
+            self.finished: list[Job] = []
 
-        def work_submitted(self, item: WorkItem) -> None:
-            if item.work == Work("particle", 0, 0) and self.lease is None:
+        def job_submitted(self, spec: JobSpec) -> None:
+            if spec.job == Job("particle", 0, 0) and self.lease is None:
                 leases = Leases(open_place(tmp_path), 600.0)
-                self.lease = leases.acquire(artifact_lease(item.named.name), this_process("another"))
+                self.lease = leases.acquire(artifact_lease(spec.named.name), this_process("another"))
                 assert isinstance(self.lease, Lease)
 
-        def work_blocked(self, work: Work, who: str) -> None:
-            self.blocked.append(f"{work} by {who.split()[1]}")
+        def job_blocked(self, job: Job, who: str) -> None:
+            self.blocked.append(f"{job} by {who.split()[1]}")
 
-        def work_finished(self, work: Work, found: bool) -> None:
-            self.finished.append(work)
-            if set(self.finished) >= {Work("particle", 0, 1), Work("particle", 0, 2)}:
+        def job_finished(self, job: Job, found: bool) -> None:
+            self.finished.append(job)
+            if set(self.finished) >= {Job("particle", 0, 1), Job("particle", 0, 2)}:
                 self.lease.release()
 
     another = Another()
     on_ray(tmp_path, another, execution__num_workers=1)
     assert another.blocked == ["round 0, particle 0 by another"]
     assert another.finished[:4] == [
-        Work("dense"), Work("particle", 0, 1), Work("particle", 0, 2), Work("particle", 0, 0)]
+        Job("dense"), Job("particle", 0, 1), Job("particle", 0, 2), Job("particle", 0, 0)]
     assert ticket_digests(tmp_path) == undisturbed
     assert not list(tmp_path.rglob(".lease.json"))
 
@@ -270,7 +270,7 @@ def test_workers_are_scheduled_on_gpus(tmp_path: Path, undisturbed: dict[str, st
     class Counter(Reporter):
         used = 0.0
 
-        def work_submitted(self, item: WorkItem) -> None:
+        def job_submitted(self, spec: JobSpec) -> None:
             free = ray.available_resources().get("GPU", 0.0)
             self.used = max(self.used, 2 - free)
 

@@ -15,7 +15,7 @@ from ray.exceptions import ObjectLostError
 
 from swamp_ray.errors import RunError
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.on_ray import executor as ray_executor
 from swamp_ray.on_ray.executor import RayExecutor
 from swamp_ray.run.prepare import Prepared
@@ -144,11 +144,11 @@ def test_states_that_are_lost_while_they_wait_are_read_from_storage(
     class LosesStates(Reporter):
         warnings: ClassVar[list[str]] = []
 
-        def work_finished(self, work: Work, found: bool) -> None:
-            if work == Work("particle", 0, 2):
+        def job_finished(self, job: Job, found: bool) -> None:
+            if job == Job("particle", 0, 2):
                 held = executors[0]._held
-                assert sorted(work.particle for work in held) == [1, 2]
-                held.update({work: [lost_object()] for work in held})
+                assert sorted(job.particle for job in held) == [1, 2]
+                held.update({job: [lost_object()] for job in held})
                 marker.touch()
 
         def warning(self, text: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from tests.faults import uneven
 from tests.helpers import ticket_digests, tiny
@@ -24,15 +24,15 @@ class LosesItsNode(Reporter):
         self._node: Any = cluster.add_node(num_cpus=2)
         self.lost = False
         self.warnings: list[str] = []
-        self.failures: list[Work] = []
+        self.failures: list[Job] = []
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        if work == Work("particle", 0, 2):
+    def job_finished(self, job: Job, found: bool) -> None:
+        if job == Job("particle", 0, 2):
             self._cluster.remove_node(self._node, allow_graceful=False)
             self.lost = True
 
-    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
-        self.failures.append(work)
+    def job_failed(self, job: Job, reason: str, retry: bool) -> None:
+        self.failures.append(job)
         # Not before: a worker of the lost node may live on for a moment, and must not finish what waits for the marker.
         self._marker.touch()
 
@@ -51,7 +51,7 @@ def test_a_lost_node_costs_no_result(nodes: Cluster, tmp_path: Path) -> None:
     reporter = LosesItsNode(nodes, marker)
     done = run(tiny(tmp_path / "lost", execution__executor="ray", **uneven(marker)), reporter)
     assert reporter.lost
-    assert reporter.failures == [Work("particle", 0, 0)], "what was finished before is not trained again"
+    assert reporter.failures == [Job("particle", 0, 0)], "what was finished before is not trained again"
     assert sum("no living node can hold one" in text for text in reporter.warnings) == 1, "it is said once"
     assert ticket_digests(tmp_path / "lost") == ticket_digests(tmp_path / "undisturbed")
     incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]

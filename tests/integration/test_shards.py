@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.on_ray import executor as ray_executor
 from swamp_ray.on_ray.executor import RayExecutor
 from swamp_ray.run.prepare import Prepared
@@ -32,8 +32,8 @@ class KillsAShard(Reporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        if work == Work("particle", 0, 1):
+    def job_finished(self, job: Job, found: bool) -> None:
+        if job == Job("particle", 0, 1):
             ray.kill(self.executors[0]._pool.averagers()[1])
 
     def warning(self, text: str) -> None:

@@ -23,7 +23,7 @@ from swamp_ray.sparsity.selection import plan_survivors
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import read_state
 from swamp_ray.training.models import build_model
-from swamp_ray.training.program import ParticleJob, Program, dense_program, round_program
+from swamp_ray.training.program import Program, TrainingSpec, dense_program, round_program
 from swamp_ray.training.trainer import ParticleTrainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -243,7 +243,7 @@ class TestStartingWeights:
         begun: list[_Begun] = []
         begin = worker.begin_training
 
-        def watched(trainer: ParticleTrainer, job: ParticleJob, start: Packed, mask: np.ndarray, *rest: Any) -> Any:
+        def watched(trainer: ParticleTrainer, job: TrainingSpec, start: Packed, mask: np.ndarray, *rest: Any) -> Any:
             begun.append(_Begun(job.label, start, mask))
             return begin(trainer, job, start, mask, *rest)
 

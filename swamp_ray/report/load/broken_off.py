@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from swamp_ray.method.events import DENSE, Work
+from swamp_ray.method.events import DENSE, Job
 from swamp_ray.report.load.missing import TRAINED
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.storage.append import read_growing
@@ -43,7 +43,7 @@ class BrokenOff:
 def broken_off(run: ReportRun) -> BrokenOff:
     """The trainings of a run that were broken off, in all its attempts; of a running one those that it has noted."""
     killed = _killed_attempts(run)
-    spent: dict[tuple[int, Work], float] = defaultdict(float)
+    spent: dict[tuple[int, Job], float] = defaultdict(float)
     for job in run.jobs:
         if job["kind"] in TRAINED and job["how"] in ENDINGS:
             spent[job["attempt"], work_of(job)] += max(0.0, job["ended"] - job["began"])
@@ -68,15 +68,15 @@ def _killed_attempts(run: ReportRun) -> set[int]:
     return found
 
 
-def work_of(line: Mapping[str, Any]) -> Work:
+def work_of(line: Mapping[str, Any]) -> Job:
     """The training that a line of ``jobs.jsonl`` or ``results.jsonl`` is about."""
-    return DENSE if line["kind"] == "dense" else Work("particle", line["round"], line["particle"])
+    return DENSE if line["kind"] == "dense" else Job("particle", line["round"], line["particle"])
 
 
-def _logs(run: ReportRun, attempt: int) -> Iterator[tuple[Work, Spot]]:
+def _logs(run: ReportRun, attempt: int) -> Iterator[tuple[Job, Spot]]:
     for name, spot in run.rundir.logs(attempt).items():
         if (named := _JOB.fullmatch(name)) is not None:
-            yield DENSE if named[1] is None else Work("particle", int(named[1]), int(named[2])), spot
+            yield DENSE if named[1] is None else Job("particle", int(named[1]), int(named[2])), spot
 
 
 def _unfinished(log: str) -> tuple[float, int]:

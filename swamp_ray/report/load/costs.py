@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.method.events import DENSE, Work
+from swamp_ray.method.events import DENSE, Job
 from swamp_ray.report.load.broken_off import BrokenOff, work_of
 from swamp_ray.report.load.missing import DENSE_ROUND, TRAINED, particles_of, unknown_trainings
 from swamp_ray.report.load.runs import ReportRun
@@ -92,9 +92,9 @@ def broken_off_time(run: ReportRun, broken: BrokenOff) -> float:
     return sum(shares[kind] * seconds for kind, seconds in broken.seconds.items())
 
 
-def _trainings(run: ReportRun) -> dict[str, Work]:
+def _trainings(run: ReportRun) -> dict[str, Job]:
     """The dense phase and the particles by the names of their results; where they were not noted, those of rounds."""
-    found = {entry["name"]: Work("particle", record["round"], particle) for record in run.records
+    found = {entry["name"]: Job("particle", record["round"], particle) for record in run.records
              for particle, entry in zip(particles_of(record), record["artifacts"]["particles"], strict=False)}
     return found | {line["name"]: work_of(line) for line in run.results if line["kind"] in TRAINED}
 
@@ -114,7 +114,7 @@ class _Own:
             all("ended" in attempt for attempt in attempts)
         self._names = {run.name, run.config.name, run.about.get("name")}
 
-    def trained(self, work: Work, manifest: Manifest) -> bool:
+    def trained(self, work: Job, manifest: Manifest) -> bool:
         """Whether a job's result is this run's work."""
         return work in self._works or (not self._all_known and manifest.info.get("run") in self._names)
 

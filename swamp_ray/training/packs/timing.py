@@ -18,7 +18,7 @@ from swamp_ray.sparsity.compact import pack_model
 from swamp_ray.training.arithmetic import SINGLE, Arithmetic, form_and_width
 from swamp_ray.training.model_tensors import named_buffers
 from swamp_ray.training.packs.pack import Pack
-from swamp_ray.training.program import ParticleJob, Program, Rate
+from swamp_ray.training.program import Program, Rate, TrainingSpec
 from swamp_ray.training.results import Gradients
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer
@@ -173,7 +173,7 @@ def _begin(trainer: ParticleTrainer, seed: int) -> TrainingRun:
     packed = pack_model(trainer.model, trainer.layout, whole)
     packed = type(packed)(packed.values[mask], packed.rest)
     buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in named_buffers(trainer.model)}
-    return begin_training(trainer, ParticleJob("a measurement", seed, program), packed, mask, buffers)
+    return begin_training(trainer, TrainingSpec("a measurement", seed, program), packed, mask, buffers)
 
 
 def _endless(run: TrainingRun) -> Generator[GradientRequest, Gradients]:

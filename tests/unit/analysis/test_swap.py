@@ -15,7 +15,7 @@ from swamp_ray.cli import main
 from swamp_ray.config.reading import dump_config
 from swamp_ray.errors import Interrupted, UserError
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.masks import layer_densities, overlap
@@ -47,8 +47,8 @@ class Interrupts(Reporter):
 
     left = 6
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        Interrupts.left -= work.kind == "particle" and not found
+    def job_finished(self, job: Job, found: bool) -> None:
+        Interrupts.left -= job.kind == "particle" and not found
         if Interrupts.left == 0:
             raise KeyboardInterrupt
 

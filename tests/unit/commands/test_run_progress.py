@@ -14,7 +14,7 @@ from rich.console import Console
 
 from swamp_ray.commands.run_progress import LiveReporter, PlainReporter, make_reporter, print_results
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.training.results import Progress
 from tests.faults import epoch_seed
@@ -64,12 +64,12 @@ def test_a_long_round_shows_a_heartbeat(tmp_path: Path, monkeypatch: pytest.Monk
     reporter, text, _ = plain()
     done = run(tiny(tmp_path), Reporter())
     reporter.run_started(done.prepared, str(tmp_path))
-    work = Work("particle", 0, 1)
-    reporter.work_advanced(work, PROGRESS)
+    job = Job("particle", 0, 1)
+    reporter.job_advanced(job, PROGRESS)
     assert "epoch" not in text.getvalue()
     reporter._heartbeat -= 61
-    reporter.work_advanced(work, PROGRESS)
-    reporter.work_advanced(work, PROGRESS)
+    reporter.job_advanced(job, PROGRESS)
+    reporter.job_advanced(job, PROGRESS)
     assert text.getvalue().count("round 0, particle 1: epoch 37/160, loss 0.1234") == 1
 
 
@@ -77,8 +77,8 @@ def test_a_long_round_shows_a_heartbeat(tmp_path: Path, monkeypatch: pytest.Monk
 def test_failures_and_warnings_are_shown_as_they_are(kind: type[PlainReporter] | type[LiveReporter]) -> None:
     text = io.StringIO()
     reporter = kind(Console(file=text, width=60))
-    reporter.work_failed(Work("particle", 2, 1), "the worker [died] unexpectedly", retry=True)
-    reporter.work_failed(Work("dense"), "gone", retry=False)
+    reporter.job_failed(Job("particle", 2, 1), "the worker [died] unexpectedly", retry=True)
+    reporter.job_failed(Job("dense"), "gone", retry=False)
     reporter.warning("round 3 leaves no weight in [bold]")
     assert text.getvalue().splitlines() == [
         "round 2, particle 1 failed: the worker [died] unexpectedly - trying again", "dense phase failed: gone",
@@ -104,7 +104,7 @@ def test_a_particle_has_one_line_at_every_width(tmp_path: Path, width: int) -> N
     reporter.run_started(done.prepared, str(tmp_path))
     try:
         for particle in (11, 2):
-            reporter.work_advanced(Work("particle", 1, particle), PROGRESS)
+            reporter.job_advanced(Job("particle", 1, particle), PROGRESS)
         frame = Console(file=io.StringIO(), width=width, record=True, highlight=False)
         frame.print(reporter._render())
         lines = [line.rstrip() for line in frame.export_text().splitlines()]
@@ -132,7 +132,7 @@ def test_the_live_display_ends_with_a_run_that_fails(tmp_path: Path) -> None:
     text = io.StringIO()
 
     class Stopping(LiveReporter):
-        def work_advanced(self, work: Work, progress: Progress) -> None:
+        def job_advanced(self, job: Job, progress: Progress) -> None:
             raise KeyboardInterrupt
 
     from swamp_ray.errors import Interrupted

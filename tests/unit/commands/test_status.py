@@ -14,7 +14,7 @@ import pytest
 
 from swamp_ray.commands.status import describe
 from swamp_ray.config.reading import dump_config
-from swamp_ray.method.events import DENSE, Work
+from swamp_ray.method.events import DENSE, Job
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.holders import Holder, this_process
 from swamp_ray.storage.leases import Watch, artifact_lease
@@ -38,12 +38,12 @@ def rundir(tmp_path: Path) -> RunDir:
     return rundir
 
 
-def write(rundir: RunDir, status: str = "running", names: Mapping[Work, str] | None = None) -> None:
+def write(rundir: RunDir, status: str = "running", names: Mapping[Job, str] | None = None) -> None:
     plans = [{"index": index, "sparsity": index / 2, "num_particles": 4} for index in range(2)]
     attempt = {"started": "today", "host": "h", "executor": "ray", "trained": 0, "found": 0, "incidents": []}
     rundir.write_run({"status": status, "rounds": plans, "attempts": [attempt]})
-    for work, name in (names or {}).items():
-        rundir.append_result({"kind": work.kind, "round": work.round, "particle": work.particle, "name": name})
+    for job, name in (names or {}).items():
+        rundir.append_result({"kind": job.kind, "round": job.round, "particle": job.particle, "name": name})
 
 
 def hold(rundir: RunDir, holder: Holder, key: str = "") -> Any:
@@ -94,7 +94,7 @@ def test_watching_ends_when_a_process_elsewhere_falls_silent(rundir: RunDir) -> 
 
 
 def test_each_particle_of_an_open_round_is_accounted_for(rundir: RunDir) -> None:
-    names = {DENSE: NAMES[4]} | {Work("particle", 0, number): NAMES[number] for number in range(4)}
+    names = {DENSE: NAMES[4]} | {Job("particle", 0, number): NAMES[number] for number in range(4)}
     write(rundir, names=names)
     store = ArtifactStore(rundir.storage)
     store.put(NAMES[4], {}, {})

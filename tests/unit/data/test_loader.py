@@ -32,7 +32,7 @@ from swamp_ray.random_state import seeded
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.training.arithmetic import resolve_arithmetic
-from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import TrainingRun, begin_training
 from tests.helpers import TINY, command_line, descendants
@@ -417,7 +417,7 @@ def weights_after_an_epoch(data: Data, config: DataConfig, workers: int, stop_af
         model = initial_model(run_config, data)
         mask = np.ones(trainer.layout.num_prunable, dtype=bool)
         packed = pack_state(dict(model.named_parameters()), trainer.layout, mask)
-        job = ParticleJob("dense", 3, round_program(run_config, trainer.steps_per_epoch, 0, 0))
+        job = TrainingSpec("dense", 3, round_program(run_config, trainer.steps_per_epoch, 0, 0))
         buffers = {name: b.numpy() for name, b in model.named_buffers()}
         return begin_training(trainer, job, packed, mask, buffers, checkpoint)
 

@@ -13,27 +13,27 @@ from hypothesis import strategies as st
 
 from swamp_ray.method.events import (
     DENSE,
-    Add,
-    Average,
-    Averaged,
-    AveragerLost,
-    Cancel,
-    DeadlinePassed,
-    Decide,
+    AddState,
+    AveragerLostEvent,
+    CancelJob,
+    CloseAverage,
+    DeadlinePassedEvent,
     Decision,
-    Do,
-    Drop,
     Event,
-    Fail,
-    Failed,
-    Finished,
     Instruction,
-    Lost,
+    Job,
+    JobFailedEvent,
+    JobFinishedEvent,
     Policy,
-    Record,
-    Released,
+    RecordDecision,
+    RecordRound,
+    ReleaseState,
+    RoundAveragedEvent,
     RoundPlan,
-    Work,
+    RoundReleasedEvent,
+    StateLostEvent,
+    StopRun,
+    SubmitJob,
 )
 from swamp_ray.method.rounds import Rounds, plan_rounds
 
@@ -43,12 +43,12 @@ def plan_of(*num_particles: int) -> list[RoundPlan]:
     return plan_rounds(100, survivors, num_particles)
 
 
-def particle(index: int, n: int) -> Work:
-    return Work("particle", index, n)
+def particle(index: int, n: int) -> Job:
+    return Job("particle", index, n)
 
 
-def evaluation(index: int) -> Work:
-    return Work("evaluation", index)
+def evaluation(index: int) -> Job:
+    return Job("evaluation", index)
 
 
 @dataclass
@@ -62,11 +62,11 @@ class World:
     policy: Policy = field(default_factory=Policy)
     decisions: list[Decision] = field(default_factory=list)
     deadline: bool = False
-    scores: dict[Work, float] = field(default_factory=dict)
-    running: list[Work] = field(default_factory=list)
-    attempts: dict[Work, int] = field(default_factory=dict)
-    done: set[Work] = field(default_factory=set)
-    held: set[Work] = field(default_factory=set)
+    scores: dict[Job, float] = field(default_factory=dict)
+    running: list[Job] = field(default_factory=list)
+    attempts: dict[Job, int] = field(default_factory=dict)
+    done: set[Job] = field(default_factory=set)
+    held: set[Job] = field(default_factory=set)
     round: int = -1
     added: list[int] = field(default_factory=list)
     averaging: bool = False
@@ -85,19 +85,19 @@ class World:
         for instruction in instructions:
             self.log.append(instruction)
             match instruction:
-                case Do():
+                case SubmitJob():
                     self._do(instruction)
-                case Add():
+                case AddState():
                     self._add(instruction)
-                case Decide(decision=decision):
+                case RecordDecision(decision=decision):
                     self._decide(decision)
-                case Cancel(work=work):
-                    assert work.particle in self._dropped(work.round), "only what was dropped is cancelled"
-                    self.running.remove(work)
-                case Drop(round=index, particle=n):
+                case CancelJob(job=job):
+                    assert job.particle in self._dropped(job.round), "only what was dropped is cancelled"
+                    self.running.remove(job)
+                case ReleaseState(round=index, particle=n):
                     assert particle(index, n) in self.held, "only held states can be dropped"
                     self.held.remove(particle(index, n))
-                case Average(round=index, particles=particles):
+                case CloseAverage(round=index, particles=particles):
                     assert index == self.machine.current
                     assert not self.averaging, "a round is closed once per averager"
                     assert list(particles) == self.added, "the average consists of what was added"
@@ -105,45 +105,45 @@ class World:
                     assert len(self._entering(index)) >= min(self.policy.min_count, self._num(index))
                     assert not self.held, "a closed round holds no state"
                     self.averaging = True
-                case Record(round=index):
+                case RecordRound(round=index):
                     assert evaluation(index) in self.done
                     assert index in self.averaged
                     assert index not in self.recorded
                     self.recorded.append(index)
-                case Fail(reason=reason):
+                case StopRun(reason=reason):
                     self.failed = reason
         assert len(self.held) <= self.max_waiting
-        assert self.machine.open_work == frozenset(self.running) or self.failed
+        assert self.machine.open_jobs == frozenset(self.running) or self.failed
         assert self.machine.finished == (self.failed is not None or len(self.recorded) == len(self.machine.plan))
 
-    def _do(self, do: Do) -> None:
-        assert do.work not in self.running, "a job is not given out twice at a time"
-        assert do.work not in self.done, "a finished job is not given out again"
-        assert do.attempt == self.attempts.get(do.work, 0)
-        assert do.reseed == self._reseeds(do.work), "a seed was decided on before it is used"
-        assert do.work.particle not in self._dropped(do.work.round), "what was dropped is not done"
-        if do.work.kind == "particle":
-            assert do.work.round == 0 or do.work.round - 1 in self.averaged
-            assert do.work.round == len(self.averaged)
-            assert not self.hold or do.work.round == 0 or do.work.round - 1 in self.released
-            assert do.work.particle < self._num(do.work.round)
-            if do.work.round != self.round:
-                self.round, self.added, self.averaging, self.deadline = do.work.round, [], False, False
-        if do.work.kind == "evaluation":
-            assert do.work.round in self.averaged
-            last = do.work.round + 1 == len(self.machine.plan)
-            assert do.urgent == (last or (self.hold and do.work.round not in self.released)) or do.attempt > 0
-        self.running.append(do.work)
+    def _do(self, do: SubmitJob) -> None:
+        assert do.job not in self.running, "a job is not given out twice at a time"
+        assert do.job not in self.done, "a finished job is not given out again"
+        assert do.attempt == self.attempts.get(do.job, 0)
+        assert do.reseed == self._reseeds(do.job), "a seed was decided on before it is used"
+        assert do.job.particle not in self._dropped(do.job.round), "what was dropped is not done"
+        if do.job.kind == "particle":
+            assert do.job.round == 0 or do.job.round - 1 in self.averaged
+            assert do.job.round == len(self.averaged)
+            assert not self.hold or do.job.round == 0 or do.job.round - 1 in self.released
+            assert do.job.particle < self._num(do.job.round)
+            if do.job.round != self.round:
+                self.round, self.added, self.averaging, self.deadline = do.job.round, [], False, False
+        if do.job.kind == "evaluation":
+            assert do.job.round in self.averaged
+            last = do.job.round + 1 == len(self.machine.plan)
+            assert do.urgent == (last or (self.hold and do.job.round not in self.released)) or do.attempt > 0
+        self.running.append(do.job)
 
-    def _add(self, add: Add) -> None:
-        work = particle(add.round, add.particle)
+    def _add(self, add: AddState) -> None:
+        job = particle(add.round, add.particle)
         assert add.round == self.machine.current
-        assert work in self.done, "only finished particles are added"
+        assert job in self.done, "only finished particles are added"
         assert add.particle not in self.added, "each once for each averager"
         if not self.best:
             assert [*self.added, add.particle] == self._entering(add.round)[:len(self.added) + 1], "in index order"
-        assert add.from_storage == (work not in self.held)
-        self.held.discard(work)
+        assert add.from_storage == (job not in self.held)
+        self.held.discard(job)
         self.added.append(add.particle)
 
     def _num(self, index: int) -> int:
@@ -159,88 +159,88 @@ class World:
     def _entering(self, index: int) -> list[int]:
         return [n for n in range(self._num(index)) if n not in self._dropped(index)]
 
-    def _reseeds(self, work: Work) -> int:
-        return max([one.attempt for one in self.decisions if one.work == work and one.what == "reseed"], default=0)
+    def _reseeds(self, job: Job) -> int:
+        return max([one.attempt for one in self.decisions if one.job == job and one.what == "reseed"], default=0)
 
     def _decide(self, decision: Decision) -> None:
-        work = decision.work
-        assert work not in self.done, "what is finished is not decided on"
-        assert work.round == self.machine.current
+        job = decision.job
+        assert job not in self.done, "what is finished is not decided on"
+        assert job.round == self.machine.current
         assert not self.averaging, "nothing is decided after a round was closed"
         if decision.what == "reseed":
             assert self.policy.on_failure == "retry"
-            assert decision.attempt == self._reseeds(work) + 1 <= self.policy.max_reseeds
-            self.attempts[work] = 0
+            assert decision.attempt == self._reseeds(job) + 1 <= self.policy.max_reseeds
+            self.attempts[job] = 0
         if decision.what == "drop":
             assert self.policy.on_failure == "drop"
-            assert work.kind == "particle", "the dense phase cannot be dropped"
+            assert job.kind == "particle", "the dense phase cannot be dropped"
         if decision.what == "quorum":
             assert self.deadline
-            finished = sum(one.kind == "particle" and one.round == work.round for one in self.done)
+            finished = sum(one.kind == "particle" and one.round == job.round for one in self.done)
             assert self.policy.quorum is not None
             assert finished >= self.policy.quorum
-            assert work in self.running
+            assert job in self.running
         self.decisions.append(decision)
 
-    def finish(self, work: Work, held: bool = True) -> None:
-        self.running.remove(work)
-        self.done.add(work)
-        if held and work.kind == "particle":
-            self.held.add(work)
-        self.obey_after(Finished(work, self.scores.get(work, 0.0), held and work.kind == "particle"))
+    def finish(self, job: Job, held: bool = True) -> None:
+        self.running.remove(job)
+        self.done.add(job)
+        if held and job.kind == "particle":
+            self.held.add(job)
+        self.obey_after(JobFinishedEvent(job, self.scores.get(job, 0.0), held and job.kind == "particle"))
 
     def obey_after(self, event: Event) -> None:
         # The bound holds once the machine has answered.
         self.obey(self.machine.handle(event))
 
-    def fail(self, work: Work, kind: Literal["machine", "error"] = "machine") -> None:
-        self.running.remove(work)
-        self.attempts[work] = self.attempts.get(work, 0) + 1
-        self.obey_after(Failed(work, "its worker died", kind))
+    def fail(self, job: Job, kind: Literal["machine", "error"] = "machine") -> None:
+        self.running.remove(job)
+        self.attempts[job] = self.attempts.get(job, 0) + 1
+        self.obey_after(JobFailedEvent(job, "its worker died", kind))
 
-    def diverge(self, work: Work) -> None:
-        self.running.remove(work)
-        self.obey_after(Failed(work, "the loss was nan", "diverged"))
+    def diverge(self, job: Job) -> None:
+        self.running.remove(job)
+        self.obey_after(JobFailedEvent(job, "the loss was nan", "diverged"))
 
     def pass_deadline(self) -> None:
         self.deadline = True
-        self.obey_after(DeadlinePassed(self.machine.current))
+        self.obey_after(DeadlinePassedEvent(self.machine.current))
 
     def close(self) -> None:
         assert self.averaging
         self.averaging = False
         self.averaged.append(self.machine.current)
-        self.obey_after(Averaged(self.machine.current))
+        self.obey_after(RoundAveragedEvent(self.machine.current))
 
     def release(self, index: int) -> None:
         self.released.append(index)
-        self.obey_after(Released(index))
+        self.obey_after(RoundReleasedEvent(index))
 
     def lose_averager(self) -> None:
         self.added, self.averaging = [], False
         # States that wait in memory outlive the actor.
-        self.obey_after(AveragerLost("out of memory"))
+        self.obey_after(AveragerLostEvent("out of memory"))
 
-    def lose_state(self, work: Work) -> None:
+    def lose_state(self, job: Job) -> None:
         """A stored state is damaged; what the averager had is started anew."""
-        self.done.remove(work)
-        self.held.discard(work)
-        self.attempts.pop(work, None)  # it is a new job, whose attempts are counted anew
+        self.done.remove(job)
+        self.held.discard(job)
+        self.attempts.pop(job, None)  # it is a new job, whose attempts are counted anew
         self.added, self.averaging, self.deadline = [], False, False
-        self.obey_after(Lost(work, "its file is damaged"))
+        self.obey_after(StateLostEvent(job, "its file is damaged"))
 
     def ignores(self, event: Event) -> None:
-        before = self.machine.open_work, self.machine.current, self.machine.finished
+        before = self.machine.open_jobs, self.machine.current, self.machine.finished
         assert self.machine.handle(event) == []
-        assert before == (self.machine.open_work, self.machine.current, self.machine.finished)
+        assert before == (self.machine.open_jobs, self.machine.current, self.machine.finished)
 
-    def choices(self) -> list[tuple[str, Work | None]]:
+    def choices(self) -> list[tuple[str, Job | None]]:
         """Everything that may happen now in the ordinary course."""
         held = [index for index in self.recorded if self.hold and index not in self.released]
-        return [*(("finish", work) for work in self.running), *([("close", None)] if self.averaging else []),
+        return [*(("finish", job) for job in self.running), *([("close", None)] if self.averaging else []),
                 *(("release", evaluation(index)) for index in held if index + 1 < len(self.machine.plan))]
 
-    def act(self, choice: tuple[str, Work | None], held: bool = True) -> None:
+    def act(self, choice: tuple[str, Job | None], held: bool = True) -> None:
         if choice[1] is None:
             self.close()
         elif choice[0] == "release":
@@ -251,7 +251,7 @@ class World:
 
 def world_of(
     *num_particles: int, dense: bool = False, combine: str = "average", max_retries: int = 3, max_waiting: int = 8,
-    hold: bool = False, scores: dict[Work, float] | None = None, policy: Policy | None = None,
+    hold: bool = False, scores: dict[Job, float] | None = None, policy: Policy | None = None,
     decisions: Sequence[Decision] = (),
 ) -> World:
     policy = policy or Policy()
@@ -344,12 +344,13 @@ class TestRandomOrders:
             assert world.averaged == list(range(len(num_particles)))
         else:
             assert max([*world.attempts.values(), *losses.values(), *states.values()]) == max_retries + 1
-        for event in [Finished(particle(0, 0)), Failed(particle(0, 0), "late"), Averaged(0), AveragerLost("late"),
-                      DeadlinePassed(0)]:
+        for event in [JobFinishedEvent(particle(0, 0)), JobFailedEvent(particle(0, 0), "late"), RoundAveragedEvent(0),
+                      AveragerLostEvent("late"),
+                      DeadlinePassedEvent(0)]:
             world.ignores(event)
 
     def _trouble(
-        self, world: World, draw: random.Random, losses: dict[int, int], states: dict[Work, int]
+        self, world: World, draw: random.Random, losses: dict[int, int], states: dict[Job, int]
     ) -> None:
         kind = draw.randrange(5)
         if kind == 0 and world.running:
@@ -360,22 +361,22 @@ class TestRandomOrders:
                 losses[current] = losses.get(current, 0) + 1
                 world.lose_averager()
             else:
-                world.ignores(AveragerLost("nothing was in it"))
+                world.ignores(AveragerLostEvent("nothing was in it"))
         elif kind == 2 and world.done:
-            work = draw.choice(sorted(world.done, key=str))
-            world.ignores(draw.choice([Finished(work, 9.0, held=True), Failed(work, "late")]))
+            job = draw.choice(sorted(world.done, key=str))
+            world.ignores(draw.choice([JobFinishedEvent(job, 9.0, held=True), JobFailedEvent(job, "late")]))
         elif kind == 3:
-            work = draw.choice([Work("particle", r, n) for r in range(len(world.machine.plan)) for n in range(6)])
-            if work in world.done and work.round == world.machine.current and work.round not in world.averaged:
-                states[work] = states.get(work, 0) + 1
-                world.lose_state(work)
+            job = draw.choice([Job("particle", r, n) for r in range(len(world.machine.plan)) for n in range(6)])
+            if job in world.done and job.round == world.machine.current and job.round not in world.averaged:
+                states[job] = states.get(job, 0) + 1
+                world.lose_state(job)
             else:
-                world.ignores(Lost(work, "nobody needs it"))
+                world.ignores(StateLostEvent(job, "nobody needs it"))
         else:
             index = draw.choice([*world.averaged, len(world.machine.plan), -1])
-            world.ignores(Averaged(index))
+            world.ignores(RoundAveragedEvent(index))
             if not world.averaging:
-                world.ignores(Averaged(world.machine.current))
+                world.ignores(RoundAveragedEvent(world.machine.current))
 
 
 class TestRetries:
@@ -383,11 +384,11 @@ class TestRetries:
         world = world_of(2, max_retries=2)
         for attempt in (1, 2):
             world.fail(particle(0, 1))
-            assert world.log[-1] == Do(particle(0, 1), attempt, urgent=True)
+            assert world.log[-1] == SubmitJob(particle(0, 1), attempt, urgent=True)
         world.fail(particle(0, 1))
-        assert world.log[-1] == Fail("round 0, particle 1 failed after 3 attempts: its worker died")
+        assert world.log[-1] == StopRun("round 0, particle 1 failed after 3 attempts: its worker died")
         assert world.machine.failed == world.failed
-        world.ignores(Finished(particle(0, 0)))
+        world.ignores(JobFinishedEvent(particle(0, 0)))
 
     def test_what_would_fail_again_is_not_retried(self) -> None:
         world = world_of(2, dense=True)
@@ -404,7 +405,7 @@ class TestRetries:
         for index in (0, 1):
             world.finish(particle(index, 0))
             world.lose_averager()
-            assert world.log[-2:] == [Add(index, 0, from_storage=True), Average(index, (0,))]
+            assert world.log[-2:] == [AddState(index, 0, from_storage=True), CloseAverage(index, (0,))]
             if index == 0:
                 world.close()
         world.lose_averager()
@@ -415,10 +416,10 @@ class TestRetries:
         world.finish(particle(0, 0))
         world.close()
         world.fail(evaluation(0))
-        assert world.log[-1] == Do(evaluation(0), 1, urgent=True)
+        assert world.log[-1] == SubmitJob(evaluation(0), 1, urgent=True)
         world.finish(particle(1, 0))
         world.finish(evaluation(0))
-        assert world.log[-1] == Record(0)
+        assert world.log[-1] == RecordRound(0)
 
 
 class TestPoliciesInEveryOrder:
@@ -452,10 +453,10 @@ class TestPoliciesInEveryOrder:
         """In the first round two particles may diverge and the deadline may pass; the second is undisturbed."""
         choices: list[Callable[[], None]] = [lambda choice=choice: world.act(choice) for choice in world.choices()]
         if world.machine.current == 0:
-            diverging = [work for work in world.running if work in (particle(0, 0), particle(0, 2))
+            diverging = [job for job in world.running if job in (particle(0, 0), particle(0, 2))
                          and len(world.decisions) < 2]
             if policy.on_failure != "stop":
-                choices += [lambda work=work: world.diverge(work) for work in diverging]
+                choices += [lambda job=job: world.diverge(job) for job in diverging]
             if policy.quorum is not None and not world.deadline and world.done:
                 choices.append(world.pass_deadline)
         return choices
@@ -484,14 +485,14 @@ class TestPoliciesAtRandom:
         if world.failed is not None:
             assert "diverged" in world.failed or "4 attempts" in world.failed or "4 times" in world.failed
             return
-        averages = [item for item in world.log if isinstance(item, Average)]
+        averages = [item for item in world.log if isinstance(item, CloseAverage)]
         entered = {item.round: item.particles for item in averages}
         # An undisturbed second attempt, under a policy that would decide otherwise, follows what is written.
         again = world_of(*num_particles, decisions=world.decisions, policy=Policy(), **settings)
         while not again.machine.finished:
             again.act(draw.choice(again.choices()))
-        assert {item.round: item.particles for item in again.log if isinstance(item, Average)} == entered
-        assert not [item for item in again.log if isinstance(item, Decide | Cancel)]
+        assert {item.round: item.particles for item in again.log if isinstance(item, CloseAverage)} == entered
+        assert not [item for item in again.log if isinstance(item, RecordDecision | CancelJob)]
         for index in range(len(num_particles)):
             assert again.machine.dropped(index) == world.machine.dropped(index)
 
@@ -500,7 +501,7 @@ class TestPoliciesAtRandom:
         if draw.random() >= trouble:
             world.act(draw.choice(world.choices()), held=draw.random() < 0.8)
             return
-        trainings = [work for work in world.running if work.kind != "evaluation"]
+        trainings = [job for job in world.running if job.kind != "evaluation"]
         kind = draw.randrange(5)
         if kind == 0 and trainings:
             world.diverge(draw.choice(trainings))
@@ -509,15 +510,16 @@ class TestPoliciesAtRandom:
         elif kind == 2 and world.running and draw.random() < 0.3:
             world.fail(draw.choice(world.running))
         elif kind == 3 and current not in world.averaged and draw.random() < 0.3:
-            states = [work for work in world.done if work.kind == "particle" and work.round == current]
+            states = [job for job in world.done if job.kind == "particle" and job.round == current]
             if states:
                 world.lose_state(draw.choice(sorted(states, key=str)))
         elif kind == 4 and world.decisions:
             late = draw.choice(world.decisions)
             if late.drops:
-                world.ignores(draw.choice([Finished(late.work, 9.0, held=True), Failed(late.work, "late"),
-                                           Failed(late.work, "late", "diverged"), Lost(late.work, "late")]))
-            world.ignores(DeadlinePassed(current + 1))
+                world.ignores(draw.choice([
+                    JobFinishedEvent(late.job, 9.0, held=True), JobFailedEvent(late.job, "late"),
+                    JobFailedEvent(late.job, "late", "diverged"), StateLostEvent(late.job, "late")]))
+            world.ignores(DeadlinePassedEvent(current + 1))
 
 
 class TestDivergence:
@@ -526,19 +528,19 @@ class TestDivergence:
         world.diverge(particle(0, 1))
         assert world.failed == "round 0, particle 1 diverged: the loss was nan"
 
-    @pytest.mark.parametrize("work", [DENSE, particle(0, 0)])
-    def test_a_retry_has_a_seed_of_its_own_and_a_new_count_of_attempts(self, work: Work) -> None:
-        world = world_of(1, dense=work == DENSE, max_retries=1, policy=Policy("retry", max_reseeds=2))
-        world.fail(work)
-        world.diverge(work)
-        assert world.log[-2:] == [Decide(Decision(work.round, work.particle, "reseed", "the loss was nan", 1)),
-                                  Do(work, 0, urgent=True, reseed=1)]
-        world.fail(work)
-        assert world.log[-1] == Do(work, 1, urgent=True, reseed=1)
-        world.diverge(work)
-        assert world.log[-1] == Do(work, 0, urgent=True, reseed=2)
-        world.diverge(work)
-        assert world.failed == f"{work} diverged with each of 3 seeds: the loss was nan"
+    @pytest.mark.parametrize("job", [DENSE, particle(0, 0)])
+    def test_a_retry_has_a_seed_of_its_own_and_a_new_count_of_attempts(self, job: Job) -> None:
+        world = world_of(1, dense=job == DENSE, max_retries=1, policy=Policy("retry", max_reseeds=2))
+        world.fail(job)
+        world.diverge(job)
+        assert world.log[-2:] == [RecordDecision(Decision(job.round, job.particle, "reseed", "the loss was nan", 1)),
+                                  SubmitJob(job, 0, urgent=True, reseed=1)]
+        world.fail(job)
+        assert world.log[-1] == SubmitJob(job, 1, urgent=True, reseed=1)
+        world.diverge(job)
+        assert world.log[-1] == SubmitJob(job, 0, urgent=True, reseed=2)
+        world.diverge(job)
+        assert world.failed == f"{job} diverged with each of 3 seeds: the loss was nan"
 
     def test_the_dense_phase_is_never_dropped(self) -> None:
         world = world_of(2, dense=True, policy=Policy("drop"))
@@ -550,7 +552,8 @@ class TestDivergence:
         world.finish(particle(0, 2))
         world.finish(particle(0, 0))
         world.diverge(particle(0, 1))
-        assert world.log[-3:] == [Decide(Decision(0, 1, "drop", "the loss was nan")), Add(0, 2), Average(0, (0, 2))]
+        decided = RecordDecision(Decision(0, 1, "drop", "the loss was nan"))
+        assert world.log[-3:] == [decided, AddState(0, 2), CloseAverage(0, (0, 2))]
 
     def test_fewer_than_the_minimum_end_the_run_and_are_not_decided_on(self) -> None:
         world = world_of(3, policy=Policy("drop", min_count=2))
@@ -563,12 +566,12 @@ class TestDivergence:
     def test_a_recorded_drop_stands_under_a_policy_that_would_stop(self) -> None:
         drop = Decision(0, 1, "drop", "the loss was nan")
         world = world_of(3, decisions=[drop], policy=Policy(min_count=3))
-        assert world.log == [Do(particle(0, 0)), Do(particle(0, 2))]
+        assert world.log == [SubmitJob(particle(0, 0)), SubmitJob(particle(0, 2))]
         assert world.machine.dropped(0) == [drop]
 
     def test_a_recorded_seed_is_used_at_once(self) -> None:
         reseeds = [Decision(0, 0, "reseed", "nan", attempt) for attempt in (1, 2)]
-        assert world_of(2, decisions=reseeds).log == [Do(particle(0, 0), reseed=2), Do(particle(0, 1))]
+        assert world_of(2, decisions=reseeds).log == [SubmitJob(particle(0, 0), reseed=2), SubmitJob(particle(0, 1))]
 
     def test_decisions_that_leave_nobody_are_refused(self) -> None:
         world = world_of(1, decisions=[Decision(0, 0, "drop", "nan")])
@@ -589,21 +592,21 @@ class TestQuorum:
             world.pass_deadline()
         assert not world.running
         assert [one.particle for one in world.decisions] == [0, 2]
-        assert world.log[-3:] == [Add(0, 1), Add(0, 3), Average(0, (1, 3))]
+        assert world.log[-3:] == [AddState(0, 1), AddState(0, 3), CloseAverage(0, (1, 3))]
 
     def test_a_late_result_changes_nothing(self) -> None:
         world = world_of(3, policy=Policy(quorum=2))
         world.finish(particle(0, 0))
         world.finish(particle(0, 2))
         world.pass_deadline()
-        world.ignores(Finished(particle(0, 1), 1.0, held=True))
+        world.ignores(JobFinishedEvent(particle(0, 1), 1.0, held=True))
         world.close()
-        world.ignores(Finished(particle(0, 1), 1.0, held=True))
+        world.ignores(JobFinishedEvent(particle(0, 1), 1.0, held=True))
 
     def test_without_a_quorum_nothing_is_dropped(self) -> None:
         world = world_of(3)
         world.finish(particle(0, 0))
-        world.ignores(DeadlinePassed(0))
+        world.ignores(DeadlinePassedEvent(0))
 
     def test_the_best_of_those_that_are_there_goes_on(self) -> None:
         world = world_of(3, combine="best", policy=Policy(quorum=2),
@@ -611,7 +614,7 @@ class TestQuorum:
         world.finish(particle(0, 0))
         world.finish(particle(0, 2))
         world.pass_deadline()
-        assert world.log[-1] == Average(0, (2,))
+        assert world.log[-1] == CloseAverage(0, (2,))
 
     def test_a_round_that_is_not_larger_than_the_quorum_waits_for_all(self) -> None:
         world = world_of(2, policy=Policy(quorum=2))
@@ -626,10 +629,11 @@ class TestDamagedStates:
         for n in range(3):
             world.finish(particle(0, n), held=False)
         world.lose_state(particle(0, 1))
-        assert world.log[-1].__class__ is Do
-        assert world.machine.open_work == {particle(0, 1)}
+        assert world.log[-1].__class__ is SubmitJob
+        assert world.machine.open_jobs == {particle(0, 1)}
         world.finish(particle(0, 1))
-        assert world.log[-4:] == [Add(0, 0, True), Add(0, 1), Add(0, 2, True), Average(0, (0, 1, 2))]
+        added = [AddState(0, 0, True), AddState(0, 1), AddState(0, 2, True)]
+        assert world.log[-4:] == [*added, CloseAverage(0, (0, 1, 2))]
 
     def test_bounded(self) -> None:
         world = world_of(1, max_retries=1)
@@ -645,55 +649,55 @@ class TestDamagedStates:
         world.lose_state(particle(0, 1))
         world.scores[particle(0, 1)] = 0.5
         world.finish(particle(0, 1))
-        assert Average(0, (0,)) == world.log[-1]
+        assert CloseAverage(0, (0,)) == world.log[-1]
 
 
 class TestOrderOfWork:
     def test_dense_phase_comes_first(self) -> None:
         world = world_of(2, dense=True)
-        assert world.log == [Do(DENSE)]
+        assert world.log == [SubmitJob(DENSE)]
         world.finish(DENSE)
-        assert world.log[1:] == [Do(particle(0, 0)), Do(particle(0, 1))]
+        assert world.log[1:] == [SubmitJob(particle(0, 0)), SubmitJob(particle(0, 1))]
 
     def test_next_round_starts_before_the_evaluation(self) -> None:
         world = world_of(1, 2)
         world.finish(particle(0, 0))
         world.close()
-        assert world.log[-3:] == [Do(particle(1, 0)), Do(particle(1, 1)), Do(evaluation(0))]
+        assert world.log[-3:] == [SubmitJob(particle(1, 0)), SubmitJob(particle(1, 1)), SubmitJob(evaluation(0))]
 
     def test_last_evaluation_is_urgent(self) -> None:
         world = world_of(1)
         world.finish(particle(0, 0))
         world.close()
-        assert world.log[-1] == Do(evaluation(0), 0, urgent=True)
+        assert world.log[-1] == SubmitJob(evaluation(0), 0, urgent=True)
 
     def test_a_round_that_is_held_waits_for_its_release(self) -> None:
         world = world_of(1, 1, hold=True)
         world.finish(particle(0, 0))
         world.close()
-        assert world.log[-1] == Do(evaluation(0), 0, urgent=True)
+        assert world.log[-1] == SubmitJob(evaluation(0), 0, urgent=True)
         world.finish(evaluation(0))
-        assert world.log[-1] == Record(0)
+        assert world.log[-1] == RecordRound(0)
         assert not world.running
         assert not world.machine.finished
         world.release(0)
-        assert world.log[-1] == Do(particle(1, 0))
-        world.ignores(Released(0))
+        assert world.log[-1] == SubmitJob(particle(1, 0))
+        world.ignores(RoundReleasedEvent(0))
 
     def test_a_release_in_advance_lets_the_rounds_follow_each_other(self) -> None:
         world = world_of(1, 1, hold=True)
         world.release(0)
         world.finish(particle(0, 0))
         world.close()
-        assert world.log[-2:] == [Do(particle(1, 0)), Do(evaluation(0))]
+        assert world.log[-2:] == [SubmitJob(particle(1, 0)), SubmitJob(evaluation(0))]
 
     def test_a_varying_number_of_particles(self) -> None:
         world = world_of(1, 3, 2)
         for index, num in enumerate((1, 3, 2)):
-            assert [work.particle for work in world.running if work.round == index] == list(range(num))
+            assert [job.particle for job in world.running if job.round == index] == list(range(num))
             for n in reversed(range(num)):
                 world.finish(particle(index, n))
-            assert world.log[-1] == Average(index, tuple(range(num)))
+            assert world.log[-1] == CloseAverage(index, tuple(range(num)))
             world.close()
             world.finish(evaluation(index))
         assert world.recorded == [0, 1, 2]
@@ -702,17 +706,18 @@ class TestOrderOfWork:
         world = world_of(5, max_waiting=2)
         for n in (4, 2, 3):
             world.finish(particle(0, n))
-        assert world.log[-1] == Drop(0, 4)
+        assert world.log[-1] == ReleaseState(0, 4)
         world.finish(particle(0, 1))
-        assert world.log[-1] == Drop(0, 3)
+        assert world.log[-1] == ReleaseState(0, 3)
         world.finish(particle(0, 0))
-        assert world.log[-6:] == [Add(0, 0), Add(0, 1), Add(0, 2), Add(0, 3, True), Add(0, 4, True),
-                                  Average(0, (0, 1, 2, 3, 4))]
+        assert world.log[-6:] == [
+            AddState(0, 0), AddState(0, 1), AddState(0, 2), AddState(0, 3, True), AddState(0, 4, True),
+                                  CloseAverage(0, (0, 1, 2, 3, 4))]
 
     def test_what_was_not_held_comes_from_storage(self) -> None:
         world = world_of(1)
         world.finish(particle(0, 0), held=False)
-        assert world.log[-2] == Add(0, 0, from_storage=True)
+        assert world.log[-2] == AddState(0, 0, from_storage=True)
 
 
 class TestBest:
@@ -726,10 +731,11 @@ class TestBest:
         machine.start()
         found: list[Instruction] = []
         for n in order:
-            found += machine.handle(Finished(particle(0, n), scores[n], held=True))
-        assert [item for item in found if isinstance(item, Add)] == [Add(0, winner)]
-        assert found[-1] == Average(0, (winner,))
-        assert sorted(item.particle for item in found if isinstance(item, Drop)) == sorted({0, 1, 2, 3} - {winner})
+            found += machine.handle(JobFinishedEvent(particle(0, n), scores[n], held=True))
+        assert [item for item in found if isinstance(item, AddState)] == [AddState(0, winner)]
+        assert found[-1] == CloseAverage(0, (winner,))
+        released = sorted(item.particle for item in found if isinstance(item, ReleaseState))
+        assert released == sorted({0, 1, 2, 3} - {winner})
 
 
 def test_plan_rounds() -> None:
@@ -739,6 +745,6 @@ def test_plan_rounds() -> None:
         plan_rounds(200, [200, 100], [1])
 
 
-def test_a_failure_says_which_work() -> None:
-    assert [str(work) for work in (DENSE, particle(2, 1), evaluation(3))] == [
+def test_a_failure_says_which_job() -> None:
+    assert [str(job) for job in (DENSE, particle(2, 1), evaluation(3))] == [
         "dense phase", "round 2, particle 1", "round 3, evaluation"]

@@ -227,8 +227,8 @@ def test_a_run_measures_says_so_records_it_and_does_not_measure_again(
     assert {one["packing"] for one in chosen["measured"]} == {"single:1", "stacked:2", "stacked:3"}
     assert done.prepared.arithmetic.packing == chosen["packing"]
     assert done.rundir.read_run()["arithmetic"]["packing"] == chosen["packing"]  # type: ignore[index]
-    monkeypatch.setattr(measuring, "measure_packings", None)
-    monkeypatch.setattr("swamp_ray.on_ray.choose_packing.measure_packings", None)
+    monkeypatch.setattr(measuring, "time_packings", None)
+    monkeypatch.setattr("swamp_ray.on_ray.choose_packing.time_packings", None)
     run(tiny(tmp_path, name="another", seed=3, pruning__target=0.5, **AUTO), again := Told())
     assert again.notices == []
     assert run(config).prepared.arithmetic.packing == chosen["packing"]

@@ -20,7 +20,7 @@ from swamp_ray.run.prepare import prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.program import ParticleJob
+from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.trainer import ParticleTrainer
 from swamp_ray.training.training_run import begin_training
 from tests.helpers import tiny
@@ -88,7 +88,7 @@ def test_a_checkpoint_is_as_large_as_estimated(tmp_path: Path, values: dict[str,
         trainer = ParticleTrainer(prepared.config, prepared.data, prepared.arithmetic)
         start = pack_state(prepared.initial.parameters, prepared.layout, prepared.first_mask)
         program = prepared.program(0, 0)
-        job = ParticleJob("a", 1, program)
+        job = TrainingSpec("a", 1, program)
         training = begin_training(trainer, job, start, prepared.first_mask, prepared.initial.buffers)
         training.epoch()
         assert checkpoint_bytes(prepared, program) == pytest.approx(len(training.checkpoint()), rel=0.2)
@@ -122,7 +122,7 @@ def test_a_run_that_will_not_fit_is_warned_of_before_it_starts(
         def warning(self, text: str) -> None:
             said.append(text)
 
-        def work_submitted(self, item: object) -> None:
+        def job_submitted(self, spec: object) -> None:
             said.append("work")
 
     config = tiny(tmp_path, pruning__target=0.0, particles__count=1)

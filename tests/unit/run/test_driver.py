@@ -21,11 +21,11 @@ from swamp_ray import load_ticket
 from swamp_ray.data.samples import ArraySamples
 from swamp_ray.errors import DivergedError, RunError, UserError
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.driver import WAIT_S
 from swamp_ray.run.inline_executor import InlineExecutor
 from swamp_ray.run.journal import Journal
-from swamp_ray.run.messages import Report, RoundRecord, WorkItem
+from swamp_ray.run.messages import JobSpec, Report, RoundRecord
 from swamp_ray.run.prepare import prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.seeding import derive_seed
@@ -42,18 +42,18 @@ class Watcher(Reporter):
     """Remembers what was trained, what was found and what was warned of."""
 
     def __init__(self) -> None:
-        self.items: dict[Work, WorkItem] = {}
-        self.trained: list[Work] = []
-        self.found: list[Work] = []
+        self.items: dict[Job, JobSpec] = {}
+        self.trained: list[Job] = []
+        self.found: list[Job] = []
         self.warnings: list[str] = []
         self.started = False
         self.rounds: list[int] = []
 
-    def work_submitted(self, item: WorkItem) -> None:
-        self.items[item.work] = item
+    def job_submitted(self, spec: JobSpec) -> None:
+        self.items[spec.job] = spec
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        (self.found if found else self.trained).append(work)
+    def job_finished(self, job: Job, found: bool) -> None:
+        (self.found if found else self.trained).append(job)
 
     def executor_starting(self, executor: str) -> None:
         self.started = True
@@ -180,11 +180,11 @@ def test_two_fresh_runs_give_the_same_bytes(tmp_path: Path) -> None:
 def test_runs_share_what_they_have_in_common(tmp_path: Path) -> None:
     watched(tmp_path)
     _, deeper = watched(tmp_path, name="deeper", pruning__target=0.875)
-    assert {(work.kind, work.round) for work in deeper.found} >= {("dense", -1), ("particle", 0), ("particle", 1)}
-    assert {work.round for work in deeper.trained} == {3}
+    assert {(job.kind, job.round) for job in deeper.found} >= {("dense", -1), ("particle", 0), ("particle", 1)}
+    assert {job.round for job in deeper.trained} == {3}
     _, more = watched(tmp_path, name="more", particles__count=4)
-    first_round = [work for work in more.trained if work.round == 0 and work.kind == "particle"]
-    assert first_round == [Work("particle", 0, 3)], "the seeds of particles depend on how many there are"
+    first_round = [job for job in more.trained if job.round == 0 and job.kind == "particle"]
+    assert first_round == [Job("particle", 0, 3)], "the seeds of particles depend on how many there are"
 
 
 def test_a_moved_storage_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_damaged_particle_state_is_trained_again(tmp_path: Path) -> None:
         path = store.root / particle.name[:2] / particle.name / f"{entry.sha256}.safetensors"
         path.write_bytes(path.read_bytes()[:-4])
     _, watcher = watched(tmp_path)
-    assert watcher.trained.count(Work("particle", 0, 1)) == 1
+    assert watcher.trained.count(Job("particle", 0, 1)) == 1
     assert ticket_digests(tmp_path) == before
 
 
@@ -253,8 +253,8 @@ def test_a_damaged_state_among_new_ones_is_trained_again(tmp_path: Path) -> None
     path = store.root / particle.name[:2] / particle.name / f"{particle.files['state.safetensors'].sha256}.safetensors"
     path.write_bytes(b"")
     _, watcher = watched(tmp_path)
-    assert [work for work in watcher.trained if work.kind == "particle"] == [
-        Work("particle", 1, 2), Work("particle", 1, 0)]
+    assert [job for job in watcher.trained if job.kind == "particle"] == [
+        Job("particle", 1, 2), Job("particle", 1, 0)]
     assert ticket_digests(tmp_path) == before
 
 
@@ -262,12 +262,12 @@ def test_a_damaged_dense_phase_is_trained_again_with_the_same_bytes(tmp_path: Pa
     _, first = watched(tmp_path)
     before = ticket_digests(tmp_path)
     store = ArtifactStore(tmp_path)
-    dense = store.find(first.items[Work("dense")].named.name)
+    dense = store.find(first.items[Job("dense")].named.name)
     assert dense is not None
     path = store.root / dense.name[:2] / dense.name / f"{dense.files['state.safetensors'].sha256}.safetensors"
     path.write_bytes(b"damaged")
     _, watcher = watched(tmp_path)
-    assert watcher.trained == [Work("dense")]
+    assert watcher.trained == [Job("dense")]
     assert ticket_digests(tmp_path) == before
 
 
@@ -296,8 +296,8 @@ def test_an_interrupted_particle_goes_on_at_its_checkpoint_with_the_same_bytes(t
     from swamp_ray.training.results import Progress
 
     class Interrupter(Watcher):
-        def work_advanced(self, work: Work, progress: Progress) -> None:
-            if work == Work("particle", 1, 1) and progress.epoch == 3:
+        def job_advanced(self, job: Job, progress: Progress) -> None:
+            if job == Job("particle", 1, 1) and progress.epoch == 3:
                 raise KeyboardInterrupt
 
     watched(tmp_path / "undisturbed", round__length=4)
@@ -305,7 +305,7 @@ def test_an_interrupted_particle_goes_on_at_its_checkpoint_with_the_same_bytes(t
         run(tiny(tmp_path / "b", round__length=4), Interrupter())
     assert json.loads((tmp_path / "b/runs/tiny/run.json").read_text())["status"] == "interrupted"
     _, watcher = watched(tmp_path / "b", round__length=4)
-    assert Work("particle", 1, 0) in watcher.found
+    assert Job("particle", 1, 0) in watcher.found
     assert ticket_digests(tmp_path / "b") == ticket_digests(tmp_path / "undisturbed")
     attempts = json.loads((tmp_path / "b/runs/tiny/run.json").read_text())["attempts"]
     total = 1 + 3 * 3 * 4
@@ -369,8 +369,8 @@ def test_rewinding_starts_every_round_at_its_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("weights", "same"), [("t0", True), ("init", True), ("none", False)])
 def test_the_rewind_setting_decides_the_starting_weights(tmp_path: Path, weights: str, same: bool) -> None:
     done, watcher = watched(tmp_path, rewind__weights=weights, averaging__within="none", particles__count=1)
-    assert (Work("dense") in watcher.items) == (weights != "init")
-    recipes = [watcher.items[Work("particle", index, 0)].named.recipe for index in range(3)]
+    assert (Job("dense") in watcher.items) == (weights != "init")
+    recipes = [watcher.items[Job("particle", index, 0)].named.recipe for index in range(3)]
     assert len({recipe["start"] for recipe in recipes}) == 1
     assert [recipe["values"] is None for recipe in recipes] == [True, same, same]
     if weights == "none":
@@ -409,8 +409,8 @@ def test_a_checkpoint_replaces_the_dense_phase(tmp_path: Path) -> None:
     for number, start in enumerate([{"path": str(tmp_path / "checkpoint.pt"), "prefix": "state_dict"},
                                     {"path": str(tmp_path / "checkpoint.safetensors")}]):
         _, watcher = watched(tmp_path / str(number), start_from=start)
-        assert Work("dense") not in watcher.items
-        starts.append(watcher.items[Work("particle", 0, 0)].named.recipe["start"])
+        assert Job("dense") not in watcher.items
+        starts.append(watcher.items[Job("particle", 0, 0)].named.recipe["start"])
     assert starts[0] == starts[1]
 
 
@@ -465,8 +465,8 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
     messages = []
 
     class Second(Reporter):
-        def work_finished(self, work: Work, found: bool) -> None:
-            if work == Work("particle", 0, 0):
+        def job_finished(self, job: Job, found: bool) -> None:
+            if job == Job("particle", 0, 0):
                 with pytest.raises(UserError, match=r"being worked on by process \d+ on "):
                     run(tiny(tmp_path))
                 messages.append("refused")
@@ -478,9 +478,9 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
 
 def test_a_lease_that_cannot_be_taken_costs_nothing(tmp_path: Path, complete: Path) -> None:
     class InTheWay(Watcher):
-        def work_submitted(self, item: WorkItem) -> None:
-            super().work_submitted(item)
-            (tmp_path / artifact_lease(item.named.name)).mkdir(parents=True, exist_ok=True)
+        def job_submitted(self, spec: JobSpec) -> None:
+            super().job_submitted(spec)
+            (tmp_path / artifact_lease(spec.named.name)).mkdir(parents=True, exist_ok=True)
 
     run(tiny(tmp_path), InTheWay())
     assert ticket_digests(tmp_path) == ticket_digests(complete)
@@ -500,8 +500,8 @@ def test_a_run_that_was_taken_over_while_it_was_silent_ends_and_leaves_the_recor
     before = []
 
     class Silent(Reporter):
-        def work_finished(self, work: Work, found: bool) -> None:
-            if work == Work("dense"):
+        def job_finished(self, job: Job, found: bool) -> None:
+            if job == Job("dense"):
                 [beating] = [thread for thread in set(threading.enumerate()) - earlier if "lease" in thread.name]
                 while isinstance(rundir.leases().acquire(rundir.lease_key, successor, content_of(rundir)), Held):
                     pass  # it has just given a sign of life
@@ -575,7 +575,7 @@ def test_epochs_that_are_short_are_not_all_followed_by_a_checkpoint(tmp_path: Pa
         found: set[str] = set()
 
         class Looks(Reporter):
-            def work_advanced(self, work: Work, progress: object) -> None:
+            def job_advanced(self, job: Job, progress: object) -> None:
                 found.update(str(path) for path in storage.glob("artifacts/*/*/checkpoint.json"))
 
         run(tiny(storage, execution__checkpoint_interval_s=interval_s), Looks())

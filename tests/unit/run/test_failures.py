@@ -17,9 +17,9 @@ import pytest
 from swamp_ray.commands.status import describe
 from swamp_ray.errors import CorruptArtifactError, DivergedError, Interrupted, RunError
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import DENSE, Work
+from swamp_ray.method.events import DENSE, Job
 from swamp_ray.run.failures import divergence_advice, kind_of, memory_error, out_of_memory
-from swamp_ray.run.messages import WorkItem
+from swamp_ray.run.messages import JobSpec
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
@@ -33,9 +33,9 @@ class Watcher(Reporter):
     """Remembers what was given out, trained and dropped, and stops where it is told to."""
 
     def __init__(self, stop_at: str = "") -> None:
-        self.items: list[WorkItem] = []
-        self.trained: list[Work] = []
-        self.dropped: list[Work] = []
+        self.items: list[JobSpec] = []
+        self.trained: list[Job] = []
+        self.dropped: list[Job] = []
         self.failed: list[str] = []
         self.started = False
         self._stop_at = stop_at
@@ -43,32 +43,32 @@ class Watcher(Reporter):
     def executor_starting(self, executor: str) -> None:
         self.started = True
 
-    def work_submitted(self, item: WorkItem) -> None:
-        self.items.append(item)
+    def job_submitted(self, spec: JobSpec) -> None:
+        self.items.append(spec)
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
-        self._stop(f"advanced {work}")
+    def job_advanced(self, job: Job, progress: Progress) -> None:
+        self._stop(f"advanced {job}")
 
-    def work_finished(self, work: Work, found: bool) -> None:
+    def job_finished(self, job: Job, found: bool) -> None:
         if not found:
-            self.trained.append(work)
-        self._stop(f"finished {work}")
+            self.trained.append(job)
+        self._stop(f"finished {job}")
 
-    def work_failed(self, work: Work, reason: str, retry: bool) -> None:
-        self.failed.append(f"{work}: {reason}")
-        self._stop(f"failed {work}")
+    def job_failed(self, job: Job, reason: str, retry: bool) -> None:
+        self.failed.append(f"{job}: {reason}")
+        self._stop(f"failed {job}")
 
-    def work_dropped(self, work: Work, reason: str) -> None:
-        self.dropped.append(work)
-        self._stop(f"dropped {work}")
+    def particle_dropped(self, job: Job, reason: str) -> None:
+        self.dropped.append(job)
+        self._stop(f"dropped {job}")
 
     def _stop(self, what: str) -> None:
         if what == self._stop_at:
             raise KeyboardInterrupt
 
 
-def particle(index: int, n: int) -> Work:
-    return Work("particle", index, n)
+def particle(index: int, n: int) -> Job:
+    return Job("particle", index, n)
 
 
 def faulty(storage: Path, watcher: Watcher | None = None, *, nan: list[int] | None = None, **values: Any) -> Run:
@@ -136,7 +136,7 @@ class TestDrop:
             faulty(tmp_path / "b", Watcher(stop_at), particles__on_failure="drop")
         watcher = Watcher()
         done = faulty(tmp_path / "b", watcher, particles__on_failure="stop", particles__min_count=3)
-        assert particle(0, 1) not in [item.work for item in watcher.items]
+        assert particle(0, 1) not in [spec.job for spec in watcher.items]
         assert ticket_digests(tmp_path / "b") == ticket_digests(tmp_path / "undisturbed")
         assert decisions(tmp_path / "b") == [("drop", 0, 1, 0)]
         assert done.records[0].dropped[0]["particle"] == 1
@@ -168,8 +168,8 @@ class TestRetry:
     def test_another_seed_is_tried_and_the_diverged_one_never_again(self, tmp_path: Path) -> None:
         watcher = Watcher()
         done = faulty(tmp_path, watcher, particles__on_failure="retry")
-        tried = [item for item in watcher.items if item.work == particle(0, 1)]
-        assert [item.seed for item in tried] == [done.prepared.particle_seed(0, 1, attempt) for attempt in (0, 1)]
+        tried = [spec for spec in watcher.items if spec.job == particle(0, 1)]
+        assert [spec.seed for spec in tried] == [done.prepared.particle_seed(0, 1, attempt) for attempt in (0, 1)]
         assert tried[0].named != tried[1].named
         assert done.records[0].combined == [0, 1, 2]
         assert done.records[0].dropped == []
@@ -179,7 +179,7 @@ class TestRetry:
         assert "seed 1 of at most 2" in watcher.failed[0]
         again = Watcher()
         faulty(tmp_path, again, particles__on_failure="retry")
-        assert [item.reseed for item in again.items if item.work == particle(0, 1)] == [1]
+        assert [spec.reseed for spec in again.items if spec.job == particle(0, 1)] == [1]
         assert not again.started
 
     def test_bounded(self, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ class TestRetry:
     def test_the_dense_phase_too(self, tmp_path: Path) -> None:
         watcher = Watcher()
         faulty(tmp_path, watcher, nan=[epoch_seed(-1, 0)], particles__on_failure="retry")
-        assert [item.reseed for item in watcher.items if item.work == DENSE] == [0, 1]
+        assert [spec.reseed for spec in watcher.items if spec.job == DENSE] == [0, 1]
         before = ticket_digests(tmp_path)
         again = Watcher()
         faulty(tmp_path, again, nan=[epoch_seed(-1, 0)])
@@ -263,7 +263,7 @@ class TestQuorum:
         assert [record.combined for record in done.records] == [[0, 1], [0, 1]]
         assert [record.dropped[0]["what"] for record in done.records] == ["quorum", "quorum"]
         assert watcher.dropped == [particle(0, 2), particle(1, 2)]
-        assert not [work for work in watcher.trained if work.particle == 2]
+        assert not [job for job in watcher.trained if job.particle == 2]
         before = ticket_digests(tmp_path)
         shutil.rmtree(tmp_path / "artifacts")
         again = Watcher()
@@ -281,8 +281,8 @@ class TestTheRecordOfDecisions:
         path = tmp_path / "runs/tiny/decisions.jsonl"
 
         class InTheWay(Watcher):
-            def work_finished(self, work: Work, found: bool) -> None:
-                if work == particle(0, 0):
+            def job_finished(self, job: Job, found: bool) -> None:
+                if job == particle(0, 0):
                     path.mkdir()
 
         with pytest.raises(RunError, match=r"decisions\.jsonl: could not be written"):
@@ -339,11 +339,11 @@ def test_a_disk_that_takes_nothing_ends_the_run_and_the_same_command_goes_on(sma
     mount("bind", artifacts, artifacts)
 
     class Spoiler(Watcher):
-        def work_finished(self, work: Work, found: bool) -> None:
-            super().work_finished(work, found)
-            if work == particle(1, 0) and trouble == "read-only":
+        def job_finished(self, job: Job, found: bool) -> None:
+            super().job_finished(job, found)
+            if job == particle(1, 0) and trouble == "read-only":
                 mount("remount,ro,bind", artifacts)
-            elif work == particle(1, 0):
+            elif job == particle(1, 0):
                 with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as file:
                     while file.tell() < 16_000_000:
                         file.write(bytes(4096))
@@ -354,7 +354,7 @@ def test_a_disk_that_takes_nothing_ends_the_run_and_the_same_command_goes_on(sma
     (small_disk / "ballast").unlink(missing_ok=True)
     watcher = Watcher()
     run(tiny(small_disk), watcher)
-    assert not [work for work in watcher.trained if work.kind == "particle" and work.round == 0]
+    assert not [job for job in watcher.trained if job.kind == "particle" and job.round == 0]
     assert particle(1, 0) not in watcher.trained
     assert ticket_digests(small_disk) == ticket_digests(tmp_path / "undisturbed")
 

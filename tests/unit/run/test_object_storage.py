@@ -22,7 +22,7 @@ from swamp_ray.commands.evaluate import evaluate_runs
 from swamp_ray.config.reading import dump_config
 from swamp_ray.errors import Interrupted
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.prepare import prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.find import find_run
@@ -43,11 +43,11 @@ def swamp(*arguments: str) -> Any:
 class At(Reporter):
     """Does something when a particle has reached an epoch."""
 
-    def __init__(self, act: Any, work: Work, epoch: int) -> None:
-        self._act, self._work, self._epoch = act, work, epoch
+    def __init__(self, act: Any, job: Job, epoch: int) -> None:
+        self._act, self._work, self._epoch = act, job, epoch
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
-        if work == self._work and progress.epoch == self._epoch:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
+        if job == self._work and progress.epoch == self._epoch:
             self._act()
 
 
@@ -174,7 +174,7 @@ def test_another_machine_goes_on_from_the_bucket_alone(remote: str, local: Path,
         raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match=f"{remote}/runs/tiny"):
-        run(tiny(remote), At(interrupt, Work("particle", 1, 1), 2))
+        run(tiny(remote), At(interrupt, Job("particle", 1, 1), 2))
     (tmp_path / "home").mkdir()
     (tmp_path / "cwd").mkdir()
     config = yaml.safe_load(dump_config(tiny(remote)))
@@ -198,7 +198,7 @@ def test_another_machine_goes_on_from_the_bucket_alone(remote: str, local: Path,
 
 
 def test_a_server_that_fails_for_a_while_changes_nothing(server: str, remote: str, local: Path) -> None:
-    run(tiny(remote), At(lambda: fail(server, 4), Work("particle", 0, 1), 1))
+    run(tiny(remote), At(lambda: fail(server, 4), Job("particle", 0, 1), 1))
     assert ticket_digests(remote) == ticket_digests(local)
 
 
@@ -206,13 +206,13 @@ OUTAGE = """
 import sys
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from tests.helpers import tiny
 from tests.s3_server import fail
 
 class Outage(Reporter):
-    def work_advanced(self, work, progress):
-        if work == Work("particle", 1, 1) and progress.epoch == 1:
+    def job_advanced(self, job, progress):
+        if job == Job("particle", 1, 1) and progress.epoch == 1:
             fail(sys.argv[2], 10**9)
 
 run(tiny(sys.argv[1], execution__storage_patience_s=0.3), Outage())

@@ -12,8 +12,8 @@ import pytest
 
 from swamp_ray.errors import Interrupted, UserError
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import Work
-from swamp_ray.run.messages import RoundRecord, WorkItem
+from swamp_ray.method.events import Job
+from swamp_ray.run.messages import JobSpec, RoundRecord
 from swamp_ray.run.prepare import prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.holders import this_process
@@ -143,7 +143,7 @@ class Stops(Told):
         super().__init__()
         self.left = epochs
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
@@ -171,9 +171,9 @@ def test_a_training_that_an_earlier_version_is_busy_with_is_left_to_it(storage: 
     names = []
 
     class Looks(Told):
-        def work_submitted(self, item: WorkItem) -> None:
-            if item.work == Work("particle", 0, 0) and not names:
-                names.extend(item.named.names)
+        def job_submitted(self, spec: JobSpec) -> None:
+            if spec.job == Job("particle", 0, 0) and not names:
+                names.extend(spec.named.names)
 
     run(config, Looks())
     (former,) = [name for name in names if (storage / "artifacts" / name[:2] / name / "result.json").is_file()]
@@ -185,7 +185,7 @@ def test_a_training_that_an_earlier_version_is_busy_with_is_left_to_it(storage: 
     held: Lease = lease
 
     class Releases(Told):
-        def work_blocked(self, work: Work, who: str) -> None:
+        def job_blocked(self, job: Job, who: str) -> None:
             shutil.move(storage / "result.json", folder / "result.json")
             held.release()
 

@@ -12,9 +12,9 @@ import pytest
 
 from swamp_ray.errors import DivergedError, Interrupted, RunError
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run import packs
-from swamp_ray.run.packs import Broke, train_together
+from swamp_ray.run.packs import PackedJobFailed, train_together
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.run.worker import Worker
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore
@@ -30,26 +30,26 @@ PACKED: dict[str, Any] = {"execution__particles_per_worker": 2, "pruning__target
 class Watcher(Reporter):
     """Remembers what happened, and interrupts the run where it is told to."""
 
-    def __init__(self, stop_at: Callable[[Work, int], bool] = lambda work, epoch: False) -> None:
+    def __init__(self, stop_at: Callable[[Job, int], bool] = lambda job, epoch: False) -> None:
         self._stop_at = stop_at
-        self.trained: list[Work] = []
-        self.found: list[Work] = []
-        self.blocked: list[Work] = []
-        self.names: dict[Work, str] = {}
+        self.trained: list[Job] = []
+        self.found: list[Job] = []
+        self.blocked: list[Job] = []
+        self.names: dict[Job, str] = {}
 
-    def work_submitted(self, item: Any) -> None:
-        self.names[item.work] = item.named.name
+    def job_submitted(self, spec: Any) -> None:
+        self.names[spec.job] = spec.named.name
 
-    def work_advanced(self, work: Work, progress: Any) -> None:
-        if self._stop_at(work, progress.epoch):
+    def job_advanced(self, job: Job, progress: Any) -> None:
+        if self._stop_at(job, progress.epoch):
             raise KeyboardInterrupt
 
-    def work_blocked(self, work: Work, who: str) -> None:
-        self.blocked.append(work)
+    def job_blocked(self, job: Job, who: str) -> None:
+        self.blocked.append(job)
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        (self.found if found else self.trained).append(work)
-        if self._stop_at(work, 0):
+    def job_finished(self, job: Job, found: bool) -> None:
+        (self.found if found else self.trained).append(job)
+        if self._stop_at(job, 0):
             raise KeyboardInterrupt
 
 
@@ -57,8 +57,8 @@ def packed(storage: Path, watcher: Reporter | None = None, **values: Any) -> Run
     return run(tiny(storage, **{**PACKED, **values}), watcher)
 
 
-def particle(index: int, n: int) -> Work:
-    return Work("particle", index, n)
+def particle(index: int, n: int) -> Job:
+    return Job("particle", index, n)
 
 
 def log_of(storage: Path, index: int, n: int, attempt: int = 1) -> str:
@@ -98,7 +98,7 @@ def test_packed_and_unpacked_runs_share_the_dense_phase_and_nothing_else(
     watcher = Watcher()
     packed(tmp_path, execution__particles_per_worker=1)
     packed(tmp_path, watcher, name="packed")
-    assert [str(work) for work in watcher.found] == ["dense phase"]
+    assert [str(job) for job in watcher.found] == ["dense phase"]
     again = Watcher()
     packed(tmp_path, again, name="narrower", particles__count=2)
     assert {particle(0, 0), particle(0, 1)} <= set(again.found), "the particle count is in no name"
@@ -112,7 +112,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(
     """At an epoch of a particle, or (0) when it is finished: then only one of its pack goes on, padded."""
     index, n, epoch = stop_at
     with pytest.raises(Interrupted):
-        packed(tmp_path, Watcher(lambda work, at: (work, at) == (particle(index, n), epoch)))
+        packed(tmp_path, Watcher(lambda job, at: (job, at) == (particle(index, n), epoch)))
     watcher = Watcher()
     packed(tmp_path, watcher)
     assert ticket_digests(tmp_path) == ticket_digests(undisturbed[0])
@@ -148,9 +148,9 @@ def test_one_that_is_missing_is_trained_beside_padding_to_the_same_bytes(
     watcher = Watcher()
     done = packed(tmp_path, watcher)
     store = ArtifactStore(tmp_path)
-    for work in (particle(0, 1), particle(1, 0)):
-        store.discard(watcher.names[work], RESULT)
-        store.discard(done.records[work.round].artifacts["average"]["name"], RESULT)
+    for job in (particle(0, 1), particle(1, 0)):
+        store.discard(watcher.names[job], RESULT)
+        store.discard(done.records[job.round].artifacts["average"]["name"], RESULT)
     (tmp_path / "runs/tiny/rounds.jsonl").unlink()
     again = Watcher()
     packed(tmp_path, again)
@@ -171,10 +171,10 @@ def test_one_that_cannot_be_stored_ends_the_run_and_costs_the_others_nothing(
 ) -> None:
     real = Worker._keep
 
-    def full(self: Worker, item: Any, *rest: Any) -> Any:
-        if item.work == particle(0, 0):
+    def full(self: Worker, spec: Any, *rest: Any) -> Any:
+        if spec.job == particle(0, 0):
             raise RunError("the disk is full")
-        return real(self, item, *rest)
+        return real(self, spec, *rest)
 
     monkeypatch.setattr(Worker, "_keep", full)
     with pytest.raises(RunError, match=r"round 0, particle 0 failed.*the disk is full"):
@@ -197,9 +197,9 @@ def test_what_another_run_trains_is_left_out_of_the_pack_and_used_when_it_is_the
     assert isinstance(lease, Lease)
 
     class Releases(Watcher):
-        def work_finished(self, work: Work, found: bool) -> None:
-            super().work_finished(work, found)
-            if work == particle(0, 2):
+        def job_finished(self, job: Job, found: bool) -> None:
+            super().job_finished(job, found)
+            if job == particle(0, 2):
                 assert particle(0, 0) in self.trained
                 lease.release()
 
@@ -248,15 +248,15 @@ def test_errors_travel_and_the_others_go_on(error: Exception, expected: type[Exc
         yield packs.GradientRequest("batch")
         raise error
 
-    def works() -> Any:
+    def jobs() -> Any:
         answer = yield packs.GradientRequest("batch")
         answer = yield packs.GradientRequest(answer)
         yield f"done with {answer[0]}"
 
-    said = list(train_together(NoPack(), [(3, fails()), (1, works())]))  # type: ignore[arg-type]
+    said = list(train_together(NoPack(), [(3, fails()), (1, jobs())]))  # type: ignore[arg-type]
     assert [number for number, _ in said] == [0, 1]
     broke = said[0][1]
-    assert isinstance(broke, Broke)
+    assert isinstance(broke, PackedJobFailed)
     assert isinstance(broke.error, expected)
     assert str(error) in str(broke.error)
     assert said[1][1] == "done with 1"

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run import queue as backlog
-from swamp_ray.run.messages import WorkItem
-from swamp_ray.run.queue import Backlog, Entry
+from swamp_ray.run.messages import JobSpec
+from swamp_ray.run.queue import JobQueue, QueuedJob
 from swamp_ray.storage.recipes import Named
 from swamp_ray.training.program import Program, Rate
 
@@ -17,22 +17,22 @@ PROGRAM = Program(8, 4, Rate("constant", base=0.1, total=8), 0.0)
 
 
 def entry(particle: int, *, packing: str = "stacked:2", seat: int | None = None, owner: str = "a",
-          program: Program | None = PROGRAM) -> Entry[str]:
+          program: Program | None = PROGRAM) -> QueuedJob[str]:
     width = int(packing.partition(":")[2])
-    item = WorkItem(Work("particle", 0, particle), 0, Named("x", {}), program=program, packing=packing,
+    item = JobSpec(Job("particle", 0, particle), 0, Named("x", {}), program=program, packing=packing,
                     seat=particle % width if seat is None else seat)
-    return Entry(owner, item, (None, None, None))
+    return QueuedJob(owner, item, (None, None, None))
 
 
-def filled(*entries: Entry[str]) -> Backlog[str]:
-    jobs: Backlog[str] = Backlog()
+def filled(*entries: QueuedJob[str]) -> JobQueue[str]:
+    jobs: JobQueue[str] = JobQueue()
     for one in entries:
         jobs.add(one, urgent=False)
     return jobs
 
 
-def particles(taken: list[Entry[str]]) -> list[int]:
-    return [one.item.work.particle for one in taken]
+def particles(taken: list[QueuedJob[str]]) -> list[int]:
+    return [one.spec.job.particle for one in taken]
 
 
 def test_packs_take_their_turn_in_order() -> None:
@@ -65,7 +65,7 @@ def test_other_lengths_and_forms_are_passed_over_and_keep_their_place() -> None:
 
 def test_a_job_that_is_not_wanted_any_more_is_in_no_pack() -> None:
     jobs = filled(*(entry(n) for n in range(3)))
-    jobs.forget(lambda one: one.item.work.particle == 1)
+    jobs.forget(lambda one: one.spec.job.particle == 1)
     assert [particles(jobs.take()) for _ in range(2)] == [[0], [2]]
 
 
@@ -74,7 +74,7 @@ def test_a_pack_waits_for_runs_that_may_bring_more_but_not_for_long(monkeypatch:
     monkeypatch.setattr(backlog.time, "monotonic", lambda: now)
     jobs = filled(entry(0))
     everybody = ["a", "b"]
-    assert not Backlog[str]().is_ready([], everybody)
+    assert not JobQueue[str]().is_ready([], everybody)
     assert jobs.is_ready([], ["a"]), "nobody else is there"
     assert jobs.is_ready(["b"], everybody), "b is busy with something"
     assert not jobs.is_ready([], everybody)

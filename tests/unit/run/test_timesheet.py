@@ -12,7 +12,7 @@ import pytest
 
 from swamp_ray.errors import Interrupted
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.inline_executor import InlineExecutor
 from swamp_ray.run.messages import Report
 from swamp_ray.run.timesheet import Shift, Whereabouts
@@ -64,7 +64,7 @@ class Interrupting(InlineExecutor):
 
     def wait(self, timeout_s: float) -> list[Report]:
         reports = list(super().wait(timeout_s))
-        if self._running is not None and Work("particle", 0, 0) in self._running.open:
+        if self._running is not None and Job("particle", 0, 0) in self._running.open:
             raise KeyboardInterrupt
         return reports
 
@@ -99,6 +99,6 @@ def test_where_it_cannot_be_written_the_run_goes_on(tmp_path: Path) -> None:
 def test_a_clock_that_is_set_meanwhile_changes_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
     shift = Shift(3, Whereabouts("node", "cuda:1"))
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    worked = shift.over(Work("particle", 1, 2), "machine", attempt=1)
+    worked = shift.over(Job("particle", 1, 2), "machine", attempt=1)
     assert 0.0 <= worked.ended - worked.began < 1.0
     assert (worked.worker, worked.where, worked.how, worked.attempt) == (3, Whereabouts("node", "cuda:1"), "machine", 1)

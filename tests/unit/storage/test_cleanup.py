@@ -16,7 +16,7 @@ from swamp_ray.cli import main
 from swamp_ray.commands.prune_storage import parse_age
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.cleanup import CHECKPOINTS, LEFTOVERS, UNUSED, remove, survey
@@ -219,13 +219,13 @@ class Prunes(Reporter):
     """Prunes, as boldly as it can be asked to, whenever something has happened."""
 
     def __init__(self, storage: Path) -> None:
-        self.storage, self.trained, self.pruned = storage, list[Work](), 0
+        self.storage, self.trained, self.pruned = storage, list[Job](), 0
 
-    def work_advanced(self, work: Work, progress: Progress) -> None:
+    def job_advanced(self, job: Job, progress: Progress) -> None:
         self._prune()
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        self.trained += [] if found else [work]
+    def job_finished(self, job: Job, found: bool) -> None:
+        self.trained += [] if found else [job]
         self._prune()
 
     def _prune(self) -> None:

@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 
 from swamp_ray.launch import Run, run
-from swamp_ray.method.events import Add, Average, Averaged, Do, Finished, Lost, RoundPlan, Work
+from swamp_ray.method.events import (
+    AddState,
+    CloseAverage,
+    Job,
+    JobFinishedEvent,
+    RoundAveragedEvent,
+    RoundPlan,
+    StateLostEvent,
+    SubmitJob,
+)
 from swamp_ray.method.rounds import Rounds
-from swamp_ray.run.messages import WorkItem
+from swamp_ray.run.messages import JobSpec
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
@@ -24,12 +33,12 @@ class Watcher(Reporter):
     """Remembers what was trained and what was said."""
 
     def __init__(self) -> None:
-        self.trained: list[Work] = []
+        self.trained: list[Job] = []
         self.warnings: list[str] = []
 
-    def work_finished(self, work: Work, found: bool) -> None:
+    def job_finished(self, job: Job, found: bool) -> None:
         if not found:
-            self.trained.append(work)
+            self.trained.append(job)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -81,7 +90,7 @@ def test_states_that_are_needed_once_more_are_trained_again_and_nothing_is_calle
     store = ArtifactStore(tmp_path)
     store.discard(done.records[0].artifacts["average"]["name"], "result")
     again, watcher = watched(tmp_path, keep__particles="none", execution__max_retries=0)
-    assert watcher.trained == [Work("particle", 0, particle) for particle in range(3)]
+    assert watcher.trained == [Job("particle", 0, particle) for particle in range(3)]
     assert len(watcher.warnings) == 1
     assert "keep.particles" in watcher.warnings[0]
     assert not (again.rundir.read_run() or {})["attempts"][-1]["incidents"]
@@ -95,25 +104,25 @@ def test_a_run_that_shares_particles_without_states_gets_the_same_bytes(tmp_path
     alone, _ = watched(tmp_path / "b", name="more", particles__count=3)
     assert shared.records == alone.records
     assert ticket_digests(tmp_path / "a", "more") == ticket_digests(tmp_path / "b", "more")
-    assert [work for work in watcher.trained if work.round == 0 and work.kind == "particle"] == [
-        Work("particle", 0, 2), Work("particle", 0, 0), Work("particle", 0, 1)]
+    assert [job for job in watcher.trained if job.round == 0 and job.kind == "particle"] == [
+        Job("particle", 0, 2), Job("particle", 0, 0), Job("particle", 0, 1)]
 
 
 class RunsAnother(Reporter):
     """While the first round is averaged, another run with the same particles comes to its end and lets go of them."""
 
     def __init__(self, storage: Path) -> None:
-        self.storage, self.items = storage, dict[Work, WorkItem]()
+        self.storage, self.items = storage, dict[Job, JobSpec]()
         self.lacked: list[bool] = []
 
-    def work_submitted(self, item: WorkItem) -> None:
-        self.items[item.work] = item
+    def job_submitted(self, spec: JobSpec) -> None:
+        self.items[spec.job] = spec
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        if work == Work("particle", 0, 1):
+    def job_finished(self, job: Job, found: bool) -> None:
+        if job == Job("particle", 0, 1):
             run(tiny(self.storage, name="other", particles__count=2, pruning__target=0.5, keep__particles="none"))
             store = ArtifactStore(self.storage)
-            self.lacked = [store.lacks(self.items[Work("particle", 0, n)].named.name, STATE) for n in range(2)]
+            self.lacked = [store.lacks(self.items[Job("particle", 0, n)].named.name, STATE) for n in range(2)]
 
 
 def test_a_state_that_another_run_is_about_to_average_stays(tmp_path: Path, everything: Run) -> None:
@@ -128,14 +137,14 @@ class Removes(Reporter):
     """Takes a state away at the very moment at which it is about to be read."""
 
     def __init__(self, storage: Path) -> None:
-        self.storage, self.items, self.warnings = storage, dict[Work, WorkItem](), list[str]()
+        self.storage, self.items, self.warnings = storage, dict[Job, JobSpec](), list[str]()
 
-    def work_submitted(self, item: WorkItem) -> None:
-        self.items[item.work] = item
+    def job_submitted(self, spec: JobSpec) -> None:
+        self.items[spec.job] = spec
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        if work == Work("particle", 0, 2) and not self.warnings:
-            ArtifactStore(self.storage).let_go(self.items[Work("particle", 0, 0)].named.name, STATE)
+    def job_finished(self, job: Job, found: bool) -> None:
+        if job == Job("particle", 0, 2) and not self.warnings:
+            ArtifactStore(self.storage).let_go(self.items[Job("particle", 0, 0)].named.name, STATE)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -174,15 +183,15 @@ def test_letting_go_keeps_the_manifest_and_putting_brings_the_payload_back(tmp_p
 def test_states_let_go_are_no_losses_that_end_a_run() -> None:
     machine = Rounds([RoundPlan(0, 10, 0.0, 2, None)], dense=False, max_retries=0)
     machine.start()
-    particles = [Work("particle", 0, particle) for particle in range(2)]
+    particles = [Job("particle", 0, particle) for particle in range(2)]
     for particle in particles:
-        machine.handle(Finished(particle))
+        machine.handle(JobFinishedEvent(particle))
     for _ in range(5):
-        assert machine.handle(Lost(particles[0], "let go", damaged=False)) == [Do(particles[0])]
-        assert machine.handle(Finished(particles[0])) == [
-            Add(0, 0, from_storage=True), Add(0, 1, from_storage=True), Average(0, (0, 1))]
+        assert machine.handle(StateLostEvent(particles[0], "let go", damaged=False)) == [SubmitJob(particles[0])]
+        assert machine.handle(JobFinishedEvent(particles[0])) == [
+            AddState(0, 0, from_storage=True), AddState(0, 1, from_storage=True), CloseAverage(0, (0, 1))]
     assert machine.failed is None
-    assert machine.handle(Averaged(0))
+    assert machine.handle(RoundAveragedEvent(0))
 
 
 def test_the_policy_is_no_part_of_a_recipe(tmp_path: Path) -> None:
@@ -191,9 +200,9 @@ def test_the_policy_is_no_part_of_a_recipe(tmp_path: Path) -> None:
 
 def test_what_is_named_is_named_before_it_is_there(tmp_path: Path) -> None:
     class Checks(Reporter):
-        def work_submitted(self, item: WorkItem) -> None:
-            assert item.named.name in read_usage(RunDir(tmp_path, "tiny")).names
-            assert ArtifactStore(tmp_path).find(item.named.name) is None
+        def job_submitted(self, spec: JobSpec) -> None:
+            assert spec.named.name in read_usage(RunDir(tmp_path, "tiny")).names
+            assert ArtifactStore(tmp_path).find(spec.named.name) is None
 
     run(tiny(tmp_path, pruning__target=0.0, particles__count=1), Checks())
 

@@ -18,7 +18,7 @@ import pytest
 
 from swamp_ray.errors import RunError
 from swamp_ray.launch import run
-from swamp_ray.method.events import Work
+from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage import places
 from swamp_ray.storage.holders import this_process
@@ -183,8 +183,8 @@ class After(Reporter):
     def __init__(self, act: Callable[[], object]) -> None:
         self._act = act
 
-    def work_finished(self, work: Work, found: bool) -> None:
-        if work == Work("dense"):
+    def job_finished(self, job: Job, found: bool) -> None:
+        if job == Job("dense"):
             self._act()
 
 

@@ -22,7 +22,7 @@ from swamp_ray.training.arithmetic import Arithmetic, applied, resolve_arithmeti
 from swamp_ray.training.memory_estimate import MemoryEstimate, TracedStep, estimate_memory
 from swamp_ray.training.model_tensors import named_buffers
 from swamp_ray.training.peak_memory import PeakMemory
-from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.tasks import Classification
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import begin_training
@@ -57,7 +57,7 @@ def train(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> None:
         packed = type(packed)(packed.values[mask], packed.rest)
         buffers = {name: buffer.cpu().numpy().copy() for name, buffer in named_buffers(trainer.model)}
         program = round_program(config, trainer.steps_per_epoch, 0, 0)
-        run = begin_training(trainer, ParticleJob("a particle", 1, program), packed, mask, buffers)
+        run = begin_training(trainer, TrainingSpec("a particle", 1, program), packed, mask, buffers)
         while not run.done:
             run.epoch()
         run.finish()

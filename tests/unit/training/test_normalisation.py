@@ -25,7 +25,7 @@ from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.training.arithmetic import resolve_arithmetic
 from swamp_ray.training.normalisation import batchnorm_reestimation, uses_batch_statistics, without_single
 from swamp_ray.training.packs.pack import Pack, train_epoch
-from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import begin_training
 from tests.helpers import data_of, with_sections
@@ -178,7 +178,7 @@ def trainer_of(config: SwampConfig) -> ParticleTrainer:
 
 def trained(trainer: ParticleTrainer) -> Any:
     program = round_program(trainer.config, trainer.steps_per_epoch, 0, 0)
-    run = begin_training(trainer, ParticleJob("a particle", 1, program), *start_of(trainer))
+    run = begin_training(trainer, TrainingSpec("a particle", 1, program), *start_of(trainer))
     while not run.done:
         run.epoch()
     return run.finish()
@@ -231,7 +231,7 @@ def test_a_kept_module_trains_as_in_plain_torch() -> None:
     trainer = trainer_of(config)
     start, mask, buffers = start_of(trainer, density=1.1)
     program = round_program(config, trainer.steps_per_epoch, 0, 0)
-    run = begin_training(trainer, ParticleJob("a particle", 1, program), start, mask, buffers)
+    run = begin_training(trainer, TrainingSpec("a particle", 1, program), start, mask, buffers)
     batches: list[Any] = []
     rates = [program.rate.at(step) for step in range(program.num_steps)]
     model = initial_model(config, trainer.data)
@@ -258,7 +258,7 @@ def test_packed_particles_keep_statistics_too(how: str) -> None:
     arithmetic = resolve_arithmetic(config.execution, "cpu", initial_model(config, data)).packed("stacked:2")
     pack = Pack(config, data, arithmetic)
     program = round_program(config, pack.seats[0].steps_per_epoch, 0, 0)
-    runs = {seat: begin_training(trainer, ParticleJob("a particle", seat, program), *start_of(trainer))
+    runs = {seat: begin_training(trainer, TrainingSpec("a particle", seat, program), *start_of(trainer))
             for seat, trainer in enumerate(pack.seats)}
     while not runs[0].done:
         train_epoch(pack, runs)

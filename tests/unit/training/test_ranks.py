@@ -21,7 +21,7 @@ from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.compact import pack_state, to_bytes
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.program import ParticleJob
+from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.rank_following import follow
 from swamp_ray.training.ranks import Ranks, ordered_mean, reduce_in_rank_order_
 from swamp_ray.training.results import TrainedParticle
@@ -116,7 +116,7 @@ def start(prepared: Prepared, ranks: Ranks | None) -> Callable[..., TrainingRun]
         program = prepared.program(0, 0)
         if lr is not None:
             program = replace(program, rate=replace(program.rate, base=lr, final=lr))
-        job = ParticleJob("particle", 11, program)
+        job = TrainingSpec("particle", 11, program)
         return begin_training(trainer, job, packed, mask, prepared.initial.buffers, checkpoint)
 
     return begin

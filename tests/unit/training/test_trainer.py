@@ -27,7 +27,7 @@ from swamp_ray.errors import CorruptArtifactError, DivergedError, UserError
 from swamp_ray.sparsity.compact import Packed, pack_state, unpack
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
-from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.results import TrainedParticle
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import begin_training
@@ -176,7 +176,7 @@ def start_of(trainer: ParticleTrainer, density: float = 0.5) -> tuple[Packed, np
 
 def begin(trainer: ParticleTrainer, seed: int = 1, checkpoint: bytes | None = None, density: float = 0.5) -> Any:
     program = round_program(trainer.config, trainer.steps_per_epoch, 0, 0)
-    job = ParticleJob("round 2, particle 1", seed, program)
+    job = TrainingSpec("round 2, particle 1", seed, program)
     return begin_training(trainer, job, *start_of(trainer, density), checkpoint)
 
 
@@ -503,7 +503,7 @@ def test_a_particle_without_some_neurons_is_a_particle_of_the_smaller_network(tr
     cut = {**weights, "0.bias": weights["0.bias"][KEPT_1], "2.bias": weights["2.bias"][KEPT_2]}
     rest = np.concatenate([cut[name] for name in ("0.bias", "2.bias", "4.bias")])
     everything = np.ones(small.layout.num_prunable, dtype=bool)
-    job = ParticleJob("dense", 5, round_program(large.config, large.steps_per_epoch, 0, 0))
+    job = TrainingSpec("dense", 5, round_program(large.config, large.steps_per_epoch, 0, 0))
     found = complete(begin_training(large, job, packed, mask, {}))
     expected = complete(begin_training(small, job, Packed(packed.values, rest), everything, {}))
     assert [e["loss"] for e in found.history] == pytest.approx([e["loss"] for e in expected.history], rel=1e-4)

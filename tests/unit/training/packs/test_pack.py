@@ -26,7 +26,7 @@ from swamp_ray.storage.places import LocalPlace
 from swamp_ray.training.arithmetic import Arithmetic, applied, packings, resolve_arithmetic
 from swamp_ray.training.packs.cuda_graphs import CudaGraphGradients
 from swamp_ray.training.packs.pack import Pack, train_epoch
-from swamp_ray.training.program import ParticleJob, round_program
+from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.results import Gradients, TrainedParticle
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
@@ -155,7 +155,7 @@ def begin(seat: ParticleTrainer, seed: int, checkpoint: bytes | None = None, **c
         start = type(start)(np.full_like(start.values, changes["start"]), start.rest)
     buffers = {clean_name(name): b.numpy().copy() for name, b in model.named_buffers()}
     program = round_program(seat.config, seat.steps_per_epoch, 0, seed)
-    return begin_training(seat, ParticleJob(f"particle {seed}", seed, program), start, mask, buffers, checkpoint)
+    return begin_training(seat, TrainingSpec(f"particle {seed}", seed, program), start, mask, buffers, checkpoint)
 
 
 def alone(config: SwampConfig, seed: int, device: str = "cpu") -> TrainedParticle:
