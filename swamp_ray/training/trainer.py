@@ -1,4 +1,8 @@
-"""Trains and evaluates networks of one run on one device, or on one rank of several; model, data and task stay warm."""
+"""The trainer of one particle: its network, data and task on one device, or on one rank of several.
+
+A trainer stays alive for many particles of a run, so that data lie on the device and kernels are compiled.
+A training of one particle is a :class:`swamp_ray.training.training_run.TrainingRun`.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +32,9 @@ from swamp_ray.training.model_tensors import named_buffers
 from swamp_ray.training.models import build_model
 from swamp_ray.training.normalisation import (
     StatisticsSource,
-    batchnorm_reestimation,
     forward_batch,
     has_batchnorm,
+    reestimate_statistics,
     reset_batchnorm,
     statistics_seed,
     statistics_source,
@@ -49,7 +53,7 @@ _METRICS_FAILED = "metrics() of the task failed in evaluation"
 
 
 class ParticleTrainer:
-    """Trains and evaluates networks of one run on one device; the model, data and task stay warm.
+    """Gradients, evaluations and normalisation statistics for the networks of one run, one particle at a time.
 
     Args:
         config: The run.
@@ -61,16 +65,20 @@ class ParticleTrainer:
 
     Attributes:
         kept: Names of normalisation modules that keep the statistics that they are built with.
-        uses_batch_statistics: Whether a prediction depends on the samples that it is made together with.
+        uses_batch_statistics: Whether a prediction depends on the other samples of its batch.
         extra_state: What the network keeps besides parameters and buffers; training must not change it.
+        weights: The prunable tensors of the network.
     """
 
     def __init__(
         self, config: SwampConfig, data: Data, arithmetic: Arithmetic, batches: dict[str, Batches] | None = None,
         ranks: SingleRank | None = None, member: int = 0,
     ) -> None:
-        self.config, self.data, self.arithmetic = config, data, arithmetic
-        self.ranks, self.member = ranks or SingleRank(), member
+        self.config = config
+        self.data = data
+        self.arithmetic = arithmetic
+        self.ranks = ranks or SingleRank()
+        self.member = member
         self.device = local_device(arithmetic.device)
         self.task: Task = build_task(config.task)
         model = initial_model(config, data)
@@ -83,7 +91,7 @@ class ParticleTrainer:
             _to_channels_last_(self.model)
         self._compiled: Any = torch.compile(self.model) if arithmetic.compile else self.model
         self._replica: Any = None
-        self._weights = prunable_tensors(self.model, self.layout)
+        self.weights = prunable_tensors(self.model, self.layout)
         self.batches_by_split: dict[str, Batches] = {} if batches is None else batches
 
     @property
@@ -94,20 +102,20 @@ class ParticleTrainer:
     def batches(self, split: str) -> Batches:
         """The batches of ``train``, ``validation`` or ``test``; kept on the device where that is configured."""
         if split not in self.batches_by_split:
-            execution = self.config.execution
-            on_device = self.device.type == "cuda" if execution.data_on_device == "auto" else execution.data_on_device
+            on_cuda = self.device.type == "cuda"
+            on_device = self.config.execution.data_on_device
             self.batches_by_split[split] = Batches(
                 getattr(self.data, split),
                 device=self.device,
                 channels_last=self.arithmetic.channels_last,
-                on_device=on_device,
-                loader=loader_of(self.data, self.config.data.loader_workers, pinned=self.device.type == "cuda"),
+                on_device=on_cuda if on_device == "auto" else on_device,
+                loader=loader_of(self.data, self.config.data.loader_workers, pinned=on_cuda),
             )
         return self.batches_by_split[split]
 
     @property
     def network(self) -> Any:
-        """The network as it is called in training; its first use takes all ranks."""
+        """The network as it is called in training; all ranks have to ask for it together the first time."""
         if self._replica is None:
             self._replica = self.ranks.replicate(self._compiled, self._leaves_some_untrained)
         return self._replica
@@ -122,7 +130,7 @@ class ParticleTrainer:
         return any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
 
     def load(self, packed: Packed, mask: np.ndarray, buffers: Arrays) -> None:
-        """Put a network's weights in place, with fresh normalisation statistics; what is kept is as in the buffers."""
+        """Put a network's weights and buffers in place, with fresh normalisation statistics where none are kept."""
         with torch.no_grad():
             for name, buffer in named_buffers(self.model):
                 if name in buffers:
@@ -131,18 +139,22 @@ class ParticleTrainer:
         load_packed_(self.model, self.layout, mask, packed)
 
     def backward(self, batch: Batch) -> Gradients:
-        """Leave the gradients of a batch in the parameters; without a word to the device's host."""
+        """Leave the gradients of a batch in the parameters, without synchronising with the device."""
         micro = self.config.training.micro_batch
-        if micro is None:
-            with self.autocast():
-                loss, metrics = self.task.training_step(self.network, batch)
-            loss.backward()
-            return loss.detach(), metrics
-        parts = split_batch(batch, micro)
+        if micro is not None:
+            return self._accumulate(split_batch(batch, micro))
+        with self.autocast():
+            loss, metrics = self.task.training_step(self.network, batch)
+        loss.backward()
+        return loss.detach(), metrics
+
+    def _accumulate(self, parts: list[Batch]) -> Gradients:
+        """Leave the mean gradients of the parts of a batch in the parameters."""
         total = torch.zeros((), device=self.device)
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts, start=1):
-            with self.ranks.accumulating(self.network) if number < len(parts) else contextlib.nullcontext():
+            is_last = number == len(parts)
+            with contextlib.nullcontext() if is_last else self.ranks.accumulating(self.network):
                 with self.autocast():
                     loss, metrics = self.task.training_step(self.network, part)
                 (loss / len(parts)).backward()
@@ -163,36 +175,47 @@ class ParticleTrainer:
         buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in named_buffers(self.model)}
         return Evaluation(self.metrics(("validation", "test")), buffers)
 
-    def reestimate(self, statistics: StatisticsSource | None = None) -> None:
-        """Normalisation statistics of the weights in place.
+    def reestimate(self, source: StatisticsSource | None = None) -> None:
+        """Re-estimate the normalisation statistics of the weights in place.
 
         One pass over the training split, with order and augmentation that are the same for every network, with the
         training batch size, the last partial batch dropped, as a cumulative mean. Where several ranks train, the
         batches are of a rank's size.
 
         Args:
-            statistics: Of which training images; default: as ``averaging.statistics`` says.
+            source: Which training images; default: as ``averaging.statistics`` says.
         """
         if not has_batchnorm(self.model, self.kept):
             return
-        seed = statistics_seed(statistics or statistics_source(self.config, self.data, self.model, self.kept))
-        with batchnorm_reestimation(self.model, self.kept), self.autocast(), self.randomness(self._evaluation_seed):
-            for batch in self.batches("train").one_pass(self.config.training.batch_size, seed=seed, drop_last=True):
-                for part in split_batch(batch, self.forward_batch):
-                    with blamed(_FAILED):
-                        self.task.predict(self.model, part)
+        if source is None:
+            source = statistics_source(self.config, self.data, self.model, self.kept)
+        batches = self._statistics_batches(statistics_seed(source))
+        with self.autocast(), self.randomness(self._evaluation_seed):
+            reestimate_statistics(self.model, batches, self._predict, self.kept)
+
+    def _statistics_batches(self, seed: int | None) -> Iterator[Batch]:
+        """The training split in parts of a forward pass's size."""
+        for batch in self.batches("train").one_pass(self.config.training.batch_size, seed=seed, drop_last=True):
+            yield from split_batch(batch, self.forward_batch)
+
+    def _predict(self, batch: Batch) -> Tensor:
+        with blamed(_FAILED):
+            return self.task.predict(self.model, batch)
 
     @torch.no_grad()
     def metrics(self, splits: tuple[str, ...]) -> dict[str, dict[str, float]]:
         """Means of the task's metrics over whole splits, for the weights and statistics in place."""
         self.model.eval()
+        found = {}
         with self.randomness(self._evaluation_seed):
-            return {split: evaluate(self.model, self.task, self.evaluation_batches(split), self.autocast,
-                                    with_loss=self.measures_loss) for split in splits}
+            for split in splits:
+                batches = self.evaluation_batches(split)
+                found[split] = evaluate(self.model, self.task, batches, self.autocast, with_loss=self.measures_loss)
+        return found
 
     @property
     def measures_loss(self) -> bool:
-        """Whether the task's loss is measured besides its metrics, which have none."""
+        """Whether evaluations measure the task's loss, because its metrics have none."""
         return self._loss == "measured"
 
     @property
@@ -266,21 +289,25 @@ def evaluate(
     count = 0
     with torch.no_grad(), blamed(_FAILED):
         for number, batch in enumerate(batches):
-            given = tree_map(torch.clone, batch) if with_loss else None
+            # The network may overwrite the batch before its loss is measured.
+            untouched = tree_map(torch.clone, batch) if with_loss else None
             with autocast():
                 prediction = task.predict(model, batch)
             with blamed(_METRICS_FAILED, "task.name"):
-                found, size = task.metrics(prediction, batch), 0
-            for name, values in found.items():
-                total = values.double().sum()
-                sums[name] = sums[name] + total if name in sums else total
+                metrics = task.metrics(prediction, batch)
+            size = 0
+            for name, values in metrics.items():
+                _add(sums, name, values.double().sum())
                 size = len(values)
             if with_loss:
                 with autocast():
-                    total = evaluation_loss(task, model, given, number) * size
-                sums[LOSS] = sums[LOSS] + total if LOSS in sums else total
+                    _add(sums, LOSS, evaluation_loss(task, model, untouched, number) * size)
             count += size
     return {name: float(total) / max(1, count) for name, total in sums.items()}
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
 
 
 def initial_model(config: SwampConfig, data: Data) -> nn.Module:
@@ -307,12 +334,12 @@ def steps_per_epoch(config: SwampConfig, data: Data) -> int:
 
 
 def _to_channels_last_(model: nn.Module) -> None:
-    """Only tensors with four dimensions; ``Module.to`` fails where a network has some with five too."""
+    """Convert tensors with four dimensions alone: ``Module.to`` fails where a network has some with five too."""
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 def _writable(array: np.ndarray) -> Tensor:
-    """A tensor with the array's values; shared arrays are read-only, and torch must not be able to write to them."""
+    """A tensor with a copy of the values: arrays of an object store are read-only, which torch does not respect."""
     return torch.from_numpy(np.array(array))

@@ -40,45 +40,48 @@ from swamp_ray.user_code.blaming import blamed
 
 
 def never() -> bool:
-    """Nobody asks the training to stop."""
+    """The answer of a training that nobody asks to stop."""
     return False
 
 
 @dataclass(slots=True)
 class GradientRequest:
-    """A batch for which a training run needs the gradients before it can go on."""
+    """Asks for the gradients of a batch, without which a training run cannot go on."""
 
     batch: Batch
 
 
 Steps = Generator[GradientRequest, Gradients, Progress | None]
-"""A training run up to the end of an epoch: asks for gradients, is given them, and says where it stands."""
+"""A training run up to the end of an epoch: yields requests, is sent gradients, and returns where the run stands."""
 
 
 @dataclass(frozen=True)
 class _Interim:
-    """What a rank goes on from in the middle of an epoch: losses ``[steps]`` and sums so far (host), random state."""
+    """State of one rank in the middle of an epoch: losses ``[steps]`` and sums so far (host), random state."""
 
     losses: Tensor
     sums: dict[str, Tensor]
     random: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values and tensors, as in a checkpoint."""
+        """The fields as plain values and tensors, for a checkpoint."""
         return {"losses": self.losses, "sums": self.sums, "random": self.random}
 
 
 class TrainingRun:
-    """One training run between two steps; made by :func:`begin_training`."""
+    """One training run of one particle, which can be stopped after any step; made by :func:`begin_training`."""
 
     def __init__(self, trainer: ParticleTrainer, job: TrainingSpec, mask: np.ndarray, buffers: Arrays) -> None:
         config = trainer.config.training
-        self.trainer, self.job, self.config = trainer, job, config
+        self.trainer = trainer
+        self.job = job
+        self.config = config
         self._identity = {"seed": job.seed, "program": job.program.as_dict()}
-        self._mask, self._buffers = mask, buffers
-        self.parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        self._mask = mask
+        self._buffers = buffers
+        self.parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(trainer.model, config, job.program.weight_decay, trainer.arithmetic.fused)
-        weights = trainer._weights
+        weights = trainer.weights
         masks = None
         if not bool(mask.all()):
             masks = mask_tensors(trainer.layout, mask, device=trainer.device, like=weights)
@@ -120,7 +123,7 @@ class TrainingRun:
         return TrainedParticle(packed, trainer.evaluate_in_place(), as_trained, self.history)
 
     def compare(self) -> None:
-        """Make sure that all ranks of a run that is done have the same weights; each of them asks.
+        """Check that all ranks of a finished run have the same weights; every rank has to call this.
 
         Raises:
             RunError: They do not (on rank 0).
@@ -129,18 +132,19 @@ class TrainingRun:
             return
         digest = hashlib.sha256()
         for parameter in self.parameters:
-            digest.update(parameter.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
-        found = self._ranks.gather(digest.hexdigest()) or []
-        odd = [rank for rank, one in enumerate(found) if one != found[0]]
-        if odd:
-            raise RunError(f"{self.job.label}: rank {odd[0]} of {len(found)} ended with other weights than rank 0. The "
-                           "ranks of a particle need devices of one kind")
+            flat = parameter.detach().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).cpu().numpy().tobytes())
+        digests = self._ranks.gather(digest.hexdigest()) or []
+        for rank, own in enumerate(digests):
+            if own != digests[0]:
+                raise RunError(f"{self.job.label}: rank {rank} of {len(digests)} ended with other weights than rank 0. "
+                               "The ranks of a particle need devices of one kind")
 
     def epoch(self, stop: Callable[[], bool] = never) -> Progress | None:
         """Train to the end of the current epoch, or of the program.
 
         Args:
-            stop: Asked after every step; once it says yes, the epoch ends there. Ranks need an answer that they share.
+            stop: Called after every step; once it is true, the epoch ends there. All ranks need the same answers.
 
         Returns:
             Where the particle stands; None if it was stopped before the end of the epoch. A checkpoint that is taken
@@ -165,61 +169,61 @@ class TrainingRun:
     def epoch_steps(self, stop: Callable[[], bool] = never) -> Steps:
         """Like :meth:`epoch`, but the caller computes the gradients, perhaps for several runs together.
 
-        Random numbers are the caller's business too. Closed early, it leaves the run as if it had been stopped.
+        The caller seeds the random generators, too. Closing the generator early leaves the run as if it was stopped.
         """
-        program, began = self.job.program, time.perf_counter()
+        program = self.job.program
+        began = time.perf_counter()
         index = self.step // program.steps_per_epoch
         first = index * program.steps_per_epoch
         num = min(program.num_steps, first + program.steps_per_epoch) - first
         resumed_at = self.step
         self.trainer.model.train()
-        tally = self._take_up_interim()
+        totals = self._resume_epoch()
         try:
-            yield from self._steps(index, num, tally, stop)
+            yield from self._steps(index, num, totals, stop)
         finally:
             if self.step < first + num:
-                self._interim = _Interim(tally.losses(), tally.sums(), random_state(self.trainer.device))
+                self._interim = _Interim(totals.losses(), totals.sums(), random_state(self.trainer.device))
         if self._interim is not None:
             return None
-        values = self._finite(tally.losses(), first)
+        values = self._mean_losses(totals.losses(), first)
         speed = (self.step - resumed_at) * self.config.batch_size / max(1e-9, time.perf_counter() - began)
-        progress = self._record(index, values, tally.sums(), speed)
+        progress = self._record(index, values, totals.sums(), speed)
         if index == 0:
             refuse_stateful_buffers(self.trainer.model, self._buffers, self.trainer.kept)
         return progress
 
-    def _take_up_interim(self) -> EpochTotals:
-        """What the epoch's steps have reported so far, and its random numbers; nothing at the start of one."""
-        if self._interim is None:
+    def _resume_epoch(self) -> EpochTotals:
+        """Totals of the epoch's steps so far; restores the random state in the middle of an epoch."""
+        interim = self._interim
+        if interim is None:
             return EpochTotals()
-        interim, self._interim = self._interim, None
+        self._interim = None
         restore_random_state(interim.random, self.trainer.device)
         return EpochTotals(interim.losses, interim.sums)
 
     def _steps(
-        self, index: int, num: int, tally: EpochTotals, stop: Callable[[], bool]
+        self, index: int, num: int, totals: EpochTotals, stop: Callable[[], bool]
     ) -> Generator[GradientRequest, Gradients]:
-        """Train through the rest of the ``num`` steps of epoch ``index``; what they report goes into the tally."""
-        first, rate = index * self.job.program.steps_per_epoch, self.job.program.rate
+        """Train through the rest of the ``num`` steps of epoch ``index``, and add their losses to the totals."""
+        program = self.job.program
+        first = index * program.steps_per_epoch
         batches = self.trainer.batches("train").one_pass(
             self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
             first=self.step - first, share=(self._ranks.rank, self._ranks.count))
         for batch in itertools.islice(batches, first + num - self.step):
             loss, metrics = yield GradientRequest(batch)
-            tally.add(loss, metrics)
-            self.take_step(rate.at(self.step))
+            totals.add(loss, metrics)
+            self.take_step(program.rate.at(self.step))
             self.step += 1
-            if self.mean is not None:
-                self._snapshot()
+            takes_snapshot = isinstance(self.mean, ExponentialMean) or program.snapshot_after(self.step)
+            if self.mean is not None and takes_snapshot:
+                self.mean.update(self.parameters)
             if stop():
                 break
 
-    def _snapshot(self) -> None:
-        if self.mean and (isinstance(self.mean, ExponentialMean) or self.job.program.snapshot_after(self.step)):
-            self.mean.update(self.parameters)
-
-    def _finite(self, losses: Tensor, first: int) -> np.ndarray:
-        """An epoch's losses over all ranks; refuses what is not finite."""
+    def _mean_losses(self, losses: Tensor, first: int) -> np.ndarray:
+        """An epoch's losses by step, averaged over all ranks; the first that is not finite ends the run."""
         values = self._ranks.mean(losses.double().numpy())
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
@@ -227,7 +231,8 @@ class TrainingRun:
         return values
 
     def _record(self, index: int, losses: np.ndarray, sums: dict[str, Tensor], samples_per_s: float) -> Progress:
-        means = self._ranks.mean(np.array([float(value) / len(losses) for value in sums.values()]))
+        own = np.array([float(value) / len(losses) for value in sums.values()])
+        means = self._ranks.mean(own)
         progress = Progress(
             epoch=index + 1,
             num_epochs=self.job.program.num_epochs,
@@ -248,7 +253,8 @@ class TrainingRun:
     def checkpoint(self) -> bytes:
         """Everything a later attempt needs to go on with the same bits.
 
-        In the middle of an epoch every rank has to ask, for what it alone knows; what rank 0 is given counts.
+        In the middle of an epoch every rank has to call this, because each has a random state of its own; the bytes
+        that rank 0 gets hold them all.
         """
         buffer = io.BytesIO()
         interim = None if self._interim is None else self._ranks.gather(self._interim.as_dict())
@@ -265,7 +271,7 @@ class TrainingRun:
         return buffer.getvalue()
 
     def restore(self, checkpoint: bytes) -> None:
-        """Take up what :meth:`checkpoint` gave; only tensors and plain values are unpickled.
+        """Go on from what :meth:`checkpoint` returned; only tensors and plain values are unpickled.
 
         Raises:
             CorruptArtifactError: The bytes are damaged or of another job; the run is then of no further use.
@@ -278,11 +284,11 @@ class TrainingRun:
         try:
             if state["job"] != self._identity:
                 raise ValueError("it belongs to another job")
-            self._take_up(state)
+            self._load(state)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise CorruptArtifactError(f"a checkpoint of {self.job.label} does not fit: {error}") from error
 
-    def _take_up(self, state: dict[str, Any]) -> None:
+    def _load(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             for parameter, saved in zip(self.trainer.model.parameters(), state["parameters"], strict=True):
                 parameter.copy_(saved)
@@ -291,7 +297,8 @@ class TrainingRun:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.mean is not None:
             self.mean.load_state_dict(state["mean"])
-        self.step, self.history = int(state["step"]), list(state["history"])
+        self.step = int(state["step"])
+        self.history = list(state["history"])
         interim = state["interim"]
         self._interim = None if interim is None else _Interim(**interim[self._ranks.rank])
 
