@@ -1,4 +1,4 @@
-"""The built-in datasets that fit in memory, as they come before limits and splits."""
+"""The built-in datasets that fit in memory: digits, synthetic, CIFAR-10 and CIFAR-100, before limits and splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.labels import check_labels
 from swamp_ray.data.parquet import read_parquet
 from swamp_ray.data.samples import UnsplitData, channel_statistics
-from swamp_ray.data.splits import class_counts, shuffled
+from swamp_ray.data.splits import stratified_draw
 from swamp_ray.errors import UserError
 
 CIFAR_STATISTICS = {
@@ -27,8 +27,8 @@ DIGITS_TEST_SHARE = 0.2
 
 
 
-def labelled(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], **rest: Any) -> UnsplitData:
-    """A :class:`UnsplitData` of images and labels."""
+def _labelled(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], **rest: Any) -> UnsplitData:
+    """A dataset of images and labels."""
     return UnsplitData(train=train, test=test, train_labels=train[1], test_labels=test[1], **rest)
 
 
@@ -40,13 +40,10 @@ def load_digits_data(config: DataConfig, root: Path | None) -> UnsplitData:
     rows = _digits_rows()
     images = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
     labels = rows[:, -1].astype(np.int64)
-    counts = class_counts(labels, round(len(labels) * DIGITS_TEST_SHARE))
-    test = np.sort(np.concatenate(
-        [np.flatnonzero(labels == c)[shuffled(int((labels == c).sum()), 0, "digits", c)[:n]] for c, n in counts.items()]
-    ))
+    test = np.sort(stratified_draw(labels, round(len(labels) * DIGITS_TEST_SHARE), 0, "digits"))
     train = np.setdiff1d(np.arange(len(labels)), test)
     mean, std = channel_statistics(images[train])
-    return labelled(
+    return _labelled(
         (images[train], labels[train]), (images[test], labels[test]), num_classes=10, mean=mean, std=std,
         class_names=tuple("0123456789"), source="scikit-learn load_digits")
 
@@ -73,23 +70,25 @@ def load_synthetic(config: DataConfig, root: Path | None) -> UnsplitData:
     options = {"num_train": 1024, "num_test": 256, "num_classes": 10, "seed": 0, **config.options}
     shape = options.pop("shape", (3, 32, 32))
     for name, value in options.items():
-        least = 0 if name == "seed" else 2 if name == "num_classes" else 1
+        least = {"seed": 0, "num_classes": 2}.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"must be a whole number of at least {least}", got=value, where=f"data.options.{name}")
     if not isinstance(shape, Sequence) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
         raise UserError("must be [channels, height, width]", got=str(shape), where="data.options.shape")
     channels, height, width = shape
+    num_classes = options["num_classes"]
     random = np.random.RandomState(options["seed"])
-    patterns = random.randint(0, 256, (options["num_classes"], height, width, channels))
+    patterns = random.randint(0, 256, (num_classes, height, width, channels))
 
     def draw(num: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(num, dtype=np.int64) % options["num_classes"]
+        labels = np.arange(num, dtype=np.int64) % num_classes
         noise = random.randint(0, 256, (num, height, width, channels), dtype=np.uint8)
         return ((patterns[labels] + noise) // 2).astype(np.uint8), labels
 
-    train, test = draw(options["num_train"]), draw(options["num_test"])
+    train = draw(options["num_train"])
+    test = draw(options["num_test"])
     mean, std = channel_statistics(train[0])
-    return labelled(train, test, num_classes=options["num_classes"], mean=mean, std=std, source="synthetic")
+    return _labelled(train, test, num_classes=num_classes, mean=mean, std=std, source="synthetic")
 
 
 def load_cifar(config: DataConfig, root: Path | None) -> UnsplitData:
@@ -103,7 +102,8 @@ def load_cifar(config: DataConfig, root: Path | None) -> UnsplitData:
     processors.
     """
     assert root is not None
-    name, shrink = config.name, config.options.get("shrink", 1)
+    name = config.name
+    shrink = config.options.get("shrink", 1)
     if isinstance(shrink, bool) or shrink not in (1, 2, 4):
         raise UserError("must be 1, 2 or 4", got=shrink, where="data.options.shrink")
     parquet = [root / f"{name}-{split}.parquet" for split in ("train", "test")]
@@ -114,26 +114,29 @@ def load_cifar(config: DataConfig, root: Path | None) -> UnsplitData:
         train, names = read_parquet(parquet[0], CIFAR_CLASSES[name], config.limit_train)
         test, _ = read_parquet(parquet[1], CIFAR_CLASSES[name], config.limit_test)
         if train[0].shape[1:] != test[0].shape[1:]:
-            raise UserError("training and test images must have one size", got=str([list(train[0].shape[1:3]),
-                            list(test[0].shape[1:3])]), where=str(root))
+            sizes = [list(train[0].shape[1:3]), list(test[0].shape[1:3])]
+            raise UserError("training and test images must have one size", got=str(sizes), where=str(root))
         source = f"{parquet[0].name}, {parquet[1].name}"
     else:
         raise UserError(f"{name} is not in this folder", got=str(root), where="data.root",
                         do=f"It needs {CIFAR_FOLDERS[name]}/ or {parquet[0].name} and {parquet[1].name}; "
                         "data.download: true lets torchvision fetch it.")
     mean, std = CIFAR_STATISTICS[name]
-    train, test = ((shrunk(images, shrink), labels) for images, labels in (train, test))
-    return labelled(train, test, num_classes=CIFAR_CLASSES[name], mean=mean, std=std, augment="crop_flip",
+    train = (_shrunk(train[0], shrink), train[1])
+    test = (_shrunk(test[0], shrink), test[1])
+    return _labelled(train, test, num_classes=CIFAR_CLASSES[name], mean=mean, std=std, augment="crop_flip",
                     class_names=names, source=source)
 
 
-def shrunk(images: np.ndarray, factor: int) -> np.ndarray:
+def _shrunk(images: np.ndarray, factor: int) -> np.ndarray:
     """Images of a smaller size, each pixel the mean of a block, rounded half up: uint8 ``[N, H / f, W / f, C]``."""
     num, height, width, channels = images.shape
     if factor == 1:
         return images
     blocks = images.reshape(num, height // factor, factor, width // factor, factor, channels)
-    return ((blocks.sum(axis=(2, 4), dtype=np.uint32) + factor * factor // 2) // (factor * factor)).astype(np.uint8)
+    sums = blocks.sum(axis=(2, 4), dtype=np.uint32)
+    pixels = factor * factor
+    return ((sums + pixels // 2) // pixels).astype(np.uint8)
 
 
 def _read_torchvision(
@@ -144,7 +147,8 @@ def _read_torchvision(
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
     folder = root / CIFAR_FOLDERS[config.name]
     try:
-        parts = [kind(str(root), train=train, download=config.download) for train in (True, False)]
+        first = kind(str(root), train=True, download=config.download)
+        second = kind(str(root), train=False, download=config.download)
     except OSError as error:
         if folder.is_dir():
             raise UserError(f"{config.name} cannot be read: {error}", where=str(folder)) from error
@@ -158,10 +162,14 @@ def _read_torchvision(
         raise UserError(f"{config.name} cannot be read, it is incomplete or damaged: {reason}", where=str(folder),
                         do=f"Restore the files of {folder.name}, or move this folder away and download it again with "
                         "data.download: true.") from error
-    train, test = ((np.asarray(part.data, dtype=np.uint8), np.asarray(part.targets, dtype=np.int64)) for part in parts)
-    for _, labels in (train, test):
-        check_labels(labels, CIFAR_CLASSES[config.name], str(root))
-    return train, test, tuple(parts[0].classes)
+    return _arrays(first, config, root), _arrays(second, config, root), tuple(first.classes)
+
+
+def _arrays(dataset: Any, config: DataConfig, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images and checked labels of one of torchvision's datasets."""
+    labels = np.asarray(dataset.targets, dtype=np.int64)
+    check_labels(labels, CIFAR_CLASSES[config.name], str(root))
+    return np.asarray(dataset.data, dtype=np.uint8), labels
 
 
 

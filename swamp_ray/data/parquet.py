@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reads Parquet files of images and labels."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_parquet(
         raise UserError("this file is missing", where=str(path), do="Both the training and the test file are needed.")
     try:
         schema = pq.read_schema(path)
-        missing = [column for column in ("image", "label") if column not in schema.names]
+        missing = [name for name in ("image", "label") if name not in schema.names]
         if missing:
             raise UserError(f"there is no column {' and no column '.join(missing)}", where=str(path),
                             do=f"The columns must be image and label; the file has: {', '.join(schema.names)}.")
@@ -52,8 +52,10 @@ def read_parquet(
     rows = first_rows(len(labels), labels, limit)
     with no_pillow_warnings():
         images = _decode_all(_image_column(table["image"], path), rows, path)
-    named = (schema.metadata or {}).get(b"classes", b"").decode()
-    return (images, labels[rows]), tuple(named.split(",")) if named else ()
+    metadata = schema.metadata or {}
+    classes = metadata.get(b"classes", b"").decode()
+    names = tuple(classes.split(",")) if classes else ()
+    return (images, labels[rows]), names
 
 
 def _label_column(column: Any, num_classes: int, path: Path) -> np.ndarray:
@@ -80,15 +82,17 @@ def _image_column(column: Any, path: Path) -> Any:
 
 
 def _decode_all(column: Any, rows: np.ndarray, path: Path) -> np.ndarray:
-    wanted = column if len(rows) == len(column) else column.take(rows)
+    """The images of some rows, uint8 ``[N, H, W, 3]``."""
+    encoded = column if len(rows) == len(column) else column.take(rows)
     images: np.ndarray | None = None
-    for position, scalar in enumerate(wanted):
-        image = _decode(scalar.as_py(), f"{path}, row {rows[position]}")
+    for position, scalar in enumerate(encoded):
+        where = f"{path}, row {rows[position]}"
+        image = _decode(scalar.as_py(), where)
         if images is None:
             images = np.empty((len(rows), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
-            raise UserError("all images must have one size", got=f"{image.shape[1]}x{image.shape[0]} instead of "
-                            f"{images.shape[2]}x{images.shape[1]}", where=f"{path}, row {rows[position]}")
+            sizes = f"{image.shape[1]}x{image.shape[0]} instead of {images.shape[2]}x{images.shape[1]}"
+            raise UserError("all images must have one size", got=sizes, where=where)
         images[position] = image
     assert images is not None
     return images

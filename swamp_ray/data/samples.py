@@ -1,4 +1,4 @@
-"""What a dataset is once it is read: samples, their splits, and the digest that names them."""
+"""The classes of datasets: samples in memory or read one by one, the splits, and the digest that names them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from swamp_ray.data.trees import named_leaves, num_samples
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How uint8 images become the network's input; the pipeline's part of the recipe.
+    """How uint8 images become the network's input; these settings are part of the recipe.
 
     Attributes:
         mean: Per channel, of pixels scaled to [0, 1].
-        std: Likewise, greater than 0.
+        std: Standard deviations of the same pixels, greater than 0.
         crop_padding: Black pixels on each side before a random crop of the old size.
         flip: Mirror left-right with probability 1/2, in training.
         crop: Crop at random, in training.
@@ -38,7 +38,7 @@ class ArraySamples:
     """Samples in memory.
 
     Attributes:
-        arrays: A nest of arrays with equal first dimension; for classification a pair of images
+        arrays: A tree of arrays with equal first dimension; for classification a pair of images
             (uint8 ``[N, H, W, C]``, or float32 as the model reads them) and labels (int64 ``[N]``).
         images: The pipeline of the first leaf; None where all arrays are used as they are.
         plain: The same samples without changes, for passes that are not to be augmented; None: they are ``arrays``.
@@ -57,7 +57,7 @@ class LazySamples:
     """Samples that are read one by one, see :mod:`swamp_ray.data.loader`.
 
     Attributes:
-        dataset: Map-style, picklable; gives a nest a sample.
+        dataset: Map-style, picklable; a sample is a tree.
         indices: Which of them, int64 ``[N]``, in the fixed order.
         images: Normalisation of the first leaf (uint8 ``[H, W, C]``), or None.
         train_transform: Applied to a sample when training, under a seed of its own; or None.
@@ -79,6 +79,51 @@ class LazySamples:
 
 
 Samples = ArraySamples | LazySamples
+
+
+@dataclass(frozen=True, eq=False)
+class UnsplitData:
+    """A dataset in memory, before limits and the split into training and validation.
+
+    Attributes:
+        train: Tree of arrays with equal first dimension.
+        test: The same for the test samples.
+        train_labels: int64 ``[N]`` for stratification; None where targets are no classes.
+        test_labels: Of the test samples.
+        num_classes: None where targets are no classes.
+        mean: Per channel, for uint8 images ``[N, H, W, C]``; None where arrays are used as they are.
+        std: Standard deviations, like ``mean``.
+        augment: What ``data.augment: auto`` means here.
+        class_names: In label order; may be empty.
+        validation: Given by the source itself, or None.
+        source: Where it came from, for people.
+        plain: The training samples without changes; None: they are ``train``.
+        warnings: What the user should know of the data.
+    """
+
+    train: Any
+    test: Any
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    num_classes: int | None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augment: str = "none"
+    class_names: tuple[str, ...] = ()
+    validation: Any = None
+    source: str = ""
+    plain: Any = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def num_train(self) -> int:
+        """Training samples before limits and the split."""
+        return num_samples(self.train)
+
+    @property
+    def num_test(self) -> int:
+        """Test samples before limits."""
+        return num_samples(self.test)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +176,16 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     A constant channel gets the deviation 1.
     """
     levels = np.arange(256) / 255.0
-    counts = [np.bincount(images[..., c].ravel(), minlength=256) / images[..., c].size for c in range(images.shape[-1])]
-    means = [float(count @ levels) for count in counts]
-    stds = [float(np.sqrt(count @ (levels - mean) ** 2)) or 1.0 for count, mean in zip(counts, means, strict=True)]
-    return tuple(round(mean, 6) for mean in means), tuple(max(1e-6, round(std, 6)) for std in stds)
+    means: list[float] = []
+    stds: list[float] = []
+    for channel in range(images.shape[-1]):
+        values = images[..., channel]
+        shares = np.bincount(values.ravel(), minlength=256) / values.size
+        mean = float(shares @ levels)
+        std = float(np.sqrt(shares @ (levels - mean) ** 2)) or 1.0
+        means.append(round(mean, 6))
+        stds.append(max(1e-6, round(std, 6)))
+    return tuple(means), tuple(stds)
 
 
 def image_pipeline(config: DataConfig, default: str, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSettings:
@@ -154,58 +205,13 @@ def digest_of(splits: dict[str, Any], pipeline: object) -> str:
     digest = hashlib.sha256()
     settings = asdict(pipeline) if isinstance(pipeline, ImageSettings) else pipeline
     digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
-    for split, nest in splits.items():
-        for path, leaf in named_leaves(nest):
+    for split, tree in splits.items():
+        for path, leaf in named_leaves(tree):
             array = np.ascontiguousarray(leaf)
             digest.update(f"\n{split}/{path} {array.dtype.str} {array.shape}\n".encode())
             if array.size:
                 digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class UnsplitData:
-    """A dataset in memory.
-
-    Attributes:
-        train: Nest of arrays with equal first dimension.
-        test: Likewise.
-        train_labels: int64 ``[N]`` for stratification; None where targets are no classes.
-        test_labels: Likewise.
-        num_classes: None where targets are no classes.
-        mean: Per channel, for uint8 images ``[N, H, W, C]``; None where arrays are used as they are.
-        std: Likewise.
-        augment: What ``data.augment: auto`` means here.
-        class_names: In label order; may be empty.
-        validation: Given by the source itself, or None.
-        source: Where it came from, for people.
-        plain: The training samples without changes; None: they are ``train``.
-        warnings: What the user should know of the data.
-    """
-
-    train: Any
-    test: Any
-    train_labels: np.ndarray | None
-    test_labels: np.ndarray | None
-    num_classes: int | None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    augment: str = "none"
-    class_names: tuple[str, ...] = ()
-    validation: Any = None
-    source: str = ""
-    plain: Any = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def num_train(self) -> int:
-        """Training samples before limits and the split."""
-        return num_samples(self.train)
-
-    @property
-    def num_test(self) -> int:
-        """Test samples before limits."""
-        return num_samples(self.test)
 
 
 def is_image_array(array: np.ndarray) -> bool:

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Which samples make up each split: limits, and the validation samples that are held out of the training samples.
+
+Splits are pure functions of the labels and of a seed; integer labels make them stratified.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ def shuffled(num: int, seed: int, purpose: str, *indices: int) -> np.ndarray:
     """A permutation of ``range(num)`` as a pure function of the arguments, int64."""
     word = derive_seed(seed, purpose, *indices)
     # NumPy promises to keep the stream of this legacy generator for ever, which it does not for the newer ones.
-    return np.random.RandomState(np.array([word & 0xFFFFFFFF, word >> 32], dtype=np.uint32)).permutation(num)
+    generator = np.random.RandomState(np.array([word & 0xFFFFFFFF, word >> 32], dtype=np.uint32))
+    return generator.permutation(num)
 
 
 def class_counts(labels: np.ndarray, total: int) -> dict[int, int]:
@@ -24,11 +28,22 @@ def class_counts(labels: np.ndarray, total: int) -> dict[int, int]:
     Largest remainders, ties to the lower class; each count is within one of the exact share.
     """
     classes, sizes = np.unique(labels, return_counts=True)
-    floors = sizes * total // len(labels)
+    counts = sizes * total // len(labels)
     remainders = sizes * total % len(labels)
-    for index in np.argsort(-remainders, kind="stable")[: total - int(floors.sum())]:
-        floors[index] += 1
-    return {int(c): int(n) for c, n in zip(classes, floors, strict=True)}
+    missing = total - int(counts.sum())
+    # A stable sort leaves equal remainders in the order of the classes.
+    for index in np.argsort(-remainders, kind="stable")[:missing]:
+        counts[index] += 1
+    return dict(zip(classes.tolist(), counts.tolist(), strict=True))
+
+
+def stratified_draw(labels: np.ndarray, total: int, seed: int, purpose: str) -> np.ndarray:
+    """``total`` random rows with the classes' own shares, class after class."""
+    drawn = []
+    for label, count in class_counts(labels, total).items():
+        rows = np.flatnonzero(labels == label)
+        drawn.append(rows[shuffled(len(rows), seed, purpose, label)[:count]])
+    return np.concatenate(drawn)
 
 
 def first_rows(num: int, labels: np.ndarray | None, limit: int | None) -> np.ndarray:
@@ -37,8 +52,8 @@ def first_rows(num: int, labels: np.ndarray | None, limit: int | None) -> np.nda
         return np.arange(num)
     if labels is None:
         return np.arange(limit)
-    wanted = class_counts(labels, limit)
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in wanted.items()]))
+    first = [np.flatnonzero(labels == label)[:count] for label, count in class_counts(labels, limit).items()]
+    return np.sort(np.concatenate(first))
 
 
 def hold_out(num: int, labels: np.ndarray | None, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,10 +79,7 @@ def hold_out(num: int, labels: np.ndarray | None, share: float, seed: int) -> tu
     if labels is None:
         held = shuffled(num, seed, "validation")[:count]
     else:
-        held = np.concatenate([
-            np.flatnonzero(labels == c)[shuffled(int((labels == c).sum()), seed, "validation", c)[:n]]
-            for c, n in class_counts(labels, count).items()
-        ])
+        held = stratified_draw(labels, count, seed, "validation")
     return fixed_order(np.setdiff1d(np.arange(num), held), seed), np.sort(held)
 
 
@@ -77,5 +89,5 @@ def fixed_order(rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def take(arrays: Any, rows: np.ndarray) -> Any:
-    """The rows of every leaf of a nest, contiguous."""
+    """The rows of every leaf of a tree, contiguous."""
     return tree_map(lambda leaf: np.take(leaf, rows, axis=0), arrays)

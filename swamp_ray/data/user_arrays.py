@@ -1,4 +1,4 @@
-"""TODO."""
+"""A split of the user's as NumPy arrays: from arrays, tensors, lists and pandas tables, where that is certain."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ from torch import Tensor
 
 from swamp_ray.data.labels import is_texts
 from swamp_ray.data.pairs import label_leaf, with_labels
-from swamp_ray.data.trees import leaves, named_leaves, tree_map
+from swamp_ray.data.trees import leaves, named_leaves, with_leaves
 from swamp_ray.errors import UserError
 
 _FORM = "a split must be a nest of arrays or tensors, or a map-style torch dataset"
-
 _SHOWN = 5
-
-
 
 
 @dataclass
 class TableColumns:
-    """What the tables of the training split say, so that those of other splits can be read alike.
+    """The columns of the training split's tables, whose order the tables of other splits are brought into.
 
     Attributes:
         columns: Names of the columns, by the table's place in the split.
@@ -35,46 +32,48 @@ class TableColumns:
 
 
 def arrays_of(split: Any, tables: TableColumns, where: str) -> Any:
-    """A nest of NumPy arrays: floats as float32, integer labels as int64, lists of parts as tuples.
+    """A tree of NumPy arrays: floats as float32, integer labels as int64, lists of parts as tuples.
 
     Labels may also be texts; they stay what they are.
+
+    Args:
+        split: As the user returned it.
+        tables: Filled by the first split, which is the training split.
+        where: Whose split, for errors.
 
     Raises:
         UserError: Some part is no array of finite numbers, parts differ in length, or a table does not fit the others.
     """
-    nest = tuple(split) if isinstance(split, list) else split
-    labels = label_leaf(nest)
+    tree = tuple(split) if isinstance(split, list) else split
+    labels = label_leaf(tree)
     if isinstance(labels, list | tuple) and labels and not isinstance(labels[0], np.ndarray | Tensor | Mapping | tuple):
-        listed = np.asarray(labels)
-        nest, labels = with_labels(nest, listed), listed
-    _refuse_form(nest, where)
-    _check_rows(nest, where)
-    found = iter([_array(leaf, leaf is labels, path, tables, where) for path, leaf in named_leaves(nest)])
-    nest = tree_map(lambda _: next(found), nest)
-    sizes = {path: len(leaf) for path, leaf in named_leaves(nest)}
-    if not sizes or len(set(sizes.values())) != 1:
+        labels = np.asarray(labels)
+        tree = with_labels(tree, labels)
+    _refuse_numbers(tree, where)
+    _check_row_order(tree, where)
+    arrays = []
+    for path, leaf in named_leaves(tree):
+        arrays.append(_array(leaf, leaf is labels, path, tables, where))
+    tree = with_leaves(tree, arrays)
+    sizes = {path: len(leaf) for path, leaf in named_leaves(tree)}
+    if len(set(sizes.values())) != 1:
         got = ", ".join(f"{path or 'array'}: {size}" for path, size in list(sizes.items())[:_SHOWN])
         raise UserError("all parts of a split must have the same number of samples", got=got, where=where)
-    if not next(iter(sizes.values())):
+    if 0 in sizes.values():
         raise UserError("there are no samples", where=where)
-    return nest
+    return tree
 
 
-def _refuse_form(nest: Any, where: str) -> None:
-    parts = leaves(nest)
+def _refuse_numbers(tree: Any, where: str) -> None:
+    """Refuse a list of plain numbers or texts."""
+    parts = leaves(tree)
     if parts and all(isinstance(leaf, int | float | str | np.generic) for leaf in parts):
         raise UserError(_FORM, got=f"a list of {type(parts[0]).__name__}", where=where)
 
 
 def _array(leaf: Any, is_label: bool, path: str, tables: TableColumns, where: str) -> np.ndarray:
-    if is_table(leaf):
-        array: Any = _from_table(leaf, path, tables, where)
-    elif _is_column(leaf):
-        array = _from_column(leaf)
-    else:
-        array = _from_tensor(leaf, where) if isinstance(leaf, Tensor) else leaf
-    if isinstance(array, np.ma.MaskedArray):
-        array = _unmasked(array, where)
+    """A leaf as an array of numbers, or labels as an array of texts."""
+    array = _plain_array(leaf, path, tables, where)
     if is_label and isinstance(array, np.ndarray) and array.dtype == object and _are_numbers(array):
         array = np.array(array.tolist())
     if is_label and is_texts(array) and array.ndim:
@@ -89,6 +88,18 @@ def _array(leaf: Any, is_label: bool, path: str, tables: TableColumns, where: st
     if is_label and array.ndim == 1 and array.dtype.kind in "iu":
         return array.astype(np.int64, copy=False)
     return array
+
+
+def _plain_array(leaf: Any, path: str, tables: TableColumns, where: str) -> Any:
+    """A leaf as a NumPy array of any type, where it can become one; others are returned as they are."""
+    if is_table(leaf):
+        return _from_table(leaf, path, tables, where)
+    array = leaf
+    if _is_column(leaf):
+        array = _from_column(leaf)
+    elif isinstance(leaf, Tensor):
+        array = _from_tensor(leaf, where)
+    return _unmasked(array, where) if isinstance(array, np.ma.MaskedArray) else array
 
 
 def _finite(array: np.ndarray, is_label: bool, where: str) -> np.ndarray:
@@ -115,7 +126,7 @@ def _unmasked(array: Any, where: str) -> np.ndarray:
 
 
 def _are_numbers(array: np.ndarray) -> bool:
-    return array.ndim > 0 and all(isinstance(one, bool | int | float | np.number | np.bool_) for one in array.flat)
+    return array.ndim > 0 and all(isinstance(value, bool | int | float | np.number | np.bool_) for value in array.flat)
 
 
 def _from_tensor(tensor: Tensor, where: str) -> np.ndarray:
@@ -130,8 +141,11 @@ def _from_tensor(tensor: Tensor, where: str) -> np.ndarray:
     return values.numpy()
 
 
+# Tables
+
+
 def is_table(value: Any) -> bool:
-    """Whether a value is a pandas DataFrame; pandas is not imported for it."""
+    """Whether a value is a pandas table; where pandas was never imported, nothing is, and it need not be imported."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, pandas.DataFrame)
 
@@ -171,9 +185,9 @@ def _from_column(column: Any) -> np.ndarray:
     return series.to_numpy(dtype=np.float64) if series.isna().any() else series.to_numpy(dtype=kind)
 
 
-def _check_rows(nest: Any, where: str) -> None:
+def _check_row_order(tree: Any, where: str) -> None:
     """Refuse tables and columns of one split whose rows are the same in another order."""
-    parts = [leaf for leaf in leaves(nest) if hasattr(leaf, "index") and (is_table(leaf) or _is_column(leaf))]
+    parts = [leaf for leaf in leaves(tree) if hasattr(leaf, "index") and (is_table(leaf) or _is_column(leaf))]
     for part in parts[1:]:
         first = parts[0].index
         if len(first) == len(part.index) and not first.equals(part.index) and set(first) == set(part.index):

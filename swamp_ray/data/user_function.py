@@ -1,4 +1,4 @@
-"""TODO."""
+"""The user's dataset function: called, and what it returns checked."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ from swamp_ray.random_state import seeded
 from swamp_ray.user_code.importing import load_object, own_traceback
 
 KNOWN_KEYS = ("train", "test", "validation", "num_classes", "class_names", "train_plain", "transform", "label_column")
-
 SPLITS = ("train", "validation", "test", "train_plain")
-
-
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,8 @@ class ReturnedSplits:
     """What the user's function returned, checked.
 
     Attributes:
-        splits: By name; tables and lists of samples in their final form.
-        num_classes: None where it was not given.
+        splits: By name; tables divided into inputs and labels, lists of samples as datasets.
+        num_classes: None where the function did not return it.
         class_names: In label order; may be empty.
         transform: Of training samples; or None.
     """
@@ -41,6 +38,32 @@ class ReturnedSplits:
     num_classes: int | None
     class_names: tuple[str, ...]
     transform: Callable[[Any], Any] | None
+
+
+def call_user_function(config: DataConfig) -> ReturnedSplits:
+    """Call ``function(**data.options)`` and check the mapping that it returns.
+
+    Raises:
+        UserError: The function fails (its own error is shown), or what it returns is no such mapping.
+    """
+    returned = _returned_mapping(config)
+    column = returned.get("label_column")
+    splits: dict[str, Any] = {}
+    for name in SPLITS:
+        if returned.get(name) is not None:
+            splits[name] = checked_split(returned[name], column, f"{config.name}, {name}")
+    missing = [name for name in ("test", "train") if name not in splits]
+    if missing:
+        raise UserError(f"there is no {' and no '.join(missing)} split", got="None", where=config.name)
+    transform = returned.get("transform")
+    if transform is not None and not callable(transform):
+        raise UserError("transform must be a function of a sample", got=type(transform).__name__, where=config.name)
+    if transform is not None and "train_plain" in splits:
+        raise UserError("train_plain and transform are two ways to give the unchanged samples", where=config.name,
+                        do="Return one of them.")
+    num_classes = number_of_classes(returned.get("num_classes"))
+    names = class_names_of(returned.get("class_names"), num_classes)
+    return ReturnedSplits(splits, num_classes, names, transform)
 
 
 def _returned_mapping(config: DataConfig) -> Mapping[str, Any]:
@@ -56,39 +79,25 @@ def _returned_mapping(config: DataConfig) -> Mapping[str, Any]:
         pass  # some callables written in C have no signature; calling them tells
     try:
         with seeded(0):
-            made = function(**config.options)
+            returned = function(**config.options)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{config.name} failed", where="data.name",
                         do=f"Its own error:\n{own_traceback(error)}") from error
-    if not isinstance(made, Mapping) or "train" not in made or "test" not in made:
-        got = f"keys {sorted(map(str, made))}" if isinstance(made, Mapping) else type(made).__name__
+    if not isinstance(returned, Mapping) or "train" not in returned or "test" not in returned:
+        is_mapping = isinstance(returned, Mapping)
+        got = f"keys {sorted(map(str, returned))}" if is_mapping else type(returned).__name__
         raise UserError(f"{config.name} must return a mapping with 'train' and 'test'", got=got, where="data.name")
-    unknown = [str(key) for key in made if key not in KNOWN_KEYS]
+    unknown = [str(key) for key in returned if key not in KNOWN_KEYS]
     if unknown:
         raise UserError(f"{config.name} returns unknown keys {unknown}", where="data.name",
                         do=f"Known: {', '.join(KNOWN_KEYS)}.")
-    return made
-
-
-def _checked_result(config: DataConfig, made: Mapping[str, Any]) -> ReturnedSplits:
-    column, transform = made.get("label_column"), made.get("transform")
-    splits = {name: checked_split(made[name], column, f"{config.name}, {name}")
-              for name in SPLITS if made.get(name) is not None}
-    if missing := {"train", "test"} - set(splits):
-        raise UserError(f"there is no {' and no '.join(sorted(missing))} split", got="None", where=config.name)
-    if transform is not None and not callable(transform):
-        raise UserError("transform must be a function of a sample", got=type(transform).__name__, where=config.name)
-    if transform is not None and "train_plain" in splits:
-        raise UserError("train_plain and transform are two ways to give the unchanged samples", where=config.name,
-                        do="Return one of them.")
-    num_classes = number_of_classes(made.get("num_classes"))
-    return ReturnedSplits(splits, num_classes, class_names_of(made.get("class_names"), num_classes), transform)
+    return returned
 
 
 def checked_split(split: Any, label_column: Any, where: str) -> Any:
-    """A split with lists of samples as datasets, and tables divided into inputs and labels."""
+    """A split with a list of samples as a dataset, and a table divided into inputs and labels."""
     if is_table(split):
         if label_column is None:
             raise UserError("a table alone does not say which column holds the labels", where=where,
@@ -103,17 +112,12 @@ def checked_split(split: Any, label_column: Any, where: str) -> Any:
 
 
 def _is_sample(entry: Any) -> bool:
-    """Whether the entry of a list is a sample, and no part of all samples: it holds a single number or a text."""
+    """Whether the entry of a list is one sample and no part of all samples: it holds a single number or a text."""
     if not isinstance(entry, tuple | list | Mapping) or not entry:
         return False
-    return any(isinstance(leaf, int | float | str | np.generic) or
-               (isinstance(leaf, np.ndarray | Tensor) and not leaf.ndim) for leaf in leaves(entry))
-
-
-def call_user_function(config: DataConfig) -> ReturnedSplits:
-    """Call ``function(**data.options)`` and check the mapping that it returns.
-
-    Raises:
-        UserError: The function fails (its own error is shown), or what it returns is no such mapping.
-    """
-    return _checked_result(config, _returned_mapping(config))
+    for leaf in leaves(entry):
+        if isinstance(leaf, int | float | str | np.generic):
+            return True
+        if isinstance(leaf, np.ndarray | Tensor) and not leaf.ndim:
+            return True
+    return False

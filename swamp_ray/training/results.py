@@ -1,4 +1,4 @@
-"""TODO."""
+"""What training and evaluating a particle give: gradients of a batch, progress, evaluations, the trained particle."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from torch import Tensor
 from swamp_ray.sparsity.compact import Packed
 
 Arrays = Mapping[str, np.ndarray]
-
 Gradients = tuple[Tensor, dict[str, Tensor]]
-"""What is known of a batch once its gradients lie in the parameters: its mean loss, and means of metrics."""
-
-
+"""Mean loss and means of metrics of a batch whose gradients lie in the parameters."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one network by split (``{"validation": {"accuracy": ...}, ...}``), and its norm statistics."""
+    """Metrics of one network by split (``{"validation": {"accuracy": ...}, ...}``), and its normalisation statistics."""
 
     metrics: dict[str, dict[str, float]]
     buffers: dict[str, np.ndarray]
@@ -52,7 +49,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrainedParticle:
-    """What is left of a training run.
+    """The result of a finished training run.
 
     Attributes:
         packed: Surviving weights and all other parameters.
