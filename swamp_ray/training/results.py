@@ -41,7 +41,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one network by split (``{"validation": {"accuracy": ...}, ...}``), and its normalisation statistics."""
+    """Metrics of one network by split (``{"validation": {"accuracy": ...}, ...}``), and its buffers."""
 
     metrics: dict[str, dict[str, float]]
     buffers: dict[str, np.ndarray]
