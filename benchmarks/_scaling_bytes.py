@@ -23,14 +23,16 @@ from _processes import Sampler, own_pid
 from swamp_ray.config.reading import build_config
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.method.events import Job
-from swamp_ray.on_ray.actors import AveragingActor, _Remote
+from swamp_ray.on_ray.actors import AveragingActor, elsewhere
 from swamp_ray.on_ray.own_token import OwnToken
-from swamp_ray.run.averager import Averager, Local, ShardCall
+from swamp_ray.run.averager import Averager
 from swamp_ray.run.messages import AverageSpec
 from swamp_ray.run.prepare import State
+from swamp_ray.run.shard import Shard
 from swamp_ray.sparsity.bits import num_kept
 from swamp_ray.sparsity.compact import Packed, spans
 from swamp_ray.sparsity.masks import Layer, Layout
+from swamp_ray.sparsity.selection import Ask, here
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
 from swamp_ray.storage.recipes import Named
 
@@ -104,7 +106,7 @@ class TimedActor(AveragingActor):
     def finish(self, member: int, spec: AverageSpec, start: State, mask_bits: np.ndarray, others: list[Any]) -> str:
         """As the real one does, with a stopwatch between it and its shards and storage."""
         own, watch = self._shards[member], Stopwatch()
-        calls: list[ShardCall] = [Local(own), *(_Remote(actor, member) for actor in others)]
+        calls: list[Ask[Shard]] = [here(own), *(elsewhere(actor, member) for actor in others)]
         shards = [TimedCall(call, watch, index, len(calls)) for index, call in enumerate(calls)]
         store = TimedStore(own.store, watch)
         averager = TimedAverager(own.config, own.layout, store, watch)
@@ -112,7 +114,7 @@ class TimedActor(AveragingActor):
         close, write = watch.seconds.get("close", 0.0), watch.seconds.get("write", 0.0)
         self.took = {"close": close, "write": write, "mask": whole - close - write, **{
             f"mask/{method}": watch.seconds.get(method, 0.0)
-            for method in ("score", "upper_counts", "lower_counts", "choose")}}
+            for method in ("score", "upper_counts", "lower_counts", "keep")}}
         return name
 
     def last_took(self) -> Mapping[str, float]:
@@ -139,19 +141,19 @@ class Stopwatch:
 class TimedCall:
     """A shard; the time of a method is from the first shard's call to the last shard's answer."""
 
-    def __init__(self, call: ShardCall, watch: Stopwatch, index: int, num: int) -> None:
+    def __init__(self, call: Ask[Shard], watch: Stopwatch, index: int, num: int) -> None:
         self._call, self._watch, self._first, self._last = call, watch, index == 0, index == num - 1
 
-    def __call__(self, method: str, *arguments: Any) -> Callable[[], Any]:
+    def __call__(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
         """Begin."""
         if self._first:
-            self._watch.start(method)
-        wait = self._call(method, *arguments)
+            self._watch.start(method.__name__)
+        wait = self._call(method, *args, **kwargs)
 
         def answer() -> Any:
             result = wait()
             if self._last:
-                self._watch.stop(method)
+                self._watch.stop(method.__name__)
             return result
 
         return answer

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from _measuring import spread, write
 
-from swamp_ray.sparsity.selection import top_k
+from swamp_ray.sparsity.top_k import top_k
 
 MILLION = 1_000_000
 TARGET = 2.0

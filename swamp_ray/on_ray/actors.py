@@ -18,7 +18,7 @@ from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import UserError
 from swamp_ray.method.events import Job
-from swamp_ray.run.averager import Averager, Local, ShardCall
+from swamp_ray.run.averager import Averager
 from swamp_ray.run.messages import AverageSpec, JobSpec
 from swamp_ray.run.packs import Said, alone, train_packed
 from swamp_ray.run.prepare import State
@@ -28,6 +28,7 @@ from swamp_ray.run.timesheet import Whereabouts
 from swamp_ray.run.worker import Worker
 from swamp_ray.sparsity.compact import Packed
 from swamp_ray.sparsity.masks import Layout
+from swamp_ray.sparsity.selection import Ask, here
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.packs.pack import Pack
 from swamp_ray.training.packs.timing import PackingTime, time_packings
@@ -173,26 +174,26 @@ class AveragingActor:
             raise self._problem
         self._shards[member].add(job.round, job.particle, name, digest, size, packed)
 
-    def call(self, member: int, method: str, *arguments: Any) -> Any:
-        """What the first shard asks of another one."""
-        return getattr(self._shards[member], method)(*arguments)
+    def call(self, member: int, method: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a method of :class:`Shard`, for the shard that puts the round together."""
+        return method(self._shards[member], *arguments)
 
     def finish(self, member: int, spec: AverageSpec, start: State, mask_bits: np.ndarray, others: list[Any]) -> str:
         """Close the round's average; ``others`` are the actors of the other shards, in order."""
         own = self._shards[member]
-        shards: list[ShardCall] = [Local(own), *(_Remote(actor, member) for actor in others)]
+        shards: list[Ask[Shard]] = [here(own)]
+        shards += [elsewhere(actor, member) for actor in others]
         return Averager(own.config, own.layout, own.store).finish(spec, start, mask_bits, shards)
 
 
-class _Remote:
-    """A shard in another actor; it works from the call on."""
+def elsewhere(actor: Any, member: int) -> Ask[Shard]:
+    """A shard in another actor; it works from the moment it is asked."""
 
-    def __init__(self, actor: Any, member: int) -> None:
-        self._actor, self._member = actor, member
-
-    def __call__(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        reference = self._actor.call.remote(self._member, method, *arguments)
+    def ask(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        reference = actor.call.remote(member, method, *args, **kwargs)
         return lambda: _get(reference)
+
+    return ask
 
 
 def _get(reference: ObjectRef[Any]) -> Any:

@@ -5,11 +5,9 @@ The class knows no Ray; the pool lets it run in the first averaging actor.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,36 +15,16 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import RunError
 from swamp_ray.run.messages import AverageSpec
 from swamp_ray.run.prepare import State
-from swamp_ray.run.shard import Closed, Group, Shard
+from swamp_ray.run.shard import Closed, Shard
 from swamp_ray.sparsity.bits import layer_counts
 from swamp_ray.sparsity.compact import spans
-from swamp_ray.sparsity.counting import Threshold, kth_half, thresholds
 from swamp_ray.sparsity.masks import Layout
-from swamp_ray.sparsity.selection import layer_budgets
+from swamp_ray.sparsity.selection import Ask, ask_all, select
 from swamp_ray.sparsity.thin_layers import thin_layers
 from swamp_ray.storage.arrays import arrays_from_bytes, arrays_to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
 
 MASK_FILE = "next_mask.safetensors"
-
-
-class ShardCall(Protocol):
-    """A shard, here or in another process: begins to do something, and gives what waits for its result."""
-
-    def __call__(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        """Begin ``Shard.method``."""
-        ...
-
-
-class Local:
-    """A shard of this process; it works when its result is asked for, so that others have begun by then."""
-
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-
-    def __call__(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        """See :class:`ShardCall`."""
-        return lambda: getattr(self._shard, method)(*arguments)
 
 
 class Averager:
@@ -61,7 +39,7 @@ class Averager:
     def __init__(self, config: SwampConfig, layout: Layout, store: ArtifactStore) -> None:
         self.config, self.layout, self.store = config, layout, store
 
-    def finish(self, spec: AverageSpec, start: State, mask_bits: np.ndarray, shards: Sequence[ShardCall]) -> str:
+    def finish(self, spec: AverageSpec, start: State, mask_bits: np.ndarray, shards: Sequence[Ask[Shard]]) -> str:
         """Store the round's average and, unless it is the last round, the next mask; returns the artifact's name.
 
         Args:
@@ -81,7 +59,7 @@ class Averager:
                            f"{sum(counts)}")
         # As weights are pruned, there may be fewer slices than shards.
         shards = shards[:len(spans(spec.survivors + self.layout.num_rest, len(shards)))]
-        closed: list[Closed] = _all(shards, "close", spec.round, spec.particles)
+        closed = ask_all(shards, Shard.close, spec.round, spec.particles)
         info: dict[str, object] = {
             "particles": list(spec.particles),
             "layer_densities": {layer.name: count / layer.size
@@ -90,39 +68,19 @@ class Averager:
         }
         files: dict[str, FileEntry] = {}
         if spec.next_survivors is not None:
-            _all(shards, "score", spec.seed, start, mask_bits)
-            following = self._next_mask(spec.next_survivors, counts, mask_bits, shards)
+            ask_all(shards, Shard.score, spec.seed, start, mask_bits)
+            scope = self.config.pruning.scope
+            following = select(self.layout, mask_bits, spec.next_survivors, scope, shards, counts)
             info["emptied_layers"] = self._emptied(following, counts)
             left = layer_counts(self.layout, following)
             info["thin_layers"] = thin_layers(
                 (layer.name, layer.size, count) for layer, count in zip(self.layout.layers, left, strict=True))
             files[MASK_FILE] = self.store.write(spec.named.name, MASK_FILE, arrays_to_bytes({"bits": following}))
-        for written in _all(shards, "write", spec.named):
+        for written in ask_all(shards, Shard.write, spec.named):
             files |= written
         info["seconds"] = time.perf_counter() - began
         self.store.finish(spec.named.name, files, info)
         return spec.named.name
-
-    def _next_mask(self, num: int, counts: list[int], mask_bits: np.ndarray, shards: Sequence[ShardCall]
-                   ) -> np.ndarray:
-        groups = self._groups(num, counts)
-        found = [None] * len(shards) if len(shards) == 1 else _exchange(shards, groups)
-        waits = [shard("choose", groups, one, mask_bits) for shard, one in zip(shards, found, strict=True)]
-        parts = [wait() for wait in waits]
-        if len(parts) == 1 and parts[0][1].size == mask_bits.size:  # nothing to put together
-            return parts[0][1]
-        following = np.zeros_like(mask_bits)
-        for first, bits in parts:
-            following[first:first + bits.size] |= bits
-        return following
-
-    def _groups(self, num: int, counts: list[int]) -> list[Group]:
-        """Who competes with whom: all survivors, or those of each layer."""
-        if self.config.pruning.scope == "global":
-            return [Group(0, sum(counts), num)]
-        ends = [0, *itertools.accumulate(counts)]
-        budgets = layer_budgets(self.layout, counts, num, self.config.pruning.scope)
-        return [Group(*bounds, budget) for bounds, budget in zip(itertools.pairwise(ends), budgets, strict=True)]
 
     def _emptied(self, following: np.ndarray, counts: list[int]) -> list[str]:
         both = zip(self.layout.layers, counts, layer_counts(self.layout, following), strict=True)
@@ -138,27 +96,6 @@ def read_mask(store: ArtifactStore, manifest: Manifest) -> np.ndarray | None:
     if MASK_FILE not in manifest.files:
         return None
     return arrays_from_bytes(store.read(manifest, MASK_FILE))["bits"]
-
-
-def _all(shards: Sequence[ShardCall], method: str, *arguments: Any) -> list[Any]:
-    waits = [shard(method, *arguments) for shard in shards]
-    return [wait() for wait in waits]
-
-
-def _exchange(shards: Sequence[ShardCall], groups: Sequence[Group]) -> list[list[Threshold]]:
-    """The threshold of each group, for each shard."""
-    found: list[list[Threshold]] = [[] for _ in shards]
-    for group in groups:
-        for mine, one in zip(found, _thresholds(shards, group), strict=True):
-            mine.append(one)
-    return found
-
-
-def _thresholds(shards: Sequence[ShardCall], group: Group) -> list[Threshold]:
-    if group.k == 0:
-        return [Threshold(np.float32(np.inf), 0)] * len(shards)
-    upper, above = kth_half(np.sum(_all(shards, "upper_counts", group), axis=0), group.k)
-    return thresholds(upper, above, _all(shards, "lower_counts", group, upper), group.k)
 
 
 def _spread(closed: Sequence[Closed], count: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.method.events import Job
-from swamp_ray.run.averager import Averager, Local
+from swamp_ray.run.averager import Averager
 from swamp_ray.run.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.run.messages import (
     AverageSpec,
@@ -39,6 +39,7 @@ from swamp_ray.run.signals import Stopping
 from swamp_ray.run.timesheet import Ending, JobTimes, Shift, Whereabouts
 from swamp_ray.run.worker import Message, Worker
 from swamp_ray.sparsity.compact import Packed, spans
+from swamp_ray.sparsity.selection import here
 from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.packs.pack import Pack
@@ -118,7 +119,7 @@ class InlineExecutor:
         """Close the round's average now."""
         if any(isinstance(report, StateLostReport) for report in self._reports):
             return
-        shards = [Local(shard) for shard in self._shards]
+        shards = [here(shard) for shard in self._shards]
         shift = Shift(0, self._where)
         self._reports.append(RoundAveragedReport(spec.round, self._averager.finish(spec, start, mask_bits, shards)))
         self._worked.append(shift.over(Job("average", spec.round), "done"))

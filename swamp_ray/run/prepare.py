@@ -26,8 +26,9 @@ from swamp_ray.run.result_names import recipes_of
 from swamp_ray.run.shared_code import NO_CODE, Code, import_paths, take_up
 from swamp_ray.run.starting_weights import take_start_
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors
-from swamp_ray.sparsity.selection import make_score, plan_survivors, score_survivors
+from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors, to_bits
+from swamp_ray.sparsity.schedule import plan_survivors
+from swamp_ray.sparsity.scores import Survivors, checked_scores, make_score
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.training.arithmetic import (
     SINGLE,
@@ -332,10 +333,11 @@ def _check_score(config: SwampConfig, model: nn.Module, layout: Layout) -> None:
     if not is_import_path(config.pruning.score):
         return
     weights = flatten(prunable_tensors(model, layout))
-    mask = np.ones(layout.num_prunable, dtype=bool)
+    everything = to_bits(np.ones(layout.num_prunable, dtype=bool))
+    survivors = Survivors(layout, everything, weights, lambda layer: weights[layer.span])
     # Untrained weights may well give NaN, as a share of the change does: it counts only once there is training.
     with contextlib.suppress(RunError):
-        score_survivors(layout, mask, weights, weights, make_score(config.pruning.score, seed=0))
+        checked_scores(make_score(config.pruning.score, seed=0), survivors)
 
 
 def _try_out(

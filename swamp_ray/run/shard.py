@@ -6,22 +6,20 @@ and what they exchange for the mask are counts. The class knows no Ray; the pool
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
-import torch
 
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.run.prepare import State
 from swamp_ray.sparsity.averaging import OrderedMean, square_sums
-from swamp_ray.sparsity.bits import between, choose, layer_counts
-from swamp_ray.sparsity.compact import Packed, chunks, pack_state, spans
-from swamp_ray.sparsity.counting import Threshold, keep, lower_counts, upper_counts
-from swamp_ray.sparsity.masks import Layer, Layout, from_bits
-from swamp_ray.sparsity.selection import make_score, score_survivors, top_k
+from swamp_ray.sparsity.compact import Packed, chunks, spans
+from swamp_ray.sparsity.masks import Layout
+from swamp_ray.sparsity.scores import Survivors, checked_scores, make_score
+from swamp_ray.sparsity.selection import ScoredSlice
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import Named, average_recipe
@@ -45,15 +43,6 @@ def num_shards(config: SwampConfig, layout: Layout) -> int:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Survivors ``first`` to ``last - 1``, of which the next mask keeps ``k``."""
-
-    first: int
-    last: int
-    k: int
-
-
-@dataclass(frozen=True)
 class Closed:
     """A slice's average: sums of squares of its surviving weights by chunk, of all particles and of their mean."""
 
@@ -61,8 +50,8 @@ class Closed:
     average: list[float]
 
 
-class Shard:
-    """Holds one float64 accumulator of its slice, whatever the number of particles.
+class Shard(ScoredSlice):
+    """A slice of a run's averages: one float64 accumulator, whatever the number of particles, then its scores.
 
     Args:
         config: The run.
@@ -72,6 +61,7 @@ class Shard:
     """
 
     def __init__(self, config: SwampConfig, layout: Layout, storage: str, index: int = 0) -> None:
+        super().__init__()
         self.config, self.layout, self.index = config, layout, index
         self.num_shards = num_shards(config, layout)
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
@@ -81,7 +71,6 @@ class Shard:
         self._added: list[int] = []
         self._span, self._size = (0, 0), 0
         self._average = Packed(np.zeros(0, np.float32), np.zeros(0, np.float32))
-        self._scores = np.zeros(0, np.float32)
 
     def add(self, round_index: int, particle: int, name: str, digest: str, size: int, packed: Packed | None) -> None:
         """Let a particle's slice enter the average of its round; particles come in index order.
@@ -126,42 +115,14 @@ class Shard:
         """Compute the scores of the slice's survivors.
 
         Raises:
+            UserError: A score of the user's own fails.
             RunError: A score is NaN.
         """
-        self._scores = self._make_scores(seed, start, mask_bits)
-        if self._scores.size and np.isnan(self._scores.max()):
-            raise RunError("a score is NaN")
-
-    def upper_counts(self, group: Group) -> np.ndarray:
-        """How many scores of a group have each upper half of their bits, int64 ``[65536]``."""
-        return upper_counts(self._of(group))
-
-    def lower_counts(self, group: Group, upper: int) -> np.ndarray:
-        """How many scores of a group with this upper half have each lower half, int64 ``[65536]``."""
-        return lower_counts(self._of(group), upper)
-
-    def choose(
-        self, groups: Sequence[Group], thresholds: Sequence[Threshold] | None, mask_bits: np.ndarray
-    ) -> tuple[int, np.ndarray]:
-        """The slice's part of the next mask: where it begins in the mask's bytes, and its bytes.
-
-        Args:
-            groups: All survivors, in order.
-            thresholds: For each group; None where this is the only slice and can tell by itself.
-            mask_bits: The present mask.
-        """
-        if thresholds is None:
-            parts = [top_k(self._of(group), group.k) for group in groups]
-        else:
-            parts = [keep(self._of(group), one) for group, one in zip(groups, thresholds, strict=True)]
-        self._scores = np.zeros(0, np.float32)
-        chosen = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.bool_), *parts])
-        return choose(mask_bits, self._span[0], chosen)
-
-    def _of(self, group: Group) -> np.ndarray:
-        """Those of a group's scores that lie in the slice; a view."""
-        first = self._span[0]
-        return self._scores[max(0, group.first - first):max(0, group.last - first)]
+        values = self._average.values
+        self.first = self._span[0]
+        survivors = Survivors(self.layout, mask_bits, values, lambda layer: start.parameters[layer.name], self.first,
+                              self._mean.borrow)
+        self.scores = checked_scores(make_score(self.config.pruning.score, seed=seed), survivors)
 
     def _read(self, name: str, digest: str) -> Packed:
         manifest = self.store.find(name)
@@ -169,30 +130,3 @@ class Shard:
             raise CorruptArtifactError(f"the state {digest[:12]} of particle {name} is not in the storage any more. "
                                        "Run the same command again: it is trained anew")
         return read_state(self.store, manifest, self._span)
-
-    def _make_scores(self, seed: int, start: State, mask_bits: np.ndarray) -> np.ndarray:
-        values, name = self._average.values, self.config.pruning.score
-        if name == "magnitude":
-            return np.abs(values, out=self._mean.borrow(values.size))
-        if name == "movement":
-            rewind = self._of_survivors(mask_bits, lambda layer: start.parameters[layer.name].reshape(-1))
-            return np.abs(values - rewind)
-        if name == "random":
-            generator = torch.Generator().manual_seed(seed)
-            return self._of_survivors(mask_bits, lambda layer: torch.rand(layer.size, generator=generator).numpy())
-        mask = from_bits(mask_bits, self.layout.num_prunable)
-        rewind = pack_state(start.parameters, self.layout, mask, drop_outside=True).values
-        return score_survivors(self.layout, mask, values, rewind, make_score(name, seed=seed))
-
-    def _of_survivors(self, mask_bits: np.ndarray, of_layer: Callable[[Layer], np.ndarray]) -> np.ndarray:
-        """Values of whole layers at the slice's survivors, float32; one layer at a time is held."""
-        first, last = self._span[0], self._span[0] + self._average.values.size
-        parts = [np.zeros(0, np.float32)]
-        before = 0
-        for layer, count in zip(self.layout.layers, layer_counts(self.layout, mask_bits), strict=True):
-            values = of_layer(layer)
-            if before < last and first < before + count:
-                kept = values[between(mask_bits, layer.offset, layer.offset + layer.size)]
-                parts.append(kept[max(0, first - before):last - before])
-            before += count
-        return np.concatenate(parts)

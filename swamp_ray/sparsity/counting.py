@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swamp_ray.sparsity.selection import keep_ties
+from swamp_ray.sparsity.top_k import keep_ties
 
 NUM_COUNTS = 1 << 16
 _BLOCK = 1 << 18

@@ -23,7 +23,7 @@ from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.journal import CodeChanged
 from swamp_ray.run.prepare import prepare
 from swamp_ray.run.shared_code import adopt_path, named_import_paths
-from swamp_ray.sparsity.selection import make_score
+from swamp_ray.sparsity.scores import make_score
 from swamp_ray.storage.places import is_url
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir

@@ -19,7 +19,7 @@ from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.compact import Packed, pack_state, unpack
 from swamp_ray.sparsity.masks import Layout, find_prunable
-from swamp_ray.sparsity.selection import plan_survivors
+from swamp_ray.sparsity.schedule import plan_survivors
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import read_state
 from swamp_ray.training.models import build_model

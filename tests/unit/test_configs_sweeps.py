@@ -12,7 +12,7 @@ from swamp_ray.config.reading import load_config
 from swamp_ray.config.sweep_reading import build_sweep, is_sweep, load_sweep
 from swamp_ray.config.sweep_settings import Sweep, label
 from swamp_ray.method.rounds import plan_rounds
-from swamp_ray.sparsity.selection import plan_survivors
+from swamp_ray.sparsity.schedule import plan_survivors
 from swamp_ray.sweep.members import milestone_rounds
 from swamp_ray.sweep.plan import SweepPlan, plan_sweep
 from swamp_ray.sweep.search import check_search

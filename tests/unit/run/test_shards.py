@@ -15,18 +15,20 @@ from swamp_ray.config.reading import build_config
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.launch import run
-from swamp_ray.run.averager import Averager, Local, read_mask
+from swamp_ray.run.averager import Averager, read_mask
 from swamp_ray.run.messages import AverageSpec
 from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import AUTO_ELEMENTS, Shard, num_shards
 from swamp_ray.sparsity import compact as packing
 from swamp_ray.sparsity.compact import Packed, pack_state, spans
 from swamp_ray.sparsity.masks import Layer, Layout, from_bits, layer_densities, to_bits
-from swamp_ray.sparsity.selection import make_score, score_survivors, select
+from swamp_ray.sparsity.scores import make_score
+from swamp_ray.sparsity.selection import here
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.states import put_state, read_state, state_digest
 from tests.helpers import ticket_digests, tiny
+from tests.unit.sparsity.slices import mask_of, scores_of
 
 SHAPES = ((5, 7), (13,), (3, 2, 2), (40,))
 CHUNK = 16
@@ -71,7 +73,7 @@ class Round:
         named = Named.of("average", {"states": [], "mask": ""})
         spec = AverageSpec(0, named, tuple(range(len(self.states))), self.survivors, following, seed=7)
         Averager(config, self.layout, store).finish(
-            spec, self.start, to_bits(self.mask), [Local(shard) for shard in shards])
+            spec, self.start, to_bits(self.mask), [here(shard) for shard in shards])
         manifest = store.find(named.name)
         assert manifest is not None
         return store, manifest
@@ -109,8 +111,8 @@ def drawn_round(data: st.DataObject, num_rest: int = 21) -> Round:
 def expected_mask(one: Round, average: Packed, following: int, score: str, scope: str) -> np.ndarray:
     """The slow twin: all scores and the whole mask in one place."""
     rewind = pack_state(one.start.parameters, one.layout, one.mask, drop_outside=True).values
-    scores = score_survivors(one.layout, one.mask, average.values, rewind, make_score(score, seed=7))
-    return select(one.layout, one.mask, scores, following, scope)
+    scores = scores_of(one.layout, one.mask, average.values, rewind, make_score(score, seed=7))
+    return mask_of(one.layout, one.mask, scores, following, scope)
 
 
 @pytest.mark.parametrize("score", ["magnitude", "movement", "random"])
@@ -191,7 +193,7 @@ def test_a_round_must_be_complete_in_every_shard(tmp_path: Path) -> None:
     spec = AverageSpec(0, Named.of("average", {}), (0, 1, 2), one.survivors, 10, 0)
     with pytest.raises(RunError, match=r"consists of particles \(0, 1, 2\), but \[0, 1\]"):
         Averager(config, one.layout, shards[0].store).finish(
-            spec, one.start, to_bits(one.mask), [Local(shard) for shard in shards])
+            spec, one.start, to_bits(one.mask), [here(shard) for shard in shards])
 
 
 def test_particles_that_are_added_again_begin_a_new_average(tmp_path: Path) -> None:

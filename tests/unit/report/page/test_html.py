@@ -169,7 +169,7 @@ def test_a_run_without_accuracy_is_shown_by_what_decides(swamp: ReportRun) -> No
 
 
 def test_a_wheel_brings_the_templates_along() -> None:
-    package = Path(__file__).resolve().parents[3] / "swamp_ray"
+    package = Path(__file__).resolve().parents[4] / "swamp_ray"
     settings = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
     packed = {path for pattern in settings["package-data"]["swamp_ray"] for path in package.glob(pattern)}
     others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}

@@ -9,7 +9,7 @@ import pytest
 from swamp_ray.config.reading import load_config, with_values
 from swamp_ray.report.page.method import method_name, method_words
 
-ARMS = Path(__file__).resolve().parents[3] / "configs" / "arms"
+ARMS = Path(__file__).resolve().parents[4] / "configs" / "arms"
 NAMES = {
     "imp": "IMP", "imp_4t": "IMP", "imp_swa": "IMP + SWA", "swamp": "SWAMP", "swamp_without_swa": "SWAMP without SWA",
     "swamp_plus": "SWAMP+", "imp_best_of_4": "IMP, best of 4", "imp_ema": "IMP with EMA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swamp_ray.sparsity.selection import top_k
+from swamp_ray.sparsity.top_k import top_k
 
 NUM = 1_200_000
 
