@@ -118,7 +118,7 @@ def _lead(given: Given, ranks: Ranks, data: Data) -> None:
     say(Built(get_current_placement_group(), Whereabouts(socket.gethostname(), devices)))
     while (ranked := next_job()) is not None:
         start, mask_bits, values = map(_fetched, ranked.given)
-        stop = ranks.agreement(_Stopping(given))
+        stop = ranks.shared_stop(_Stopping(given))
         try:
             for message in worker(ranked.member).run(ranked.spec, start, mask_bits, values, stop):
                 say(message)
@@ -126,7 +126,7 @@ def _lead(given: Given, ranks: Ranks, data: Data) -> None:
             say(Ended(error))
         else:
             say(Ended())
-    ranks.tell(None)
+    ranks.send_instruction(None)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What the ranks of a particle do that do not lead: they wait for orders, and take part in what rank 0 begins."""
+"""The ranks of a particle other than rank 0: they receive instructions and take part in the trainings of rank 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swamp_ray.training.training_run import begin_training, never
 
 
 def follow(ranks: Ranks, trainer: Callable[[int], ParticleTrainer]) -> None:
-    """Take part in one training after the other, until rank 0 sends everybody home.
+    """Take part in one training after the other, until rank 0 sends None instead of an instruction.
 
     Args:
         ranks: All ranks.
@@ -22,15 +22,18 @@ def follow(ranks: Ranks, trainer: Callable[[int], ParticleTrainer]) -> None:
     Raises:
         LostRankError: Another rank is gone.
     """
-    while (order := ranks.hear()) is not None:
-        own = trainer(order.member)
-        # Both errors are seen by all ranks at the same moment, and rank 0 deals with them.
+    while True:
+        instruction = ranks.receive_instruction()
+        if instruction is None:
+            return
+        own = trainer(instruction.member)
+        # All ranks raise these two errors at the same moment, and rank 0 handles them.
         with applied(own.arithmetic), contextlib.suppress(DivergedError, CorruptArtifactError):
-            take_part(own, order)
+            take_part(own, instruction)
 
 
-def take_part(trainer: ParticleTrainer, order: TrainInstruction) -> None:
-    """Take part in a training run as a rank other than the first, to its end or until all are asked to stop.
+def take_part(trainer: ParticleTrainer, instruction: TrainInstruction) -> None:
+    """Take part in a training run as a rank other than the first, to its end or until all ranks stop.
 
     Raises:
         DivergedError: As on rank 0.
@@ -38,11 +41,12 @@ def take_part(trainer: ParticleTrainer, order: TrainInstruction) -> None:
         LostRankError: Another rank is gone.
     """
     assert isinstance(trainer.ranks, Ranks)
-    stop = trainer.ranks.agreement(never)
-    run = begin_training(trainer, order.job, order.start, order.mask, order.buffers, order.checkpoint)
+    stop = trainer.ranks.shared_stop(never)
+    run = begin_training(trainer, instruction.job, instruction.start, instruction.mask, instruction.buffers,
+                         instruction.checkpoint)
     while not run.done:
         progress = run.epoch(stop)
         if not run.done and (progress is None or stop()):
-            run.checkpoint()
+            run.checkpoint()  # rank 0 stores it, and needs every rank's part
             return
     run.compare()

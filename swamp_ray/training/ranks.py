@@ -31,10 +31,27 @@ from swamp_ray.training.results import Arrays
 from swamp_ray.user_code.blaming import lost_connection
 
 IDLE = timedelta(days=365)
-"""Ranks that have nothing to do wait for the next order; a rank that dies is noticed by its closed connection."""
-ASK_S = 0.1
-"""How often the ranks agree on whether to stop, about."""
+"""Time limit of an idle rank that blocks until the next instruction; a dead rank shows by its closed connection."""
+STOP_INTERVAL_S = 0.1
+"""About how often rank 0 tells the others whether to stop."""
 _gather_parts: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before 2.14
+
+
+@dataclass(frozen=True)
+class TrainInstruction:
+    """Tells the other ranks of a particle to take part in a training run.
+
+    Attributes:
+        member: Index of the run, where ranks work for several.
+        job, start, mask, buffers, checkpoint: As in :func:`swamp_ray.training.training_run.begin_training`.
+    """
+
+    member: int
+    job: TrainingSpec
+    start: Packed
+    mask: np.ndarray
+    buffers: Arrays
+    checkpoint: bytes | None
 
 
 class SingleRank:
@@ -45,10 +62,11 @@ class SingleRank:
         count: How many there are.
     """
 
-    rank, count = 0, 1
+    rank = 0
+    count = 1
 
     def epoch_seed(self, seed: int, epoch: int) -> int:
-        """Seed of the generators in an epoch of a training: for dropout and the like."""
+        """Seed of the global generators in an epoch of a training, for dropout and the like."""
         return derive_seed(seed, "epoch", epoch)
 
     def share(self, num: int) -> int:
@@ -65,11 +83,11 @@ class SingleRank:
         return network
 
     def accumulating(self, network: nn.Module) -> AbstractContextManager[Any]:
-        """A block whose gradients are not yet added up over the ranks."""
+        """A block whose gradients stay on their rank, to be added up over the ranks later."""
         return contextlib.nullcontext()
 
     def watched(self) -> AbstractContextManager[None]:
-        """A block in which ranks need each other; one that is gone raises LostRankError."""
+        """A block that raises LostRankError where another rank is gone."""
         return contextlib.nullcontext()
 
     def mean(self, values: np.ndarray) -> np.ndarray:
@@ -77,7 +95,7 @@ class SingleRank:
         return values
 
     def gather(self, value: Any) -> list[Any] | None:
-        """What each rank gives, in order, on rank 0; None on the others."""
+        """The values of all ranks in order, on rank 0; None on the others."""
         return [value]
 
 
@@ -89,10 +107,11 @@ class Ranks(SingleRank):
     """
 
     def __init__(self, bucket_mb: float = 25.0) -> None:
-        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        self.rank = dist.get_rank()
+        self.count = dist.get_world_size()
         self._bucket_mb = bucket_mb
-        # Words go between processors: beside gradients on the devices, and without their time limit.
-        self._words: Any = dist.new_group(backend="gloo", timeout=IDLE)
+        # Instructions travel between processors, beside gradients on the devices and without their time limit.
+        self._messages: Any = dist.new_group(backend="gloo", timeout=IDLE)
 
     @property
     def leads(self) -> bool:
@@ -100,24 +119,24 @@ class Ranks(SingleRank):
         return self.rank == 0
 
     def epoch_seed(self, seed: int, epoch: int) -> int:
-        """A seed for each rank."""
+        """A seed of this rank's own."""
         return derive_seed(seed, "epoch", epoch, self.rank)
 
     def replicate(self, network: nn.Module, probe: Callable[[], bool]) -> nn.Module:
-        """Let backward passes through the network leave the mean gradient of all ranks."""
+        """The network wrapped so that backward passes leave the mean gradient of all ranks."""
         replica = _Replica(network, bucket_cap_mb=self._bucket_mb, find_unused_parameters=probe())
         exchange = _Exchange(next(network.parameters()).device)
         replica.register_comm_hook(None, lambda _, bucket: exchange(bucket.buffer()))
         return replica
 
     def accumulating(self, network: nn.Module) -> AbstractContextManager[Any]:
-        """Gradients stay on their ranks."""
+        """A block whose gradients stay on their ranks."""
         assert isinstance(network, DistributedDataParallel)
         return network.no_sync()
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Tell errors of the connection from others."""
+        """A block that raises LostRankError for errors of the connection."""
         try:
             yield
         except RuntimeError as error:
@@ -131,68 +150,78 @@ class Ranks(SingleRank):
         own = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
         every = [torch.empty_like(own) for _ in range(self.count)]
         with self.watched():
-            dist.all_gather(every, own, group=self._words)
+            dist.all_gather(every, own, group=self._messages)
         return ordered_mean(every).numpy()
 
     def gather(self, value: Any) -> list[Any] | None:
         """Plain values and tensors on the processor."""
         found: list[Any] | None = [None] * self.count if self.leads else None
         with self.watched():
-            dist.gather_object(value, found, dst=0, group=self._words)
+            dist.gather_object(value, found, dst=0, group=self._messages)
         return found
 
-    def tell(self, order: Any) -> None:
-        """Give all other ranks an order (rank 0)."""
+    def send_instruction(self, instruction: TrainInstruction | None) -> None:
+        """Send an instruction to all other ranks (rank 0); None ends their work."""
         with self.watched():
-            dist.broadcast_object_list([order], src=0, group=self._words)
+            dist.broadcast_object_list([instruction], src=0, group=self._messages)
 
-    def hear(self) -> Any:
-        """Wait for the next order of rank 0."""
-        box = [None]
+    def receive_instruction(self) -> TrainInstruction | None:
+        """Block until rank 0 sends the next instruction; None: there will be none."""
+        box: list[TrainInstruction | None] = [None]
         with self.watched():
-            dist.broadcast_object_list(box, src=0, group=self._words)
+            dist.broadcast_object_list(box, src=0, group=self._messages)
         return box[0]
 
-    def agreement(self, stop: Callable[[], bool]) -> Callable[[], bool]:
-        """A question that all ranks ask equally often, and that has the same answer on all of them.
+    def shared_stop(self, stop: Callable[[], bool]) -> Callable[[], bool]:
+        """A stop function that gives the same answers on all ranks, which have to call it equally often.
 
         Args:
-            stop: Asked on rank 0.
+            stop: Decides, on rank 0 alone.
         """
-        return _Agreement(self, stop)
+        return _SharedStop(self, stop)
 
-    def broadcast(self, word: Tensor) -> None:
+    def broadcast(self, message: Tensor) -> None:
         """Overwrite a tensor on the processor by that of rank 0."""
         with self.watched():
-            dist.broadcast(word, src=0, group=self._words)
+            dist.broadcast(message, src=0, group=self._messages)
 
 
-class _Agreement:
-    """Rank 0 tells with every answer after how many more questions the next one comes."""
+class _SharedStop:
+    """Each broadcast says whether to stop, and how many calls to skip before the next broadcast."""
 
     def __init__(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
-        self._ranks, self._stop = ranks, stop
-        self._found, self._left, self._asked = False, 1, 1
+        self._ranks = ranks
+        self._stop = stop
+        self._stopped = False
+        self._skip = 0
+        self._interval = 1
         self._at = time.monotonic()
 
     def __call__(self) -> bool:
-        self._left -= 1
-        if self._found or self._left:
-            return self._found
-        word = torch.zeros(2, dtype=torch.int64)
+        if self._stopped:
+            return True
+        if self._skip:
+            self._skip -= 1
+            return False
+        message = torch.zeros(2, dtype=torch.int64)
         if self._ranks.leads:
-            now = time.monotonic()
-            each_s = max(1e-6, (now - self._at) / self._asked)
-            word = torch.tensor([int(self._stop()), max(1, min(1000, int(ASK_S / each_s)))])
-            self._at = now
-        self._ranks.broadcast(word)
-        self._found, self._left = bool(word[0]), int(word[1])
-        self._asked = self._left
-        return self._found
+            message = torch.tensor([int(self._stop()), self._next_interval()])
+        self._ranks.broadcast(message)
+        self._stopped = bool(message[0])
+        self._interval = int(message[1])
+        self._skip = self._interval - 1
+        return self._stopped
+
+    def _next_interval(self) -> int:
+        """After how many calls the next broadcast is due, from the time that the last ones took."""
+        now = time.monotonic()
+        call_s = max(1e-6, (now - self._at) / self._interval)
+        self._at = now
+        return max(1, min(1000, int(STOP_INTERVAL_S / call_s)))
 
 
 class _Replica(DistributedDataParallel):
-    """With the attributes of the network: tasks of one's own may read them."""
+    """Has the attributes of the network, which a user's task may read."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -202,7 +231,7 @@ class _Replica(DistributedDataParallel):
 
 
 class _Exchange:
-    """Adds up one bucket after the other, beside the backward pass where the device can do both."""
+    """Adds up one bucket of gradients after the other over the ranks, on CUDA while the backward pass goes on."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -239,25 +268,9 @@ def reduce_in_rank_order_(flat: Tensor) -> Tensor:
 
 
 def ordered_mean(parts: list[Tensor]) -> Tensor:
-    """The sum of tensors, from the first to the last, divided by their number once; the first is overwritten."""
+    """The sum of tensors, added from the first to the last, divided by their number; the first is overwritten."""
     total = parts[0]
     for part in parts[1:]:
         total += part
     return total.div_(len(parts))
 
-
-@dataclass(frozen=True)
-class TrainInstruction:
-    """What the other ranks of a particle need to know to take part in a training run.
-
-    Attributes:
-        member: Index of the run, where ranks work for several.
-        job, start, mask, buffers, checkpoint: As in :meth:`ParticleTrainer.begin`.
-    """
-
-    member: int
-    job: TrainingSpec
-    start: Packed
-    mask: np.ndarray
-    buffers: Arrays
-    checkpoint: bytes | None

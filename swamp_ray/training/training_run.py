@@ -325,7 +325,7 @@ def begin_training(
     """
     ranks = trainer.ranks
     if isinstance(ranks, Ranks) and ranks.leads:
-        ranks.tell(TrainInstruction(trainer.member, job, start, mask, buffers, checkpoint))
+        ranks.send_instruction(TrainInstruction(trainer.member, job, start, mask, buffers, checkpoint))
     trainer.load(start, mask, buffers)
     # A run that was interrupted within a step leaves gradients behind.
     trainer.model.zero_grad(set_to_none=True)

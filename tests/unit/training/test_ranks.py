@@ -140,7 +140,7 @@ def lead_or_follow(rank: int, works: list[tuple[dict[str, Any], Callable[..., An
         with applied(prepared.arithmetic):
             if ranks.leads:
                 found.append(lead(prepared, ranks))
-                ranks.tell(None)
+                ranks.send_instruction(None)
                 continue
             trainer = ParticleTrainer(prepared.config, prepared.data, prepared.arithmetic, None, ranks)
             follow(ranks, {0: trainer}.__getitem__)
@@ -165,21 +165,21 @@ def must_end(result: TrainedParticle | bytes) -> TrainedParticle:
 def one_job_after_the_other(prepared: Prepared, ranks: Ranks) -> dict[str, Any]:
     """The same job three times on warm ranks: whole, diverging, and stopped after its first step."""
     begin = start(prepared, ranks)
-    whole = facts(must_end(carry_on(begin(None), ranks.agreement(never))))
+    whole = facts(must_end(carry_on(begin(None), ranks.shared_stop(never))))
     with pytest.raises(DivergedError) as diverged:
-        carry_on(begin(None, lr=1e30), ranks.agreement(never))
-    checkpoint = carry_on(begin(None), ranks.agreement(stop_at_once))
+        carry_on(begin(None, lr=1e30), ranks.shared_stop(never))
+    checkpoint = carry_on(begin(None), ranks.shared_stop(stop_at_once))
     assert isinstance(checkpoint, bytes)
     with pytest.raises(CorruptArtifactError):
         begin(checkpoint[:-100])
     run = begin(checkpoint)
     stopped_at = run.step
-    resumed = facts(must_end(carry_on(run, ranks.agreement(never))))
+    resumed = facts(must_end(carry_on(run, ranks.shared_stop(never))))
     return {"whole": whole, "diverged": diverged.value.epoch, "stopped_at": stopped_at, "resumed": resumed}
 
 
 def train(prepared: Prepared, ranks: Ranks | None) -> dict[str, Any]:
-    stop = never if ranks is None else ranks.agreement(never)
+    stop = never if ranks is None else ranks.shared_stop(never)
     return facts(must_end(carry_on(start(prepared, ranks)(None), stop)))
 
 
@@ -220,7 +220,7 @@ def write_checkpoints(prepared: Prepared, ranks: Ranks, path: str) -> dict[str, 
     """From the checkpoint, if there is one; one is written after each epoch."""
     file = Path(path)
     run = start(prepared, ranks)(file.read_bytes() if file.exists() else None)
-    stop, began = ranks.agreement(never), run.step
+    stop, began = ranks.shared_stop(never), run.step
     while not run.done:
         run.epoch(stop)
         if not run.done:
