@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.samples import Data
 from swamp_ray.storage.places import open_place
+from swamp_ray.training.packs.pack import Pack
+from swamp_ray.training.results import Gradients, Progress
+from swamp_ray.training.tasks import Batch
+from swamp_ray.training.training_run import Steps, TrainingRun, never
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -95,3 +99,37 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.05)
+
+
+def train_epoch(
+    pack: Pack, runs: Mapping[int, TrainingRun], stop: Callable[[], bool] = never
+) -> dict[int, Progress | None]:
+    """Carry several training runs through their current epochs side by side.
+
+    Args:
+        pack: The seats that the runs were begun on.
+        runs: By seat.
+        stop: Asked by each of them after every step.
+
+    Returns:
+        Where each of them stands; None where it was stopped before.
+
+    Raises:
+        DivergedError: A loss became NaN or infinite, in any of them.
+    """
+    found: dict[int, Progress | None] = {}
+    steps: dict[int, Steps] = {seat: run.epoch_steps(stop) for seat, run in runs.items()}
+    # Sending None starts a generator.
+    answers: dict[int, Gradients | None] = dict.fromkeys(steps)
+    with pack.randomness():
+        while steps:
+            batches: dict[int, Batch] = {}
+            for seat in list(steps):
+                try:
+                    request = steps[seat].send(answers[seat])  # type: ignore[arg-type]
+                    batches[seat] = request.batch
+                except StopIteration as end:
+                    found[seat] = end.value
+                    del steps[seat]
+            answers = dict(pack.gradients(batches)) if batches else {}
+    return found

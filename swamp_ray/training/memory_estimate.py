@@ -1,10 +1,10 @@
-"""The memory that a particle will take up on its device, before it is trained.
+"""An estimate of the memory that a particle takes up on its device, before it is trained.
 
-What stays through a training (weights, the optimiser's state, masks, means, data) is counted. What a training step
-needs besides is found by taking one: each tensor that an operation makes is counted as long as it lives. So
-activations, gradients and temporaries are known together, at the moment at which they are the most. Either two small
-steps are taken, and every moment is extrapolated to the whole batch, or one of the whole batch in which nothing is
-computed and tensors are shapes only.
+What stays through a training (weights, the optimiser's state, masks, means, data) is computed from the config. What a
+training step needs besides is measured by taking one: each tensor that an operation makes counts while it lives, so
+that activations, gradients and temporaries are known together at the moment of their peak. There are two ways: two
+small steps, from which every moment is extrapolated to the whole batch, or one step of the whole batch with fake
+tensors, which have shapes and no values.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from swamp_ray.training.trainer import initial_model
 SMALL = (2, 3)
 """Batch sizes of the small steps."""
 _MUCH_WORK = {"fp32": 2e11, "bf16": 2e10}
-"""Weights x elements of a sample beyond which small steps may take longer than the two seconds in which torch makes
-itself ready to compute nothing. Not every processor is fast in bfloat16."""
+"""Weights x elements of a sample from which on fake tensors come first: small steps may take longer than the two
+seconds in which torch sets fake tensors up. Not every processor is fast in bfloat16."""
 _DRAW_BYTES = 25
-"""A sample's place in the order of an epoch, its crop and its flip."""
+"""Bytes of a sample's position in the order of an epoch, its crop and its flip."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on a device, of tensors; what libraries and kernels take for themselves is not in it.
+    """Bytes of tensors on a device, without what libraries and kernels take for themselves.
 
     Attributes:
         weights: Parameters, buffers, the optimiser's state, masks, and the mean along the training.
-        step: What comes and goes, at its peak: in a training step a batch, activations, gradients and temporaries. In
-            networks with few activations, a snapshot or the copying of the weights at the end may take more.
+        step: Peak of the tensors that come and go: in a training step a batch, activations, gradients and temporaries.
+            In networks with few activations, a snapshot or the copying of the weights at the end may take more.
         data: Samples that stay on the device, and the order of an epoch.
     """
 
@@ -63,7 +63,7 @@ class MemoryEstimate:
 def estimate_memory(
     config: SwampConfig, data: Data, arithmetic: Arithmetic, *, masked: bool = True, num_members: int = 1
 ) -> MemoryEstimate:
-    """The memory of particles that train in one process.
+    """The estimated memory of particles that train in one process.
 
     Args:
         config: The run.
@@ -75,16 +75,18 @@ def estimate_memory(
     Raises:
         Exception: Whatever the network or the task raises where a step can be taken in neither way.
     """
-    model, task = initial_model(config, data), build_task(config.task)
-    size = config.training.micro_batch or config.training.batch_size // arithmetic.ranks
-    num_passes = 1 if config.training.micro_batch is None else 2
-    samples = _first_batch(data.train, size)
-    own = config.training.batch_size // arithmetic.ranks
-    own *= _together(samples, own, data.train, arithmetic.device)
-    batch = _batch_bytes(samples, own, data.train)
-    step = TracedStep(model, task, arithmetic.precision, num_passes).peak_bytes(samples, size)
-    step = max(batch + step, batch + _snapshot_bytes(config, model), _feeding_bytes(samples, own, data.train),
-               _packing_bytes(model, arithmetic.channels_last))
+    model = initial_model(config, data)
+    task = build_task(config.task)
+    training = config.training
+    rank_batch = training.batch_size // arithmetic.ranks
+    forward_size = training.micro_batch or rank_batch
+    num_passes = 1 if training.micro_batch is None else 2
+    few = _first_batch(data.train, forward_size)
+    group_size = rank_batch * _num_together(few, rank_batch, data.train, arithmetic.device)
+    batch = _batch_bytes(few, group_size, data.train)
+    computing = TracedStep(model, task, arithmetic.precision, num_passes).peak_bytes(few, forward_size)
+    step = max(batch + computing, batch + _snapshot_bytes(config, model),
+               _next_batch_bytes(few, group_size, data.train), _collected_bytes(model, arithmetic.channels_last))
     weights = _weight_bytes(config, model, masked)
     if arithmetic.ranks > 1:
         weights += _trained_bytes(model)  # the buckets through which gradients are exchanged
@@ -96,21 +98,27 @@ def _trained_bytes(model: nn.Module) -> int:
 
 
 def _snapshot_bytes(config: SwampConfig, model: nn.Module) -> int:
-    """One parameter after the other is widened to float64 when it enters the mean."""
-    widest = max((parameter.numel() for parameter in model.parameters() if parameter.requires_grad), default=0)
-    return 8 * widest if config.averaging.within != "none" else 0
+    """The float64 copy of the largest parameter, made when it enters the mean along the training."""
+    if config.averaging.within == "none":
+        return 0
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    return 8 * max(trained, default=0)
 
 
-def _packing_bytes(model: nn.Module, channels_last: bool) -> int:
-    """In the end all weights are put together, and those in another order than their elements' are copied before."""
-    parameters = list(model.parameters())
-    strided = [p for p in parameters if channels_last and p.ndim == 4 and p.shape[1] > 1 and p[0, 0].numel() > 1]
-    return sum(parameter.nbytes for parameter in [*parameters, *strided])
+def _collected_bytes(model: nn.Module, channels_last: bool) -> int:
+    """The copy of all weights at the end of a training; weights in channels-last order are copied twice."""
+    total = 0
+    for parameter in model.parameters():
+        total += parameter.nbytes
+        if channels_last and parameter.ndim == 4 and parameter.shape[1] > 1 and parameter[0, 0].numel() > 1:
+            total += parameter.nbytes
+    return total
 
 
 def _weight_bytes(config: SwampConfig, model: nn.Module, masked: bool) -> int:
     """What stays through a training, gradients aside."""
-    trained, training = _trained_bytes(model), config.training
+    training = config.training
+    trained = _trained_bytes(model)
     moments = 2 if training.optimizer == "adamw" else int(training.momentum > 0)
     means = 2 if config.averaging.within != "none" else 0  # in float64
     prunable = find_prunable(model, config.pruning.include, config.pruning.exclude).num_prunable
@@ -119,46 +127,47 @@ def _weight_bytes(config: SwampConfig, model: nn.Module, masked: bool) -> int:
 
 
 def _data_bytes(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> int:
-    order = _DRAW_BYTES * len(data.train) if isinstance(data.train, ArraySamples) else 0
     resident = arithmetic.device == "cuda" and config.execution.data_on_device is not False
-    return order + sum(kept_bytes(part, arithmetic.device, resident, training=part is data.train)
-                       for part in (data.train, data.validation, data.test) if isinstance(part, ArraySamples))
+    total = _DRAW_BYTES * len(data.train) if isinstance(data.train, ArraySamples) else 0
+    for samples in (data.train, data.validation, data.test):
+        if isinstance(samples, ArraySamples):
+            total += kept_bytes(samples, arithmetic.device, resident, training=samples is data.train)
+    return total
 
 
 def _first_batch(samples: Samples, size: int) -> Batch:
     """A small batch, as the network reads it."""
-    source = Batches(samples, device=torch.device("cpu"), channels_last=False, on_device=False)
-    return next(iter(source.one_pass(min(max(SMALL), size, len(samples)), seed=None, drop_last=False)))
+    batches = Batches(samples, device=torch.device("cpu"), channels_last=False, on_device=False)
+    return next(iter(batches.one_pass(min(max(SMALL), size, len(samples)), seed=None, drop_last=False)))
 
 
-def _together(few: Batch, size: int, samples: Samples, device: str) -> int:
+def _num_together(few: Batch, size: int, samples: Samples, device: str) -> int:
     """How many batches of samples in memory are made at a time, and stay until the last of them is used."""
     if not isinstance(samples, ArraySamples):
         return 1
-    each = sum(leaf.nbytes for leaf in leaves(few)) / num_samples(few)
-    return min(made_together(round(size * each), device), max(1, len(samples) // size))
+    return min(made_together(round(size * _sample_bytes(few)), device), max(1, len(samples) // size))
+
+
+def _sample_bytes(few: Batch) -> float:
+    return sum(leaf.nbytes for leaf in leaves(few)) / num_samples(few)
 
 
 def _batch_bytes(few: Batch, size: int, samples: Samples) -> int:
-    """A batch; of images as they were gathered, too."""
-    each = sum(leaf.nbytes for leaf in leaves(few)) / num_samples(few)
-    return round(size * each) + _raw_bytes(size, samples)
+    """A batch, and the bytes of its images before they are normalised."""
+    total = round(size * _sample_bytes(few))
+    if isinstance(samples, ArraySamples) and samples.images is not None:
+        total += size * leaves(samples.arrays)[0][0].nbytes
+    return total
 
 
-def _raw_bytes(size: int, samples: Samples) -> int:
-    if not isinstance(samples, ArraySamples) or samples.images is None:
-        return 0
-    return size * leaves(samples.arrays)[0][0].nbytes
-
-
-def _feeding_bytes(few: Batch, size: int, samples: Samples) -> int:
-    """The next batch is made while the last one is still there; normalised images for a moment lie there twice."""
+def _next_batch_bytes(few: Batch, size: int, samples: Samples) -> int:
+    """The last batch, and the next one while it is made: images exist twice for a moment when they are normalised."""
     copies = 3 if isinstance(samples, ArraySamples) and samples.images is not None else 2
     return copies * _batch_bytes(few, size, samples)
 
 
 class TracedStep:
-    """A training step whose tensors are counted; the batch is not among them.
+    """Counts the bytes of a training step's tensors, without the batch.
 
     Args:
         model: As it is initialised; it is not changed.
@@ -168,26 +177,30 @@ class TracedStep:
     """
 
     def __init__(self, model: nn.Module, task: Task, precision: str, num_passes: int = 1) -> None:
-        self._model, self._task, self._precision, self._num_passes = model, task, precision, num_passes
+        self._model = model
+        self._task = task
+        self._precision = precision
+        self._num_passes = num_passes
 
     def peak_bytes(self, few: Batch, size: int) -> int:
-        """The most that its tensors take up at one moment.
+        """The peak of the step's tensors.
 
         Args:
             few: Some samples.
             size: Of the batch.
         """
+        num_weights = sum(parameter.numel() for parameter in self._model.parameters())
+        num_inputs = sum(leaf[0].numel() for leaf in leaves(few))
         ways = [self.from_small_steps, self.without_computing]
-        work = sum(p.numel() for p in self._model.parameters()) * sum(leaf[0].numel() for leaf in leaves(few))
-        if work > _MUCH_WORK[self._precision]:
+        if num_weights * num_inputs > _MUCH_WORK[self._precision]:
             ways.reverse()
         try:
             return ways[0](few, size)
-        except Exception:  # a network may look at values that are not there, and raises whatever it likes then
+        except Exception:  # a network that looks at values fails with fake tensors, in any way
             return ways[1](few, size)
 
     def without_computing(self, few: Batch, size: int) -> int:
-        """The same from a step of the whole batch whose tensors have no values."""
+        """The peak from a step of the whole batch with fake tensors."""
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         model = _with_tensors(copy.deepcopy(self._model), fake.from_tensor)
         with fake:
@@ -195,23 +208,27 @@ class TracedStep:
             return max(self._bytes_over_time(model, batch))
 
     def from_small_steps(self, few: Batch, size: int) -> int:
-        """The same from two small steps: the bytes at each moment are a line over the batch size.
+        """The peak from two small steps: the bytes at each moment are a line over the batch size.
 
         Where the steps consist of different operations, the line is drawn through their peaks.
         """
-        there = num_samples(few)
-        small, large = min(SMALL[0], there), there
-        found = [self._bytes_over_time(copy.deepcopy(self._model), split_batch(few, num)[0]) for num in (small, large)]
+        large = num_samples(few)
+        small = min(SMALL[0], large)
+        of_small = self._bytes_over_time(copy.deepcopy(self._model), split_batch(few, small)[0])
+        of_large = self._bytes_over_time(copy.deepcopy(self._model), split_batch(few, large)[0])
         if small == large:
-            return max(found[0]) * size // small
-        if len(found[0]) != len(found[1]):
-            found = [[max(one)] for one in found]
-        return max(last + (last - first) * (size - large) // (large - small)
-                   for first, last in zip(*found, strict=True))
+            return max(of_small) * size // small
+        if len(of_small) != len(of_large):
+            of_small = [max(of_small)]
+            of_large = [max(of_large)]
+        peak = 0
+        for first, last in zip(of_small, of_large, strict=True):
+            peak = max(peak, last + (last - first) * (size - large) // (large - small))
+        return peak
 
     def _bytes_over_time(self, model: nn.Module, batch: Batch) -> list[int]:
         model.train()
-        live = _Live([*model.parameters(), *model.buffers(), *leaves(batch)])
+        live = _LiveBytes([*model.parameters(), *model.buffers(), *leaves(batch)])
         with seeded(0), live:
             for _ in range(self._num_passes):
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._precision == "bf16"):
@@ -227,26 +244,28 @@ def _with_tensors(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.M
     def converted(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
             new = convert(tensor.detach())
-            made[id(tensor)] = (nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new)
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, tensor.requires_grad)
+            made[id(tensor)] = new
         return made[id(tensor)]
 
     for module in model.modules():
-        held: list[dict[str, Any]] = [module._parameters, module._buffers]
-        for tensors in held:
+        own: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in own:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     tensors[name] = converted(tensor)
     return model
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are made within, as long as somebody holds them.
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are made in the block, while any reference to them is left.
 
     Args:
         known: Tensors that were there before.
 
     Attributes:
-        over_time: The bytes after each new one.
+        over_time: The bytes after each new tensor.
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -261,7 +280,7 @@ class _Live(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Do it, and look at what came out."""
+        """Run an operation, and count the tensors that it returns."""
         made = func(*args, **(kwargs or {}))
         for tensor in leaves(made):
             if isinstance(tensor, Tensor):
@@ -269,7 +288,8 @@ class _Live(TorchDispatchMode):
         return made
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        key, num_bytes = storage._cdata, storage.nbytes()
+        key = storage._cdata
+        num_bytes = storage.nbytes()
         if key in self._known:
             return
         self._known.add(key)

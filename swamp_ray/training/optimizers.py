@@ -1,4 +1,4 @@
-"""One optimiser step under a mask."""
+"""Optimisers, and one optimiser step under a mask."""
 
 from __future__ import annotations
 
@@ -26,18 +26,21 @@ def build_optimizer(
             ``config.decay_norm_and_bias``.
         fused: torch's fused implementation.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norms_and_biases = _norms_and_biases(model)
-    decayed = [parameter for parameter in trained if id(parameter) not in norms_and_biases]
-    others = [parameter for parameter in trained if id(parameter) in norms_and_biases]
+    exempt = _norms_and_biases(model)
     other_decay = weight_decay if config.decay_norm_and_bias else 0.0
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (others if id(parameter) in exempt else decayed).append(parameter)
     if other_decay == weight_decay:  # one group is one call of the fused kernel
-        decayed, others = decayed + others, []
-    groups = [
-        {"params": members, "weight_decay": decay}
-        for members, decay in ((decayed, weight_decay), (others, other_decay))
-        if members
-    ]
+        decayed += others
+        others = []
+    groups = []
+    if decayed:
+        groups.append({"params": decayed, "weight_decay": weight_decay})
+    if others:
+        groups.append({"params": others, "weight_decay": other_decay})
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
@@ -45,12 +48,13 @@ def build_optimizer(
 
 def _norms_and_biases(model: nn.Module) -> set[int]:
     """Identities of all vectors, and of normalisation parameters and biases that have more dimensions."""
-    return {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim <= 1 or isinstance(module, _NORMS) or "bias" in name
-    }
+    found: set[int] = set()
+    for module in model.modules():
+        is_norm = isinstance(module, _NORMS)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim <= 1 or is_norm or "bias" in name:
+                found.add(id(parameter))
+    return found
 
 
 class MaskedStep:
@@ -58,7 +62,7 @@ class MaskedStep:
 
     Masking the gradient first keeps pruned weights out of the clipped norm and out of the optimiser's
     state; weight decay of a pruned weight is zero because the weight is. With no gradient, no momentum and no decay
-    a step leaves it at zero, so that masking the weights after each one would be a pass over memory for nothing.
+    a step leaves it at zero, so that masking the weights after each step would change nothing.
 
     Args:
         optimizer: Holds the parameters.
@@ -79,23 +83,29 @@ class MaskedStep:
         self._masks = list(masks) if masks is not None else []
         apply_mask_(self._weights, self._masks)
         self._clip_norm = clip_norm
-        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._parameters: list[Tensor] = []
+        for group in optimizer.param_groups:
+            self._parameters += group["params"]
 
     def __call__(self, lr: float) -> None:
-        """Take one step at a learning rate, from the gradients that are there, and clear them."""
+        """Take one step at a learning rate with the parameters' gradients, and clear them."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._mask_gradients()
         if self._clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self.optimizer.step()
-        # What the optimiser's zero_grad does, without its grouping by device and kind of a small network's tensors.
+        # Like the optimiser's zero_grad, whose grouping by device and kind takes longer than a small network's step.
         for parameter in self._parameters:
             parameter.grad = None
 
     def _mask_gradients(self) -> None:
         if not self._weights:
             return
-        present = [(weight.grad, mask) for weight, mask in zip(self._weights, self._masks, strict=True)
-                   if weight.grad is not None]
-        apply_mask_([gradient for gradient, _ in present], [mask for _, mask in present])
+        gradients: list[Tensor] = []
+        masks: list[Tensor] = []
+        for weight, mask in zip(self._weights, self._masks, strict=True):
+            if weight.grad is not None:
+                gradients.append(weight.grad)
+                masks.append(mask)
+        apply_mask_(gradients, masks)

@@ -1,4 +1,4 @@
-"""Training steps recorded once as CUDA graphs and replayed, each seat on a stream of its own.
+"""Training steps captured once as CUDA graphs and replayed, each seat on a stream of its own.
 
 A graph holds the kernels of forward and backward pass and is launched as one, so that a small network's step takes as
 long as its arithmetic and not as long as Python needs to ask for it. The optimiser's step is a handful of fused kernels
@@ -19,8 +19,8 @@ from swamp_ray.training.results import Gradients
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer
 
-NUM_WARM_UP = 3
-"""Steps before the recording, in which libraries choose algorithms and reserve memory."""
+WARM_UP_STEPS = 3
+"""Steps before the capture, in which libraries choose algorithms and reserve memory."""
 
 
 class CapturedStep(Protocol):
@@ -37,11 +37,11 @@ class CapturedStep(Protocol):
     gradients: list[Tensor | None]
 
     def replay(self, batch: Batch) -> None:
-        """Start the computation for another batch; its results are there after :meth:`wait`."""
+        """Start the computation for another batch; :meth:`wait` has to come before its results are read."""
         ...
 
     def wait(self) -> None:
-        """Let what is computed from now on see the results."""
+        """Make the current stream wait for the results."""
         ...
 
 
@@ -50,33 +50,35 @@ class CudaGraphGradients:
 
     Args:
         trainers: One a seat.
-        record: Records a trainer's step for batches such as the one that is given.
+        capture: Captures a trainer's step for batches of the same shapes as an example.
     """
 
     def __init__(
         self, trainers: Sequence[ParticleTrainer],
-        record: Callable[[ParticleTrainer, Batch], CapturedStep] | None = None,
+        capture: Callable[[ParticleTrainer, Batch], CapturedStep] | None = None,
     ) -> None:
         self._trainers = trainers
-        self._record = record or CudaGraph
-        self._recordings: dict[int, CapturedStep] = {}
+        self._capture = capture or CudaGraph
+        self._captured: dict[int, CapturedStep] = {}
 
     def __call__(self, batches: Mapping[int, Batch]) -> dict[int, Gradients]:
         """Leave the gradients of each seat's batch in that seat's parameters."""
         for seat, batch in batches.items():
-            if seat not in self._recordings:
-                self._recordings[seat] = self._record(self._trainers[seat], batch)
+            if seat not in self._captured:
+                self._captured[seat] = self._capture(self._trainers[seat], batch)
+        # All replays start before the first result is waited for, so that the streams run side by side.
         for seat, batch in batches.items():
-            self._recordings[seat].replay(batch)
-        return {seat: self._take(seat) for seat in batches}
+            self._captured[seat].replay(batch)
+        return {seat: self._finish(seat) for seat in batches}
 
-    def _take(self, seat: int) -> Gradients:
-        recording = self._recordings[seat]
-        recording.wait()
-        for parameter, gradient in zip(self._trainers[seat].model.parameters(), recording.gradients, strict=True):
+    def _finish(self, seat: int) -> Gradients:
+        """Wait for a seat's replay, and put its gradients into the parameters."""
+        step = self._captured[seat]
+        step.wait()
+        for parameter, gradient in zip(self._trainers[seat].model.parameters(), step.gradients, strict=True):
             parameter.grad = gradient
-        loss, metrics = recording.outputs
-        # Copies, because the next replay overwrites what is kept for the epoch's record.
+        loss, metrics = step.outputs
+        # Copies, because the next replay overwrites the values that are summed at the end of the epoch.
         return loss.clone(), {name: value.clone() for name, value in metrics.items()}
 
 
@@ -88,23 +90,24 @@ class CudaGraph:
         batch: An example; later ones have its shapes.
 
     Raises:
-        UserError: The step waits for its results on the host, which a graph cannot.
+        UserError: The step synchronises with the device, which a graph cannot.
     """
 
     def __init__(self, trainer: ParticleTrainer, batch: Batch) -> None:
         self.batch = tree_map(torch.clone, batch)
         self._stream: Any = torch.cuda.Stream()
         self._graph: Any = torch.cuda.CUDAGraph()
-        parameters, buffers = list(trainer.model.parameters()), list(trainer.model.buffers())
+        parameters = list(trainer.model.parameters())
+        buffers = list(trainer.model.buffers())
         before = [buffer.clone() for buffer in buffers]
         self._stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(self._stream):
-                for _ in range(NUM_WARM_UP):
+                for _ in range(WARM_UP_STEPS):
                     _clear(parameters)
                     trainer.backward(self.batch)
                 _clear(parameters)
-            # Other threads may pin memory meanwhile, which is none of the graph's business.
+            # thread_local: other threads may pin memory meanwhile, which must not end the capture.
             with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
                 self.outputs = trainer.backward(self.batch)
         except RuntimeError as error:
@@ -136,6 +139,6 @@ class CudaGraph:
 
 
 def _clear(parameters: Sequence[Tensor]) -> None:
-    """Without gradients, so that the next backward pass puts new ones where it belongs."""
+    """Remove gradients, so that the next backward pass allocates new ones."""
     for parameter in parameters:
         parameter.grad = None

@@ -1,18 +1,18 @@
-"""Several particles that one process trains at the same time on one device.
+"""A pack: several particles that one process trains at the same time on one device.
 
 Each has a seat: a network of its own, with its own mask, start, order, rate and optimiser. What they share is the
 computation of gradients, in one of these forms:
 
 - ``stacked``: the weights of all seats lie side by side, and one batched computation serves them all
   (:mod:`swamp_ray.training.packs.stacked`). Pays where a device is idle for most of a small network's step.
-- ``graphs``: each seat's step is recorded once as a CUDA graph and replayed on a stream of its own
+- ``graphs``: each seat's step is captured once as a CUDA graph and replayed on a stream of its own
   (:mod:`swamp_ray.training.packs.cuda_graphs`). Pays where launching kernels takes longer than running them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from swamp_ray.config.schema import SwampConfig
@@ -21,14 +21,13 @@ from swamp_ray.data.samples import Data
 from swamp_ray.training.arithmetic import Arithmetic
 from swamp_ray.training.packs.cuda_graphs import CudaGraphGradients
 from swamp_ray.training.packs.stacked import StackedGradients
-from swamp_ray.training.results import Gradients, Progress
+from swamp_ray.training.results import Gradients
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer
-from swamp_ray.training.training_run import GradientRequest, Steps, TrainingRun, never
 from swamp_ray.user_code.blaming import blamed
 
 PACKED_SEED = 0
-"""Of the global generators while a pack trains. No result depends on them: packs refuse networks that draw."""
+"""Seed of the global generators while a pack trains. No result depends on it: networks that draw are not packed."""
 
 
 class JointGradients(Protocol):
@@ -76,38 +75,3 @@ class Pack:
         """A block in which packed particles train: whatever draws there leaves the process's generators alone."""
         with self.seats[0].randomness(PACKED_SEED):
             yield
-
-
-def train_epoch(
-    pack: Pack, runs: Mapping[int, TrainingRun], stop: Callable[[], bool] = never
-) -> dict[int, Progress | None]:
-    """Carry several training runs through their current epochs side by side.
-
-    Args:
-        pack: The seats that the runs were begun on.
-        runs: By seat.
-        stop: Asked by each of them after every step.
-
-    Returns:
-        Where each of them stands; None where it was stopped before.
-
-    Raises:
-        DivergedError: A loss became NaN or infinite, in any of them.
-    """
-    found: dict[int, Progress | None] = {}
-    steps: dict[int, Steps] = {seat: run.epoch_steps(stop) for seat, run in runs.items()}
-    with pack.randomness():
-        answers: dict[int, Gradients] | None = None
-        while steps:
-            batches: dict[int, Batch] = {}
-            for seat, one in list(steps.items()):
-                try:
-                    pending: GradientRequest = next(one) if answers is None else one.send(answers[seat])
-                    batches[seat] = pending.batch
-                except StopIteration as end:
-                    found[seat] = end.value
-                    del steps[seat]
-            answers = pack.gradients(batches) if batches else {}
-    return found
-
-

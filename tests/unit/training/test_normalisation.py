@@ -24,11 +24,11 @@ from swamp_ray.seeding import derive_seed
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.training.arithmetic import resolve_arithmetic
 from swamp_ray.training.normalisation import batchnorm_reestimation, uses_batch_statistics, without_single
-from swamp_ray.training.packs.pack import Pack, train_epoch
+from swamp_ray.training.packs.pack import Pack
 from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import begin_training
-from tests.helpers import data_of, with_sections
+from tests.helpers import data_of, train_epoch, with_sections
 from tests.unit.training.test_trainer import start_of
 
 MODULE = "their_normalisation"

@@ -25,13 +25,13 @@ from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.storage.places import LocalPlace
 from swamp_ray.training.arithmetic import Arithmetic, applied, packings, resolve_arithmetic
 from swamp_ray.training.packs.cuda_graphs import CudaGraphGradients
-from swamp_ray.training.packs.pack import Pack, train_epoch
+from swamp_ray.training.packs.pack import Pack
 from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.results import Gradients, TrainedParticle
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 from swamp_ray.training.training_run import TrainingRun, begin_training
-from tests.helpers import data_of, with_sections
+from tests.helpers import data_of, train_epoch, with_sections
 
 THEIRS = '''
     import torch
