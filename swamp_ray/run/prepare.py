@@ -58,7 +58,7 @@ from swamp_ray.training.state_dict import (
     extra_state,
     refuse_moving_extra_state,
     state_dict_contents,
-    use_of,
+    usage_facts,
 )
 from swamp_ray.training.tasks import Classification, build_task, check_metrics, check_shown_as
 from swamp_ray.training.trainer import initial_model, steps_per_epoch
@@ -180,7 +180,7 @@ class Prepared:
     def use(self) -> dict[str, Any]:
         """What a ticket says of its network, for those who use it."""
         model = concealed_tree(self.config.model.model_dump(mode="json"))
-        use = {"model": model, **use_of(self.config, self.data, self.task)}
+        use = {"model": model, **usage_facts(self.config, self.data, self.task)}
         return use | ({"extra_state": dict(self.contents.plain)} if self.contents.plain else {})
 
     @property

@@ -1,11 +1,11 @@
-"""What decides the last bits of a result besides the recipe: device kind, precision, layout, threads."""
+"""The arithmetic of a run: device kind, precision, layout, threads; with the recipe it decides a result's bits."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from swamp_ray.process_state import plain_state, threads_of
 
 SINGLE = "single:1"
 WIDTHS = (2, 4, 8, 16)
-"""Of packs that are tried out."""
+"""Widths of packs that are timed."""
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -72,7 +72,7 @@ class Arithmetic:
 
     @property
     def alone(self) -> Arithmetic:
-        """That of what is never packed: the dense phase, and evaluations."""
+        """The arithmetic of what is never packed: the dense phase, and evaluations."""
         return self.packed(SINGLE)
 
     def packed(self, packing: str) -> Arithmetic:
@@ -90,7 +90,9 @@ def resolve_arithmetic(execution: ExecutionConfig, device: str, model: nn.Module
         ranks: Data-parallel ranks of a particle.
     """
     has_conv = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    precision = execution.precision if execution.precision != "auto" else ("bf16" if device == "cuda" else "fp32")
+    precision = execution.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
     return Arithmetic(
         device=device,
         torch=".".join(torch.__version__.split(".")[:2]),
@@ -118,15 +120,29 @@ def packings(execution: ExecutionConfig, device: str, num_jobs: int) -> list[str
     if execution.packing == "graphs" and device != "cuda":
         raise UserError("CUDA graphs need a CUDA device, and particles train on the CPU", where="execution.packing",
                         do="Set execution.packing: stacked or auto.")
-    forms = [execution.packing] if execution.packing != "auto" else ["stacked", *["graphs"] * (device == "cuda")]
+    forms = [execution.packing]
+    if execution.packing == "auto":
+        forms = ["stacked", "graphs"] if device == "cuda" else ["stacked"]
     asked = execution.particles_per_worker
-    if (asked == 1 and execution.packing == "auto") or (asked == "auto" and num_jobs == 1 and device == "cpu"):
+    if asked == "auto":
+        return _widths_to_time(forms, device, num_jobs)
+    if asked == 1 and execution.packing == "auto":
         return [SINGLE]
-    if asked != "auto":
-        return [f"{form}:{asked}" for form in forms if form != "stacked" or asked > 1] or [SINGLE]
+    # A pack of one is a particle alone, unless it is a CUDA graph.
+    found = [f"{form}:{asked}" for form in forms if form != "stacked" or asked > 1]
+    return found or [SINGLE]
+
+
+def _widths_to_time(forms: Sequence[str], device: str, num_jobs: int) -> list[str]:
+    if num_jobs == 1 and device == "cpu":
+        return [SINGLE]
     widths = sorted({width for width in (*WIDTHS, num_jobs) if 1 < width <= min(num_jobs, WIDTHS[-1])})
-    tried = [f"{form}:{width}" for form in forms for width in ([1] if form == "graphs" else []) + widths]
-    return [SINGLE, *tried]
+    found = [SINGLE]
+    for form in forms:
+        if form == "graphs":
+            found.append("graphs:1")
+        found += [f"{form}:{width}" for width in widths]
+    return found
 
 
 def local_device(kind: str) -> torch.device:
@@ -145,7 +161,7 @@ def local_device(kind: str) -> torch.device:
 def applied(arithmetic: Arithmetic) -> Iterator[None]:
     """Run a block under an arithmetic's threads and determinism, and restore the process's own afterwards.
 
-    Whatever else the process has set, by its caller or by a module of the user's, has no effect in the block. The
+    Other settings of the process, by its caller or by a module of the user's, have no effect in the block. The
     global random state is restored as well, because training seeds it for dropout.
     """
     on_cuda = arithmetic.device == "cuda"
@@ -157,7 +173,7 @@ def applied(arithmetic: Arithmetic) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cuda_determinism(deterministic: bool) -> Iterator[None]:
-    """To be used in a plain state, which puts back what is set here."""
+    """Set determinism for a block inside of :func:`plain_state`, which restores all settings but the variable."""
     workspace = os.environ.get(_WORKSPACE)
     if deterministic and workspace is None:
         # Without it torch refuses cuBLAS under deterministic algorithms.
@@ -172,7 +188,7 @@ def _cuda_determinism(deterministic: bool) -> Iterator[None]:
 
 
 def machine_facts() -> dict[str, str]:
-    """What is recorded, and named only under ``identity.strict``: processor, GPU and library versions."""
+    """Processor, GPU and library versions: recorded, and part of a result's name only under ``identity.strict``."""
     facts = {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -25,14 +25,14 @@ def loss_of(task: Task, model: nn.Module, batch: Batch) -> Tensor:
 
 
 def evaluation_loss(task: Task, model: nn.Module, batch: Batch, number: int) -> Tensor:
-    """The same in evaluation, float64 without gradients.
+    """The mean loss of a batch in evaluation, float64 without gradients.
 
-    Random numbers that the loss draws depend on the batch's number alone, and leave the global generators as they are.
+    Random numbers of the loss depend on the batch's number alone; the global generators are restored.
 
     Args:
         task: The task.
         model: In evaluation mode.
-        batch: Not to be read afterwards: a network may overwrite it.
+        batch: Must not be read afterwards: a network may overwrite it.
         number: Of the batch in its pass.
     """
     seed = derive_seed(0, "evaluation loss", number)

@@ -1,4 +1,4 @@
-"""What a user's factory of networks must not do: give one network, or a part of one, to several callers."""
+"""Refuses factories that give one network, or a part of one, to several callers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from swamp_ray.sparsity.masks import clean_name
 
 _ADVICE = ("Build all of its modules, parameters and buffers anew in each call: without functools.cache, and without "
            "networks or tensors of the module's own. To start from such a one, return copy.deepcopy of it.")
-_given: list[weakref.ref[nn.Module]] = []
+_built: list[weakref.ref[nn.Module]] = []
+"""The networks that factories have returned in this process, while they are in use."""
 
 
 def refuse_given_before(model: nn.Module, name: str) -> None:
@@ -28,22 +29,24 @@ def refuse_given_before(model: nn.Module, name: str) -> None:
     Raises:
         UserError: Training one of them would change the other.
     """
-    _given[:] = [reference for reference in _given if reference() is not None]
+    _built[:] = [reference for reference in _built if reference() is not None]
     own = dict(_parts(model))
-    for reference in _given:
+    for reference in _built:
         other = reference()
         if other is model:
             raise UserError(f"{name} gives the same network each time that it is called", where="model.name",
                             do=_ADVICE)
-        shared = [] if other is None else [own[key] for key, _ in _parts(other) if key in own]
-        if shared:
-            raise UserError(f"networks of {name} share {shared[0]}, so that training one of them changes the others",
-                            where="model.name", do=_ADVICE)
-    _given.append(weakref.ref(model))
+        if other is None:
+            continue
+        for key, _ in _parts(other):
+            if key in own:
+                raise UserError(f"networks of {name} share {own[key]}, so that training one of them changes the others",
+                                where="model.name", do=_ADVICE)
+    _built.append(weakref.ref(model))
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[object, str]]:
-    """What no two networks may have in common: modules that hold tensors, the tensors, and their memory."""
+    """Keys and descriptions of what no two networks may share: modules that hold tensors, the tensors, their memory."""
     for path, module in model.named_modules():
         tensors = {**module._parameters, **module._buffers}
         if any(tensor is not None for tensor in tensors.values()):
@@ -59,7 +62,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[object, str]]:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where its memory begins; 0 where it has none of its own."""
+    """The address at which a tensor's memory begins; 0 where it has none of its own."""
     if is_lazy(tensor):
         return 0
     try:
@@ -99,7 +102,8 @@ class InitialValues:
         """
         found = dict(_strided(again))
         for path in [*self._values, *found]:
-            first, second = self._values.get(path), found.get(path)
+            first = self._values.get(path)
+            second = found.get(path)
             if first is None or second is None or not _equal(first, second):
                 raise UserError(
                     f"{name} gives another network at its next call, although both calls have the same seed and the "
@@ -109,7 +113,7 @@ class InitialValues:
 
 
 def disturb_(model: nn.Module) -> None:
-    """Change all values of a network that nobody needs any more, so that whatever shares or copies them shows it."""
+    """Change all values of a network that is not needed any more, so that networks that share its memory change too."""
     with torch.no_grad():
         for _, tensor in _strided(model):
             with contextlib.suppress(RuntimeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""State that a network keeps beside parameters and buffers: no checkpoint holds it, and particles would share it."""
+"""Refuses networks with hidden state: state outside of parameters and buffers, which no checkpoint would hold."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, rand
 def refuse_hidden_state(model: nn.Module, step: Callable[[], object]) -> None:
     """Raise UserError if a training step changes numbers, tensors or random generators that modules hold.
 
-    A worker trains one particle after another with the same module, so that each would begin with what the one before
-    has left there. What only the first step sets, such as a cache, is no state.
+    A worker trains one particle after another with the same module, so that each would begin with the state that the
+    one before has left. What only the first step sets, such as a cache, is no state.
 
     Args:
         model: It has taken one step already.
@@ -31,12 +31,11 @@ def refuse_hidden_state(model: nn.Module, step: Callable[[], object]) -> None:
     for name, value in _attributes(model).items():
         if name not in before or before[name] == value or _has_grown(before[name], value):
             continue
-        what, do = "which no checkpoint holds and which one particle would hand on to the next", (
-            "Keep it constant, or compute it from the inputs.")
+        do = "Keep it constant, or compute it from the inputs."
         if isinstance(value, _Generator):
             do = "Draw from torch's global generator, which is seeded for each particle and epoch."
-        raise UserError(f"a training step changes the attribute {name!r} of the model, {what}", where="model.name",
-                        do=do)
+        raise UserError(f"a training step changes the attribute {name!r} of the model, which no checkpoint holds and "
+                        "which one particle would hand on to the next", where="model.name", do=do)
 
 
 def refuse_unregistered(model: nn.Module, loss: Tensor) -> None:
@@ -80,44 +79,61 @@ def _unsaved(model: nn.Module) -> dict[str, Any]:
     """The bytes of all tensors that a network holds outside of what ``state_dict()`` lists."""
     known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        dropped = {key: module._buffers[key] for key in module._non_persistent_buffers_set}
-        for key, value in dropped.items():
-            if value is not None:
-                found[f"{name}.{key}" if name else key] = _bytes_of(value)
-        for key, value in vars(module).items():
-            held = () if key in _OF_EVERY_MODULE else _held(value)
-            for index, tensor in enumerate(one for one in held if id(one) not in known):
-                found[(f"{name}.{key}" if name else key) + (f"[{index}]" if index else "")] = _bytes_of(tensor)
+    for path, module in model.named_modules():
+        for key in module._non_persistent_buffers_set:
+            buffer = module._buffers[key]
+            if buffer is not None:
+                found[_joined(path, key)] = _bytes_of(buffer)
+        for key, value in _own_attributes(module):
+            unknown = [tensor for tensor in _tensors_in(value) if id(tensor) not in known]
+            for index, tensor in enumerate(unknown):
+                suffix = f"[{index}]" if index else ""
+                found[_joined(path, key) + suffix] = _bytes_of(tensor)
     return found
 
 
+def _own_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes that torch does not give to every module."""
+    for key, value in vars(module).items():
+        if key not in _OF_EVERY_MODULE:
+            yield key, value
+
+
+def _joined(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
 def _parameters_behind(loss: Tensor) -> Iterator[nn.Parameter]:
-    """Parameters that a loss would be differentiated by, each once."""
-    waiting, seen = [loss.grad_fn], set[Any]()
-    while waiting:
-        node: Any = waiting.pop()
+    """Parameters that a loss depends on, each once: the leaves of its graph."""
+    to_visit = [loss.grad_fn]
+    seen: set[Any] = set()
+    while to_visit:
+        node: Any = to_visit.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, nn.Parameter):
             yield leaf
-        waiting.extend(following for following, _ in node.next_functions)
+        to_visit.extend(following for following, _ in node.next_functions)
 
 
 def _where(model: nn.Module, parameter: Tensor) -> str:
     """The attribute that holds a parameter, in brackets; empty where it is not found."""
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key not in _OF_EVERY_MODULE and any(one is parameter for one in _held(value)):
-                return f" (in the attribute {f'{name}.{key}' if name else key})"
+    for path, module in model.named_modules():
+        for key, value in _own_attributes(module):
+            if any(tensor is parameter for tensor in _tensors_in(value)):
+                return f" (in the attribute {_joined(path, key)})"
     return ""
 
 
-def _held(value: Any) -> Iterator[Tensor]:
+def _tensors_in(value: Any) -> Iterator[Tensor]:
     """Tensors in a value, also those of modules in plain lists and dicts."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else [value]
+    parts: Any = [value]
+    if isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, list | tuple | set):
+        parts = value
     for part in parts:
         if isinstance(part, nn.Module):
             yield from (*part.parameters(), *part.buffers())
@@ -142,18 +158,16 @@ def _has_grown(before: Any, value: Any) -> bool:
 
 def _attributes(model: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if key in _OF_EVERY_MODULE:
-                continue
+    for path, module in model.named_modules():
+        for key, value in _own_attributes(module):
             state = _state(value)
             if state is not None:
-                found[f"{name}.{key}" if name else key] = state
+                found[_joined(path, key)] = state
     return found
 
 
 def _state(value: Any) -> Any:
-    """What can be compared of a number, a tensor or a generator; None for anything else."""
+    """A value that can be compared, of a number, a tensor or a generator; None for anything else."""
     if isinstance(value, bool | int | float | np.number):
         return value
     if isinstance(value, np.ndarray):

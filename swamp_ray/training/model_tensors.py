@@ -1,4 +1,4 @@
-"""A network's tensors as they really are: refused by name where they cannot be trained, else in memory of their own.
+"""Checks a new network's tensors, and gives each of them memory of its own.
 
 torch's fused optimisers read a parameter's memory as if it had no gaps, a particle's weights are written in place, and
 buffers travel as NumPy arrays. All of that is right for tensors that fill memory which nothing else uses.
@@ -21,7 +21,7 @@ from swamp_ray.sparsity.masks import clean_name, refuse_computed_weights
 
 BUFFER_TYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
                 torch.float32, torch.float64, torch.complex64)
-"""Element types that NumPy and a stored state have too."""
+"""Element types that NumPy and stored states have, too."""
 _OWN_BUFFER = "Keep it as float32 in a buffer, and convert it where the forward pass reads it."
 
 
@@ -69,11 +69,10 @@ def refuse_odd_gradients(model: nn.Module) -> None:
 def _refuse_form(what: str, tensor: Tensor) -> None:
     kind: Any = type(tensor)
     plain: Any = Tensor
-    # A Parameter class of one's own is harmless as long as it leaves operations alone.
-    own_code = (kind.__torch_function__ not in (Tensor.__torch_function__, nn.Parameter.__torch_function__)
-                or kind.__torch_dispatch__ is not plain.__torch_dispatch__
-                or (kind is not Tensor and not issubclass(kind, nn.Parameter)))
-    if own_code:
+    # A user's Parameter class is harmless as long as it does not override operations.
+    overrides = (kind.__torch_function__ not in (Tensor.__torch_function__, nn.Parameter.__torch_function__)
+                 or kind.__torch_dispatch__ is not plain.__torch_dispatch__)
+    if overrides or (kind is not Tensor and not issubclass(kind, nn.Parameter)):
         raise UserError(f"{what} is of a tensor class of its own", got=kind.__name__, where="model.name",
                         do="Use a plain torch tensor.")
     if tensor.is_meta:
@@ -111,7 +110,7 @@ def _refuse_buffer(name: str, buffer: Tensor) -> None:
 
 
 def _refuse_equal_names(parameters: Sequence[str], buffers: Sequence[str]) -> None:
-    """Two parameters are looked for by ``find_prunable``."""
+    """Refuse a buffer with the clean name of another tensor; ``find_prunable`` refuses two equal parameters."""
     known = {clean_name(name) for name in parameters}
     for name in buffers:
         if clean_name(name) in known:
@@ -123,24 +122,33 @@ def _refuse_equal_names(parameters: Sequence[str], buffers: Sequence[str]) -> No
 def _refuse_common_memory(
     model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
 ) -> None:
-    for what, tensor in [(f"parameter {name}", tensor) for name, tensor in parameters.items()]:
-        if _num_places(tensor) < tensor.numel():
-            raise UserError(f"the {what} is expanded: several of its elements are one place in memory",
-                            got=f"shape {list(tensor.shape)}, strides {tensor.stride()}", where="model.name",
+    """Refuse tensors whose memory overlaps with that of a tensor which training changes."""
+    named: list[tuple[str, Tensor]] = []
+    for name, parameter in parameters.items():
+        if _num_places(parameter) < parameter.numel():
+            raise UserError(f"the parameter {name} is expanded: several of its elements are one place in memory",
+                            got=f"shape {list(parameter.shape)}, strides {parameter.stride()}", where="model.name",
                             do="Give it memory of its own with .clone() or .contiguous().")
+        named.append((f"the parameter {name}", parameter))
     trained = {id(tensor) for tensor in parameters.values()}
-    statistics = {id(buffer) for module in model.modules() if isinstance(module, _NormBase)
-                  for buffer in module.buffers(recurse=False)}
-    named = [*((f"the parameter {name}", tensor) for name, tensor in parameters.items()),
-             *((f"the buffer {name}", tensor) for name, tensor in buffers.items()),
-             *_attributes(model, trained)]
+    # Constant buffers may share memory among themselves: nothing changes there.
+    changed = trained | _statistics(model)
+    named += [(f"the buffer {name}", buffer) for name, buffer in buffers.items()]
+    named += _attributes(model, trained)
     for (first, one), (second, other) in _pairs_in_one_storage(named):
-        # Constant buffers may share memory among themselves: nothing is written there but what is there already.
-        changes = trained | statistics
-        if (id(one) in changes or id(other) in changes) and one is not other and _overlap(one, other):
+        if (id(one) in changed or id(other) in changed) and one is not other and _overlap(one, other):
             raise UserError(f"{first} and {second} share memory, so that training one changes the other",
                             where="model.name", do="To tie two layers give both the same Parameter object; else use "
                             ".detach().clone().")
+
+
+def _statistics(model: nn.Module) -> set[int]:
+    """Identities of the buffers of normalisation modules."""
+    found: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, _NormBase):
+            found |= {id(buffer) for buffer in module.buffers(recurse=False)}
+    return found
 
 
 def _attributes(model: nn.Module, known: set[int]) -> Iterator[tuple[str, Tensor]]:
@@ -155,12 +163,14 @@ def _attributes(model: nn.Module, known: set[int]) -> Iterator[tuple[str, Tensor
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from (part for part in value.values() if isinstance(part, Tensor))
+    parts: Any = [value]
+    if isinstance(value, Mapping):
+        parts = value.values()
     elif isinstance(value, list | tuple):
-        yield from (part for part in value if isinstance(part, Tensor))
+        parts = value
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield part
 
 
 def _pairs_in_one_storage(named: Sequence[tuple[str, Tensor]]) -> Iterator[Any]:
@@ -174,21 +184,23 @@ def _pairs_in_one_storage(named: Sequence[tuple[str, Tensor]]) -> Iterator[Any]:
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """First byte of a tensor in its storage, and the one after its last."""
-    last = sum((int(size) - 1) * int(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first = int(tensor.storage_offset())
-    return first * tensor.element_size(), (first + last + 1) * tensor.element_size()
+    last = first
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (int(size) - 1) * int(stride)
+    return first * tensor.element_size(), (last + 1) * tensor.element_size()
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of a storage have a byte in common."""
-    begin = max(_span(one)[0], _span(other)[0])
-    end = min(_span(one)[1], _span(other)[1])
-    if begin >= end:
+    first, end = _span(one)
+    other_first, other_end = _span(other)
+    if first >= other_end or other_first >= end:
         return False
     if one.dtype != other.dtype:
         return True
-    low = min(_span(one)[0], _span(other)[0]) // one.element_size()
-    high = max(_span(one)[1], _span(other)[1]) // one.element_size()
+    low = min(first, other_first) // one.element_size()
+    high = max(end, other_end) // one.element_size()
     return bool((_places(one, low, high) & _places(other, low, high)).any())
 
 
@@ -223,8 +235,12 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def _lie_alike(one: Tensor, other: Tensor) -> bool:
     """Whether elements of two tensors of one shape come in the same order in memory."""
-    pairs = zip(one.shape, one.stride(), other.stride(), strict=True)
-    return one.numel() == 0 or all(size == 1 or first == second for size, first, second in pairs)
+    if one.numel() == 0:
+        return True
+    for size, stride, other_stride in zip(one.shape, one.stride(), other.stride(), strict=True):
+        if size > 1 and stride != other_stride:
+            return False
+    return True
 
 
 def _own_memory_(tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The most memory that a job takes up on its device, measured while it runs."""
+"""The peak memory of a job on its device, measured while it runs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import torch
 
 _SLACK_BYTES = 16 << 20
-"""The kernel counts a process's memory in steps, and the peak may be read a moment after what it is compared to."""
+"""The kernel counts a process's memory in steps, and the peak is read a moment after the present size."""
 
 
 class PeakMemory:
-    """Watches the peak from its making on, or from that of the last one in this process.
+    """Measures the peak since this object was created; a later object in the same process begins anew for all.
 
     On CUDA it is that of torch's tensors, all of them that this process has on the device; on the CPU that of the whole
     process, libraries included.
 
     Args:
         device: Of the job.
-        process: Where Linux tells of this process.
+        process: The folder in which Linux describes this process.
     """
 
     def __init__(self, device: torch.device, process: Path = Path("/proc/self")) -> None:
@@ -31,19 +31,20 @@ class PeakMemory:
             self._watches = self._reset()
 
     def read_bytes(self) -> int | None:
-        """The peak so far; None where the system does not tell it."""
+        """The peak so far; None where the system does not measure it."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         return self._resident().get("VmHWM") if self._watches else None
 
     def _reset(self) -> bool:
-        """Whether the process's peak begins anew now. Some systems take the request and ignore it."""
+        """Reset the process's peak; False where the system refuses or ignores that."""
         try:
             (self._process / "clear_refs").write_text("5")
         except OSError:
             return False
         found = self._resident()
-        return "VmHWM" in found and found["VmHWM"] <= found.get("VmRSS", 0) + _SLACK_BYTES
+        peak = found.get("VmHWM")
+        return peak is not None and peak <= found.get("VmRSS", 0) + _SLACK_BYTES
 
     def _resident(self) -> dict[str, int]:
         """VmHWM and VmRSS, the peak and the present resident set, in bytes."""
@@ -51,4 +52,7 @@ class PeakMemory:
             text = (self._process / "status").read_text()
         except OSError:
             return {}
-        return {name: 1024 * int(kib) for name, kib in re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB$", text, re.M)}
+        found = {}
+        for name, kib in re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB$", text, re.M):
+            found[name] = 1024 * int(kib)
+        return found

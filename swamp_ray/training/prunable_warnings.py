@@ -1,4 +1,4 @@
-"""How much of a network pruning reaches: what its user should know before a sparsity is believed."""
+"""Warnings about networks of which pruning reaches little, so that a sparsity says less than it seems to."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def prunable_warnings(model: nn.Module, layout: Layout) -> tuple[str, ...]:
         found.append(
             f"only {num:,} of {layout.num_parameters:,} parameters ({100 * share:.1f} %) can be pruned; "
             f"not pruned: {_left_out(model, layout)}. Sparsities are those of the prunable weights alone")
-    unused = [layer.name for layer, weight in zip(layout.layers, prunable_tensors(model, layout), strict=True)
-              if weight.grad is None]
+    unused = []
+    for layer, weight in zip(layout.layers, prunable_tensors(model, layout), strict=True):
+        if weight.grad is None:
+            unused.append(layer.name)
     if unused:
         found.append(f"no gradient reaches {_listed(unused)}: the training step does not use these weights, which "
                      "count as prunable all the same. pruning.exclude leaves them out")
@@ -37,8 +39,10 @@ def prunable_warnings(model: nn.Module, layout: Layout) -> tuple[str, ...]:
 
 def _left_out(model: nn.Module, layout: Layout) -> str:
     """Parameters that are not pruned, by the kind of their module, the most first."""
-    owners = {clean_name(f"{name}.{key}" if name else key): type(module).__name__
-              for name, module in model.named_modules() for key, _ in module.named_parameters(recurse=False)}
+    owners: dict[str, str] = {}
+    for path, module in model.named_modules():
+        for key, _ in module.named_parameters(recurse=False):
+            owners[clean_name(f"{path}.{key}" if path else key)] = type(module).__name__
     counts: Counter[str] = Counter()
     for name, shape in layout.rest:
         counts[owners.get(name, "others")] += int(np.prod(shape, dtype=np.int64))

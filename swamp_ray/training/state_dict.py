@@ -1,4 +1,4 @@
-"""What a network's ``state_dict()`` holds, and what else somebody needs who wants to use the trained network."""
+"""What a network's ``state_dict()`` holds, and the facts with which others can use the trained network."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class StateDictContents:
     """The entries of a network's ``state_dict()`` under their clean names.
 
     Attributes:
-        sources: Parameters and buffers: under which name they are known first. Tied ones have several entries, buffers
-            that are not persistent none.
-        dtypes: Of these entries.
+        sources: For each entry that is a parameter or buffer, the first name of that tensor. Tied ones have several
+            entries, buffers that are not persistent none.
+        dtypes: Element types of these entries.
         computed: Tensors that the network makes for its ``state_dict()``, extra state among them.
         plain: Extra state of plain values.
     """
@@ -45,14 +45,18 @@ class StateDictContents:
             state: Its parameters and buffers by their first clean name, whole.
             build: Makes a network of its kind; called only where some entries are computed.
         """
-        found = {name: torch.tensor(state[source]).to(self.dtypes[name]) for name, source in self.sources.items()}
-        if self.computed:
-            model = build()
-            with torch.no_grad():
-                for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-                    tensor.copy_(torch.tensor(state[clean_name(name)]))
-            made = {clean_name(name): value for name, value in model.state_dict().items()}
-            found |= {name: made[name] for name in self.computed}
+        found = {}
+        for name, source in self.sources.items():
+            found[name] = torch.tensor(state[source]).to(self.dtypes[name])
+        if not self.computed:
+            return found
+        model = build()
+        with torch.no_grad():
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                tensor.copy_(torch.tensor(state[clean_name(name)]))
+        for key, value in model.state_dict().items():
+            if clean_name(key) in self.computed:
+                found[clean_name(key)] = value
         return found
 
 
@@ -88,7 +92,7 @@ def state_dict_contents(model: nn.Module, layout: Layout) -> StateDictContents:
 
 
 def _state_dict(model: nn.Module) -> dict[str, Any]:
-    """With the very parameters and buffers."""
+    """The entries, with the network's own tensors and not detached ones."""
     try:
         return model.state_dict(keep_vars=True)
     except Exception as error:  # of the network's own
@@ -97,10 +101,10 @@ def _state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def _check_complete(model: nn.Module, layout: Layout, known: set[str], sources: Mapping[str, str]) -> None:
-    missing = [name for name, _ in model.named_parameters() if clean_name(name) not in known]
-    if missing:
-        raise UserError(f"state_dict() of the network leaves out the parameter {missing[0]!r}, so that its tickets "
-                        "could not be loaded", where="model.name", do="Let it hold all parameters.")
+    for name, _ in model.named_parameters():
+        if clean_name(name) not in known:
+            raise UserError(f"state_dict() of the network leaves out the parameter {name!r}, so that its tickets "
+                            "could not be loaded", where="model.name", do="Let it hold all parameters.")
     for layer in layout.layers:
         if sources.get(layer.name) != layer.name:
             raise UserError(f"state_dict() of the network has no entry of its own name for the weight {layer.name!r}",
@@ -112,21 +116,25 @@ def extra_state(model: nn.Module) -> dict[str, Any]:
     """What modules keep besides parameters and buffers, by the name in ``state_dict()``; tensors are copied."""
     if all(type(module).get_extra_state is nn.Module.get_extra_state for module in model.modules()):
         return {}
-    return {clean_name(name): value.detach().clone() if isinstance(value, Tensor) else value
-            for name, value in model.state_dict().items() if name.rpartition(".")[2] == EXTRA_STATE}
+    found = {}
+    for name, value in model.state_dict().items():
+        if name.rpartition(".")[2] == EXTRA_STATE:
+            found[clean_name(name)] = value.detach().clone() if isinstance(value, Tensor) else value
+    return found
 
 
 def refuse_moving_extra_state(model: nn.Module, before: Mapping[str, Any]) -> None:
-    """Raise UserError if training has changed what :func:`extra_state` gave before."""
+    """Raise UserError if training has changed what :func:`extra_state` returned before."""
     for name, value in extra_state(model).items():
-        same = torch.equal(value, before[name]) if isinstance(value, Tensor) else _equal(value, before[name])
+        old = before[name]
+        same = torch.equal(value, old) if isinstance(value, Tensor) else _equal(value, old)
         if not same:
             raise UserError(f"training changes the extra state {name!r}", where="model.name",
                             do="Particles cannot be averaged over such state; make it a parameter or keep it constant.")
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two plain values are equal; of others nothing can be said."""
+    """Whether two plain values are equal; others, which cannot be compared, count as equal if of one type."""
     return one == other if _is_plain(one) and _is_plain(other) else type(one) is type(other)
 
 
@@ -138,8 +146,8 @@ def _is_plain(value: Any) -> bool:
         return False
 
 
-def use_of(config: SwampConfig, data: Data, task: Task) -> dict[str, Any]:
-    """What a network's user has to know: how its inputs are made, what its outputs mean, by what it was judged.
+def usage_facts(config: SwampConfig, data: Data, task: Task) -> dict[str, Any]:
+    """The facts with which others can use a network: how its inputs are made, what its outputs mean, its metric.
 
     Returns:
         JSON: ``input``, ``classes`` and ``task``. ``input.pixels`` is there where the network reads images:

@@ -1,11 +1,10 @@
-"""Which networks can be packed: what a training step must not do when it serves several of them."""
+"""Whether a network can be packed: what its training step must not do when it serves several particles."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,8 @@ def why_unpackable(model: nn.Module, task: Task, batch: Batch, form: str) -> str
         form: ``"stacked"`` or ``"graphs"``.
     """
     if _draws(model, task, batch):
-        names = [f"{name!r} ({type(module).__name__})" for name, module in model.named_modules() if _is_random(module)]
-        where = f"in layer {', '.join(names)}" if names else "in the network's own code"
+        layers = [f"{name!r} ({type(module).__name__})" for name, module in model.named_modules() if _is_random(module)]
+        where = f"in layer {', '.join(layers)}" if layers else "in the network's own code"
         return f"a training step draws random numbers {where}, which packed particles would share"
     if form != "stacked":
         return None
@@ -51,20 +50,15 @@ def _draws(model: nn.Module, task: Task, batch: Batch) -> bool:
     """Whether a training step moves one of the global generators."""
     trial = copy.deepcopy(model).train()
     with seeded(0):
-        before = list(_generators())
+        before = _generator_states()
         task.training_step(trial, batch)
-        return any(not _same(a, b) for a, b in zip(before, _generators(), strict=True))
+        return _generator_states() != before
 
 
-def _generators() -> Iterator[Any]:
-    yield torch.get_rng_state().clone()
-    state: Any = np.random.get_state(legacy=True)
-    yield from state[1:3]
-    yield random.getstate()
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a == b if isinstance(a, tuple) else bool(np.array_equal(np.asarray(a), np.asarray(b)))
+def _generator_states() -> tuple[Any, ...]:
+    """States of the global generators of torch (CPU), NumPy and Python, as values that can be compared."""
+    numpy_state: Any = np.random.get_state(legacy=True)
+    return torch.get_rng_state().numpy().tobytes(), numpy_state[1].tobytes(), numpy_state[2], random.getstate()
 
 
 def _is_random(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,20 +25,23 @@ from swamp_ray.training.trainer import ParticleTrainer
 from swamp_ray.training.training_run import GradientRequest, TrainingRun, begin_training
 
 WARM_UP_STEPS = 3
-MIN_STEPS, MIN_S, MAX_S = 5, 0.5, 10.0
-"""A form is measured for at least so many steps and seconds, and not much longer than MAX_S."""
-GIVEN_UP = 1.1
-"""Wider packs of a form are not tried once a particle's step takes so much longer than in the best one so far."""
+MIN_STEPS = 5
+MIN_S = 0.5
+MAX_S = 10.0
+"""A packing is timed for at least so many steps and seconds, and not much longer than MAX_S."""
+TOO_SLOW = 1.1
+"""Wider packs of a form are not tried once a particle's step takes this many times that of the best packing so far."""
 USABLE_MEMORY = 0.9
 """Share of a GPU's memory that a pack may take: evaluations and other shapes need some too."""
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
-"""By how much the losses of the first steps may differ from those of a particle that trains alone, relatively."""
+"""Largest relative difference of the first steps' losses from those of a particle that trains alone."""
 RATE = 1e-3
+"""Learning rate of the timed steps, at which weights hardly change."""
 
 
 @dataclass(frozen=True)
 class PackingTime:
-    """What was found of one form and width of packing.
+    """The timing of one form and width of packing.
 
     Attributes:
         packing: E.g. ``"stacked:4"``.
@@ -60,7 +63,7 @@ class PackingTime:
 def time_packings(
     config: SwampConfig, data: Data, arithmetic: Arithmetic, packings: Sequence[str]
 ) -> list[PackingTime]:
-    """Measure forms of packing one after the other, those of a form by increasing width. Takes some seconds each.
+    """Time forms of packing one after the other, those of a form by increasing width. Takes some seconds each.
 
     A form whose losses are not those of a particle alone is refused, as is one that the device has no memory for.
 
@@ -68,104 +71,104 @@ def time_packings(
         config: The run.
         data: Its decoded data.
         arithmetic: Of particles that train alone; the caller applies it.
-        packings: What to measure; ``single:1`` comes first, whether it is named or not.
+        packings: What to time; ``single:1`` comes first, whether it is named or not.
     """
-    alone = _measure(config, data, arithmetic.alone)
-    reference = alone.losses
-    found, best = [alone.measured], alone.measured.step_s or float("inf")
-    given_up: dict[str, str] = {}
+    single = _time_packing(config, data, arithmetic.alone)
+    best_s = single.time.step_s or float("inf")
+    found = [single.time]
+    refused: dict[str, str] = {}
     for packing in packings:
-        form = form_and_width(packing)[0]
         if packing == SINGLE:
             continue
-        if form in given_up:
-            found.append(PackingTime(packing, refused=given_up[form]))
+        form = form_and_width(packing)[0]
+        if form in refused:
+            found.append(PackingTime(packing, refused=refused[form]))
             continue
         try:
-            trial = _measure(config, data, arithmetic.packed(packing))
+            timed = _time_packing(config, data, arithmetic.packed(packing))
         except (UserError, RuntimeError, MemoryError) as error:
-            given_up[form] = first_line(error)
-            found.append(PackingTime(packing, refused=given_up[form]))
+            refused[form] = first_line(error)
+            found.append(PackingTime(packing, refused=refused[form]))
             continue
-        measured = _judged(trial, reference, arithmetic)
-        found.append(measured)
-        if measured.step_s is None:
-            given_up[form] = measured.refused
-        elif measured.step_s > GIVEN_UP * best:
-            given_up[form] = f"not tried: {packing} is slower already"
+        accepted = _accepted(timed, single.losses, arithmetic)
+        found.append(accepted)
+        if accepted.step_s is None:
+            refused[form] = accepted.refused
+        elif accepted.step_s > TOO_SLOW * best_s:
+            refused[form] = f"not tried: {packing} is slower already"
         else:
-            best = min(best, measured.step_s)
+            best_s = min(best_s, accepted.step_s)
     return found
 
 
 @dataclass(frozen=True)
-class _Trial:
-    measured: PackingTime
+class _Timed:
+    """A timing, and the losses of the first steps."""
+
+    time: PackingTime
     losses: np.ndarray
 
 
-def _judged(trial: _Trial, reference: np.ndarray, arithmetic: Arithmetic) -> PackingTime:
-    """The measurement, or why its form is of no use."""
-    measured = trial.measured
-    off = float(np.max(np.abs(trial.losses - reference) / np.maximum(np.abs(reference), 1e-6)))
-    if not off <= TOLERANCE[arithmetic.precision]:
-        return PackingTime(measured.packing, refused=f"its losses differ by {off:.2g} from those of a particle alone")
-    if measured.peak_bytes is not None:
+def _accepted(timed: _Timed, reference: np.ndarray, arithmetic: Arithmetic) -> PackingTime:
+    """The timing, or a refusal where losses or memory rule the form out."""
+    packing = timed.time.packing
+    differences = np.abs(timed.losses - reference) / np.maximum(np.abs(reference), 1e-6)
+    largest = float(np.max(differences))
+    if not largest <= TOLERANCE[arithmetic.precision]:  # not >: the difference may be NaN
+        return PackingTime(packing, refused=f"its losses differ by {largest:.2g} from those of a particle alone")
+    peak_bytes = timed.time.peak_bytes
+    if peak_bytes is not None:
         total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        if measured.peak_bytes > USABLE_MEMORY * total:
-            peak = f"{measured.peak_bytes / 2**30:.1f} GiB"
-            return PackingTime(measured.packing, refused=f"it takes {peak} of the device")
-    return measured
+        if peak_bytes > USABLE_MEMORY * total:
+            return PackingTime(packing, refused=f"it takes {peak_bytes / 2**30:.1f} GiB of the device")
+    return timed.time
 
 
-def _measure(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> _Trial:
+def _time_packing(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> _Timed:
     """Train a few steps of as many particles as there are seats."""
     on_cuda = arithmetic.device == "cuda"
-    _release(on_cuda)
-    if arithmetic.packing == SINGLE:
-        seats = [ParticleTrainer(config, data, arithmetic)]
-        pack = None
-    else:
-        pack = Pack(config, data, arithmetic)
-        seats = pack.seats
+    _free_memory(on_cuda)
+    pack = None if arithmetic.packing == SINGLE else Pack(config, data, arithmetic)
+    seats = [ParticleTrainer(config, data, arithmetic)] if pack is None else pack.seats
     runs = [_endless(_begin(seat, seed)) for seed, seat in enumerate(seats)]
-    losses: list[Any] = []
-    answers: Mapping[int, Gradients] = {}
+    batches: dict[int, Batch] = {}
 
-    def step() -> None:
-        nonlocal answers
-        batches: dict[int, Batch] = {
-            index: (next(run) if not answers else run.send(answers[index])).batch for index, run in enumerate(runs)}
-        answers = pack.gradients(batches) if pack is not None else {0: seats[0].backward(batches[0])}
+    def step() -> Any:
+        """Take one step of every particle; the loss of the first one."""
+        answers = {0: seats[0].backward(batches[0])} if pack is None else pack.gradients(batches)
+        for index, run in enumerate(runs):
+            batches[index] = run.send(answers[index]).batch
+        return answers[0][0]
 
     with seats[0].randomness(0):
-        for _ in range(WARM_UP_STEPS):
-            step()
-            losses.append(answers[0][0])
-        values = np.array([float(loss) for loss in losses])  # waits for the device
-        num, seconds = _timed(step, on_cuda)
+        for index, run in enumerate(runs):
+            batches[index] = next(run).batch
+        losses = [step() for _ in range(WARM_UP_STEPS)]
+        values = np.array([float(loss) for loss in losses])  # synchronises with the device
+        num_steps, seconds = _timed(step, on_cuda)
     peak = torch.cuda.max_memory_allocated() if on_cuda else None
-    measured = PackingTime(arithmetic.packing, seconds / num / arithmetic.width, peak)
     for run in runs:
         run.close()
-    return _Trial(measured, values)
+    return _Timed(PackingTime(arithmetic.packing, seconds / num_steps / arithmetic.width, peak), values)
 
 
 def _timed(step: Any, on_cuda: bool) -> tuple[int, float]:
-    """How many steps were done in how many seconds."""
-    num, began = 0, time.perf_counter()
+    """How many steps were taken in how many seconds."""
+    num = 0
+    began = time.perf_counter()
     while True:
         step()
         num += 1
         elapsed = time.perf_counter() - began
-        if (num >= MIN_STEPS and elapsed >= MIN_S) or elapsed >= MAX_S:
+        is_enough = num >= MIN_STEPS and elapsed >= MIN_S
+        if is_enough or elapsed >= MAX_S:
             if on_cuda:
                 torch.cuda.synchronize()
             return num, time.perf_counter() - began
 
 
 def _begin(trainer: ParticleTrainer, seed: int) -> TrainingRun:
-    """A particle with half of its initial weights, and a rate at which little happens."""
+    """A training run of half of the initial weights at a small learning rate."""
     mask = np.random.default_rng(0).random(trainer.layout.num_prunable) < 0.5
     steps = trainer.steps_per_epoch
     program = Program(2**40, steps, Rate("constant", base=RATE, total=2**40), trainer.config.training.weight_decay)
@@ -181,8 +184,8 @@ def _endless(run: TrainingRun) -> Generator[GradientRequest, Gradients]:
         yield from run.epoch_steps()
 
 
-def _release(on_cuda: bool) -> None:
-    """Let go of what the form before has taken."""
+def _free_memory(on_cuda: bool) -> None:
+    """Free the memory of the packing that was timed before."""
     gc.collect()
     if on_cuda:
         torch.cuda.empty_cache()

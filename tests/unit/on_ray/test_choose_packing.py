@@ -17,7 +17,7 @@ from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.places import LocalPlace
 from swamp_ray.training.arithmetic import applied
-from swamp_ray.training.packs import timing as measuring
+from swamp_ray.training.packs import timing
 from swamp_ray.training.packs.pack import Pack
 from swamp_ray.training.packs.timing import PackingTime, time_packings
 from tests.helpers import tiny
@@ -138,7 +138,7 @@ def test_what_cannot_be_measured_is_not_packed_and_not_recorded(tmp_path: Path) 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "MIN_S", 0.0)
+    monkeypatch.setattr(timing, "MIN_S", 0.0)
 
 
 def measure(prepared: Prepared, packings: Sequence[str]) -> dict[str, PackingTime]:
@@ -149,7 +149,7 @@ def measure(prepared: Prepared, packings: Sequence[str]) -> dict[str, PackingTim
 
 @pytest.mark.usefixtures("quick")
 def test_each_form_is_really_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "GIVEN_UP", 1e9)
+    monkeypatch.setattr(timing, "TOO_SLOW", 1e9)
     found = measure(prepare(tiny(tmp_path, **AUTO)), ["single:1", "stacked:2", "stacked:3"])
     assert [one.step_s is not None and one.step_s > 0 for one in found.values()] == [True] * 3
     assert all(one.peak_bytes is None for one in found.values()), "there is no device memory to speak of"
@@ -189,12 +189,12 @@ def test_wider_packs_are_not_tried_once_one_is_slower_or_too_large(
             raise torch.OutOfMemoryError("out of memory: tried to allocate a lot")
 
     monkeypatch.setattr(Pack, "__init__", counted)
-    monkeypatch.setattr(measuring, "GIVEN_UP", 1e9)
+    monkeypatch.setattr(timing, "TOO_SLOW", 1e9)
     packings = ["single:1", "stacked:2", "stacked:3", "stacked:4"]
     found = measure(prepare(tiny(tmp_path, **AUTO)), packings)
     assert widths == [2, 3]
     assert "out of memory" in found["stacked:4"].refused
-    monkeypatch.setattr(measuring, "GIVEN_UP", 0.0)
+    monkeypatch.setattr(timing, "TOO_SLOW", 0.0)
     found = measure(prepare(tiny(tmp_path, **AUTO)), packings)
     assert widths == [2, 3, 2]
     assert "stacked:2 is slower already" in found["stacked:3"].refused
@@ -220,14 +220,14 @@ def test_a_run_measures_says_so_records_it_and_does_not_measure_again(
     before = packing_lines(prepare(config), LocalPlace(tmp_path))
     assert before == ["packing: chosen from single:1, stacked:2, stacked:3 by a short measurement when a run starts"]
     done = run(config, told)
-    assert told.notices[0].startswith("measuring 3 ways of packing particles")
+    assert told.notices[0].startswith("timing 3 ways of packing particles")
     assert told.notices[1].startswith("particles train")
     [record] = (tmp_path / FOLDER).glob("*/*.json")
     chosen = json.loads(record.read_text())
     assert {one["packing"] for one in chosen["measured"]} == {"single:1", "stacked:2", "stacked:3"}
     assert done.prepared.arithmetic.packing == chosen["packing"]
     assert done.rundir.read_run()["arithmetic"]["packing"] == chosen["packing"]  # type: ignore[index]
-    monkeypatch.setattr(measuring, "time_packings", None)
+    monkeypatch.setattr(timing, "time_packings", None)
     monkeypatch.setattr("swamp_ray.on_ray.choose_packing.time_packings", None)
     run(tiny(tmp_path, name="another", seed=3, pruning__target=0.5, **AUTO), again := Told())
     assert again.notices == []
