@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +18,9 @@ from _training_loops import Epoch, in_turn
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.samples import Data
 from swamp_ray.training.arithmetic import Arithmetic, applied
-from swamp_ray.training.packs.pack import Pack, train_epoch
+from swamp_ray.training.packs.pack import Pack
 from swamp_ray.training.trainer import ParticleTrainer
+from swamp_ray.training.training_run import TrainingRun
 
 BATCH = {"lenet_300_100": 128, "digits_cnn": 64, "resnet20": 32, "wrn_28_2": 128}
 STEPS = {"cpu": {"lenet_300_100": 15, "digits_cnn": 10, "resnet20": 1, "wrn_28_2": 1},
@@ -64,7 +67,20 @@ def _together(config: SwampConfig, data: Data, arithmetic: Arithmetic, single: P
     """An epoch of all particles of a pack."""
     pack = Pack(config, data, arithmetic, single.batches_by_split)
     runs = {seat: begun(trainer, seat) for seat, trainer in enumerate(pack.seats)}
-    return lambda: train_epoch(pack, runs)
+    return lambda: _train_epoch(pack, runs)
+
+
+def _train_epoch(pack: Pack, runs: Mapping[int, TrainingRun]) -> None:
+    """Carry training runs through their current epochs side by side."""
+    open_runs = {seat: run.epoch_steps() for seat, run in runs.items()}
+    with pack.randomness():
+        batches = {seat: next(steps).batch for seat, steps in open_runs.items()}
+        while batches:
+            answers = pack.gradients(batches)
+            batches = {}
+            for seat, answer in answers.items():
+                with contextlib.suppress(StopIteration):
+                    batches[seat] = open_runs[seat].send(answer).batch
 
 
 def side_by_side(case: str, widths: tuple[int, ...], device: str, repeats: int) -> list[dict[str, Any]]:

@@ -220,7 +220,7 @@ def test_a_run_measures_says_so_records_it_and_does_not_measure_again(
     before = packing_lines(prepare(config), LocalPlace(tmp_path))
     assert before == ["packing: chosen from single:1, stacked:2, stacked:3 by a short measurement when a run starts"]
     done = run(config, told)
-    assert told.notices[0].startswith("timing 3 ways of packing particles")
+    assert told.notices[0].startswith("measuring 3 ways of packing particles")
     assert told.notices[1].startswith("particles train")
     [record] = (tmp_path / FOLDER).glob("*/*.json")
     chosen = json.loads(record.read_text())
