@@ -17,7 +17,6 @@ from swamp_ray.run.messages import (
     AveragerLostReport,
     AverageSpec,
     Handle,
-    JobFinishedReport,
     JobSpec,
     NoticeReport,
     Outcome,
@@ -78,7 +77,7 @@ class RayExecutor:
     def add(self, job: Job, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Let a state enter the average; actor calls keep their order. A state that was lost is read from storage."""
         pieces = self._held.pop(job, None)
-        actors = self._pool.averagers()
+        actors = self._pool.averagers.actors()
         actors = actors[:len(spans(size, len(actors)))]
         given = [None] * len(actors) if from_storage or not pieces else pieces
         for actor, piece in zip(actors, given, strict=True):
@@ -137,11 +136,9 @@ class RayExecutor:
         """Keep a report for the next call of `wait`."""
         self._reports.append(report)
 
-    def done(self, job: Job, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
-        """A job is done; its state is kept for the average where it came along."""
-        if pieces:
-            self._held[job] = pieces
-        self.tell(JobFinishedReport(job, outcome, held=bool(pieces)))
+    def hold(self, job: Job, pieces: list[ObjectRef[Any]]) -> None:
+        """Keep the pieces of a job's state for the average."""
+        self._held[job] = pieces
 
     def read_average(self, found: ObjectRef[Any]) -> None:
         """Take in an answer of an averaging actor."""
@@ -173,13 +170,13 @@ class RayExecutor:
         if self._complete is None or self._additions:
             return
         (spec, start, mask_bits), self._complete = self._complete, None
-        first, *others = self._pool.averagers()
+        first, *others = self._pool.averagers.actors()
         call = first.finish.remote(self.member, spec, start, mask_bits, others)
         self._averaging[call] = spec, Shift(None)
 
     def _lose_average(self, error: BaseException) -> None:
         """Everything enters it again, from storage: what waits in memory may have been lost with its node as well."""
-        died = self._pool.averager_died(error)
+        died = self._pool.averagers.died(error)
         for spec, shift in self._averaging.values():
             self.note(shift.over(Job("average", spec.round), "machine"))
         self._held = {job: [] for job in self._held}

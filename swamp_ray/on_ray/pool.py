@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.method.events import Job
-from swamp_ray.on_ray.actors import AveragingActor, ParticleActor, Spares, worker_environment
+from swamp_ray.on_ray.actors import Spares
+from swamp_ray.on_ray.averagers import Averagers
 from swamp_ray.on_ray.cluster import answers, check_alive, connect, living_nodes
-from swamp_ray.on_ray.ranked_worker import end_worker, start_ranked
-from swamp_ray.on_ray.workers import Crew
+from swamp_ray.on_ray.pool_jobs import JobState, Member, PooledJob, WorkerRun
+from swamp_ray.on_ray.ranked_worker import end_worker
+from swamp_ray.on_ray.start_workers import WorkerStarter
+from swamp_ray.on_ray.workers import Workers
 from swamp_ray.run.capacity import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.run.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.run.messages import (
@@ -33,6 +31,7 @@ from swamp_ray.run.messages import (
     JobAdvancedReport,
     JobBlockedReport,
     JobFailedReport,
+    JobFinishedReport,
     JobSpec,
     LeaseHeld,
     NoticeReport,
@@ -42,87 +41,16 @@ from swamp_ray.run.messages import (
 )
 from swamp_ray.run.object_store_memory import RoundBytes, shortage
 from swamp_ray.run.packs import PackedJobFailed
-from swamp_ray.run.placement import eligible, next_node, worker_labels
+from swamp_ray.run.placement import eligible
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.queue import JobQueue, QueuedJob
-from swamp_ray.run.shard import num_shards
-from swamp_ray.run.timesheet import Ending, JobTimes, Shift
+from swamp_ray.run.timesheet import Ending, Shift
 from swamp_ray.training.results import Progress
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STOP_INTERVAL_S = 0.1
 LOOK_S = 5.0
 """So often the nodes of the cluster are counted."""
-
-
-class Member(Protocol):
-    """A run's share of a pool, as the pool sees it."""
-
-    member: int
-
-    @property
-    def waiting(self) -> Sequence[ObjectRef[Any]]:
-        """References whose arrival `read_average` is told of."""
-        ...
-
-    def tell(self, report: Report) -> None:
-        """Take a report on one of its jobs, or on the pool."""
-        ...
-
-    def note(self, worked: JobTimes) -> None:
-        """Take the times of a job that has ended."""
-        ...
-
-    def done(self, job: Job, outcome: Outcome, pieces: list[ObjectRef[Any]]) -> None:
-        """Take the result of a job."""
-        ...
-
-    def read_average(self, found: ObjectRef[Any]) -> None:
-        """Take the answer of an averaging actor."""
-        ...
-
-
-@dataclass
-class PooledJob:
-    """A job of a stream; ``outcome`` once it is known, the references of the state's pieces follow.
-
-    ``over``: nobody waits for it any more; ``ended``: it has said its last.
-    """
-
-    owner: Member
-    spec: JobSpec
-    shift: Shift
-    outcome: Outcome | None = None
-    pieces: list[ObjectRef[Any]] = field(default_factory=list)
-    over: bool = False
-    ended: bool = False
-
-    def end(self, how: Ending) -> None:
-        """Nobody waits for it from now on; how it ended is noted once."""
-        if not self.over:
-            self.over = True
-            epochs = 0 if self.outcome is None else self.outcome.trained_epochs
-            self.owner.note(self.shift.over(self.spec.job, how, self.spec.attempt, self.spec.reseed, epochs))
-
-    @property
-    def lacks_pieces(self) -> bool:
-        """Whether what comes next in the stream is a piece of its state."""
-        return self.outcome is not None and len(self.pieces) < self.outcome.num_pieces
-
-
-@dataclass
-class _Running:
-    """What an actor is doing: one job, or several that are packed; ``speaks``: whose pieces are on their way."""
-
-    actor: Any
-    stream: Any
-    pooled_jobs: list[PooledJob]
-    speaks: PooledJob | None = None
-
-    @property
-    def open(self) -> list[PooledJob]:
-        """Those that somebody waits for."""
-        return [pooled for pooled in self.pooled_jobs if not pooled.over]
 
 
 class Pool:
@@ -154,54 +82,52 @@ class Pool:
             self._ranks = prepared.arithmetic.ranks
             self._in_group = num_workers is not None
             self.num_workers = num_workers or self._fitting(eligible(living_nodes(), execution))
-            self._data = ray.put(prepared.data)
-            self._num_shards = num_shards(prepared.config, prepared.layout)
+            data = ray.put(prepared.data)
         except BaseException:
             self._connection.close()
             raise
-        self._crew = Crew(self._start_worker, self.num_workers, self._places,
-                          describe_resources(self._resources, self._ranks), end_worker)
+        self._starter = WorkerStarter(members, storage, data, self._resources, self._in_group, spares)
+        self._workers = Workers(self._start_worker, self.num_workers, self._places,
+                                describe_resources(self._resources, self._ranks), end_worker)
         self._next_look = time.monotonic() + LOOK_S
-        self._backlog: JobQueue[Member] = JobQueue()
-        self._running: dict[Any, _Running] = {}
-        self._averagers: dict[int, Any] = {}
-        self._dead_averagers: set[str] = set()
+        self._queue: JobQueue[Member] = JobQueue()
+        self._running: dict[Any, WorkerRun] = {}
+        self.averagers = Averagers(members, storage, spares)
         self._told: set[str] = set()
-        self._node_of: dict[Any, str | None] = {}
-        self._executors: list[Member] = []
+        self._owners: list[Member] = []
         if spares is None:
             # All at once: starting an actor takes seconds, which the dense phase hides.
-            self._crew.grow(self.num_workers)
-        self.averagers()
+            self._workers.grow(self.num_workers)
+        self.averagers.actors()
 
     def join(self, executor: Member) -> None:
         """From now on a member's executor takes part."""
-        self._executors.append(executor)
+        self._owners.append(executor)
 
     def leave(self, executor: Member) -> None:
         """A member has ended: its jobs are ended too. With the last one the pool ends."""
-        if executor not in self._executors:
+        if executor not in self._owners:
             return
-        self._executors.remove(executor)
-        if not self._executors:
+        self._owners.remove(executor)
+        if not self._owners:
             self.close()
             return
-        self._backlog.forget(lambda entry: entry.owner is executor)
-        self._forget(lambda pooled: pooled.owner is executor)
+        self._queue.forget(lambda entry: entry.owner is executor)
+        self._stop_waiting_for(lambda pooled: pooled.owner is executor)
 
     def submit(self, executor: Member, spec: JobSpec, start: Handle, mask_bits: Handle, values: Handle | None,
                urgent: bool) -> None:
         """Queue a job, and start it if a worker is free."""
-        self._backlog.add(QueuedJob(executor, spec, (start, mask_bits, values)), urgent)
-        if not self._crew.all:  # of a setting most of which may be found, not before something is to be trained
-            self._crew.grow(self.num_workers)
+        self._queue.add(QueuedJob(executor, spec, (start, mask_bits, values)), urgent)
+        if not self._workers.all:  # of a setting most of which may be found, not before something is to be trained
+            self._workers.grow(self.num_workers)
         if not spec.is_packed:  # others may follow at once that can be packed with it
             self._fill()
 
     def cancel(self, executor: Member, job: Job) -> None:
-        """Take a job out of the queue, or end the worker that does it; not before it has done what it does besides."""
-        self._backlog.forget(lambda entry: entry.owner is executor and entry.spec.job == job)
-        self._forget(lambda pooled: pooled.owner is executor and pooled.spec.job == job)
+        """Take a job out of the queue, or stop waiting for it; its worker is ended once its other wanted jobs end."""
+        self._queue.forget(lambda entry: entry.owner is executor and entry.spec.job == job)
+        self._stop_waiting_for(lambda pooled: pooled.owner is executor and pooled.spec.job == job)
 
     def pump(self, timeout_s: float) -> None:
         """Wait for the next stream item, the averager, or a worker that has started, and tell whom it concerns.
@@ -212,10 +138,10 @@ class Pool:
         check_alive()
         self._look_at_nodes()
         self._fill()
-        if self._backlog and not self._running:
+        if self._queue and not self._running:
             self._look_at_silence()
-        averages = {found: executor for executor in self._executors for found in executor.waiting}
-        waiting: list[Any] = [*self._running, *averages, *self._crew.waiting]
+        averages = {found: executor for executor in self._owners for found in executor.waiting}
+        waiting: list[Any] = [*self._running, *averages, *self._workers.waiting]
         if not waiting:
             time.sleep(timeout_s)
             return
@@ -233,7 +159,7 @@ class Pool:
     def stop(self, grace_s: float, hurry: Callable[[], bool], executor: Member | None = None) -> None:
         """Cancel the running jobs, of one member or of all, and wait until their actors are idle."""
         stopped = [running for running in self._running.values()
-                   if executor is None or any(pooled.owner is executor for pooled in running.open)]
+                   if executor is None or any(pooled.owner is executor for pooled in running.wanted)]
         for running in stopped:
             ray.cancel(running.stream)
         waiting = [running.actor.ready.remote() for running in stopped]
@@ -244,29 +170,20 @@ class Pool:
     def close(self) -> None:
         """End all actors, or leave those that are idle to the next pool; an embedded Ray ends as well."""
         if self._spares is not None:
-            for worker in self._crew.leave_idle():
-                self._spares.keep(self._worker_kind, worker)
-            for actor in self._averagers.values():
-                self._spares.keep(self._averager_kind, actor)
-            self._averagers.clear()
-        for actor in [*self._crew.all, *self._averagers.values()]:
+            for worker in self._workers.leave_idle():
+                self._spares.keep(self._starter.kind, worker)
+        self.averagers.leave()
+        for actor in [*self._workers.all, *self.averagers.living]:
             if answers():
                 end_worker(actor)
         for running in self._running.values():
-            for pooled in running.open:
-                pooled.end("stopped")
+            for pooled in running.wanted:
+                self._stop_waiting(pooled)
         self._running.clear()
-        self._averagers.clear()
-        self._executors.clear()
-        self._backlog = JobQueue()
+        self.averagers.forget()
+        self._owners.clear()
+        self._queue = JobQueue()
         self._connection.close()
-
-    def averagers(self) -> list[Any]:
-        """The averaging actors, one a shard; those that have died are started anew."""
-        for index in range(self._num_shards):
-            if index not in self._averagers:
-                self._averagers[index] = self._start_averager(index)
-        return [self._averagers[index] for index in range(self._num_shards)]
 
     def waiting_room(self, needs: RoundBytes, asked: int) -> tuple[int, str | None]:
         """How many states of a member's round may wait, and what to say where there is too little memory for it.
@@ -278,25 +195,10 @@ class Pool:
             workers = min(self.num_workers, capacity([node], self._resources)) * self._prepared.arithmetic.width
             store_bytes = node.get("object_store_memory", 0.0)
             if workers and store_bytes:
-                share = store_bytes / max(1, len(self._executors))
+                share = store_bytes / max(1, len(self._owners))
                 room = min(room, needs.waiting_room(share, workers, asked))
                 text = text or shortage(needs.needed(workers, 0), store_bytes)
         return room, text
-
-    def averager_died(self, error: BaseException) -> bool:
-        """Whether an error means that an averaging actor is gone; it is not used any more then."""
-        known = {actor._actor_id.hex(): index for index, actor in self._averagers.items()}
-        dead = error.actor_id if isinstance(error, RayActorError) else None
-        if dead in self._dead_averagers:  # other members hear of the same death
-            return True
-        if isinstance(error, ObjectLostError) or (isinstance(error, RayActorError) and dead not in known):
-            return False
-        # What is no word of a single actor's death, such as a lack of memory, may concern any of them.
-        for name, index in known.items():
-            if dead in (None, name):
-                ray.kill(self._averagers.pop(index))
-                self._dead_averagers.add(name)
-        return True
 
     def _fitting(self, nodes: list[Resources]) -> int:
         execution, arithmetic = self._prepared.config.execution, self._prepared.arithmetic
@@ -319,222 +221,197 @@ class Pool:
             return
         fitting = min(fitting, self._most)
         if fitting != self.num_workers:
-            self.num_workers = self._crew.most = fitting
-            for executor in self._executors:
+            self.num_workers = self._workers.most = fitting
+            for executor in self._owners:
                 executor.tell(WorkersChangedReport(fitting))
 
     def _look_at_silence(self) -> None:
-        text = self._crew.silence()
-        if self._deadline_s is not None and self._crew.silent_s > self._deadline_s:
-            raise RunError(f"no worker for {self._crew.silent_s:.0f} s: each needs "
+        text = self._workers.silence()
+        if self._deadline_s is not None and self._workers.silent_s > self._deadline_s:
+            raise RunError(f"no worker for {self._workers.silent_s:.0f} s: each needs "
                            f"{describe_resources(self._resources, self._ranks)}, and the cluster has not given one "
                            "back. What is finished is kept; the same command goes on")
         if text is not None:
-            for executor in self._executors:
+            for executor in self._owners:
                 executor.tell(NoticeReport("workers", text))
 
+    def _start_worker(self) -> Any:
+        return self._starter.start(self._workers.all, self._workers.starting)
+
     def _fill(self) -> None:
-        self._crew.grow(self._backlog.num_packs)
-        while self._is_ready() and (actor := self._crew.take()) is not None:
-            entries = self._backlog.take()
-            first, run = entries[0], actor.run.options(num_returns="streaming")
-            if self._ranks > 1:  # they read the values themselves, not the actor that stands for them
-                stream = run.remote(first.owner.member, first.spec, list(first.given))
-            else:
-                stream = run.remote([entry.owner.member for entry in entries], [entry.spec for entry in entries],
-                                    *(value for entry in entries for value in entry.given))
-            known = self._crew.known(actor)
-            shift = Shift(known.number, known.answer)
-            pooled_jobs = [PooledJob(entry.owner, entry.spec, shift) for entry in entries]
-            self._running[stream] = _Running(actor, stream, pooled_jobs)
+        """Give queued jobs to idle workers."""
+        self._workers.grow(self._queue.num_packs)
+        while self._is_ready():
+            actor = self._workers.take()
+            if actor is None:
+                return
+            self._give(actor, self._queue.take())
 
     def _is_ready(self) -> bool:
-        at_work = {pooled.owner for running in self._running.values() for pooled in running.open}
-        return self._backlog.is_ready(at_work, self._executors)
+        at_work: set[Member] = set()
+        for running in self._running.values():
+            at_work.update(pooled.owner for pooled in running.wanted)
+        return self._queue.is_ready(at_work, self._owners)
 
-    @property
-    def _worker_kind(self) -> object:
-        environment = worker_environment(self._prepared.config.execution)
-        return (tuple(self._resources.items()), tuple(environment.items()), self._ranks)
+    def _give(self, actor: Any, entries: Sequence[QueuedJob[Member]]) -> None:
+        """Let a worker begin one job, or several that are packed."""
+        run = actor.run.options(num_returns="streaming")
+        if self._ranks > 1:  # the ranks read the values themselves, not the actor that stands for them
+            [only] = entries
+            stream = run.remote(only.owner.member, only.spec, list(only.given))
+        else:
+            members = [entry.owner.member for entry in entries]
+            specs = [entry.spec for entry in entries]
+            # Ray resolves references among the arguments of a call, but not in lists: values are given one by one.
+            values = [value for entry in entries for value in entry.given]
+            stream = run.remote(members, specs, *values)
+        known = self._workers.known(actor)
+        shift = Shift(known.number, known.answer)
+        jobs = [PooledJob(entry.owner, entry.spec, shift) for entry in entries]
+        self._running[stream] = WorkerRun(actor, stream, jobs)
 
-    def _start_worker(self) -> Any:
-        environment = worker_environment(self._prepared.config.execution)
-        given = self._configs, [self._data], self._prepared.arithmetic, self._storage, self._prepared.code
-        spare = None if self._spares is None else self._spares.take(self._worker_kind)
-        if spare is not None:
-            spare.setup.remote(*given)
-            return spare
-        if self._ranks > 1:
-            return start_ranked(given, environment)
-        kind: Any = ray.remote(ParticleActor)
-        node, where = self._next_place()
-        actor = kind.options(name=self._name_of("particles"), num_cpus=self._resources["CPU"],
-                             num_gpus=self._resources["GPU"], max_restarts=0,
-                             runtime_env={"env_vars": environment}, **where).remote(*given)
-        self._node_of[actor] = node
-        return actor
-
-    def _next_place(self) -> tuple[str | None, dict[str, Any]]:
-        """Where the next worker goes: its node if that is decided here, and Ray's options for it."""
-        execution = self._prepared.config.execution
-        labels = worker_labels(execution)
-        selector: dict[str, Any] = {"label_selector": labels} if labels else {}
-        if self._in_group:
-            return None, {}  # the group's bundles have been placed by the same labels
-        nodes = living_nodes()
-        if len(nodes) == 1:
-            return None, selector
-        present, starting = (Counter(node for actor in actors if (node := self._node_of.get(actor)) is not None)
-                             for actors in (self._crew.all, self._crew.starting))
-        node = next_node(nodes, execution, self._resources, present, starting)
-        if node is None:
-            return None, {**selector, "scheduling_strategy": "SPREAD"}
-        # Should it go meanwhile, another one will do, unless labels count.
-        return node, {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=not labels)}
-
-    def _name_of(self, task: str) -> str:
-        """What an actor is called in Ray's dashboard. Names are unique on a cluster; spares go from run to run."""
-        run = self._prepared.config.name if self._spares is None and len(self._members) == 1 else None
-        return f"{run or 'several runs'}: {task}, {uuid.uuid4().hex[:8]}"
-
-    @property
-    def _averager_kind(self) -> object:
-        return "averager", tuple(self._prepared.config.execution.stable_labels.items())
-
-    def _start_averager(self, index: int) -> Any:
-        given = self._configs, self._prepared.layout, self._storage, index, self._prepared.code.part("pruning.score")
-        spare = None if self._spares is None else self._spares.take(self._averager_kind)
-        if spare is not None:
-            spare.setup.remote(*given)
-            return spare
-        kind: Any = ray.remote(AveragingActor)
-        labels = self._prepared.config.execution.stable_labels
-        return kind.options(name=self._name_of("average"), num_cpus=0, max_restarts=0, label_selector=labels or None,
-                            scheduling_strategy="SPREAD" if self._num_shards > 1 else None).remote(*given)
-
-    @property
-    def _configs(self) -> list[SwampConfig]:
-        return [prepared.config for prepared in self._members]
+    # What workers say
 
     def _read_stream(self, stream: Any) -> None:
+        """Take the next message, or the next piece of a state, of a worker."""
         running = self._running[stream]
         try:
             reference = next(stream)
-            if running.speaks is not None:
-                self._take_piece(running, running.speaks, reference)
+            if running.delivers is not None:
+                self._take_piece(running, running.delivers, reference)
                 return
             message = ray.get(reference)
         except StopIteration:
-            self._give_back(running)
-            self._break(running, lambda job: RunError(f"{job} ended without a result"), "machine")
+            self._free(running)
+            self._end_all(running, lambda job: RunError(f"{job} ended without a result"), "machine")
         except RayTaskError as error:
             cause = getattr(error, "cause", None)
-            self._break_off(running, cause if isinstance(cause, BaseException) else error)
-        except RayError as error:  # by a crash, with its node, or for lack of memory
-            self._end(running)
+            self._end_by_error(running, cause if isinstance(cause, BaseException) else error)
+        except RayError as error:  # the worker crashed, went with its node, or was ended for lack of memory
+            self._evict(running)
             words = _in_words(error)
-            self._break(running, lambda _: words, "machine")
+            self._end_all(running, lambda _: words, "machine")
         else:
             index, said = (0, message) if self._ranks > 1 else message
-            self._hear(running, running.pooled_jobs[index], said)
+            self._take_message(running, running.jobs[index], said)
 
-    def _hear(self, running: _Running, pooled: PooledJob, said: Any) -> None:
-        """What a job has to say; nobody listens to one that is over."""
-        job = pooled.spec.job
+    def _take_message(self, running: WorkerRun, pooled: PooledJob, said: Any) -> None:
         if isinstance(said, Outcome):
             pooled.outcome = said
-            running.speaks = pooled if pooled.lacks_pieces else None
-            if running.speaks is None:
+            if not pooled.lacks_pieces:
                 self._finish(running, pooled)
-        elif pooled.over:
-            return
+                return
+            running.delivers = pooled
+            if pooled.is_wanted:
+                pooled.state = JobState.DELIVERING
         elif isinstance(said, Progress):
-            pooled.owner.tell(JobAdvancedReport(job, said))
+            if pooled.is_wanted:
+                pooled.owner.tell(JobAdvancedReport(pooled.spec.job, said))
         elif isinstance(said, LeaseHeld):
-            self._close(running, pooled, "given back")
-            pooled.owner.tell(JobBlockedReport(pooled.spec, said.held))
+            self._end_job(running, pooled, "given back", JobBlockedReport(pooled.spec, said.held))
         elif isinstance(said, PackedJobFailed):
-            self._close(running, pooled, kind_of(said.error))
-            pooled.owner.tell(JobFailedReport(job, said.error, kind_of(said.error)))
+            kind = kind_of(said.error)
+            self._end_job(running, pooled, kind, JobFailedReport(pooled.spec.job, said.error, kind))
 
-    def _take_piece(self, running: _Running, pooled: PooledJob, reference: ObjectRef[Any]) -> None:
+    def _take_piece(self, running: WorkerRun, pooled: PooledJob, reference: ObjectRef[Any]) -> None:
         pooled.pieces.append(reference)
         if not pooled.lacks_pieces:
-            running.speaks = None
+            running.delivers = None
             self._finish(running, pooled)
 
-    def _close(self, running: _Running, pooled: PooledJob, how: Ending) -> None:
-        """A job has ended. With the last one that is wanted its worker is free, unless it trains what nobody wants."""
-        pooled.end(how)
-        pooled.ended = True
-        if running.open or running.stream not in self._running:
-            return
-        if all(one.ended for one in running.pooled_jobs):
-            self._give_back(running)
-        else:
-            self._end(running)
+    # Where jobs end
 
-    def _give_back(self, running: _Running) -> None:
-        del self._running[running.stream]
-        self._crew.give_back(running.actor)
+    def _end_job(self, running: WorkerRun, pooled: PooledJob, how: Ending, report: Report) -> None:
+        """A job has ended: its times are noted, its worker is freed, its run is told.
 
-    def _end(self, running: _Running) -> None:
-        """End all jobs of a worker together with it."""
-        del self._running[running.stream]
-        self._crew.lose(running.actor)
-        self._node_of.pop(running.actor, None)
+        This is the one place where jobs end. The times of a job that nobody waits for were noted when that was so.
+        """
+        was_wanted = pooled.is_wanted
+        if was_wanted:
+            pooled.owner.note(pooled.times(how))
+        pooled.state = JobState.ENDED
+        self._free_if_unused(running)
+        if was_wanted:
+            pooled.owner.tell(report)
 
-    def _forget(self, unwanted: Callable[[PooledJob], bool]) -> None:
-        """Nobody wants these jobs any more: a worker that does nothing else is ended."""
-        for running in list(self._running.values()):
-            for pooled in running.open:
-                if unwanted(pooled):
-                    pooled.end("stopped")
-            if not running.open:
-                self._end(running)
+    def _finish(self, running: WorkerRun, pooled: PooledJob) -> None:
+        """A job has ended with a result; its state is held for the average if all of it has come along."""
+        assert pooled.outcome is not None
+        pieces = [] if pooled.lacks_pieces else pooled.pieces
+        if pooled.is_wanted and pieces:
+            pooled.owner.hold(pooled.spec.job, pieces)
+        report = JobFinishedReport(pooled.spec.job, pooled.outcome, held=bool(pieces))
+        self._end_job(running, pooled, "done", report)
 
-    def _finish(self, running: _Running, pooled: PooledJob) -> None:
-        wanted = not pooled.over
-        self._close(running, pooled, "done")
-        if wanted:
-            assert pooled.outcome is not None
-            pooled.owner.done(pooled.spec.job, pooled.outcome, [] if pooled.lacks_pieces else pooled.pieces)
-
-    def _break(self, running: _Running, reason: Callable[[Job], BaseException],
-               kind: Literal["machine", "diverged", "error"]) -> None:
-        """Jobs end without having said all; one whose outcome is known had stored its result before it said so."""
-        for pooled in running.open:
+    def _end_all(self, running: WorkerRun, error_of: Callable[[Job], BaseException],
+                 kind: Literal["machine", "diverged", "error"]) -> None:
+        """A worker sends nothing more. Jobs whose result is known are done: it was stored first. Others failed."""
+        for pooled in running.wanted:
             if pooled.outcome is not None:
                 self._finish(running, pooled)
             else:
-                pooled.end(kind)
-                pooled.owner.tell(JobFailedReport(pooled.spec.job, reason(pooled.spec.job), kind))
+                job = pooled.spec.job
+                self._end_job(running, pooled, kind, JobFailedReport(job, error_of(job), kind))
 
-    def _break_off(self, running: _Running, error: BaseException) -> None:
-        """An error was raised. A worker that ran out of memory is not used again: what it holds may stay there."""
+    def _end_by_error(self, running: WorkerRun, error: BaseException) -> None:
+        """An error was raised in a worker. One that ran out of memory is not used again: what it holds may stay."""
         kind = kind_of(error)
         if kind == "machine":
-            self._end(running)
+            self._evict(running)
         else:
-            self._give_back(running)
+            self._free(running)
         words = memory_error(error) if out_of_memory(error) else error
-        self._break(running, lambda _: words, kind)
+        self._end_all(running, lambda _: words, kind)
+
+    def _stop_waiting(self, pooled: PooledJob) -> None:
+        """Nobody waits for a job from now on."""
+        pooled.owner.note(pooled.times("stopped"))
+        pooled.state = JobState.UNWANTED
+
+    def _stop_waiting_for(self, unwanted: Callable[[PooledJob], bool]) -> None:
+        """Nobody waits for these jobs from now on: a worker that does nothing else is ended."""
+        for running in list(self._running.values()):
+            for pooled in running.wanted:
+                if unwanted(pooled):
+                    self._stop_waiting(pooled)
+            self._free_if_unused(running)
+
+    # What becomes of their workers
+
+    def _free_if_unused(self, running: WorkerRun) -> None:
+        """A worker without wanted jobs is idle if all have ended, and is ended if it trains what nobody wants."""
+        if running.wanted or running.stream not in self._running:
+            return
+        if all(pooled.state is JobState.ENDED for pooled in running.jobs):
+            self._free(running)
+        else:
+            self._evict(running)
+
+    def _free(self, running: WorkerRun) -> None:
+        del self._running[running.stream]
+        self._workers.give_back(running.actor)
+
+    def _evict(self, running: WorkerRun) -> None:
+        """End a worker; another one is started when jobs wait for it."""
+        del self._running[running.stream]
+        self._workers.evict(running.actor)
+        self._starter.forget(running.actor)
 
     def _read_worker(self, found: ObjectRef[Any]) -> None:
-        error = self._crew.answered(found)
+        error = self._workers.answered(found)
         if error is None:
             return
         cause = getattr(error, "cause", None)
-        if isinstance(cause, UserError) and not self._crew.all:  # no worker can do it before the user has acted
+        if isinstance(cause, UserError) and not self._workers.all:  # no worker can do it before the user has acted
             raise cause from None
-        if not self._crew.all and self._backlog:  # somebody has to count how often this is tried
-            for entry in self._backlog.take():
+        if not self._workers.all and self._queue:  # somebody has to count how often this is tried
+            for entry in self._queue.take():
                 entry.owner.tell(JobFailedReport(entry.spec.job, _in_words(error), "machine"))
             return
         text = f"one could not be started: {cause if isinstance(cause, UserError) else _in_words(error)}"
         if text not in self._told:
             self._told.add(text)
-            for executor in self._executors:
+            for executor in self._owners:
                 executor.tell(NoticeReport("workers", text))
 
 

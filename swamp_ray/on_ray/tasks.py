@@ -18,7 +18,7 @@ from swamp_ray.on_ray.actors import worker_environment
 from swamp_ray.on_ray.cluster import answers, check_alive, living_nodes
 from swamp_ray.on_ray.nodes import check_shared
 from swamp_ray.on_ray.pool import LOOK_S
-from swamp_ray.on_ray.workers import Crew
+from swamp_ray.on_ray.workers import Workers
 from swamp_ray.run.capacity import capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.run.failures import kind_of, memory_error
 from swamp_ray.run.placement import check_labels, eligible, worker_labels
@@ -88,7 +88,7 @@ class Farm:
         self.num_workers = min(fitting, execution.num_workers or fitting)
         if len(nodes) > 1:
             check_shared(place)
-        self._crew = Crew(self._start, self.num_workers, self._places, describe_resources(self._resources))
+        self._workers = Workers(self._start, self.num_workers, self._places, describe_resources(self._resources))
         self._running: dict[ObjectRef[Any], tuple[Any, int]] = {}
         self._tries: Counter[int] = Counter()
         self._not_started = 0
@@ -110,11 +110,11 @@ class Farm:
             check()
             check_alive()
             self._look_at_nodes()
-            self._crew.grow(len(waiting))
-            while waiting and (actor := self._crew.take()) is not None:
+            self._workers.grow(len(waiting))
+            while waiting and (actor := self._workers.take()) is not None:
                 index = waiting.popleft()
                 self._running[actor.do.remote(pieces[index])] = actor, index
-            if waiting and not self._running and (text := self._crew.silence()) is not None:
+            if waiting and not self._running and (text := self._workers.silence()) is not None:
                 self._say(text)
             for reference in self._ready():
                 if reference not in self._running:
@@ -128,13 +128,13 @@ class Farm:
 
     def close(self) -> None:
         """End all actors."""
-        for actor in self._crew.all:
+        for actor in self._workers.all:
             if answers():
                 ray.kill(actor)
         self._running.clear()
 
     def _ready(self) -> list[ObjectRef[Any]]:
-        asked = [*self._running, *self._crew.waiting]
+        asked = [*self._running, *self._workers.waiting]
         if not asked:
             time.sleep(WAIT_S)
             return []
@@ -155,11 +155,11 @@ class Farm:
         except RayError as error:
             self._again(index, actor, error)
             return None
-        self._crew.give_back(actor)
+        self._workers.give_back(actor)
         return (found,)
 
     def _again(self, index: int, actor: Any, error: BaseException) -> None:
-        self._crew.lose(actor)
+        self._workers.evict(actor)
         self._tries[index] += 1
         reason = "its worker died" if isinstance(error, RayActorError) else str(error).strip().splitlines()[0]
         if self._tries[index] > self._execution.max_retries:
@@ -168,7 +168,7 @@ class Farm:
 
     def _hear(self, reference: ObjectRef[Any]) -> None:
         """A worker answers, or could not be started."""
-        error = self._crew.answered(reference)
+        error = self._workers.answered(reference)
         if error is None:
             return
         cause = _cause(error)
@@ -176,7 +176,7 @@ class Farm:
             raise cause from None
         self._not_started += 1
         reason = f"a worker could not be started: {str(cause).strip().splitlines()[-1]}"
-        if not self._crew.all and self._not_started > self._execution.max_retries:
+        if not self._workers.all and self._not_started > self._execution.max_retries:
             raise RunError(reason) from error
         self._say(reason)
 
@@ -186,7 +186,7 @@ class Farm:
             return
         self._next_look = time.monotonic() + LOOK_S
         if self._execution.num_workers is None and (places := self._places()):
-            self._crew.most = min(places, self._most)
+            self._workers.most = min(places, self._most)
 
     def _places(self) -> int:
         if self._execution.autoscaling:

@@ -31,7 +31,7 @@ class Known:
     answer: Any
 
 
-class Crew:
+class Workers:
     """Starts workers as they are needed, and forgets those that are lost.
 
     Args:
@@ -96,7 +96,7 @@ class Crew:
         idle, self._idle = self._idle, []
         return idle
 
-    def lose(self, worker: Any) -> None:
+    def evict(self, worker: Any) -> None:
         """A worker died, or must not be used again. Others may have died with it: idle ones are asked."""
         self._busy.remove(worker)
         del self._known[worker]

@@ -34,7 +34,7 @@ class KillsAShard(Reporter):
 
     def job_finished(self, job: Job, found: bool) -> None:
         if job == Job("particle", 0, 1):
-            ray.kill(self.executors[0]._pool.averagers()[1])
+            ray.kill(self.executors[0]._pool.averagers.actors()[1])
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -53,7 +53,7 @@ def test_two_averaging_actors_of_which_one_dies(tmp_path: Path, monkeypatch: pyt
     reporter = KillsAShard()
     run(tiny(tmp_path / "two", execution__executor="ray", execution__num_workers=1, averaging__num_shards=2, **LARGE),
         reporter)
-    assert len(KillsAShard.executors[0]._pool._dead_averagers) == 1
+    assert KillsAShard.executors[0]._pool.averagers.num_dead == 1
     assert ["the averaging actor died" in text for text in reporter.warnings] == [True]
     assert ticket_digests(tmp_path / "two") == ticket_digests(tmp_path / "one")
     average = ArtifactStore(tmp_path / "two").find(one.records[0].artifacts["average"]["name"])
