@@ -13,9 +13,11 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import MissingPayloadError, UserError
 from swamp_ray.launch import device_of
+from swamp_ray.method.events import DENSE
 from swamp_ray.on_ray.choose_packing import recorded_packing
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.prepare import Prepared, State, prepare
+from swamp_ray.run.result_names import ResultNames
 from swamp_ray.sparsity.compact import unpack
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.find import config_of
@@ -100,10 +102,8 @@ def _rewind_point(rundir: RunDir, prepared: Prepared) -> State:
     if prepared.dense is None:
         return prepared.initial
     recorded = [entry["name"] for entry in rundir.read_results() if entry["kind"] == "dense"]
-    recipes, initial = prepared.recipes, prepared.initial
-    start = recipes.state_digest(initial.parameters, initial.buffers)
-    whole = recipes.mask_digest(prepared.whole_mask)
-    named = recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start, whole, None)
+    names = ResultNames(prepared)
+    named = names.training(DENSE, names.first_origin()).named
     if recorded and not set(named.names) & set(recorded):
         raise UserError(f"the dense phase of {rundir.name!r} has another name now: its model or its task is other code",
                         where="RUN", do="Give it the code back that it was trained with.")
@@ -114,7 +114,7 @@ def _rewind_point(rundir: RunDir, prepared: Prepared) -> State:
         manifest = next(filter(None, map(store.find, names)), None)
         if manifest is None:
             raise MissingPayloadError("it is not in the storage")
-        return State(unpack(read_state(store, manifest), prepared.layout, prepared.whole_mask), initial.buffers)
+        return State(unpack(read_state(store, manifest), prepared.layout, prepared.whole_mask), prepared.initial.buffers)
     except MissingPayloadError as error:
         raise UserError(f"the rewind weights of {rundir.name!r} are no longer in the storage", where="RUN",
                         do="Run it again; its dense phase is trained anew.") from error

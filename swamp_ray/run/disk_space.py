@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from swamp_ray.run.averager import read_mask
 from swamp_ray.run.capacity import pool_size, this_machine
 from swamp_ray.run.lookup import find_named
 from swamp_ray.run.prepare import Prepared
+from swamp_ray.run.result_names import NamedResult, ResultNames
 from swamp_ray.sparsity.masks import from_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.places import open_place
-from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import lacks_state, state_digest, state_files
 from swamp_ray.training.program import Program
@@ -216,42 +216,39 @@ def _present_bytes(prepared: Prepared) -> int:
     return total
 
 
+class _Stored:
+    """A run's results that are in the storage; the best of several particles is not worked out beforehand."""
+
+    def __init__(self, prepared: Prepared, store: ArtifactStore) -> None:
+        self._prepared = prepared
+        self._store = store
+
+    def find(self, result: NamedResult) -> Manifest | None:
+        """The manifest of a result."""
+        return find_named(self._store, result.named)
+
+    def state(self, result: NamedResult) -> str | None:
+        """Digest of a stored state."""
+        manifest = self.find(result)
+        return None if manifest is None else state_digest(manifest.files)
+
+    def best(self, states: Sequence[str]) -> str | None:
+        """Not known."""
+        return None
+
+    def next_mask(self, average: NamedResult) -> str | None:
+        """Digest of a stored mask; None after the last round."""
+        manifest = self.find(average)
+        bits = None if manifest is None else read_mask(self._store, manifest)
+        if bits is None:
+            return None
+        return self._prepared.recipes.mask_digest(from_bits(bits, self._prepared.layout.num_prunable))
+
+
 def _stored(prepared: Prepared, store: ArtifactStore) -> Iterator[Manifest]:
-    """The run's results in the order in which it needs them, as far as their names follow from stored ones."""
-    recipes, best = prepared.recipes, prepared.config.particles.combine == "best"
-    start = recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
-    mask, values = prepared.first_mask, None
-    if prepared.dense is not None:
-        named = recipes.training(prepared.dense.as_dict(), prepared.particle_seed(-1, 0), start,
-                                 recipes.mask_digest(prepared.whole_mask), None)
-        if (dense := find_named(store, named)) is None:
-            return
-        yield dense
-        start = state_digest(dense.files)
-    for plan in prepared.plan:
-        digest = recipes.mask_digest(mask)
-        found = [find_named(store, named) for named in _particles(prepared, plan, start, digest, values)]
-        particles = [manifest for manifest in found if manifest is not None]
-        yield from particles
-        if len(particles) < len(found) or best:
-            return
-        states = [state_digest(manifest.files) for manifest in particles]
-        seed = prepared.particle_seed(plan.index, -1)
-        average = find_named(store, recipes.average(states, digest, start, plan.next_survivors, seed))
-        if average is None:
-            return
-        yield average
-        state = state_digest(average.files)
-        if (evaluation := find_named(store, recipes.evaluation(state, digest, start))) is not None:
-            yield evaluation
-        bits = read_mask(store, average)
-        if bits is not None:
-            mask = from_bits(bits, prepared.layout.num_prunable)
-        values = state if prepared.config.rewind.weights == "none" else None
-
-
-def _particles(prepared: Prepared, plan: RoundPlan, start: str, mask: str, values: str | None) -> Iterator[Named]:
-    for particle in range(plan.num_particles):
-        yield prepared.recipes.training(prepared.program(plan.index, particle).as_dict(),
-                                        prepared.particle_seed(plan.index, particle), start, mask, values,
-                                        prepared.named_packing(plan.index, particle))
+    """The run's stored results, as far as their names follow from one another."""
+    known = _Stored(prepared, store)
+    for result in ResultNames(prepared).in_order(known):
+        manifest = known.find(result)
+        if manifest is not None:
+            yield manifest

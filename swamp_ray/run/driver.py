@@ -60,6 +60,7 @@ from swamp_ray.run.messages import (
 from swamp_ray.run.object_store_memory import round_bytes
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
+from swamp_ray.run.result_names import ResultNames
 from swamp_ray.run.round_inputs import Inputs
 from swamp_ray.run.round_records import round_record
 from swamp_ray.run.signals import Stopping
@@ -69,7 +70,6 @@ from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
 from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.states import lacks_state, state_digest
-from swamp_ray.training.arithmetic import SINGLE
 
 WAIT_S = 0.2
 ExecutorFactory = Callable[[Prepared, str], Executor]
@@ -102,6 +102,7 @@ class Driver:
         self._make_executor, self._stopping = make_executor, stopping or Stopping()
         self._executor: Executor | None = None
         self._inputs = Inputs(prepared, store)
+        self._names = ResultNames(prepared)
         self._outcomes: dict[Job, Outcome] = {}
         self._averages: dict[int, Manifest] = {}
         self._from_storage: list[Job] = []
@@ -292,7 +293,7 @@ class Driver:
         return []
 
     def _do(self, instruction: SubmitJob, stale: bytes = b"") -> list[Event]:
-        spec = replace(self._item(instruction), session=self._journal.session, stale=stale)
+        spec = replace(self._spec(instruction), session=self._journal.session, stale=stale)
         self._given[spec.job] = spec
         self._journal.uses(spec.job, spec.named.name)
         found = self._find(spec.job, spec.named, verify=spec.job.kind != "particle")
@@ -312,51 +313,44 @@ class Driver:
             spec, start, inputs.mask_handle(executor), inputs.values_handle(executor), instruction.urgent)
         return []
 
-    def _item(self, instruction: SubmitJob) -> JobSpec:
-        prepared, job = self._prepared, instruction.job
-        inputs, start = self._inputs.of(job), self._inputs.start_digest
+    def _spec(self, instruction: SubmitJob) -> JobSpec:
+        """All that a worker needs to know of a job."""
+        job = instruction.job
+        origin = self._inputs.origin(job)
         log_path = self._journal.log_path(job)
         if job.kind == "evaluation":
             average = self._averages[job.round]
-            state = state_digest(average.files)
-            named = prepared.recipes.evaluation(state, inputs.mask_digest, start)
-            return JobSpec(job, instruction.attempt, named, average=average.name, log_path=log_path)
+            result = self._names.evaluation(job.round, state_digest(average.files), origin)
+            return JobSpec(job, instruction.attempt, result.named, average=average.name, log_path=log_path)
+        result = self._names.training(job, origin, instruction.reseed)
+        spec = JobSpec(job, instruction.attempt, result.named, result.seed, result.program, log_path=log_path,
+                       reseed=instruction.reseed,
+                       measurement=self._prepared.recipes.measurement(origin.mask, origin.start))
         if job == DENSE:
-            assert prepared.dense is not None
-            program, seed = prepared.dense, prepared.particle_seed(-1, 0, instruction.reseed)
-        else:
-            program = prepared.program(job.round, job.particle)
-            seed = prepared.particle_seed(job.round, job.particle, instruction.reseed)
-        packing, named_packing, seat = SINGLE, SINGLE, 0
-        if job != DENSE:
-            packing, seat = prepared.packing(job.round), prepared.seat(job.round, job.particle)
-            named_packing = prepared.named_packing(job.round, job.particle)
-        named = prepared.recipes.training(
-            program.as_dict(), seed, start, inputs.mask_digest, inputs.values_digest, named_packing)
-        return JobSpec(job, instruction.attempt, named, seed, program, log_path=log_path, reseed=instruction.reseed,
-                        packing=packing, seat=seat,
-                        measurement=prepared.recipes.measurement(inputs.mask_digest, start))
+            return spec
+        return replace(spec, packing=self._prepared.packing(job.round),
+                       seat=self._prepared.seat(job.round, job.particle))
 
     def _average(self, instruction: CloseAverage) -> list[Event]:
         index = instruction.round
-        plan, inputs = self._prepared.plan[index], self._inputs.of(Job("average", index))
+        average = Job("average", index)
+        plan = self._prepared.plan[index]
+        inputs = self._inputs.of(average)
         jobs = [Job("particle", index, particle) for particle in instruction.particles]
         if any(job not in self._outcomes for job in jobs):
             return []  # one of them was lost meanwhile: the average is asked for again
         outcomes = [self._outcomes[job] for job in jobs]
-        seed = self._prepared.particle_seed(index, -1)
-        named = self._prepared.recipes.average(
-            [outcome.digest for outcome in outcomes], inputs.mask_digest, self._inputs.start_digest,
-            plan.next_survivors, seed)
-        self._journal.uses(Job("average", index), named.name)
-        found = self._find(Job("average", index), named, verify=True)
+        result = self._names.average(index, [outcome.digest for outcome in outcomes], self._inputs.origin(average))
+        named = result.named
+        self._journal.uses(average, named.name)
+        found = self._find(average, named, verify=True)
         if found is not None:
             self._from_storage.clear()
             return self._averaged(index, found.name)
         if lost := self._flush_from_storage():
             return lost
         executor = self._executor_now()
-        spec = AverageSpec(index, named, instruction.particles, plan.survivors, plan.next_survivors, seed)
+        spec = AverageSpec(index, named, instruction.particles, plan.survivors, plan.next_survivors, result.seed)
         executor.average(spec, self._inputs.start_handle(executor), inputs.mask_handle(executor))
         return []
 

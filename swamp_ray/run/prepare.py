@@ -22,7 +22,7 @@ from swamp_ray.method.events import RoundPlan
 from swamp_ray.method.rounds import plan_rounds
 from swamp_ray.process_state import computing, threads_of
 from swamp_ray.random_state import seeded
-from swamp_ray.run.result_names import recipes_of
+from swamp_ray.run.run_recipes import recipes_of
 from swamp_ray.run.shared_code import NO_CODE, Code, import_paths, take_up
 from swamp_ray.run.starting_weights import take_start_
 from swamp_ray.seeding import derive_seed

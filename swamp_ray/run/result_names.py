@@ -1,71 +1,137 @@
-"""The names of a run's results, made from what was loaded and built for it."""
+"""What names each result of a run: the dense phase, particles, averages and evaluations.
+
+The driver names a result when its turn comes. `swamp check` and sweeps name all of them beforehand, as far as their
+names follow from what is known. Both ask :class:`ResultNames`.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-import torch
-from torch import nn
-
-from swamp_ray.config.schema import SwampConfig
-from swamp_ray.data.samples import Data
-from swamp_ray.sparsity.masks import Layout
-from swamp_ray.storage.code_digest import former_digest
-from swamp_ray.storage.former_names import Before
-from swamp_ray.storage.recipes import DataDigests, Recipes
-from swamp_ray.training.arithmetic import Arithmetic
-from swamp_ray.training.normalisation import augments, normalisation_recipe, statistics_source
-from swamp_ray.training.tasks import Task
+from swamp_ray.method.events import DENSE, Job
+from swamp_ray.run.prepare import Prepared
+from swamp_ray.storage.recipes import Named
+from swamp_ray.training.arithmetic import SINGLE
+from swamp_ray.training.program import Program
 
 
-def recipes_of(
-    config: SwampConfig,
-    data: Data,
-    model: nn.Module,
-    task: Task,
-    kept: Collection[str],
-    layout: Layout,
-    arithmetic: Arithmetic,
-    facts: dict[str, str],
-) -> Recipes:
-    """The names of a run's results.
+@dataclass(frozen=True)
+class Origin:
+    """What the results of a round are made from, as digests.
 
-    Args:
-        config: The run.
-        data: Its decoded data.
-        model: Its network at the initialisation; only its kind matters.
-        task: Its task; only its kind matters.
-        kept: Names of its normalisation modules that keep their statistics.
-        layout: Prunable weights and the rest.
-        arithmetic: As resolved when the run started.
-        facts: Library versions and hardware models.
+    Attributes:
+        start: Of the rewind weights, or of the initialisation.
+        mask: Of the round's mask.
+        values: Of the surviving weights, where they are not rewound.
     """
-    before = Before(
-        config, data=(data.digest,), statistics=statistics_source(config, data, model, kept), augments=augments(data),
-        trains_alike=_trained_alike(model) and not task.has_own_loss, code=former_digest)
-    digests = DataDigests(data.training_digest or data.digest, data.digest, data.decoder)
-    return Recipes(config, digests, layout, arithmetic.as_dict(), facts, before,
-                   normalisation_recipe(model, kept, config, data))
+
+    start: str
+    mask: str
+    values: str | None = None
 
 
-def with_data_digests(recipes: Recipes, digests: tuple[str, ...]) -> Recipes:
-    """The same names, and further digests that earlier versions gave to the same training samples."""
-    found = copy.copy(recipes)
-    found.before = replace(recipes.before, data=tuple(dict.fromkeys([*recipes.before.data, *digests])))
-    return found
+@dataclass(frozen=True)
+class NamedResult:
+    """A result and its name; ``program`` and ``seed`` of a training run."""
+
+    job: Job
+    named: Named
+    program: Program | None = None
+    seed: int = 0
 
 
-def _trained_alike(model: nn.Module) -> bool:
-    """Whether format 1 trained such parameters to the same numbers.
+class KnownResults(Protocol):
+    """What is known of a run's results before it has been carried out."""
 
-    It did not take them for what they are where they are views of something larger, share memory or are not float32.
-    Nor did it call the ``loss`` of a subclass of the built-in classification (``Task.has_own_loss``).
-    What was wrong with some networks' normalisation has an entry in recipes, which format 1 did not know.
-    """
-    for parameter in model.parameters():
-        whole = parameter.untyped_storage().nbytes()
-        if parameter.dtype != torch.float32 or whole != parameter.numel() * parameter.element_size():
-            return False
-    return True
+    def state(self, result: NamedResult) -> str | None:
+        """Digest of the state that a training run or an average has left; None if it is not known."""
+        ...
+
+    def best(self, states: Sequence[str]) -> str | None:
+        """Digest of the state that goes on alone where the best one does; None if it is not known."""
+        ...
+
+    def next_mask(self, average: NamedResult) -> str | None:
+        """Digest of the mask that was chosen from an average; None if it is not known."""
+        ...
+
+
+class ResultNames:
+    """Names the results of one run."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+
+    def first_origin(self) -> Origin:
+        """What the dense phase is made from, or round 0 where there is none."""
+        prepared = self._prepared
+        recipes = prepared.recipes
+        mask = prepared.first_mask if prepared.dense is None else prepared.whole_mask
+        initial = recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+        return Origin(initial, recipes.mask_digest(mask))
+
+    def training(self, job: Job, origin: Origin, reseed: int = 0) -> NamedResult:
+        """The dense phase or a particle; ``reseed``: how many of its seeds have diverged."""
+        prepared = self._prepared
+        packing = SINGLE
+        if job == DENSE:
+            assert prepared.dense is not None
+            program = prepared.dense
+            seed = prepared.particle_seed(-1, 0, reseed)
+        else:
+            program = prepared.program(job.round, job.particle)
+            seed = prepared.particle_seed(job.round, job.particle, reseed)
+            packing = prepared.named_packing(job.round, job.particle)
+        named = prepared.recipes.training(program.as_dict(), seed, origin.start, origin.mask, origin.values, packing)
+        return NamedResult(job, named, program, seed)
+
+    def average(self, index: int, states: Sequence[str], origin: Origin) -> NamedResult:
+        """A round's average and its next mask, from the digests of the states that enter, in order."""
+        seed = self._prepared.particle_seed(index, -1)
+        following = self._prepared.plan[index].next_survivors
+        named = self._prepared.recipes.average(list(states), origin.mask, origin.start, following, seed)
+        return NamedResult(Job("average", index), named, seed=seed)
+
+    def evaluation(self, index: int, state: str, origin: Origin) -> NamedResult:
+        """The metrics of a round's average, from the digest of its state."""
+        named = self._prepared.recipes.evaluation(state, origin.mask, origin.start)
+        return NamedResult(Job("evaluation", index), named)
+
+    def in_order(self, known: KnownResults, first: Origin | None = None) -> Iterator[NamedResult]:
+        """Name the run's results in the order in which it needs them, as far as they follow from what is known.
+
+        Args:
+            known: Asked for the digests that the next names depend on; with the first None the names end.
+            first: What the first result is made from; default: the initialisation.
+        """
+        prepared = self._prepared
+        origin = first or self.first_origin()
+        if prepared.dense is not None:
+            dense = self.training(DENSE, origin)
+            yield dense
+            start = known.state(dense)
+            if start is None:
+                return
+            origin = Origin(start, prepared.recipes.mask_digest(prepared.first_mask))
+        for plan in prepared.plan:
+            particles = [self.training(Job("particle", plan.index, n), origin) for n in range(plan.num_particles)]
+            yield from particles
+            states = [known.state(particle) for particle in particles]
+            if prepared.config.particles.combine == "best" and len(states) > 1 and None not in states:
+                states = [known.best([state for state in states if state is not None])]
+            entering = [state for state in states if state is not None]
+            if len(entering) < len(states):
+                return
+            average = self.average(plan.index, entering, origin)
+            yield average
+            state = known.state(average)
+            if state is None:
+                return
+            yield self.evaluation(plan.index, state, origin)
+            mask = known.next_mask(average)
+            if mask is None:
+                return
+            rewinds = prepared.config.rewind.weights != "none"
+            origin = replace(origin, mask=mask, values=None if rewinds else state)

@@ -11,6 +11,7 @@ from swamp_ray.method.events import DENSE, Job
 from swamp_ray.run.averager import read_mask
 from swamp_ray.run.messages import Executor, Handle, Outcome
 from swamp_ray.run.prepare import Prepared, State
+from swamp_ray.run.result_names import Origin, ResultNames
 from swamp_ray.sparsity.compact import Packed, pack_state, unpack
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
@@ -64,7 +65,7 @@ class Inputs:
         self._whole: RoundInputs | None = None
         if prepared.dense is not None:
             self._whole = self._rounds[0] if prepared.first_mask.all() else self._of(prepared.whole_mask)
-        self.start_digest = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+        self.start_digest = ResultNames(prepared).first_origin().start
 
     def of(self, job: Job) -> RoundInputs:
         """What a job shares with its round; the dense phase, which has no mask, often with round 0."""
@@ -72,6 +73,11 @@ class Inputs:
             assert self._whole is not None
             return self._whole
         return self._rounds[job.round]
+
+    def origin(self, job: Job) -> Origin:
+        """What a job's result is made from, as digests."""
+        inputs = self.of(job)
+        return Origin(self.start_digest, inputs.mask_digest, inputs.values_digest)
 
     def rewind_to(self, dense: Outcome) -> None:
         """The dense phase is finished: its weights are the rewind point."""

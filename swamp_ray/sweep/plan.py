@@ -16,10 +16,12 @@ from swamp_ray.config.sweep_settings import Setting, Sweep, describe, label
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import UserError, nearest
+from swamp_ray.method.events import DENSE
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.capacity import Resources, capacity, pack_width, pool_size, worker_resources
 from swamp_ray.run.disk_space import RUN_BYTES, round_bytes, state_bytes
 from swamp_ray.run.prepare import Prepared, prepare
+from swamp_ray.run.result_names import NamedResult, ResultNames
 from swamp_ray.storage.names import name_of
 from swamp_ray.storage.recipes import average_recipe
 from swamp_ray.sweep.members import milestone_rounds
@@ -201,34 +203,39 @@ def data_key(config: SwampConfig) -> str:
     return f"{config.data.model_dump_json()} for {config.task.name}"
 
 
+class _Symbols:
+    """Names in place of digests: equal names stand for equal results, whatever these will be."""
+
+    def state(self, result: NamedResult) -> str | None:
+        """The name itself; of an average's weights, which do not depend on the next mask, a name of their recipe."""
+        if result.job.kind == "average":
+            return name_of("values", {"of": average_recipe(result.named)})
+        return result.named.name
+
+    def best(self, states: Sequence[str]) -> str | None:
+        """A name of all that it is chosen from."""
+        return name_of("best", {"of": list(states)})
+
+    def next_mask(self, average: NamedResult) -> str | None:
+        """The average's name."""
+        return average.named.name
+
+
 def trainings(example: Prepared, seed: int, member: int = 0) -> Iterator[Training]:
     """The training runs of a setting's member with some seed, by symbol."""
     prepared = replace(example, config=example.config.model_copy(update={"seed": seed}), member=member)
-    recipes, per_epoch = prepared.recipes, prepared.steps_per_epoch
-    start = recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
+    names = ResultNames(prepared)
+    first = names.first_origin()
     if not prepared.config.brings_weights:
         start = name_of("initialisation", {"seed": seed, "data": prepared.recipes.training_data})
-    mask, values = recipes.mask_digest(prepared.first_mask), None
-    if prepared.dense is not None:
-        program, whole = prepared.dense, recipes.mask_digest(prepared.whole_mask)
-        start = recipes.training(program.as_dict(), prepared.particle_seed(-1, 0), start, whole, None).name
-        yield Training(start, "dense", program.num_steps / per_epoch,
-                       state_bytes(prepared, prepared.layout.num_prunable))
-    for plan in prepared.plan:
-        names = []
-        for particle in range(plan.num_particles):
-            program = prepared.program(plan.index, particle)
-            named = recipes.training(program.as_dict(), prepared.particle_seed(plan.index, particle), start, mask,
-                                     values, prepared.named_packing(plan.index, particle))
-            names.append(named.name)
-            yield Training(named.name, "particle", program.num_steps / per_epoch,
-                           state_bytes(prepared, plan.survivors))
-        if prepared.config.particles.combine == "best" and len(names) > 1:
-            names = [name_of("best", {"of": names})]
-        average = recipes.average(names, mask, start, plan.next_survivors, prepared.particle_seed(plan.index, -1))
-        if prepared.config.rewind.weights == "none":
-            values = name_of("values", {"of": average_recipe(average)})
-        mask = average.name
+        first = replace(first, start=start)
+    for result in names.in_order(_Symbols(), first):
+        if result.program is None:
+            continue
+        dense = result.job == DENSE
+        survivors = prepared.layout.num_prunable if dense else prepared.plan[result.job.round].survivors
+        epochs = result.program.num_steps / prepared.steps_per_epoch
+        yield Training(result.named.name, result.job.kind, epochs, state_bytes(prepared, survivors))
 
 
 def check_metric(config: SweepConfig, prepared: Prepared) -> None:

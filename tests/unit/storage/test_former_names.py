@@ -20,7 +20,7 @@ from torch import nn
 from swamp_ray.config.reading import build_config, with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.run.prepare import prepare
-from swamp_ray.run.result_names import recipes_of
+from swamp_ray.run.run_recipes import recipes_of
 from swamp_ray.storage.former_names import Before
 from swamp_ray.storage.recipes import Named, Recipes
 from swamp_ray.training.tasks import Classification, Task

@@ -26,7 +26,7 @@ from swamp_ray.config.sections import TrainingConfig
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run
 from swamp_ray.run.prepare import Prepared, prepare
-from swamp_ray.run.result_names import recipes_of
+from swamp_ray.run.run_recipes import recipes_of
 from swamp_ray.storage.recipes import average_recipe
 from swamp_ray.training.trainer import initial_model
 from tests.helpers import TINY, ticket_digests, tiny
