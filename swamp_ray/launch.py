@@ -25,7 +25,8 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.run.shared_code import import_paths, refuse_main_on_ray
 from swamp_ray.run.signals import Stopping, handled
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.places import Place, open_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import open_place
 from swamp_ray.storage.retrying import PassingError
 from swamp_ray.storage.run_folder import RunDir
 

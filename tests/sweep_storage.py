@@ -12,7 +12,7 @@ import yaml
 from swamp_ray.config.sweep_reading import build_sweep
 from swamp_ray.config.sweep_settings import Setting, Sweep, label
 from swamp_ray.launch import run
-from swamp_ray.storage.places import Place
+from swamp_ray.storage.place import Place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 from tests.helpers import TINY

@@ -114,7 +114,8 @@ def _rewind_point(rundir: RunDir, prepared: Prepared) -> State:
         manifest = next(filter(None, map(store.find, names)), None)
         if manifest is None:
             raise MissingPayloadError("it is not in the storage")
-        return State(unpack(read_state(store, manifest), prepared.layout, prepared.whole_mask), prepared.initial.buffers)
+        full = unpack(read_state(store, manifest), prepared.layout, prepared.whole_mask)
+        return State(full, prepared.initial.buffers)
     except MissingPayloadError as error:
         raise UserError(f"the rewind weights of {rundir.name!r} are no longer in the storage", where="RUN",
                         do="Run it again; its dense phase is trained anew.") from error

@@ -25,7 +25,7 @@ from swamp_ray.run.signals import Stopping, handled
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.masks import Layout, split
 from swamp_ray.storage.find import config_of
-from swamp_ray.storage.places import Place
+from swamp_ray.storage.place import Place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.tickets import ticket_bytes
 from swamp_ray.text.metric_names import shown_primary

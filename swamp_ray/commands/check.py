@@ -28,7 +28,7 @@ from swamp_ray.run.starting_weights import skips_own, take_whole_start_
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.artifacts import ArtifactStore
-from swamp_ray.storage.places import Place
+from swamp_ray.storage.place import Place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.text.metric_names import number, shown_primary

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from swamp_ray.errors import UserError
 from swamp_ray.storage.cleanup import KINDS, Removal, RunSpace, Survey, remove, survey
-from swamp_ray.storage.places import Place, open_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import open_place
 from swamp_ray.text.output import Output
 from swamp_ray.text.tables import size
 

@@ -22,7 +22,7 @@ from swamp_ray.run.capacity import pool_size, this_machine
 from swamp_ray.run.placement import eligible
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.storage.names import canonical_json, digest_bytes
-from swamp_ray.storage.places import Place
+from swamp_ray.storage.place import Place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
 from swamp_ray.training.packs.timing import PackingTime, time_packings

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from swamp_ray.errors import UserError
-from swamp_ray.storage.places import Place
+from swamp_ray.storage.place import Place
 
 ANSWER_S = 120.0
 TRIES = 5

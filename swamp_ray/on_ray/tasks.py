@@ -22,7 +22,7 @@ from swamp_ray.on_ray.workers import Workers
 from swamp_ray.run.capacity import capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.run.failures import kind_of, memory_error
 from swamp_ray.run.placement import check_labels, eligible, worker_labels
-from swamp_ray.storage.places import Place
+from swamp_ray.storage.place import Place
 
 WAIT_S = 0.2
 Do = Callable[[Any, Any], Any]

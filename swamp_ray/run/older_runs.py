@@ -11,7 +11,7 @@ from swamp_ray.data.datasets import load_data
 from swamp_ray.errors import SwampError
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.run_recipes import with_data_digests
-from swamp_ray.storage.places import Place
+from swamp_ray.storage.place import Place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.usage import run_dirs
 

@@ -32,7 +32,8 @@ from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.job_log import JobLog
 from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease, is_free
-from swamp_ray.storage.places import Place, open_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import open_place
 from swamp_ray.storage.states import put_state, read_state
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.peak_memory import PeakMemory

@@ -9,7 +9,8 @@ import re
 import time
 from pathlib import Path
 
-from swamp_ray.storage.places import Place, Spot
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import Spot
 
 FLUSH_S = 5.0
 

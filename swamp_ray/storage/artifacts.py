@@ -20,7 +20,8 @@ from typing import Any
 from swamp_ray.errors import CorruptArtifactError, MissingPayloadError, RunError, UserError
 from swamp_ray.storage.local import TEMPORARY_SUFFIX
 from swamp_ray.storage.names import canonical_json, digest_bytes
-from swamp_ray.storage.places import Place, as_place, local_path
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import as_place, local_path
 from swamp_ray.storage.retrying import PassingError
 
 RESULT = "result"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.storage.artifacts import CHECKPOINT, DIVERGED, RESULT, STALE_S, Manifest, parse_manifest, payload_name
-from swamp_ray.storage.places import Entry, Place, is_key
+from swamp_ray.storage.place import Entry, Place, is_key
 from swamp_ray.storage.usage import Usage, read_usage, run_dirs
 
 UNUSED = "artifacts that no run names"

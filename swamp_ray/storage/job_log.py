@@ -10,7 +10,9 @@ from collections.abc import Callable
 from swamp_ray.credentials import Concealer
 from swamp_ray.errors import RunError
 from swamp_ray.storage.append import PartWriter
-from swamp_ray.storage.places import LocalPlace, Place, Spot, inner_place
+from swamp_ray.storage.local_place import LocalPlace
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import Spot, inner_place
 from swamp_ray.storage.retrying import impatient
 
 

@@ -19,7 +19,8 @@ from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.storage.append import PartWriter, read_growing
 from swamp_ray.storage.leases import holding
 from swamp_ray.storage.local import write_error
-from swamp_ray.storage.places import LocalPlace, Spot, as_spot, inner_place
+from swamp_ray.storage.local_place import LocalPlace
+from swamp_ray.storage.places import Spot, as_spot, inner_place
 from swamp_ray.storage.retrying import patience_of
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

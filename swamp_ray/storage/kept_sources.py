@@ -19,7 +19,7 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.credentials import HIDDEN, Concealer, names_credential
 from swamp_ray.errors import SwampError
 from swamp_ray.storage.json_lines import dump_json
-from swamp_ray.storage.places import is_key
+from swamp_ray.storage.place import is_key
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.user_code.importing import is_import_path
 from swamp_ray.user_code.project import Part, explore

@@ -19,7 +19,7 @@ from typing import Any
 
 from swamp_ray.errors import RunError
 from swamp_ray.storage.holders import Holder, Life, parse_holder
-from swamp_ray.storage.places import Entry, Place
+from swamp_ray.storage.place import Entry, Place
 from swamp_ray.storage.retrying import PatientPlace, impatient
 
 LEASE_FILE = ".lease.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.storage.places import Entry, check_key
+from swamp_ray.storage.place import Entry, check_key
 from swamp_ray.storage.retrying import PassingError
 
 try:

@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from swamp_ray.errors import RunError
-
-if TYPE_CHECKING:
-    from swamp_ray.storage.places import Entry, Place
+from swamp_ray.storage.place import Entry, Place
 
 DEFAULT_PATIENCE_S = 60.0
 FIRST_PAUSE_S = 0.1

@@ -26,7 +26,8 @@ from swamp_ray.storage.json_lines import (
 )
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim, held_by
 from swamp_ray.storage.local import shown
-from swamp_ray.storage.places import Place, Spot, as_place, check_key, local_path
+from swamp_ray.storage.place import Place, check_key
+from swamp_ray.storage.places import Spot, as_place, local_path
 
 
 class RunDir:

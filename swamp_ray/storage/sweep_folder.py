@@ -25,7 +25,8 @@ from swamp_ray.storage.json_lines import (
 )
 from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim, held_by
 from swamp_ray.storage.local import shown
-from swamp_ray.storage.places import Place, Spot, as_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import Spot, as_place
 
 MAX_NAME = 60
 """Member runs are named after the sweep and their settings."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.storage.places import Place, as_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import as_place
 from swamp_ray.storage.run_folder import RunDir
 
 _NAME = re.compile(r"[0-9a-f]{64}")

@@ -28,7 +28,8 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.job_log import JobLog
-from swamp_ray.storage.places import Place, open_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import open_place
 from swamp_ray.storage.run_folder import RunDir
 
 

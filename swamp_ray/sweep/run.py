@@ -49,7 +49,8 @@ from swamp_ray.run.shared_code import Code, codes_of, named_import_paths, refuse
 from swamp_ray.run.signals import Stopping, handled
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.leases import Lease
-from swamp_ray.storage.places import Place, made_folder, open_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import made_folder, open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.sweep.code_check import check_code

@@ -13,7 +13,8 @@ from pathlib import Path
 from swamp_ray.config.paths import expanded
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.storage.local import TEMPORARY_SUFFIX, link_error, opened_folder, sync_folder, write_atomic
-from swamp_ray.storage.places import Place, is_url, open_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.run_folder import RunDir
 
 DEFAULT_OUTPUT = "report.html"

@@ -15,7 +15,7 @@ from swamp_ray.launch import run
 from swamp_ray.on_ray.choose_packing import FOLDER, choose, describe, measure_here, recorded_choice, settled
 from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.run.reporter import Reporter
-from swamp_ray.storage.places import LocalPlace
+from swamp_ray.storage.local_place import LocalPlace
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.packs import timing
 from swamp_ray.training.packs.pack import Pack

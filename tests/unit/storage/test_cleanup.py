@@ -20,7 +20,7 @@ from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.cleanup import CHECKPOINTS, LEFTOVERS, UNUSED, remove, survey
-from swamp_ray.storage.places import LocalPlace
+from swamp_ray.storage.local_place import LocalPlace
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.usage import read_usage
 from swamp_ray.training.results import Progress

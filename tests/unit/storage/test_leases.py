@@ -14,7 +14,7 @@ from swamp_ray.errors import RunError
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.holders import Holder, this_process
 from swamp_ray.storage.leases import Held, Lease, Leases, Watch, artifact_lease, claim
-from swamp_ray.storage.places import LocalPlace
+from swamp_ray.storage.local_place import LocalPlace
 
 NAME = "ab" * 32
 KEY = artifact_lease(NAME)

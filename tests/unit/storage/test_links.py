@@ -19,8 +19,10 @@ from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.cleanup import remove, survey
 from swamp_ray.storage.job_log import JobLog
 from swamp_ray.storage.json_lines import open_lines
+from swamp_ray.storage.local_place import LocalPlace
 from swamp_ray.storage.metrics import MetricsLog
-from swamp_ray.storage.places import LocalPlace, Place, Spot, open_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import Spot, open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.usage import run_dirs
 

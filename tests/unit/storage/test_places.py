@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.storage.places import LocalPlace, Place, as_spot, open_place
+from swamp_ray.storage.local_place import LocalPlace
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import as_spot, open_place
 from tests.unit.storage.processes import REPOSITORY, run_python
 
 

@@ -17,7 +17,8 @@ from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.job_log import JobLog
 from swamp_ray.storage.json_lines import open_lines, read_lines
 from swamp_ray.storage.local import write_error
-from swamp_ray.storage.places import LocalPlace, Spot, open_place
+from swamp_ray.storage.local_place import LocalPlace
+from swamp_ray.storage.places import Spot, open_place
 from swamp_ray.storage.retrying import PassingError, Patience, PatientPlace, storage_error
 from tests.s3_server import fail
 

@@ -23,7 +23,8 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage import places
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Lease, LeaseLostError
-from swamp_ray.storage.places import Place, open_place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.places import open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 from tests.helpers import ticket_digests, tiny

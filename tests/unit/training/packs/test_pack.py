@@ -22,7 +22,7 @@ from swamp_ray.errors import DivergedError, UserError
 from swamp_ray.run.prepare import prepare
 from swamp_ray.sparsity.compact import pack_state
 from swamp_ray.sparsity.masks import clean_name
-from swamp_ray.storage.places import LocalPlace
+from swamp_ray.storage.local_place import LocalPlace
 from swamp_ray.training.arithmetic import Arithmetic, applied, packings, resolve_arithmetic
 from swamp_ray.training.packs.cuda_graphs import CudaGraphGradients
 from swamp_ray.training.packs.pack import Pack
