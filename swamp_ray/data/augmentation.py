@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,12 @@ from swamp_ray.data.samples import ImageSettings
 
 @dataclass(frozen=True)
 class Draws:
-    """All random numbers of one pass.
+    """All random numbers of one pass: order, crops and flips.
 
     Attributes:
         order: Which sample comes when, int64 ``[N]``.
         top: Row of each crop's corner in the padded image, int64 ``[N]``; None without crops.
-        left: Column likewise.
+        left: Column of that corner, int64 ``[N]``.
         flip: Whether a crop is mirrored, bool ``[N]``; None without flips.
     """
 
@@ -43,19 +44,22 @@ class Draws:
         return cls(order, top, left, flip)
 
     def to(self, device: torch.device) -> Draws:
-        """The same numbers on a device, which is not waited for."""
-        return Draws(*(None if part is None else to_device(part, device) for part in self._parts()))  # type: ignore[arg-type]
+        """The same numbers on a device; the copies are only started."""
+        return self._map(lambda numbers: to_device(numbers, device))
 
     def part(self, rows: slice | Tensor) -> Draws:
         """The draws of some positions of the pass."""
-        return Draws(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
+        return self._map(lambda numbers: numbers[rows])
 
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return self.order, self.top, self.left, self.flip
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Draws:
+        top = None if self.top is None else function(self.top)
+        left = None if self.left is None else function(self.left)
+        flip = None if self.flip is None else function(self.flip)
+        return Draws(function(self.order), top, left, flip)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device. A copy to CUDA is only started, from memory that cannot be paged out."""
+    """A tensor of the host on a device. A copy to CUDA is only started, from pinned memory."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -64,11 +68,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class ImagePipeline:
     """uint8 ``[B, H, W, C]`` to normalised float32 of the same shape, cropped and mirrored as drawn.
 
-    What depends on the images' size alone is computed at the first batch and kept.
+    Tables that depend on the images' size alone are computed at the first batch and kept.
     """
 
     def __init__(self, images: ImageSettings, device: torch.device) -> None:
-        self.images, self.device = images, device
+        self.images = images
+        self.device = device
         std = torch.tensor(images.std, dtype=torch.float64)
         self._scale = (1.0 / (255.0 * std)).float().to(device)
         self._shift = (-torch.tensor(images.mean, dtype=torch.float64) / std).float().to(device)
@@ -89,7 +94,8 @@ class ImagePipeline:
         else:
             rows = images.reshape(batch, height, width * channels)
         if draws is not None and draws.flip is not None:
-            rows = rows.gather(2, self._columns(width)[draws.flip.long()][:, None].expand(rows.shape))
+            columns = self._columns(width)[draws.flip.long()]
+            rows = rows.gather(2, columns[:, None].expand(rows.shape))
         shift, scale = self._normalisation(width)
         return torch.addcmul(shift, rows.float(), scale).view(batch, height, width, channels)
 
@@ -104,7 +110,8 @@ class ImagePipeline:
         batch, height, width, channels = images.shape
         padding = self.images.crop_padding
         padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-        tall, wide = height + 2 * padding, width + 2 * padding
+        tall = height + 2 * padding
+        wide = width + 2 * padding
         windows = padded.as_strided((batch * tall * wide - width + 1, width * channels), (channels, 1))
         lines = self._lines(batch, height, width) + torch.add(left, top, alpha=wide)[:, None]
         return windows.index_select(0, lines.view(-1)).view(batch, height, -1)
@@ -114,7 +121,8 @@ class ImagePipeline:
         key = batch, height, width
         if key not in self._corners:
             padding = self.images.crop_padding
-            tall, wide = height + 2 * padding, width + 2 * padding
+            tall = height + 2 * padding
+            wide = width + 2 * padding
             line = torch.arange(batch, device=self.device)[:, None] * tall + torch.arange(height, device=self.device)
             self._corners[key] = line * wide
         return self._corners[key]

@@ -1,4 +1,4 @@
-"""Datasets by name: built-in ones, folders of images, and your own by import path."""
+"""Datasets by name: built-in ones, folders of images, and the user's own by import path."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from swamp_ray.data.image_folder import load_image_folder
 from swamp_ray.data.samples import (
     ArraySamples,
     Data,
+    ImageSettings,
     UnsplitData,
     digest_of,
     image_pipeline,
@@ -56,18 +57,19 @@ def load_data(config: DataConfig, task: TaskConfig | None = None) -> Data:
 
     Args:
         config: The data section.
-        task: Who reads the data. A built-in task is given what a dataset of your own returns in its own form; any other
-            is given what that returns.
+        task: Reads the data. What a dataset of the user's returns is converted for a built-in task, and left as it is
+            for any other.
 
     Raises:
         UserError: The name or an option is unknown, a folder or file is missing, empty or damaged, labels do not
             fit the classes, or there are too few samples.
     """
     if is_import_path(config.name):
-        found = load_user_data(config, task.name if task is not None and task.name in BUILT_IN_TASKS else None)
+        built_in_task = task.name if task is not None and task.name in BUILT_IN_TASKS else None
+        found = load_user_data(config, built_in_task)
     else:
         found = _built_in(config)
-    return found if isinstance(found, Data) else assemble(config, found)
+    return split_data(config, found) if isinstance(found, UnsplitData) else found
 
 
 def _built_in(config: DataConfig) -> UnsplitData | Data:
@@ -91,7 +93,7 @@ def _root(config: DataConfig) -> Path:
         raise UserError(f"the dataset {config.name} needs the folder of its files", where="data.root",
                         do="Set data.root or the environment variable SWAMP_DATA.")
     where = "data.root" if config.root else "SWAMP_DATA"
-    # A config's own path was expanded where it was read; the variable's is each node's own.
+    # A path in a config was expanded where the config was read; the variable may differ on each node.
     root = Path(named if config.root else expanded(named, where)).expanduser()
     if root.is_dir() or config.download:
         return root
@@ -99,45 +101,55 @@ def _root(config: DataConfig) -> Path:
                     do="Correct the path, or set data.download: true where torchvision may fetch the dataset.")
 
 
-def assemble(config: DataConfig, raw: UnsplitData) -> Data:
+def split_data(config: DataConfig, unsplit: UnsplitData) -> Data:
     """Limit, split and name a dataset that has been read into memory."""
-    train_rows = first_rows(raw.num_train, raw.train_labels, config.limit_train)
-    labels = None if raw.train_labels is None else raw.train_labels[train_rows]
-    test = take(raw.test, first_rows(raw.num_test, raw.test_labels, config.limit_test))
-    if raw.validation is None:
-        stays, held = hold_out(len(train_rows), labels, config.validation, config.split_seed)
-        validation = take(raw.train if raw.plain is None else raw.plain, train_rows[held])
+    rows = first_rows(unsplit.num_train, unsplit.train_labels, config.limit_train)
+    if unsplit.validation is None:
+        labels = None if unsplit.train_labels is None else unsplit.train_labels[rows]
+        stays, held = hold_out(len(rows), labels, config.validation, config.split_seed)
+        validation = take(unsplit.train if unsplit.plain is None else unsplit.plain, rows[held])
     else:
-        stays, validation = fixed_order(np.arange(len(train_rows)), config.split_seed), raw.validation
-    splits = {"train": take(raw.train, train_rows[stays]), "validation": validation, "test": test}
-    images = None
-    if raw.mean is not None and raw.std is not None:
-        images = image_pipeline(config, raw.augment, raw.mean, raw.std)
-    elif config.augment.startswith("crop"):
-        raise UserError("only uint8 images [N, H, W, C] can be augmented here", got=config.augment,
-                        where="data.augment", do="Return such images, or set data.augment: none.")
-    samples = {name: ArraySamples(nest, images) for name, nest in splits.items()}
-    if raw.plain is not None:
-        splits["train_plain"] = take(raw.plain, train_rows[stays])
-        samples["train"] = ArraySamples(splits["train"], images, splits["train_plain"])
-    first = leaves(raw.train)[0]
+        stays = fixed_order(np.arange(len(rows)), config.split_seed)
+        validation = unsplit.validation
+    test_rows = first_rows(unsplit.num_test, unsplit.test_labels, config.limit_test)
+    splits = {"train": take(unsplit.train, rows[stays]), "validation": validation,
+              "test": take(unsplit.test, test_rows)}
+    if unsplit.plain is not None:
+        splits["train_plain"] = take(unsplit.plain, rows[stays])
+    images = _images(config, unsplit)
+    train = ArraySamples(splits["train"], images, splits.get("train_plain"))
+    validation_samples = ArraySamples(splits["validation"], images)
+    test = ArraySamples(splits["test"], images)
+    first = leaves(unsplit.train)[0]
     return Data(
-        train=samples["train"], validation=samples["validation"], test=samples["test"],
-        num_classes=raw.num_classes,
-        input_shape=_input_shape(raw, images is not None),
-        class_names=raw.class_names,
+        train=train, validation=validation_samples, test=test,
+        num_classes=unsplit.num_classes,
+        input_shape=_input_shape(unsplit, images is not None),
+        class_names=unsplit.class_names,
         digest=digest_of(splits, images),
-        description={"name": config.name, "source": raw.source, "sample": f"{first.dtype} {list(first.shape[1:])}",
-                     **{name: len(split) for name, split in samples.items()}},
-        warnings=raw.warnings,
+        description={"name": config.name, "source": unsplit.source, "sample": f"{first.dtype} {list(first.shape[1:])}",
+                     "train": len(train), "validation": len(validation_samples), "test": len(test)},
+        warnings=unsplit.warnings,
         training_digest=digest_of({"train": splits["train"]}, images),
     )
 
 
-def _input_shape(raw: UnsplitData, is_images: bool) -> tuple[int, ...] | None:
-    """Shape of what the model reads first, where that is one array."""
-    inputs = raw.train[0] if isinstance(raw.train, tuple | list) else raw.train
+def _images(config: DataConfig, unsplit: UnsplitData) -> ImageSettings | None:
+    """The pipeline of images that are normalised; None for arrays that are used as they are."""
+    if unsplit.mean is not None and unsplit.std is not None:
+        return image_pipeline(config, unsplit.augment, unsplit.mean, unsplit.std)
+    if config.augment.startswith("crop"):
+        raise UserError("only uint8 images [N, H, W, C] can be augmented here", got=config.augment,
+                        where="data.augment", do="Return such images, or set data.augment: none.")
+    return None
+
+
+def _input_shape(unsplit: UnsplitData, is_images: bool) -> tuple[int, ...] | None:
+    """Shape of one input of the model, where that is one array."""
+    inputs = unsplit.train[0] if isinstance(unsplit.train, tuple | list) else unsplit.train
     if not hasattr(inputs, "shape"):
         return None
-    shape = tuple(inputs.shape[1:])
-    return (shape[2], shape[0], shape[1]) if is_images else shape
+    if is_images:
+        height, width, channels = inputs.shape[1:]
+        return channels, height, width
+    return tuple(inputs.shape[1:])

@@ -1,4 +1,4 @@
-"""What an image file shows, as 8-bit RGB; a file that does not show one certain picture is refused.
+"""Decodes image files to 8-bit RGB; a file that does not show one certain picture is refused.
 
 Grey, palette, CMYK, YCbCr and HSV images become RGB. 16-bit values keep their upper eight bits, so that the full range
 stays the full range. Transparent pixels show a white ground. A photograph is turned as its EXIF orientation says.
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 GROUND = (255, 255, 255)
-"""What shows through transparent pixels."""
+"""The colour behind transparent pixels."""
 _AS_THEY_ARE = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
 _TRANSPARENT = {"LA", "La", "PA", "RGBA", "RGBa"}
 _ORIENTATION = 0x0112
 _MAY_TURN = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
-_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_BITS = 258
+_PHOTOMETRIC = 262
+_WHITE_IS_ZERO = 0
 _TO_8_BIT = "Save it as an 8-bit or 16-bit PNG, all images with the same scale."
 
 
@@ -39,7 +41,7 @@ class UnclearImage(Exception):
 
 
 class DecodingSteps(IntFlag):
-    """What happens to a file's values besides a change of colour space; 0 for ordinary 8-bit files."""
+    """The steps of decoding besides a change of colour space; none for ordinary 8-bit files."""
 
     NONE = 0
     SCALED = 1
@@ -48,7 +50,7 @@ class DecodingSteps(IntFlag):
 
 
 def decoding_steps(image: Image) -> DecodingSteps:
-    """What the decoding of an opened file takes; its pixels need not be loaded.
+    """The steps that decoding an opened file takes; its pixels need not be loaded.
 
     Raises:
         Unclear: It does not show one certain picture.
@@ -84,7 +86,7 @@ def decode_rgb(image: Image) -> Image:
     steps = decoding_steps(image)
     with _whole_files_only():
         image.load()
-    # Some files say only after their pixels how they are turned.
+    # Read after loading: some files hold the orientation behind their pixels.
     orientation = _orientation(image)
     if steps & DecodingSteps.SCALED:
         image = _scaled(image)
@@ -96,7 +98,7 @@ def decode_rgb(image: Image) -> Image:
 
 
 def inspect_file(file: BinaryIO, image: Image, whole: bool) -> DecodingSteps:
-    """What the decoding of a file takes, and whether all of it is there.
+    """The steps that decoding a file takes; refuses a file of which a part is missing.
 
     Args:
         file: Open for reading.
@@ -121,7 +123,7 @@ def inspect_file(file: BinaryIO, image: Image, whole: bool) -> DecodingSteps:
 
 @contextlib.contextmanager
 def no_pillow_warnings() -> Iterator[None]:
-    """Keep Pillow's warnings about odd files from the terminal: what matters of them is an error here."""
+    """A block without Pillow's warnings about odd files: those that matter are errors here."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -131,7 +133,7 @@ def no_pillow_warnings() -> Iterator[None]:
 
 
 class _Strictness:
-    """How many threads decode, and what the caller's process had set before the first of them."""
+    """How many threads decode, and the process's setting before the first of them."""
 
     lock = threading.Lock()
     num_threads = 0
@@ -140,7 +142,7 @@ class _Strictness:
 
 @contextlib.contextmanager
 def _whole_files_only() -> Iterator[None]:
-    """A block in which Pillow refuses files that were cut off, whatever the caller has set for the process."""
+    """A block in which Pillow refuses files that were cut off, although the process may be set otherwise."""
     from PIL import ImageFile
 
     with _Strictness.lock:
@@ -158,7 +160,7 @@ def _whole_files_only() -> Iterator[None]:
 
 
 def decoding_error(error: BaseException) -> str:
-    """In one line why a file could not be decoded, without addresses of objects in memory."""
+    """One line on why a file could not be decoded, without addresses of objects in memory."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, Image.DecompressionBombError):
@@ -179,7 +181,7 @@ def _refuse_size(image: Image) -> None:
 
 
 def _refuse_frames(image: Image) -> None:
-    # A camera adds a small picture or a second view to a photograph; what it shows is the first.
+    # Cameras add a small picture or a second view to a photograph, which is the first frame.
     if image.format == "MPO":
         return
     num = getattr(image, "n_frames", 1)
@@ -214,7 +216,8 @@ def _webp_ends(file: BinaryIO) -> bool:
 def _png_ends(file: BinaryIO) -> bool:
     """Whether the last chunk is there, and none after the pixels says how the image is turned."""
     end = file.seek(0, os.SEEK_END)
-    place, pixels_seen = 8, False
+    place = 8
+    pixels_seen = False
     while place + 12 <= end:
         file.seek(place)
         length, name = struct.unpack(">I4s", file.read(8))

@@ -20,14 +20,17 @@ from swamp_ray.data.samples import Data, ImageSettings, LazySamples, digest_of
 from swamp_ray.data.splits import first_rows, fixed_order, hold_out
 from swamp_ray.errors import RunError, UserError
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ImageFiles(Dataset[Any]):
     """Decoded RGB images (:mod:`swamp_ray.data.image_decoding`) and their labels, by position in a listing."""
 
     def __init__(self, listing: Listing) -> None:
-        self.root, self.files, self.labels = str(listing.root), listing.files, listing.labels
+        self.root = str(listing.root)
+        self.files = listing.files
+        self.labels = listing.labels
 
     def __len__(self) -> int:
         return len(self.files)
@@ -61,8 +64,8 @@ class ImageTransform:
 def load_image_folder(config: DataConfig, root: Path | None) -> Data:
     """``root/train/CLASS/*.jpg``, and ``root/val`` or ``root/test`` in the same form.
 
-    One of ``val`` and ``test`` is the test set, and validation is held out of ``train``. Where both are there,
-    ``val`` is the validation set. Training images: random resized crop and mirroring (``data.augment``); others:
+    One of ``val`` and ``test`` is the test set, and validation is held out of ``train``. Where both exist, ``val`` is
+    the validation set. Training images: random resized crop and mirroring (``data.augment``); others:
     shorter side to ``data.resize``, centre crop of ``data.image_size``; then ImageNet's normalisation.
     The digest covers each file's relative path, size and modification time, not its pixels; of files whose values are
     scaled, put on a ground or turned (:mod:`swamp_ray.data.image_decoding`) that, too.
@@ -78,32 +81,36 @@ def load_image_folder(config: DataConfig, root: Path | None) -> Data:
     images, augmented, plain = _pipeline(config)
     rows = first_rows(len(train.files), train.labels, config.limit_train)
     if len(others) == 2:
+        validation = others["val"]
         train_rows = fixed_order(rows, config.split_seed)
-        validation, validation_rows = others["val"], np.arange(len(others["val"].files))
+        validation_rows = np.arange(len(validation.files))
     else:
+        validation = train
         stays, held = hold_out(len(rows), train.labels[rows], config.validation, config.split_seed)
-        train_rows, validation, validation_rows = rows[stays], train, rows[held]
+        train_rows = rows[stays]
+        validation_rows = rows[held]
     test_rows = first_rows(len(test.files), test.labels, config.limit_test)
 
     def samples(listing: Listing, chosen: np.ndarray) -> LazySamples:
         return LazySamples(ImageFiles(listing), chosen, images, augmented, plain)
 
-    splits = {"train": (train, train_rows), "validation": (validation, validation_rows), "test": (test, test_rows)}
+    identities = {"train": _identity(train, train_rows), "validation": _identity(validation, validation_rows),
+                  "test": _identity(test, test_rows)}
     settings = {"images": [list(images.mean), list(images.std)], "augment": _augment(config),
                 "size": config.image_size, "resize": config.resize}
     return Data(
-        train=samples(*splits["train"]),
-        validation=samples(*splits["validation"]),
-        test=samples(*splits["test"]),
+        train=samples(train, train_rows),
+        validation=samples(validation, validation_rows),
+        test=samples(test, test_rows),
         num_classes=len(train.classes),
         input_shape=(3, config.image_size, config.image_size),
         class_names=train.classes,
-        digest=digest_of({name: _identity(*split) for name, split in splits.items()}, settings),
+        digest=digest_of(identities, settings),
         description={"name": config.name, "source": f"train, {', '.join(held_folders)}", "sample": "image files",
-                     **{name: len(chosen) for name, (_, chosen) in splits.items()}},
+                     "train": len(train_rows), "validation": len(validation_rows), "test": len(test_rows)},
         warnings=_warnings([train, *others.values()]),
         decoder=f"pillow=={importlib.metadata.version('pillow')}",
-        training_digest=digest_of({"train": _identity(*splits["train"])}, settings),
+        training_digest=digest_of({"train": identities["train"]}, settings),
     )
 
 
@@ -117,8 +124,10 @@ def _warnings(listings: Sequence[Listing]) -> tuple[str, ...]:
 
 def _identity(listing: Listing, rows: np.ndarray) -> dict[str, np.ndarray]:
     found = {"files": listing.files[rows], "labels": listing.labels[rows], "stamps": listing.stamps[rows]}
-    # Sets of ordinary files keep the digest that they had before other files were decoded in another way.
-    return found | ({"steps": listing.steps[rows]} if listing.steps[rows].any() else {})
+    # Only where some file takes steps: sets of ordinary files keep the digest that older versions gave them.
+    if listing.steps[rows].any():
+        found["steps"] = listing.steps[rows]
+    return found
 
 
 def _pipeline(config: DataConfig) -> tuple[ImageSettings, ImageTransform, ImageTransform]:

@@ -1,4 +1,4 @@
-"""The image files below the class folders of a folder, each looked at before any work."""
+"""Lists the image files below class folders, and inspects each file before any work."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from swamp_ray.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 UNREAD_EXTENSIONS = (".gif", ".apng", ".jfif", ".jpe", ".jp2", ".heic", ".heif", ".avif", ".dcm", ".npy")
-"""Of images that are not read; files that end so are counted, and told."""
+"""Formats of images that are not read; the user is told how many such files there are."""
 DECODED_PIXELS = 100_000_000
-"""Up to so many pixels of a dataset are decoded before any work, about a second's worth; of others only the heads and
-the ends of files are read."""
+"""Up to so many pixels of a dataset are decoded before any work, which takes about a second; of the other files only
+the beginning and the end are read."""
 _KINDS = ((stat.S_ISFIFO, "a pipe (FIFO)"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"),
           (stat.S_ISBLK, "a device"))
 _REPLACE = "Replace or remove the file."
@@ -49,17 +49,17 @@ class Listing:
 
 
 class Inspector:
-    """Looks at image files before any work: what their decoding takes, and whether they can be read at all.
+    """Inspects image files before any work: which steps their decoding takes, and whether they can be read at all.
 
     Args:
-        num_pixels: So many are decoded; of later files only the heads and the ends are read.
+        num_pixels: So many are decoded; of later files only the beginning and the end are read.
     """
 
     def __init__(self, num_pixels: int = DECODED_PIXELS) -> None:
         self._left = num_pixels
 
     def __call__(self, path: str) -> DecodingSteps:
-        """What the decoding of a file takes.
+        """The steps that decoding a file takes.
 
         Raises:
             UserError: The file cannot be read, is damaged, or does not show one certain picture.
@@ -213,7 +213,7 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a circle of links
+    except OSError:  # links in a circle
         return False
 
 
@@ -229,7 +229,7 @@ def _image(entry: os.DirEntry[str]) -> _Found:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:
-    """What a name stands for, links followed."""
+    """The status of a file, links followed."""
     try:
         return entry.stat()
     except OSError as error:

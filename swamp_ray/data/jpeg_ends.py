@@ -1,7 +1,7 @@
-"""Whether all of a JPEG's picture is there, although the file has an end marker.
+"""Finds JPEG files whose picture was cut off although they have an end marker.
 
-The decoder fills what is missing with grey, and Pillow does not pass its warning on. Bytes in front of the end marker
-tell: after a whole picture they are skipped, and in one that was cut off they are decoded as its next part.
+The decoder fills missing parts with grey, and Pillow does not pass its warning on. The test is to insert bytes in front
+of the end marker and to decode again: after a whole picture they are skipped, after a part they become the next part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ FORMATS = frozenset({"JPEG", "MPO"})
 """Pillow's names of files that begin with a JPEG."""
 _FILLING = bytes(range(1, 255))
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
-_END, _START_OF_SCAN = 0xD9, 0xDA
+_END = 0xD9
+_START_OF_SCAN = 0xDA
 _RESTARTS = range(0xD0, 0xD8)
 _WITHOUT_LENGTH = {0x01, 0xD8, *_RESTARTS}
 _HUFFMAN = {0xC0, 0xC1, 0xC2}
@@ -50,7 +51,7 @@ def refuse_cut(encoded: bytes, image: Image) -> None:
 
 
 def looks_cut(image: Image) -> bool:
-    """Whether a loaded JPEG's last pixel is the grey of missing parts; in progressive ones they have no such sign."""
+    """Whether a loaded JPEG's last pixel is the grey of missing parts, which progressive files do not show."""
     if image.format not in FORMATS:
         return False
     value = image.getpixel((image.width - 1, image.height - 1))
@@ -59,14 +60,19 @@ def looks_cut(image: Image) -> bool:
 
 def _filled(encoded: bytes) -> bytes | None:
     """The file with bytes in front of its first end marker; None where there is none, or for other codes."""
-    place, num_restarts, code = 2, 0, 0
-    while (found := _MARKER.search(encoded, place)) is not None:
+    place = 2
+    num_restarts = 0
+    code = 0
+    while True:
+        found = _MARKER.search(encoded, place)
+        if found is None:
+            return None
         kind = found[1][0]
         place = found.end()
         if kind == _END:
             if code not in _HUFFMAN:
                 return None
-            # The marker of the next interval, too, as a file may be cut exactly between two of them.
+            # The marker of the next interval, too: a file may be cut exactly between two intervals.
             between = bytes([0xFF, _RESTARTS[num_restarts % len(_RESTARTS)]])
             return encoded[:found.start()] + _FILLING + between + _FILLING + encoded[found.start():]
         if kind in _RESTARTS:
@@ -77,4 +83,3 @@ def _filled(encoded: bytes) -> bytes | None:
             code = kind
         if kind not in _WITHOUT_LENGTH:
             place += int.from_bytes(encoded[place:place + 2], "big")
-    return None

@@ -1,4 +1,4 @@
-"""Samples that are read one by one: by processes that stay between passes, and copied to the device ahead of use."""
+"""Reads samples one by one, in processes that stay between passes, and copies batches to the device ahead of use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from swamp_ray.data.samples import Data, LazySamples
-from swamp_ray.data.trees import leaves, named_leaves, tree_map
+from swamp_ray.data.trees import leaves, named_leaves, tree_map, with_leaves
 from swamp_ray.errors import RunError, SwampError, UserError
 from swamp_ray.random_state import seeded
 from swamp_ray.seeding import derive_seed
 from swamp_ray.user_code.importing import own_traceback
 
-MIN_PART, MAX_PART = 16, 64
-"""Samples that a process reads at a time: enough to make its messages cheap, few enough to share a batch out."""
+MIN_PART = 16
+MAX_PART = 64
+"""Samples that a process reads at a time: enough to make its messages cheap, few enough to divide a batch."""
 PREFETCH = 4
 """Parts that a process reads ahead."""
 
@@ -36,9 +37,9 @@ class _Part:
     """A part of a batch, to be read by one process.
 
     Attributes:
-        number: Of the pass, among those of the same processes.
-        split: Position of the samples among those that the processes hold.
-        seed: Of the pass; None: no augmentation.
+        number: Counts the passes of the same processes.
+        split: Position of the samples among the splits that the processes have.
+        seed: The pass's seed; None: no augmentation.
         rows: Indices into the dataset, int64 ``[n]``.
     """
 
@@ -50,7 +51,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """An error whose text is for the user, on its way between processes without their traceback."""
+    """An error whose text is for the user, sent between processes without a traceback."""
 
     error: SwampError
 
@@ -59,16 +60,17 @@ class _Reader(Dataset[Any]):
     """Reads parts of batches, each sample under random generators seeded by the pass and the sample.
 
     Args:
-        splits: What can be read.
-        current: Number of the pass that is going on, int64 ``[1]``, in memory that the processes share.
+        splits: The samples that can be read.
+        current: Number of the present pass, int64 ``[1]``, in memory that the processes share.
     """
 
     def __init__(self, splits: Sequence[LazySamples], current: Tensor) -> None:
         self._splits, self._current = splits, current
 
     def __getitems__(self, part: _Part) -> Any:
-        """The collated samples of a part; None where its pass is over and nobody waits for it."""
-        samples, found = self._splits[part.split], []
+        """The collated samples of a part; None where its pass is over, so that nobody needs them."""
+        samples = self._splits[part.split]
+        found = []
         for row in part.rows.tolist():
             if int(self._current) != part.number:
                 return None
@@ -76,8 +78,8 @@ class _Reader(Dataset[Any]):
         return batch_of(samples, found, part.rows)
 
 
-class _Process(_Reader):
-    """The reader as another process has it."""
+class _RemoteReader(_Reader):
+    """The reader of another process, which returns errors for the user instead of raising them."""
 
     def __getitems__(self, part: _Part) -> Any:
         try:
@@ -87,7 +89,7 @@ class _Process(_Reader):
 
 
 def read_sample(samples: LazySamples, row: int, seed: int | None) -> Any:
-    """One sample, transformed; its random numbers follow from the pass's seed and its row, whoever reads it."""
+    """One sample, transformed; its random numbers depend on the pass's seed and its row, in whichever process."""
     transform = samples.eval_transform if seed is None else samples.train_transform
     dataset = samples.plain if seed is None and samples.plain is not None else samples.dataset
     try:
@@ -120,7 +122,7 @@ def _nothing() -> Iterator[_Part]:
 
 
 class _Plan:
-    """What the processes read next; a DataLoader asks for it at the start of each pass."""
+    """The parts of the next pass, as the sampler of a DataLoader that is iterated anew for each pass."""
 
     def __init__(self) -> None:
         self.parts: Callable[[], Iterator[_Part]] = _nothing
@@ -129,7 +131,7 @@ class _Plan:
         return self.parts()
 
 
-class _Pool:
+class _ProcessGroup:
     """Processes that read for one pass at a time, and stay for the next."""
 
     def __init__(self, splits: Sequence[LazySamples], num_processes: int, pinned: bool) -> None:
@@ -137,20 +139,20 @@ class _Pool:
         self._plan = _Plan()
         self._processes: Any = None
         self._loader: DataLoader[Any] = DataLoader(
-            _Process(splits, self._current),
+            _RemoteReader(splits, self._current),
             batch_sampler=self._plan,  # type: ignore[arg-type]
             num_workers=num_processes,
             prefetch_factor=PREFETCH,
             persistent_workers=True,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=pinned,
-            worker_init_fn=_settle,
-            generator=torch.Generator().manual_seed(0),  # otherwise it would draw from the global generator
+            worker_init_fn=_detach,
+            generator=torch.Generator().manual_seed(0),  # without one it would draw from the global generator
         )
 
     def read(self, parts: Callable[[int], Iterator[_Part]]) -> Iterator[Any]:
         """The collated samples of each part, in order, given the number of the pass."""
-        self.let_go()
+        self.end_pass()
         number = int(self._current)
         self._plan.parts = lambda: parts(number)
         self._processes = iter(self._loader)
@@ -159,8 +161,8 @@ class _Pool:
                 raise found.error
             yield found
 
-    def let_go(self) -> None:
-        """The pass is over: what is still to be read for it is left out."""
+    def end_pass(self) -> None:
+        """End the present pass; processes skip its parts that they have not read yet."""
         self._current += 1
         self._plan.parts = _nothing
 
@@ -170,38 +172,39 @@ class _Pool:
 
     def close(self) -> None:
         """End the processes."""
-        self.let_go()
+        self.end_pass()
         if self._processes is not None:
-            self._processes._shutdown_workers()  # DataLoader has no other way than to lose the last reference
+            self._processes._shutdown_workers()  # DataLoader has no public way but to lose the last reference
 
 
-def _as_it_is(found: Any) -> Any:
+def _unchanged(found: Any) -> Any:
     return found
 
 
-def _settle(_process: int) -> None:
+def _detach(_process: int) -> None:
     """Make a new process independent of the one that it was forked from."""
-    # Ctrl-C reaches the whole process group, and whoever asked for samples may want to finish a step first.
+    # Ctrl-C reaches the whole process group, and the parent may want to finish a step first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What it has inherited must not be torn down here, other pools above all; and its memory stays shared.
+    # Inherited objects, other process groups above all, must not be finalised here; and their memory stays shared.
     gc.freeze()
 
 
 class Loader:
-    """Reads the splits of a dataset in processes of its own, which stay until nobody needs the loader any more.
+    """Reads the splits of a dataset in processes of its own, which live as long as the loader.
 
-    A pass has all processes. One that begins while others go on, as those of packed particles do, has its share.
+    A pass uses all processes. One that begins during others, as those of packed particles do, starts fewer of its own.
 
     Args:
         splits: All that will be read; processes get them once, when they start.
-        num_processes: At most so many, and one a core; 0: reads in this process.
+        num_processes: At most so many, and at most one a core; 0: samples are read in this process.
         pinned: Give tensors in pinned memory.
     """
 
     def __init__(self, splits: Sequence[LazySamples], num_processes: int, pinned: bool = False) -> None:
-        self._splits, self._pinned = tuple(splits), pinned
+        self._splits = tuple(splits)
+        self._pinned = pinned
         self.num_processes = min(num_processes, usable_cores())
-        self._idle: list[_Pool] = []
+        self._idle: list[_ProcessGroup] = []
         self._num_busy = 0
 
     def batches(self, samples: LazySamples, rows: Sequence[np.ndarray], seed: int | None) -> Iterator[list[Any]]:
@@ -215,20 +218,20 @@ class Loader:
         Raises:
             RunError: A sample cannot be read, or a process died.
         """
-        split = next(place for place, one in enumerate(self._splits) if one is samples)
+        split = [known is samples for known in self._splits].index(True)
         if not self.num_processes:
             yield from self._read_here(split, rows, seed)
             return
 
-        num = self.num_processes
-
         def parts(number: int) -> Iterator[_Part]:
-            return (_Part(number, split, seed, part) for batch in rows for part in divide(batch, num))
-
-        with self._a_pool() as pool:
-            found = pool.read(parts)
             for batch in rows:
-                yield [next(found) for _ in divide(batch, num)]
+                for part in divide(batch, self.num_processes):
+                    yield _Part(number, split, seed, part)
+
+        with self._process_group() as group:
+            found = group.read(parts)
+            for batch in rows:
+                yield [next(found) for _ in divide(batch, self.num_processes)]
 
     def _read_here(self, split: int, rows: Sequence[np.ndarray], seed: int | None) -> Iterator[list[Any]]:
         reader = _Reader(self._splits, torch.zeros(1, dtype=torch.int64))
@@ -237,32 +240,34 @@ class Loader:
             yield [tree_map(lambda tensor: tensor.pin_memory(), found) if self._pinned else found]
 
     @contextlib.contextmanager
-    def _a_pool(self) -> Iterator[_Pool]:
-        """Processes that nobody uses; where a pass failed they are replaced, for their state is unknown."""
-        pool = self._idle.pop() if self._idle else None
-        if pool is not None and not pool.alive():
-            pool.close()
-            pool = None
-        pool = pool or _Pool(self._splits, max(1, self.num_processes // (1 + self._num_busy)), self._pinned)
+    def _process_group(self) -> Iterator[_ProcessGroup]:
+        """Processes for one pass. Those of a pass that failed are replaced, because their state is unknown."""
+        group = self._idle.pop() if self._idle else None
+        if group is not None and not group.alive():
+            group.close()
+            group = None
+        if group is None:
+            num_processes = max(1, self.num_processes // (1 + self._num_busy))
+            group = _ProcessGroup(self._splits, num_processes, self._pinned)
         self._num_busy += 1
         try:
-            yield pool
+            yield group
         except GeneratorExit:
-            pool.let_go()
-            self._idle.append(pool)
+            group.end_pass()
+            self._idle.append(group)
             raise
         except BaseException as error:
-            pool.close()
+            group.close()
             if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
                 raise RunError(f"a process that reads samples died: {error}. If it was killed for memory, lower "
                                "data.loader_workers, or give the machine more shared memory (/dev/shm).") from error
             raise
         finally:
             self._num_busy -= 1
-        self._idle.append(pool)
+        self._idle.append(group)
 
     def close(self) -> None:
-        """End the processes that no pass has; a later pass starts new ones."""
+        """End the processes that no pass uses; a later pass starts new ones."""
         while self._idle:
             self._idle.pop().close()
 
@@ -271,7 +276,7 @@ _LOADERS: weakref.WeakKeyDictionary[Data, dict[tuple[int, bool], Loader]] = weak
 
 
 def loader_of(data: Data, num_processes: int, pinned: bool) -> Loader:
-    """The loader of all splits of a dataset in this process; it goes when the dataset does."""
+    """The loader of all splits of a dataset in this process; it lives as long as the dataset."""
     known = _LOADERS.setdefault(data, {})
     if (num_processes, pinned) not in known:
         splits = [split for split in (data.train, data.validation, data.test) if isinstance(split, LazySamples)]
@@ -286,11 +291,11 @@ def divide(rows: np.ndarray, num_processes: int) -> list[np.ndarray]:
 
 
 class DeviceCopies:
-    """Takes batches to a device; on CUDA on a stream of its own, so that one is copied while another is computed with.
+    """Copies batches to a device; on CUDA on a stream of its own, so that copies run beside computations.
 
     Args:
         device: Where batches are wanted.
-        ahead: Batches that are on their way when one is given out; default: 1 on CUDA, 0 on the CPU.
+        ahead: Batches whose copies have started when one is returned; default: 1 on CUDA, 0 on the CPU.
     """
 
     def __init__(self, device: torch.device, ahead: int | None = None) -> None:
@@ -299,17 +304,17 @@ class DeviceCopies:
         self._ahead = ahead if ahead is not None else int(self._stream is not None)
 
     def __call__(self, batches: Iterable[list[Any]]) -> Iterator[Any]:
-        """Batches from their parts, on the device."""
-        sent: deque[tuple[Any, Any]] = deque()
+        """Batches on the device, each from its parts."""
+        started: deque[tuple[Any, Any]] = deque()
         for parts in batches:
-            sent.append(self._send(parts))
-            if len(sent) > self._ahead:
-                yield self._receive(*sent.popleft())
-        while sent:
-            yield self._receive(*sent.popleft())
+            started.append(self._start(parts))
+            if len(started) > self._ahead:
+                yield self._receive(*started.popleft())
+        while started:
+            yield self._receive(*started.popleft())
 
-    def _send(self, parts: list[Any]) -> tuple[Any, Any]:
-        """Start copying a batch; when the event has happened it is there."""
+    def _start(self, parts: list[Any]) -> tuple[Any, Any]:
+        """Start copying a batch; the batch, and the event of its arrival."""
         if self._stream is None:
             return joined(parts), None
         with torch.cuda.stream(self._stream):
@@ -317,7 +322,10 @@ class DeviceCopies:
             return joined(copies), self._stream.record_event()
 
     def _receive(self, batch: Any, arrived: Any) -> Any:
-        """Let the computations wait for a batch (not this process), and its memory for the computations."""
+        """Make the computing stream wait for a batch, without blocking this process.
+
+        The batch's memory is not reused before the computations with it are done.
+        """
         if arrived is not None:
             computing = torch.cuda.current_stream(self._device)
             computing.wait_event(arrived)
@@ -327,12 +335,15 @@ class DeviceCopies:
 
 
 def joined(parts: list[Any]) -> Any:
-    """Nests of tensors of one form, put together along the first dimension."""
+    """Trees of tensors of one form, put together along the first dimension."""
     if len(parts) == 1:
         return parts[0]
-    found = [dict(named_leaves(part)) for part in parts]
-    whole = iter([torch.cat([one[name] for one in found]) for name in found[0]])
-    return tree_map(lambda _: next(whole), parts[0])
+    # By name: samples of one part may have their keys in another order than those of the next.
+    by_name = [dict(named_leaves(part)) for part in parts]
+    whole = []
+    for name in by_name[0]:
+        whole.append(torch.cat([found[name] for found in by_name]))
+    return with_leaves(parts[0], whole)
 
 
 def usable_cores() -> int:
@@ -349,8 +360,8 @@ def _narrow(tensor: Any) -> Any:
     return tensor.float() if isinstance(tensor, Tensor) and tensor.dtype == torch.float64 else tensor
 
 
-def _tuples(nest: Any) -> Any:
-    """torch's collate turns plain tuples into lists."""
-    if isinstance(nest, list):
-        return tuple(_tuples(value) for value in nest)
-    return {key: _tuples(value) for key, value in nest.items()} if isinstance(nest, dict) else nest
+def _tuples(tree: Any) -> Any:
+    """A tree with tuples for lists, because torch's collate turns plain tuples into lists."""
+    if isinstance(tree, list):
+        return tuple(_tuples(value) for value in tree)
+    return {key: _tuples(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
