@@ -1,8 +1,8 @@
-"""What the caller of a process has set in torch, NumPy and Python: put aside while this package computes.
+"""Resets the settings of torch, NumPy and Python while this package computes, and restores the caller's afterwards.
 
-A run's numbers depend on nothing that its caller has chosen for the process, such as a default element type, autocast
-or TF32, and leave all of it as it was. Some of it belongs to the thread (modes, autocast, gradients), most of it to the
-process, so that two threads that compute take turns.
+A run's numbers depend on no setting of its caller, such as a default element type, autocast or TF32. Some settings
+belong to the thread (modes, autocast, gradients), most of them to the process, so that two threads compute one after
+the other.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ optimizers: Any = importlib.import_module("torch.optim.optimizer")  # torch.opti
 
 @dataclass(frozen=True)
 class _Setting:
-    """One choice of the process: how to read and write it, and its value in a new process."""
+    """One setting: how to read and write it, and its value in a new process."""
 
     read: Callable[[], Any]
     write: Callable[[Any], object]
     plain: Any
 
     @contextlib.contextmanager
-    def put_aside(self) -> Iterator[None]:
+    def reset(self) -> Iterator[None]:
         before = self.read()
         if before != self.plain:
             self.write(self.plain)
@@ -71,7 +71,7 @@ def _fp32_precisions() -> list[_Setting]:
 
 
 def _matmul_precision() -> str | None:
-    """The older of torch's two settings; None where the newer one has been used, and the older cannot be read."""
+    """The older of torch's two settings; None where the newer one is in use, because the older cannot be read then."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -84,13 +84,16 @@ def _set_matmul_precision(value: str | None) -> None:
 
 
 def flushes_denormals() -> bool:
-    """Whether this thread's processor takes numbers below the smallest normal one for 0."""
+    """Whether this thread's processor rounds numbers below the smallest normal one to 0."""
     return _SMALLEST_NORMAL / 2 == 0.0
 
 
 def _process_settings() -> list[_Setting]:
-    cuda, cudnn, matmul = torch.backends.cuda, torch.backends.cudnn, torch.backends.cuda.matmul
-    future, mha = torch.__future__, torch.backends.mha
+    cuda = torch.backends.cuda
+    cudnn = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    future = torch.__future__
+    mha = torch.backends.mha
     found = [
         _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
         _Setting(lambda: (torch.are_deterministic_algorithms_enabled(),
@@ -127,15 +130,16 @@ def _process_settings() -> list[_Setting]:
 
 
 def _thread_settings() -> list[_Setting]:
-    autocast = [_Setting(lambda device=device: torch.is_autocast_enabled(device),
-                         lambda value, device=device: torch.set_autocast_enabled(device, value), False)
-                for device in _DEVICES]
-    types = [_Setting(lambda device=device: torch.get_autocast_dtype(device),
-                      lambda value, device=device: torch.set_autocast_dtype(device, value), dtype)
-             for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float16))]
+    autocast: list[_Setting] = []
+    for device in _DEVICES:
+        autocast.append(_Setting(partial(torch.is_autocast_enabled, device),
+                                 partial(torch.set_autocast_enabled, device), False))
+    for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float16)):
+        autocast.append(_Setting(partial(torch.get_autocast_dtype, device),
+                                 partial(torch.set_autocast_dtype, device), dtype))
     usual = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
     return [
-        *autocast, *types,
+        *autocast,
         _Setting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, True),
         _Setting(torch.is_grad_enabled, torch._C._set_grad_enabled, True),
         _Setting(torch.autograd.is_multithreading_enabled, torch._C._set_multithreading_enabled, True),
@@ -153,20 +157,20 @@ def plain_thread() -> Iterator[None]:
         stack.enter_context(_no_saved_tensor_hooks())
         stack.enter_context(torch.inference_mode(False))
         for setting in _thread_settings():
-            stack.enter_context(setting.put_aside())
+            stack.enter_context(setting.reset())
         yield
 
 
 @contextlib.contextmanager
 def plain_state() -> Iterator[None]:
-    """A block in which neither thread nor process is set up in any way of the caller's; all is put back afterwards.
+    """A block in which all settings of thread and process are those of a new process; all are restored afterwards.
 
-    Threads do not take turns here, see :func:`computing`.
+    Another thread must not compute meanwhile, see :func:`computing`.
     """
     with ExitStack() as stack:
         stack.enter_context(plain_thread())
         for setting in _process_settings():
-            stack.enter_context(setting.put_aside())
+            stack.enter_context(setting.reset())
         for name in _GLOBAL_HOOKS:
             stack.enter_context(_emptied(getattr(module_hooks, name)))
         for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
@@ -188,7 +192,7 @@ def threads_of(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def computing(wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """A block in which this thread alone computes, in a plain state; other threads that want to wait for its end.
+    """A block in which this thread alone computes, in a plain state; other threads block until it ends.
 
     Random generators, thread numbers and the choice of algorithms belong to the whole process: two runs that compute
     at the same time would get each other's.
@@ -209,7 +213,7 @@ def computing(wait: Callable[[], None] | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _warnings_are_no_errors() -> Iterator[None]:
-    """Filters that turn warnings into errors would end here what only warns in a process of its own."""
+    """A block in which filters of the caller's that turn warnings into errors only show them."""
     with warnings.catch_warnings():
         warnings.filters[:] = [("default", *rest) if action == "error" else (action, *rest)  # type: ignore[index]
                                for action, *rest in warnings.filters]
@@ -218,9 +222,10 @@ def _warnings_are_no_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_function_modes() -> Iterator[None]:
-    """Among them the default device, which torch keeps in three places."""
+    """A block without function modes, among them the default device, which torch keeps in three places."""
     modes = _popped_modes()
-    current, default_device.CURRENT_DEVICE = default_device.CURRENT_DEVICE, None
+    current = default_device.CURRENT_DEVICE
+    default_device.CURRENT_DEVICE = None
     context = torch._GLOBAL_DEVICE_CONTEXT
     had_default = hasattr(context, "device_context")
     default = getattr(context, "device_context", None)
@@ -262,9 +267,11 @@ def _no_saved_tensor_hooks() -> Iterator[None]:
     library: Any = torch._C
     stack = library._autograd
     found: list[Any] = []
-    while (hooks := stack._top_saved_tensors_default_hooks(True)) is not None:
+    hooks = stack._top_saved_tensors_default_hooks(True)
+    while hooks is not None:
         found.append(hooks)
         stack._pop_saved_tensors_default_hooks()
+        hooks = stack._top_saved_tensors_default_hooks(True)
     try:
         yield
     finally:
@@ -287,10 +294,11 @@ def _emptied(hooks: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Global generators of torch, NumPy and Python; NumPy's is replaced, as the caller's may be of another kind."""
+    """A block after which the global generators are as before; NumPy's may be of another kind and is replaced."""
     on_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     devices = torch.cuda.get_rng_state_all() if on_cuda else []
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    torch_state = torch.get_rng_state()
+    python_state = random.getstate()
     numpy_random: Any = np.random
     bits = numpy_random.get_bit_generator()
     numpy_state = bits.state

@@ -1,4 +1,4 @@
-"""Blocks of code whose random numbers depend on a seed and on nothing else, and states to go on from within one."""
+"""Seeds the global random generators for a block of code, and saves and restores their states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def seeded(seed: int) -> Iterator[None]:
     Args:
         seed: In [0, 2**63).
     """
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch_state = torch.get_rng_state()
+    numpy_state = np.random.get_state()
+    python_state = random.getstate()
     try:
         # torch.manual_seed would also touch the devices' generators, which are not restored here.
         torch.default_generator.manual_seed(seed)
@@ -32,7 +34,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Where the global generators of torch (CPU, and a CUDA device), NumPy and Python stand.
+    """The states of the global generators of torch (CPU, and a CUDA device), NumPy and Python.
 
     Tensors and plain values only, so that it can be read back without unpickling code.
     """
@@ -46,7 +48,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on with the random numbers from where :func:`random_state` was asked."""
+    """Restore what :func:`random_state` returned."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)

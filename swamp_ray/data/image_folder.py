@@ -108,8 +108,7 @@ def load_image_folder(config: DataConfig, root: Path | None) -> Data:
         digest=digest_of(identities, settings),
         description={"name": config.name, "source": f"train, {', '.join(held_folders)}", "sample": "image files",
                      "train": len(train_rows), "validation": len(validation_rows), "test": len(test_rows)},
-        warnings=_warnings([train, *others.values()]),
-        decoder=f"pillow=={importlib.metadata.version('pillow')}",
+        warnings=_warnings([train, *others.values()]), decoder=f"pillow=={importlib.metadata.version('pillow')}",
         training_digest=digest_of({"train": identities["train"]}, settings),
     )
 

@@ -208,7 +208,7 @@ class Loader:
         self._num_busy = 0
 
     def batches(self, samples: LazySamples, rows: Sequence[np.ndarray], seed: int | None) -> Iterator[list[Any]]:
-        """One pass: each batch as its parts, nests of tensors in the processor's memory.
+        """One pass: each batch as its parts, trees of tensors in the processor's memory.
 
         Args:
             samples: One of the splits.

@@ -199,7 +199,7 @@ def digest_of(splits: dict[str, Any], pipeline: object) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of the splits' leaves, and over the pipeline's settings.
 
     Args:
-        splits: Nests of arrays by split name.
+        splits: Trees of arrays by split name.
         pipeline: An :class:`ImageSettings`, None, or plain JSON values.
     """
     digest = hashlib.sha256()

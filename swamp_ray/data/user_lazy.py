@@ -83,7 +83,6 @@ def lazy_data(config: DataConfig, task: str | None, returned: ReturnedSplits, re
     held_out = splits["train"] if plain is None else plain
     validation = splits.get("validation", held_out)
     source = _source(config, returned, plain is not None)
-    sizes = {name: len(chosen[name]) for name in ("train", "validation", "test")}
     return Data(
         train=LazySamples(splits["train"], chosen["train"], images, returned.transform, plain=plain, form=form),
         validation=LazySamples(validation, chosen["validation"], images, form=form),
@@ -93,7 +92,7 @@ def lazy_data(config: DataConfig, task: str | None, returned: ReturnedSplits, re
         class_names=target.class_names,
         digest=digest_of(chosen, source),
         description={"name": config.name, "source": f"{config.name} (read while training)", "sample": "dataset",
-                     **sizes},
+                     **{name: len(rows) for name, rows in chosen.items()}},
         warnings=(*target.warnings, *_random_warnings(config, probed, plain is not None),
                   *_open_file_warnings(config, splits)),
         training_digest=digest_of({"train": chosen["train"]}, source),

@@ -1,4 +1,4 @@
-"""Networks by name: built-in ones, torchvision's, and your own by import path."""
+"""Networks by name: built-in ones, torchvision's, and the user's own by import path."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _user_model(config: ModelConfig, known: Mapping[str, Any]) -> nn.Module:
 
 
 def _taken(build: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of the data and named in the callable's signature."""
+    """The known facts of the data that the callable has parameters for."""
     try:
         parameters = inspect.signature(build).parameters
     except ValueError:
@@ -203,7 +203,7 @@ def check_outputs(model: nn.Module, batch: Any, num_classes: int) -> None:
 
 
 def _try(model: nn.Module, inputs: Any, shapes: str) -> Any:
-    modes = [(module, module.training) for module in model.modules()]
+    modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad(), seeded(0):
             return model.eval()(inputs)
@@ -211,12 +211,12 @@ def _try(model: nn.Module, inputs: Any, shapes: str) -> Any:
         raise UserError(f"the model cannot read inputs of shape {shapes}", where="model.name",
                         do=f"{image_advice(inputs)} Its own error:\n{own_traceback(error)}".lstrip()) from error
     finally:
-        for module, training in modes:
+        for module, training in modes.items():
             module.training = training
 
 
 def image_advice(batch: Any) -> str:
-    """What to do about bytes that a network may not read: they are no images in the form that is normalised."""
+    """Advice where inputs are bytes, and no images in the form that is normalised; empty for other inputs."""
     first = leaves(batch)[0]
     if not isinstance(first, Tensor) or first.dtype != torch.uint8 or first.ndim < 3:
         return ""

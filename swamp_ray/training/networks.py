@@ -126,9 +126,12 @@ class _BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv3x3(inputs, outputs, stride), nn.BatchNorm2d(outputs)
-        self.conv2, self.bn2 = _conv3x3(outputs, outputs), nn.BatchNorm2d(outputs)
-        self.stride, self.new_channels = stride, outputs - inputs
+        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = _conv3x3(outputs, outputs)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+        self.new_channels = outputs - inputs
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = F.relu(self.bn1(self.conv1(inputs)), inplace=True)
@@ -157,7 +160,8 @@ class CifarResNet(nn.Module):
         super().__init__()
         channels, _, _ = image_shape(f"resnet{depth}", input_shape, smallest=4)
         num_blocks = (depth - 2) // 6
-        self.conv1, self.bn1 = _conv3x3(channels, 16), nn.BatchNorm2d(16)
+        self.conv1 = _conv3x3(channels, 16)
+        self.bn1 = nn.BatchNorm2d(16)
         self.stage1 = self._stage(16, 16, num_blocks, 1)
         self.stage2 = self._stage(16, 32, num_blocks, 2)
         self.stage3 = self._stage(32, 64, num_blocks, 2)
@@ -166,8 +170,10 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(inputs: int, outputs: int, num_blocks: int, stride: int) -> nn.Sequential:
-        first = _BasicBlock(inputs, outputs, stride)
-        return nn.Sequential(first, *(_BasicBlock(outputs, outputs, 1) for _ in range(num_blocks - 1)))
+        blocks = [_BasicBlock(inputs, outputs, stride)]
+        for _ in range(num_blocks - 1):
+            blocks.append(_BasicBlock(outputs, outputs, 1))
+        return nn.Sequential(*blocks)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, num_classes]``."""
@@ -181,8 +187,10 @@ class _WideBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), _conv3x3(inputs, outputs, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), _conv3x3(outputs, outputs)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = _conv3x3(inputs, outputs, stride)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = _conv3x3(outputs, outputs)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False) if inputs != outputs else None
 
@@ -214,8 +222,10 @@ class WideResNet(nn.Module):
         self.conv1 = _conv3x3(channels, widths[0])
         groups = []
         for group in range(3):
-            blocks = [_WideBlock(widths[group], widths[group + 1], 1 if group == 0 else 2, dropout)]
-            blocks += [_WideBlock(widths[group + 1], widths[group + 1], 1, dropout) for _ in range(num_blocks - 1)]
+            outputs = widths[group + 1]
+            blocks = [_WideBlock(widths[group], outputs, 1 if group == 0 else 2, dropout)]
+            for _ in range(num_blocks - 1):
+                blocks.append(_WideBlock(outputs, outputs, 1, dropout))
             groups.append(nn.Sequential(*blocks))
         self.groups = nn.Sequential(*groups)
         self.bn = nn.BatchNorm2d(widths[3])

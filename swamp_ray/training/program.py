@@ -1,4 +1,4 @@
-"""What one training run does, step by step: its length, learning rate, decay and snapshots.
+"""The program of a training run: its length, and learning rate, decay and snapshots step by step.
 
 A :class:`Program` is a frozen value made from the config; arms of the method differ only in their programs.
 """
@@ -124,7 +124,7 @@ def dense_phase(config: SwampConfig, steps_per_epoch: int) -> Program | None:
 
 
 def round_program(config: SwampConfig, steps_per_epoch: int, round_index: int, particle: int) -> Program:
-    """What particle ``particle`` of round ``round_index`` does, with what ``particles.vary`` changes for it.
+    """The program of a particle in a round, with its own values of ``particles.vary``.
 
     Raises:
         UserError: The lengths leave nothing to train or no snapshot to average.
@@ -165,7 +165,7 @@ def _with_snapshots(config: SwampConfig, program: Program) -> Program:
     start = program.rate.hold or 0
     first = (start // every + 1) * every if every else 0
     if first > program.num_steps >= 1 and has_default_snapshots(config.averaging):
-        # The defaults are made for long trainings. A short one has one snapshot, of its last weights.
+        # The defaults suit long trainings. A short one has one snapshot, of its last weights.
         first = every = program.num_steps
     if not 0 < first <= program.num_steps:
         raise UserError(
@@ -176,7 +176,7 @@ def _with_snapshots(config: SwampConfig, program: Program) -> Program:
 
 
 def has_default_snapshots(averaging: AveragingConfig) -> bool:
-    """Whether start and distance of the snapshots are the defaults, which a short training need not have room for."""
+    """Whether start and distance of the snapshots are the defaults, which need not fit into a short training."""
     default = AveragingConfig()
     return (averaging.start, averaging.every) == (default.start, default.every)
 
@@ -189,7 +189,8 @@ def is_too_short(config: SwampConfig, program: Program) -> bool:
 
 
 def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float) -> Rate:
-    schedule, averaging = config.training.schedule, config.averaging
+    schedule = config.training.schedule
+    averaging = config.averaging
     swa = averaging.within == "swa"
     warmup = _warmup_steps(schedule.warmup, swa, steps_per_epoch, total)
     if warmup >= total > 0:
@@ -203,9 +204,11 @@ def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float)
         final = averaging.lr if averaging.lr is not None else lr / 2
     else:
         final = schedule.final_lr
+    milestones: tuple[int, ...] = ()
+    if schedule.name == "multistep":
+        milestones = tuple(round(share * total) for share in schedule.milestones)
     return Rate(schedule.name, base=lr, total=total, warmup=warmup, final=final, hold=hold, gamma=schedule.gamma,
-                milestones=tuple(round(share * total) for share in schedule.milestones)
-                if schedule.name == "multistep" else ())
+                milestones=milestones)
 
 
 def _retrain_program(config: SwampConfig, steps_per_epoch: int, particle: int, lr: float, decay: float) -> Program:
@@ -225,7 +228,7 @@ def _warmup_steps(warmup: str | Length, swa: bool, steps_per_epoch: int, total: 
         return warmup.steps(steps_per_epoch)
     if swa:
         return 0
-    # The default is made for long trainings. One of an epoch or less warms up over its first half.
+    # One epoch is the default of long trainings. A training of an epoch or less warms up over its first half.
     return steps_per_epoch if steps_per_epoch < total else total // 2
 
 

@@ -1,7 +1,7 @@
-"""What a network learns: a loss to train on and metrics to report.
+"""Tasks: a loss to train on and metrics to report.
 
-A batch may be any nest of tensors. :class:`Classification` and :class:`Regression` read a pair
-``(inputs, targets)``; a task of your own subclasses :class:`Task` and reads whatever your data gives.
+A batch may be any tree of tensors: nested tuples, lists and mappings. :class:`Classification` and :class:`Regression`
+read a pair ``(inputs, targets)``; a task of your own subclasses :class:`Task` and reads whatever your data gives.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Task:
         raise NotImplementedError
 
     def training_step(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and metrics that cost nothing more to know: means over the batch, detached, in new tensors."""
+        """The loss, and metrics that the same pass gives for free: means over the batch, detached, in new tensors."""
         return self.loss(model, batch), {}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the metrics are computed from, one row a sample: ``[B, ...]``."""
+        """The predictions that the metrics are computed from, one row a sample: ``[B, ...]``."""
         raise NotImplementedError
 
     def metrics(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Metrics a sample, each ``[B]``; their means over a split are reported."""
+        """Metrics of each sample, ``[B]`` each; their means over a split are reported."""
         raise NotImplementedError
 
     def combine(self, predictions: Sequence[Tensor]) -> Tensor:
@@ -173,7 +173,7 @@ def build_task(config: TaskConfig) -> Task:
 
 
 def check_metrics(task: Task, metrics: Any, size: int) -> None:
-    """Refuse what a task's ``metrics()`` gave for a batch of so many samples, where it is no mean over samples.
+    """Refuse the result of a task's ``metrics()`` where it is not one value a sample for each metric.
 
     Raises:
         UserError: It is no mapping, or a metric has not one value a sample.
@@ -190,7 +190,7 @@ def check_metrics(task: Task, metrics: Any, size: int) -> None:
 
 
 def check_shown_as(task: Task, metrics: Collection[str]) -> None:
-    """Refuse what a task says of how its metrics are written, where that means nothing.
+    """Refuse a task's ``shown_as`` that names no metric or no style.
 
     Raises:
         UserError: It is no mapping, names no metric of the task, or names no style.
