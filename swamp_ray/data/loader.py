@@ -223,15 +223,17 @@ class Loader:
             yield from self._read_here(split, rows, seed)
             return
 
+        num = self.num_processes  # the closure must not refer to the loader, whose processes end with it
+
         def parts(number: int) -> Iterator[_Part]:
             for batch in rows:
-                for part in divide(batch, self.num_processes):
+                for part in divide(batch, num):
                     yield _Part(number, split, seed, part)
 
         with self._process_group() as group:
             found = group.read(parts)
             for batch in rows:
-                yield [next(found) for _ in divide(batch, self.num_processes)]
+                yield [next(found) for _ in divide(batch, num)]
 
     def _read_here(self, split: int, rows: Sequence[np.ndarray], seed: int | None) -> Iterator[list[Any]]:
         reader = _Reader(self._splits, torch.zeros(1, dtype=torch.int64))
