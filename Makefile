@@ -24,7 +24,7 @@ endef
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: $(VENV)/.installed ## Create .venv with everything that swamp needs
@@ -38,6 +38,10 @@ demo: $(VENV)/.installed ## Set up, then prune a small network with SWAMP (confi
 test: lint ## Set up, then ruff, pyright and the tests
 	@$(PY) -m pytest $(SIDE_BY_SIDE) --numprocesses $(TEST_PROCESSES) --dist loadfile
 	@$(PY) -m pytest $(ONE_BY_ONE)
+
+.PHONY: test-nightly
+test-nightly: $(VENV)/.installed-dev ## Hostile files, browsers, cluster schemas, chaos, and the tests that take minutes
+	@$(PY) -m pytest -m "(nightly or slow) and not gpu and not extras"
 
 .PHONY: test-slow
 test-slow: $(VENV)/.installed-dev ## The tests that take minutes

@@ -35,6 +35,8 @@ from swamp_ray.training.results import Progress
 from tests.helpers import TINY, ticket_digests, tiny
 from tests.hostile import DAMAGES, damage_some, hostile_json, with_other_value
 
+pytestmark = pytest.mark.nightly
+
 PACKAGE = Path(__file__).resolve().parents[2] / "swamp_ray"
 SMALL: dict[str, Any] = {"pruning__target": 0.5, "particles__count": 2, "round__length": 3,
                          "model__name": "lenet_300_100"}

@@ -17,6 +17,8 @@ from swamp_ray.run.reporter import Reporter
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
 
+pytestmark = pytest.mark.nightly
+
 PATIENCE_S = 120
 
 

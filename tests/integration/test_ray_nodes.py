@@ -15,6 +15,8 @@ from swamp_ray.run.reporter import Reporter
 from tests.faults import uneven
 from tests.helpers import ticket_digests, tiny
 
+pytestmark = pytest.mark.nightly
+
 
 class LosesItsNode(Reporter):
     """Takes the only node with workers away while states of the round lie on it, and brings another when asked to."""

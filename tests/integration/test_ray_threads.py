@@ -16,6 +16,8 @@ from swamp_ray.on_ray.cluster import connect
 from swamp_ray.on_ray.own_token import VARIABLES
 from tests.helpers import ticket_digests, tiny
 
+pytestmark = pytest.mark.nightly
+
 RAY: dict[str, Any] = {"execution__executor": "ray", "execution__num_workers": 1}
 RUNS: dict[str, dict[str, Any]] = {
     "short": {"seed": 1, "particles__count": 1, "pruning__target": 0.5},

@@ -16,6 +16,8 @@ from swamp_ray.launch import run
 from swamp_ray.run.reporter import Reporter
 from tests.helpers import tiny
 
+pytestmark = pytest.mark.nightly
+
 NUM_ROUNDS = 30
 STORE_BYTES = 200 * 2**20
 

@@ -17,6 +17,8 @@ from swamp_ray.sweep.run import run_sweep
 from tests.helpers import TINY
 from tests.integration.test_sweep import Watcher, logged, sweep_of
 
+pytestmark = pytest.mark.nightly
+
 
 @pytest.mark.slow
 def test_when_the_nodes_are_gone_for_good_the_sweep_ends_and_goes_on_once_they_are_back(

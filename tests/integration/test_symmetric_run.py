@@ -19,6 +19,8 @@ import yaml
 from swamp_ray.launch import run
 from tests.helpers import TINY, descendants, ticket_digests, tiny, wait_for
 
+pytestmark = pytest.mark.nightly
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "cluster" / "slurm.sh"
 LENGTH = 30

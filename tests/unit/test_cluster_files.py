@@ -21,6 +21,8 @@ import yaml
 from swamp_ray.config.reading import load_config
 from tests.cluster_schemas import check_aws_node, check_google_node, launched, paths, ray_start_options, renamed
 
+pytestmark = pytest.mark.nightly
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = REPOSITORY / "cluster"
 AUTOSCALED = ("aws.yaml", "gcp.yaml", "onprem.yaml")

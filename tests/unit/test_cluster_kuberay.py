@@ -14,6 +14,8 @@ import yaml
 from swamp_ray.config.reading import load_config
 from tests.cluster_schemas import check_kubernetes, launched, paths, renamed
 
+pytestmark = pytest.mark.nightly
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "cluster" / "kuberay"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))

@@ -12,6 +12,8 @@ from benchmarks._dead_channels import LayerChannels, channels_of, saved_share
 from benchmarks._narrowed import narrowed
 from swamp_ray.training.networks import CifarResNet, CifarVGG
 
+pytestmark = pytest.mark.nightly
+
 
 def mask(*rows: str) -> Tensor:
     """A 0/1 matrix ``[out, in]``."""

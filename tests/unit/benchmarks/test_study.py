@@ -18,6 +18,8 @@ from swamp_ray.config.reading import load_config
 from swamp_ray.errors import SwampError
 from tests.helpers import tiny
 
+pytestmark = pytest.mark.nightly
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 tables: Any = importlib.import_module("_study_report")
 study: Any = importlib.import_module("study")

@@ -14,6 +14,8 @@ import torch
 from swamp_ray.errors import UserError
 from swamp_ray.sparsity.masks import find_prunable
 
+pytestmark = pytest.mark.nightly
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 study_data: Any = importlib.import_module("_study_data")
 IDS = np.array([[5, 6, 7, 0], [8, 0, 0, 0]], dtype=np.int32)

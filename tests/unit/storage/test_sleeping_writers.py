@@ -20,7 +20,7 @@ from swamp_ray.errors import RunError
 from swamp_ray.launch import run
 from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
-from swamp_ray.storage import places
+from swamp_ray.storage import local_place
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.leases import Lease, LeaseLostError
 from swamp_ray.storage.place import Place
@@ -75,7 +75,7 @@ def take_over(rundir: RunDir) -> Lease:
 
 def test_a_process_that_was_stopped_at_any_moment_overwrites_nothing_of_its_successor(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "LOCK_S", 0.05)
+    monkeypatch.setattr(local_place, "LOCK_S", 0.05)
     generator = random.Random(0)
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / str(number))], cwd=REPOSITORY, text=True,
                                 stdout=subprocess.PIPE) for number in range(6)]

@@ -12,6 +12,8 @@ from swamp_ray.report.page.writing import write_report
 from tests.browser import Browser, find_browser
 from tests.unit.report.conftest import IMP, SWAMP
 
+pytestmark = pytest.mark.nightly
+
 PHONE, A4, DESKTOP = 360, 680, 1200
 READABLE_PX = 7.5
 
