@@ -30,7 +30,7 @@ from swamp_ray.run.messages import AverageSpec
 from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import Shard
 from swamp_ray.sparsity.bits import num_kept
-from swamp_ray.sparsity.compact import Packed, spans
+from swamp_ray.sparsity.compact import CompactState, spans
 from swamp_ray.sparsity.masks import Layer, Layout
 from swamp_ray.sparsity.selection import Ask, here
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
@@ -86,10 +86,10 @@ class Particle:
         """Read the mask that was broadcast."""
         return int(np.bitwise_or.reduce(bits))
 
-    def give(self, particle: int, survivors: int, rest: int, num_shards: int) -> Iterator[Packed]:
+    def give(self, particle: int, survivors: int, rest: int, num_shards: int) -> Iterator[CompactState]:
         """A particle's state, in a piece for each averaging actor."""
         values = self._buffer[particle * STEP:][:survivors + rest]
-        packed = Packed(values[:survivors], values[survivors:])
+        packed = CompactState(values[:survivors], values[survivors:])
         for span in spans(packed.size, num_shards):
             yield packed.part(*span)
 

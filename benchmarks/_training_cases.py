@@ -15,7 +15,7 @@ from swamp_ray.config.reading import build_config
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.samples import Data
-from swamp_ray.sparsity.compact import Packed, pack_state
+from swamp_ray.sparsity.compact import CompactState, compact_state
 from swamp_ray.sparsity.masks import find_prunable
 from swamp_ray.training.arithmetic import Arithmetic, resolve_arithmetic
 from swamp_ray.training.program import TrainingSpec, round_program
@@ -89,13 +89,13 @@ def arithmetic_of(config: SwampConfig, data: Data, device: str) -> Arithmetic:
     return resolve_arithmetic(config.execution, device, initial_model(config, data))
 
 
-def start_of(config: SwampConfig, data: Data) -> tuple[Packed, np.ndarray, dict[str, np.ndarray]]:
+def start_of(config: SwampConfig, data: Data) -> tuple[CompactState, np.ndarray, dict[str, np.ndarray]]:
     """A ticket: the initialisation under a random mask."""
     model = initial_model(config, data)
     layout = find_prunable(model)
     mask = np.random.RandomState(0).rand(layout.num_prunable) < DENSITY
     state = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
-    return (pack_state(state, layout, mask, drop_outside=True), mask,
+    return (compact_state(state, layout, mask, drop_outside=True), mask,
             {name: buffer.numpy() for name, buffer in model.named_buffers()})
 
 

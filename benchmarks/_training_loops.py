@@ -20,7 +20,7 @@ from torchvision import transforms
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.augmentation import Draws, ImagePipeline
 from swamp_ray.data.samples import Data
-from swamp_ray.sparsity.compact import load_packed_
+from swamp_ray.sparsity.compact import load_compact_
 from swamp_ray.sparsity.masks import find_prunable, mask_tensors, prunable_tensors
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
@@ -251,5 +251,5 @@ def masked_model(config: SwampConfig, data: Data) -> nn.Module:
     """The case's network at its ticket."""
     model = initial_model(config, data)
     packed, mask, _ = start_of(config, data)
-    load_packed_(model, find_prunable(model), mask, packed)
+    load_compact_(model, find_prunable(model), mask, packed)
     return model

@@ -38,7 +38,7 @@ from swamp_ray.data.image_folder import ImageFiles, Listing
 from swamp_ray.data.loader import DeviceCopies, Loader, loader_of, read_sample, usable_cores
 from swamp_ray.data.samples import Data, LazySamples
 from swamp_ray.random_state import seeded
-from swamp_ray.sparsity.compact import pack_state
+from swamp_ray.sparsity.compact import compact_state
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
 from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
@@ -218,7 +218,7 @@ class Training:
         self.arithmetic = resolve_arithmetic(config.execution, device, model)
         self.trainer = ParticleTrainer(config, data, self.arithmetic)
         mask = np.ones(self.trainer.layout.num_prunable, dtype=bool)
-        packed = pack_state(dict(model.named_parameters()), self.trainer.layout, mask)
+        packed = compact_state(dict(model.named_parameters()), self.trainer.layout, mask)
         job = TrainingSpec("dense", 1, round_program(config, self.trainer.steps_per_epoch, 0, 0))
         buffers = {name: b.numpy() for name, b in model.named_buffers()}
         self.run = begin_training(self.trainer, job, packed, mask, buffers)

@@ -112,7 +112,7 @@ def side_by_side(config: SwampConfig, storage: str, items: list[JobSpec], barrie
 def _rewind_point(prepared: Any, storage: str) -> tuple[Any, Any]:
     import numpy as np
 
-    from swamp_ray.sparsity.compact import unpack
+    from swamp_ray.sparsity.compact import full_state
     from swamp_ray.storage.states import read_state
 
     store = ArtifactStore(storage)
@@ -123,7 +123,7 @@ def _rewind_point(prepared: Any, storage: str) -> tuple[Any, Any]:
                              recipes.mask_digest(ones), None)
     manifest = store.find(named.name)
     assert manifest is not None
-    return unpack(read_state(store, manifest), layout, ones), prepared.initial.buffers
+    return full_state(read_state(store, manifest), layout, ones), prepared.initial.buffers
 
 
 def _masks(prepared: Any, storage: str) -> dict[int, Any]:

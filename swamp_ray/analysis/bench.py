@@ -15,7 +15,7 @@ from swamp_ray.data.samples import Data
 from swamp_ray.errors import MissingPayloadError, UserError
 from swamp_ray.run.prepare import code_of_workers, device_kind, state_of, take_up_code
 from swamp_ray.run.run_recipes import recipes_of
-from swamp_ray.sparsity.compact import Packed
+from swamp_ray.sparsity.compact import CompactState
 from swamp_ray.sparsity.masks import find_prunable, full_values
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.find import config_of
@@ -161,7 +161,7 @@ class Bench:
     def put(self, point: Point, statistics: StatisticsSource | None = None) -> None:
         """Load weights into the network, and re-estimate its statistics. The caller applies the arithmetic."""
         num = self.trainer.layout.num_prunable
-        self.trainer.load(Packed(point[:num], point[num:]), np.ones(num, dtype=bool), self._buffers)
+        self.trainer.load(CompactState(point[:num], point[num:]), np.ones(num, dtype=bool), self._buffers)
         self.trainer.reestimate(statistics)
 
     def _average_name(self, index: int) -> str:
@@ -188,10 +188,10 @@ class Bench:
 
     def _point(self, manifest: Manifest, index: int) -> Point:
         try:
-            packed = read_state(self._store, manifest)
+            compact = read_state(self._store, manifest)
         except MissingPayloadError as error:
             raise self._not_kept(index) from error
-        return np.concatenate([full_values(self.mask(index), packed.values), packed.rest]).astype(np.float32)
+        return np.concatenate([full_values(self.mask(index), compact.values), compact.rest]).astype(np.float32)
 
     def _not_kept(self, index: int) -> UserError:
         return UserError(f"the states of round {index} of {self.rundir.name!r} are no longer in the storage",

@@ -18,7 +18,7 @@ from swamp_ray.on_ray.choose_packing import recorded_packing
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.prepare import Prepared, State, prepare
 from swamp_ray.run.result_names import ResultNames
-from swamp_ray.sparsity.compact import unpack
+from swamp_ray.sparsity.compact import full_state
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.find import config_of
 from swamp_ray.storage.run_folder import RunDir, check_run_record
@@ -114,7 +114,7 @@ def _rewind_point(rundir: RunDir, prepared: Prepared) -> State:
         manifest = next(filter(None, map(store.find, names)), None)
         if manifest is None:
             raise MissingPayloadError("it is not in the storage")
-        full = unpack(read_state(store, manifest), prepared.layout, prepared.whole_mask)
+        full = full_state(read_state(store, manifest), prepared.layout, prepared.whole_mask)
         return State(full, prepared.initial.buffers)
     except MissingPayloadError as error:
         raise UserError(f"the rewind weights of {rundir.name!r} are no longer in the storage", where="RUN",

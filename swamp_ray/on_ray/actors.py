@@ -26,7 +26,7 @@ from swamp_ray.run.shard import Shard
 from swamp_ray.run.shared_code import NO_CODE, Code
 from swamp_ray.run.timesheet import Whereabouts
 from swamp_ray.run.worker import Worker
-from swamp_ray.sparsity.compact import Packed
+from swamp_ray.sparsity.compact import CompactState
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.selection import Ask, here
 from swamp_ray.training.arithmetic import Arithmetic, applied
@@ -79,7 +79,7 @@ class ParticleActor:
         self._worker(0)  # raises again what went wrong in a later setup
         return Whereabouts(socket.gethostname(), ":".join([self._arithmetic.device, *self._accelerators()]))
 
-    def run(self, members: list[int], specs: list[JobSpec], *given: Any) -> Iterator[Said | Packed]:
+    def run(self, members: list[int], specs: list[JobSpec], *given: Any) -> Iterator[Said | CompactState]:
         """Stream the progress, the outcomes and the states of one job, or of several that are packed.
 
         The pieces of a state come bare, so that the averaging actors get them as they are.
@@ -96,7 +96,7 @@ class ParticleActor:
             if isinstance(message, Progress) and now - last.get(index, 0.0) < PROGRESS_INTERVAL_S:
                 continue
             last[index] = now
-            yield message if isinstance(message, Packed) else (index, message)
+            yield message if isinstance(message, CompactState) else (index, message)
 
     def _accelerators(self) -> list[str]:
         if self._arithmetic.device == "cpu":
@@ -168,11 +168,11 @@ class AveragingActor:
             self._problem = error
         self._shards = [Shard(config, layout, storage, index) for config in configs]
 
-    def add(self, member: int, job: Job, name: str, digest: str, size: int, packed: Packed | None) -> None:
+    def add(self, member: int, job: Job, name: str, digest: str, size: int, compact: CompactState | None) -> None:
         """Let a particle's slice enter the average; the shared arrays are only read."""
         if self._problem is not None:
             raise self._problem
-        self._shards[member].add(job.round, job.particle, name, digest, size, packed)
+        self._shards[member].add(job.round, job.particle, name, digest, size, compact)
 
     def call(self, member: int, method: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a method of :class:`Shard`, for the shard that puts the round together."""

@@ -38,7 +38,7 @@ from swamp_ray.run.shard import Shard, num_shards
 from swamp_ray.run.signals import Stopping
 from swamp_ray.run.timesheet import Ending, JobTimes, Shift, Whereabouts
 from swamp_ray.run.worker import Message, Worker
-from swamp_ray.sparsity.compact import Packed, spans
+from swamp_ray.sparsity.compact import CompactState, spans
 from swamp_ray.sparsity.selection import here
 from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.arithmetic import applied
@@ -69,7 +69,7 @@ class InlineExecutor:
         self._running: _Running | None = None
         self._prepared = prepared
         self._pack: Pack | None = None
-        self._held: dict[Job, list[Packed]] = {}
+        self._held: dict[Job, list[CompactState]] = {}
         self._reports: list[Report] = []
         self._where = Whereabouts(socket.gethostname(), prepared.arithmetic.device)
         self._worked: list[JobTimes] = []
@@ -186,7 +186,8 @@ class InlineExecutor:
     def _hear(self, running: _Running, spec: JobSpec, message: Message | PackedJobFailed) -> None:
         job = spec.job
         if isinstance(message, Outcome):
-            pieces = [piece for _, piece in islice(running.steps, message.num_pieces) if isinstance(piece, Packed)]
+            following = islice(running.steps, message.num_pieces)
+            pieces = [piece for _, piece in following if isinstance(piece, CompactState)]
             if job in running.open and pieces:
                 self._held[job] = pieces
             finished = JobFinishedReport(job, message, held=job in self._held)

@@ -26,7 +26,7 @@ from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.provenance import PACKAGES, commit, now, version
 from swamp_ray.run.timesheet import JobTimes
 from swamp_ray.run.worker import BUFFERS_FILE
-from swamp_ray.sparsity.compact import unpack
+from swamp_ray.sparsity.compact import full_state
 from swamp_ray.sparsity.masks import split
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
@@ -413,7 +413,7 @@ class Journal:
         found = self._store.find(evaluation)
         if found is None:
             raise RunError(f"the evaluation of round {record.round} has vanished from the storage")
-        state = unpack(read_state(self._store, average), layout, mask)
+        state = full_state(read_state(self._store, average), layout, mask)
         state |= arrays_from_bytes(self._store.read(found, BUFFERS_FILE))
         meta = {"round": record.round, "sparsity": record.sparsity, "survivors": record.survivors,
                 "average": average.name, **prepared.use}

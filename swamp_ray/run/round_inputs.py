@@ -12,7 +12,7 @@ from swamp_ray.run.averager import read_mask
 from swamp_ray.run.messages import Executor, Handle, Outcome
 from swamp_ray.run.prepare import Prepared, State
 from swamp_ray.run.result_names import Origin, ResultNames
-from swamp_ray.sparsity.compact import Packed, pack_state, unpack
+from swamp_ray.sparsity.compact import CompactState, compact_state, full_state
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.states import read_state, state_digest
@@ -31,7 +31,7 @@ class RoundInputs:
     mask: np.ndarray
     mask_digest: str
     values_digest: str | None = None
-    _values: Packed | None = None
+    _values: CompactState | None = None
     _mask_handle: Handle | None = None
     _values_handle: Handle | None = None
 
@@ -92,9 +92,9 @@ class Inputs:
         following = self._of(from_bits(bits, self._prepared.layout.num_prunable))
         if self._prepared.config.rewind.weights == "none":
             layout = self._prepared.layout
-            full = unpack(read_state(self._store, average), layout, self._rounds[index].mask)
+            full = full_state(read_state(self._store, average), layout, self._rounds[index].mask)
             following.values_digest = state_digest(average.files)
-            following._values = pack_state(full, layout, following.mask, drop_outside=True)
+            following._values = compact_state(full, layout, following.mask, drop_outside=True)
         self._rounds[index + 1] = following
 
     def release(self, index: int) -> None:
@@ -120,6 +120,6 @@ class Inputs:
                 raise CorruptArtifactError("the dense phase's result has vanished from the storage")
             layout = self._prepared.layout
             dense = read_state(self._store, manifest)
-            full = unpack(dense, layout, np.ones(layout.num_prunable, dtype=bool))
+            full = full_state(dense, layout, np.ones(layout.num_prunable, dtype=bool))
             self._start = State(full, self._prepared.initial.buffers)
         return self._start

@@ -16,7 +16,7 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.run.prepare import State
 from swamp_ray.sparsity.averaging import OrderedMean, square_sums
-from swamp_ray.sparsity.compact import Packed, chunks, spans
+from swamp_ray.sparsity.compact import CompactState, chunks, spans
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.scores import Survivors, checked_scores, make_score
 from swamp_ray.sparsity.selection import ScoredSlice
@@ -70,9 +70,10 @@ class Shard(ScoredSlice):
         self._mean = OrderedMean()
         self._added: list[int] = []
         self._span, self._size = (0, 0), 0
-        self._average = Packed(np.zeros(0, np.float32), np.zeros(0, np.float32))
+        self._average = CompactState(np.zeros(0, np.float32), np.zeros(0, np.float32))
 
-    def add(self, round_index: int, particle: int, name: str, digest: str, size: int, packed: Packed | None) -> None:
+    def add(self, round_index: int, particle: int, name: str, digest: str, size: int,
+            compact: CompactState | None) -> None:
         """Let a particle's slice enter the average of its round; particles come in index order.
 
         Args:
@@ -87,7 +88,7 @@ class Shard(ScoredSlice):
             self._mean.clear()
             self._round, self._added = round_index, []
             self._span, self._size = spans(size, self.num_shards)[self.index], size
-        self._mean.add(self._read(name, digest) if packed is None else packed)
+        self._mean.add(self._read(name, digest) if compact is None else compact)
         self._added.append(particle)
 
     def close(self, round_index: int, particles: Sequence[int]) -> Closed:
@@ -124,7 +125,7 @@ class Shard(ScoredSlice):
                               self._mean.borrow)
         self.scores = checked_scores(make_score(self.config.pruning.score, seed=seed), survivors)
 
-    def _read(self, name: str, digest: str) -> Packed:
+    def _read(self, name: str, digest: str) -> CompactState:
         manifest = self.store.find(name)
         if manifest is None or state_digest(manifest.files) != digest:
             raise CorruptArtifactError(f"the state {digest[:12]} of particle {name} is not in the storage any more. "

@@ -25,7 +25,7 @@ from swamp_ray.run.lookup import discard_named, evaluation_of, every_named, is_m
 from swamp_ray.run.messages import JobSpec, LeaseHeld, Outcome
 from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import num_shards
-from swamp_ray.sparsity.compact import Packed, pack_state, spans
+from swamp_ray.sparsity.compact import CompactState, compact_state, spans
 from swamp_ray.sparsity.masks import from_bits
 from swamp_ray.storage.arrays import arrays_to_bytes
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
@@ -46,7 +46,7 @@ from swamp_ray.training.training_run import GradientRequest, TrainingRun, begin_
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
 
-Message = Progress | Outcome | Packed | LeaseHeld
+Message = Progress | Outcome | CompactState | LeaseHeld
 """What a worker says while it does a job."""
 Steps = Generator[Message | GradientRequest, Any]
 """A training job that asks for the gradients of its batches."""
@@ -59,7 +59,7 @@ class _Training:
     spec: JobSpec
     start: State
     mask: np.ndarray
-    values: Packed | None
+    values: CompactState | None
     seat: ParticleTrainer | None
 
 
@@ -89,7 +89,7 @@ class Worker:
         self._num_shards = num_shards(config, self.trainer.layout)
 
     def run(
-        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: Packed | None,
+        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: CompactState | None,
         stop: Callable[[], bool] = never,
     ) -> Generator[Message]:
         """Do one job: progress after each epoch, then the outcome, then (for training) the state in its pieces.
@@ -114,7 +114,7 @@ class Worker:
                 yield message
 
     def train(
-        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: Packed | None,
+        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: CompactState | None,
         stop: Callable[[], bool] = never, seat: ParticleTrainer | None = None,
     ) -> Steps:
         """Train a particle. The caller applies the arithmetic.
@@ -139,32 +139,32 @@ class Worker:
                 result = self._stored(spec, mask, start, log) or (yield from self._train_anew(training, log, stop))
             yield from result or ()
 
-    def _with_pieces(self, outcome: Outcome, packed: Packed) -> list[Outcome | Packed]:
+    def _with_pieces(self, outcome: Outcome, compact: CompactState) -> list[Outcome | CompactState]:
         """The outcome, and the state in a piece for each averaging shard."""
-        pieces = [packed.part(*span) for span in spans(packed.size, self._num_shards)]
+        pieces = [compact.part(*span) for span in spans(compact.size, self._num_shards)]
         return [replace(outcome, num_pieces=len(pieces)), *pieces]
 
-    def _stored(self, spec: JobSpec, mask: np.ndarray, start: State, log: Any) -> list[Outcome | Packed] | None:
+    def _stored(self, spec: JobSpec, mask: np.ndarray, start: State, log: Any) -> list[Outcome | CompactState] | None:
         """A result that an earlier attempt, or another run, has left behind, with the metrics that are asked for."""
         for manifest in every_named(self.store, spec.named):
             try:
-                packed = read_state(self.store, manifest)
+                compact = read_state(self.store, manifest)
             except MissingPayloadError:
                 continue  # let go to save space, and needed once more
             log(f"{spec.job}: found {manifest.name[:12]} in storage")
             outcome = outcome_of(manifest)
             if not is_measured_alike(spec, manifest.name, manifest.info):
-                outcome = self._measure(spec, outcome, packed, mask, start, log)
-            return self._with_pieces(outcome, packed)
+                outcome = self._measure(spec, outcome, compact, mask, start, log)
+            return self._with_pieces(outcome, compact)
         return None
 
-    def _measure(self, spec: JobSpec, outcome: Outcome, packed: Packed, mask: np.ndarray, start: State, log: Any
+    def _measure(self, spec: JobSpec, outcome: Outcome, compact: CompactState, mask: np.ndarray, start: State, log: Any
                  ) -> Outcome:
         """Measure a stored network as this run measures; what is measured lies under a name of its own."""
         named = evaluation_of(spec, outcome.digest)
         found = self.store.find(named.name)
         if found is None:
-            found = self._store_evaluation(spec, named.name, packed, mask, start)
+            found = self._store_evaluation(spec, named.name, compact, mask, start)
             log(f"{spec.job}: measured anew, {_metrics_text(found.info['metrics'])}")
         return measured_anew(spec, outcome, named.name, found.info["metrics"])
 
@@ -187,7 +187,7 @@ class Worker:
 
     def _train_anew(
         self, training: _Training, log: Any, stop: Callable[[], bool]
-    ) -> Generator[Progress | GradientRequest, Any, list[Outcome | Packed] | None]:
+    ) -> Generator[Progress | GradientRequest, Any, list[Outcome | CompactState] | None]:
         """Train, unless it is known that this diverges; what diverges is noted."""
         if (error := recall_divergence(self.store, training.spec)) is not None:
             raise error
@@ -199,7 +199,7 @@ class Worker:
 
     def _train(
         self, training: _Training, log: Any, stop: Callable[[], bool]
-    ) -> Generator[Progress | GradientRequest, Any, list[Outcome | Packed] | None]:
+    ) -> Generator[Progress | GradientRequest, Any, list[Outcome | CompactState] | None]:
         began, spec, memory = time.perf_counter(), training.spec, PeakMemory(self.trainer.device)
         run = self._begin(training, log)
         first_epoch = len(run.history)
@@ -226,7 +226,7 @@ class Worker:
         manifest = self._keep(spec, result, time.perf_counter() - began, memory.read_bytes())
         discard_named(self.store, spec.named, CHECKPOINT)
         log(f"{spec.job}: finished, {_metrics_text(result.evaluation.metrics)}")
-        return self._with_pieces(outcome_of(manifest, len(run.history) - first_epoch), result.packed)
+        return self._with_pieces(outcome_of(manifest, len(run.history) - first_epoch), result.compact)
 
     def _note_divergence(self, spec: JobSpec, error: DivergedError, log: Any) -> None:
         """Its checkpoint leads nowhere. A storage that takes no files must not hide what happened."""
@@ -241,7 +241,7 @@ class Worker:
         assert spec.program is not None
         trainer = training.seat or self.trainer
         if values is None:
-            values = pack_state(start.parameters, trainer.layout, mask, drop_outside=True)
+            values = compact_state(start.parameters, trainer.layout, mask, drop_outside=True)
         order = TrainingSpec(str(spec.job), spec.seed, spec.program)
         checkpoint = self._find_checkpoint(spec, log)
         try:
@@ -288,22 +288,23 @@ class Worker:
             info["measured"] = spec.measurement.measured
         # Who reads the file need not know the tokens of the options.
         recipe = concealed_tree(spec.named.recipe)
-        return put_state(self.store, spec.named.name, result.packed, recipe, info)
+        return put_state(self.store, spec.named.name, result.compact, recipe, info)
 
     def _evaluate(self, spec: JobSpec, start: State, mask: np.ndarray, log: Any) -> Outcome:
         assert spec.average is not None
         average = self.store.find(spec.average)
         if average is None:
             raise CorruptArtifactError(f"the average {spec.average} of {spec.job} is not in the storage")
-        packed = read_state(self.store, average)
-        manifest = self._store_evaluation(spec, spec.named.name, packed, mask, start)
+        compact = read_state(self.store, average)
+        manifest = self._store_evaluation(spec, spec.named.name, compact, mask, start)
         log(f"{spec.job}: {_metrics_text(manifest.info['metrics'])}")
         return outcome_of(manifest)
 
-    def _store_evaluation(self, spec: JobSpec, name: str, packed: Packed, mask: np.ndarray, start: State) -> Manifest:
+    def _store_evaluation(self, spec: JobSpec, name: str, compact: CompactState, mask: np.ndarray,
+                          start: State) -> Manifest:
         """Evaluate a network and store its metrics and statistics under a name."""
         began = time.perf_counter()
-        evaluation = self.trainer.evaluate(packed, mask, start.buffers)
+        evaluation = self.trainer.evaluate(compact, mask, start.buffers)
         files = {BUFFERS_FILE: arrays_to_bytes(evaluation.buffers)}
         info = {"metrics": evaluation.metrics, "seconds": time.perf_counter() - began, "work": str(spec.job)}
         return self.store.put(name, files, info)

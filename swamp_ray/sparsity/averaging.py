@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from swamp_ray.errors import RunError
-from swamp_ray.sparsity.compact import Packed, chunks
+from swamp_ray.sparsity.compact import CompactState, chunks
 
 _BLOCK = 1 << 18
 _ROW = 1 << 13
@@ -45,30 +45,30 @@ class OrderedMean:
             return np.empty(size, dtype=np.float32)
         return self._room.view(np.float32)[:size]
 
-    def add(self, packed: Packed) -> None:
+    def add(self, compact: CompactState) -> None:
         """Add the next particle; the given arrays are only read.
 
         Raises:
             RunError: Its shape is not that of the others, or it is not finite.
         """
-        if not (is_finite(packed.values) and is_finite(packed.rest)):
+        if not (is_finite(compact.values) and is_finite(compact.rest)):
             raise RunError("a particle's weights are not finite and cannot be averaged")
         if self._values is None or self._rest is None:
-            self._values, self._rest = self._empty(packed.values.size), np.empty(packed.rest.size)
-            self.squares = [0.0] * len(chunks(packed.values.size))
-        elif packed.values.shape != self._values.shape or packed.rest.shape != self._rest.shape:
-            raise RunError(f"particles of a round must share their mask, but one has {packed.values.size} surviving "
-                           f"weights and {packed.rest.size} others instead of {self._values.size} and "
+            self._values, self._rest = self._empty(compact.values.size), np.empty(compact.rest.size)
+            self.squares = [0.0] * len(chunks(compact.values.size))
+        elif compact.values.shape != self._values.shape or compact.rest.shape != self._rest.shape:
+            raise RunError(f"particles of a round must share their mask, but one has {compact.values.size} surviving "
+                           f"weights and {compact.rest.size} others instead of {self._values.size} and "
                            f"{self._rest.size}")
         # The first is copied, not added to 0, which would turn negative zeros into positive ones.
         first = self.count == 0
-        found = [_accumulate(self._values[begin:end], packed.values[begin:end], first)
-                 for begin, end in chunks(packed.values.size)]
-        _accumulate(self._rest, packed.rest, first)
+        found = [_accumulate(self._values[begin:end], compact.values[begin:end], first)
+                 for begin, end in chunks(compact.values.size)]
+        _accumulate(self._rest, compact.rest, first)
         self.squares = [old + new for old, new in zip(self.squares, found, strict=True)]
         self.count += 1
 
-    def mean(self, room: np.ndarray | None = None) -> Packed:
+    def mean(self, room: np.ndarray | None = None) -> CompactState:
         """The mean of what was added.
 
         Args:
@@ -82,7 +82,7 @@ class OrderedMean:
         values = np.empty(0, np.float32) if room is None else room
         if not self._values.size <= values.size <= 2 * self._values.size:
             values = np.empty(self._values.size, np.float32)
-        return Packed(_divided(self._values, self.count, values[:self._values.size]),
+        return CompactState(_divided(self._values, self.count, values[:self._values.size]),
                       _divided(self._rest, self.count, np.empty(self._rest.size, np.float32)))
 
     def _empty(self, size: int) -> np.ndarray:

@@ -26,8 +26,8 @@ CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
-class Packed:
-    """One network.
+class CompactState:
+    """A sparse network without its pruned weights.
 
     Attributes:
         values: Surviving weights in flat order, float32 ``[k]``.
@@ -47,17 +47,17 @@ class Packed:
         """Elements, surviving weights first."""
         return self.values.size + self.rest.size
 
-    def part(self, first: int, last: int) -> Packed:
+    def part(self, first: int, last: int) -> CompactState:
         """Elements ``first`` to ``last - 1``, as views."""
         values, rest = self.values[first:last], self.rest[max(0, first - self.values.size):]
-        return Packed(values, rest[:max(0, last - max(first, self.values.size))])
+        return CompactState(values, rest[:max(0, last - max(first, self.values.size))])
 
 
-def joined(parts: Sequence[Packed]) -> Packed:
+def joined(parts: Sequence[CompactState]) -> CompactState:
     """The whole of parts in order; of a single one itself."""
     if len(parts) == 1:
         return parts[0]
-    return Packed(np.concatenate([part.values for part in parts]), np.concatenate([part.rest for part in parts]))
+    return CompactState(np.concatenate([part.values for part in parts]), np.concatenate([part.rest for part in parts]))
 
 
 def chunks(size: int) -> list[tuple[int, int]]:
@@ -75,7 +75,7 @@ def spans(size: int, num_shards: int) -> list[tuple[int, int]]:
     return [(parts[first][0], parts[last - 1][1]) for first, last in itertools.pairwise(cuts) if first < last]
 
 
-def pack_model(model: nn.Module, layout: Layout, mask: np.ndarray) -> Packed:
+def compact_model(model: nn.Module, layout: Layout, mask: np.ndarray) -> CompactState:
     """Pack a model's parameters, on whatever device they are.
 
     Raises:
@@ -86,20 +86,20 @@ def pack_model(model: nn.Module, layout: Layout, mask: np.ndarray) -> Packed:
     flat = together[:layout.num_prunable]
     check_support(flat, mask)
     # Copied: a view would keep all pruned weights in memory.
-    return Packed(flat[mask], together[layout.num_prunable:].copy())
+    return CompactState(flat[mask], together[layout.num_prunable:].copy())
 
 
-def load_packed_(model: nn.Module, layout: Layout, mask: np.ndarray, packed: Packed) -> None:
+def load_compact_(model: nn.Module, layout: Layout, mask: np.ndarray, compact: CompactState) -> None:
     """Write a packed network into a model's parameters, in place; pruned weights become 0."""
     parameters = _parameters(model)
     with torch.no_grad():
-        for name, array in unpack(packed, layout, mask).items():
+        for name, array in full_state(compact, layout, mask).items():
             parameters[name].copy_(torch.from_numpy(array))
 
 
-def pack_state(
+def compact_state(
     state: Mapping[str, np.ndarray | Tensor], layout: Layout, mask: np.ndarray, *, drop_outside: bool = False
-) -> Packed:
+) -> CompactState:
     """Pack full arrays by parameter name.
 
     Args:
@@ -120,30 +120,30 @@ def pack_state(
     if not drop_outside:
         check_support(flat, mask)
     rest = [arrays[name].reshape(-1) for name, _ in layout.rest]
-    return Packed(flat[mask], np.concatenate(rest) if rest else np.zeros(0, np.float32))
+    return CompactState(flat[mask], np.concatenate(rest) if rest else np.zeros(0, np.float32))
 
 
-def unpack(packed: Packed, layout: Layout, mask: np.ndarray) -> dict[str, np.ndarray]:
+def full_state(compact: CompactState, layout: Layout, mask: np.ndarray) -> dict[str, np.ndarray]:
     """Full arrays by parameter name: prunable ones with zeros outside the mask, then the rest.
 
     Raises:
         ValueError: The packed arrays are not of this layout and mask.
     """
-    if packed.rest.shape != (layout.num_rest,):
-        raise ValueError(f"the rest must have {layout.num_rest} elements, but got {packed.rest.shape}")
+    if compact.rest.shape != (layout.num_rest,):
+        raise ValueError(f"the rest must have {layout.num_rest} elements, but got {compact.rest.shape}")
     if mask.shape != (layout.num_prunable,):
         raise ValueError(f"the mask must be over {layout.num_prunable} weights, but got {mask.shape}")
-    flat = full_values(mask, packed.values)
+    flat = full_values(mask, compact.values)
     full = {layer.name: flat[layer.span].reshape(layer.shape) for layer in layout.layers}
     first = 0
     for name, shape in layout.rest:
         last = first + int(np.prod(shape, dtype=np.int64))
-        full[name] = packed.rest[first:last].reshape(shape).copy()
+        full[name] = compact.rest[first:last].reshape(shape).copy()
         first = last
     return full
 
 
-def to_bytes(packed: Packed, metadata: Mapping[str, object]) -> bytes:
+def to_bytes(compact: CompactState, metadata: Mapping[str, object]) -> bytes:
     """Safetensors bytes; equal content gives equal bytes.
 
     Args:
@@ -152,11 +152,11 @@ def to_bytes(packed: Packed, metadata: Mapping[str, object]) -> bytes:
     """
     text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
     # safetensors writes the memory behind a strided view, not its elements.
-    arrays = {"values": np.ascontiguousarray(packed.values), "rest": np.ascontiguousarray(packed.rest)}
+    arrays = {"values": np.ascontiguousarray(compact.values), "rest": np.ascontiguousarray(compact.rest)}
     return save(arrays, {METADATA_KEY: text})
 
 
-def from_bytes(data: bytes) -> tuple[Packed, dict[str, Any]]:
+def from_bytes(data: bytes) -> tuple[CompactState, dict[str, Any]]:
     """A packed network and its metadata.
 
     Raises:
@@ -164,14 +164,14 @@ def from_bytes(data: bytes) -> tuple[Packed, dict[str, Any]]:
     """
     try:
         arrays = load(data)
-        packed = Packed(arrays["values"], arrays["rest"])
+        compact = CompactState(arrays["values"], arrays["rest"])
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(json.loads(data[8:8 + length])["__metadata__"][METADATA_KEY])
     except (SafetensorError, KeyError, ValueError) as error:
         raise CorruptArtifactError(f"these bytes are not a packed network: {error}") from error
-    if any(array.dtype != np.float32 or array.ndim != 1 for array in (packed.values, packed.rest)):
+    if any(array.dtype != np.float32 or array.ndim != 1 for array in (compact.values, compact.rest)):
         raise CorruptArtifactError("a packed network must be two float32 vectors")
-    return packed, metadata
+    return compact, metadata
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.sparsity.compact import Packed, chunks, from_bytes, joined, to_bytes
+from swamp_ray.sparsity.compact import CompactState, chunks, from_bytes, joined, to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
 from swamp_ray.storage.names import canonical_json, digest_bytes
 
@@ -31,7 +31,7 @@ def state_digest(files: Mapping[str, FileEntry]) -> str:
 
 
 def state_payloads(
-    packed: Packed, metadata: Mapping[str, object], first: int, size: int
+    compact: CompactState, metadata: Mapping[str, object], first: int, size: int
 ) -> Iterator[tuple[str, bytes]]:
     """File names and payloads of a state, or of a slice of it that begins and ends with a chunk.
 
@@ -43,20 +43,20 @@ def state_payloads(
     """
     whole = chunks(size)
     for index, (begin, end) in enumerate(whole):
-        if first <= begin and end <= first + packed.size:
+        if first <= begin and end <= first + compact.size:
             file = "state.safetensors" if len(whole) == 1 else f"state-{index:05d}.safetensors"
-            yield file, to_bytes(packed.part(begin - first, end - first), metadata)
+            yield file, to_bytes(compact.part(begin - first, end - first), metadata)
 
 
-def put_state(store: ArtifactStore, name: str, packed: Packed, metadata: Mapping[str, object],
+def put_state(store: ArtifactStore, name: str, compact: CompactState, metadata: Mapping[str, object],
               info: Mapping[str, object], others: Mapping[str, bytes] | None = None) -> Manifest:
     """Store a whole state, and perhaps other payloads, as an artifact; a chunk at a time is in memory twice."""
-    entries = {file: store.write(name, file, data) for file, data in state_payloads(packed, metadata, 0, packed.size)}
+    entries = {file: store.write(name, file, data) for file, data in state_payloads(compact, metadata, 0, compact.size)}
     entries |= {file: store.write(name, file, data) for file, data in (others or {}).items()}
     return store.finish(name, entries, info)
 
 
-def read_state(store: ArtifactStore, manifest: Manifest, span: tuple[int, int] | None = None) -> Packed:
+def read_state(store: ArtifactStore, manifest: Manifest, span: tuple[int, int] | None = None) -> CompactState:
     """The verified state of a particle or an average.
 
     Args:
@@ -88,7 +88,7 @@ def let_go_state(store: ArtifactStore, name: str) -> None:
         store.let_go(name, file)
 
 
-def _checked(packed: Packed, files: Sequence[str], span: tuple[int, int] | None) -> Packed:
-    if span is not None and packed.size != span[1] - span[0]:
-        raise CorruptArtifactError(f"{', '.join(files)} hold {packed.size} elements instead of {span[1] - span[0]}")
-    return packed
+def _checked(compact: CompactState, files: Sequence[str], span: tuple[int, int] | None) -> CompactState:
+    if span is not None and compact.size != span[1] - span[0]:
+        raise CorruptArtifactError(f"{', '.join(files)} hold {compact.size} elements instead of {span[1] - span[0]}")
+    return compact

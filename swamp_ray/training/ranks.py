@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from swamp_ray.errors import LostRankError
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.compact import Packed
+from swamp_ray.sparsity.compact import CompactState
 from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.results import Arrays
 from swamp_ray.user_code.blaming import lost_connection
@@ -48,7 +48,7 @@ class TrainInstruction:
 
     member: int
     job: TrainingSpec
-    start: Packed
+    start: CompactState
     mask: np.ndarray
     buffers: Arrays
     checkpoint: bytes | None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from swamp_ray.sparsity.compact import Packed
+from swamp_ray.sparsity.compact import CompactState
 
 Arrays = Mapping[str, np.ndarray]
 Gradients = tuple[Tensor, dict[str, Tensor]]
@@ -58,7 +58,7 @@ class TrainedParticle:
         history: One record an epoch.
     """
 
-    packed: Packed
+    compact: CompactState
     evaluation: Evaluation
     as_trained: dict[str, dict[str, float]] | None
     history: list[dict[str, Any]]

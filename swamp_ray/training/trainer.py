@@ -24,7 +24,7 @@ from swamp_ray.data.trees import split_batch, tree_map
 from swamp_ray.errors import UserError
 from swamp_ray.random_state import seeded
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.compact import Packed, load_packed_
+from swamp_ray.sparsity.compact import CompactState, load_compact_
 from swamp_ray.sparsity.masks import Layout, find_prunable, prunable_tensors
 from swamp_ray.training.arithmetic import Arithmetic, local_device
 from swamp_ray.training.evaluation_loss import LOSS, evaluation_loss, origin_of_loss
@@ -129,14 +129,14 @@ class ParticleTrainer:
             self.task.training_step(model, batch)[0].backward()
         return any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
 
-    def load(self, packed: Packed, mask: np.ndarray, buffers: Arrays) -> None:
+    def load(self, compact: CompactState, mask: np.ndarray, buffers: Arrays) -> None:
         """Put a network's weights and buffers in place, with fresh normalisation statistics where none are kept."""
         with torch.no_grad():
             for name, buffer in named_buffers(self.model):
                 if name in buffers:
                     buffer.copy_(_writable(buffers[name]))
         reset_batchnorm(self.model, self.kept)
-        load_packed_(self.model, self.layout, mask, packed)
+        load_compact_(self.model, self.layout, mask, compact)
 
     def backward(self, batch: Batch) -> Gradients:
         """Leave the gradients of a batch in the parameters, without synchronising with the device."""
@@ -163,9 +163,9 @@ class ParticleTrainer:
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(parts)
         return total, sums
 
-    def evaluate(self, packed: Packed, mask: np.ndarray, buffers: Arrays) -> Evaluation:
+    def evaluate(self, compact: CompactState, mask: np.ndarray, buffers: Arrays) -> Evaluation:
         """Metrics of a network on validation and test, with its normalisation statistics re-estimated."""
-        self.load(packed, mask, buffers)
+        self.load(compact, mask, buffers)
         return self.evaluate_in_place()
 
     def evaluate_in_place(self) -> Evaluation:

@@ -24,7 +24,7 @@ from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError
 from swamp_ray.random_state import random_state, restore_random_state
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.averaging import ExponentialMean, SnapshotMean
-from swamp_ray.sparsity.compact import Packed, pack_model
+from swamp_ray.sparsity.compact import CompactState, compact_model
 from swamp_ray.sparsity.masks import mask_tensors
 from swamp_ray.training.epoch_totals import EpochTotals
 from swamp_ray.training.normalisation import has_batchnorm
@@ -119,8 +119,8 @@ class TrainingRun:
         refuse_moving_extra_state(trainer.model, trainer.extra_state)
         if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
             raise self._diverged(self.step - 1, math.nan)
-        packed = pack_model(trainer.model, trainer.layout, self._mask)
-        return TrainedParticle(packed, trainer.evaluate_in_place(), as_trained, self.history)
+        compact = compact_model(trainer.model, trainer.layout, self._mask)
+        return TrainedParticle(compact, trainer.evaluate_in_place(), as_trained, self.history)
 
     def compare(self) -> None:
         """Check that all ranks of a finished run have the same weights; every rank has to call this.
@@ -304,7 +304,7 @@ class TrainingRun:
 
 
 def begin_training(
-    trainer: ParticleTrainer, job: TrainingSpec, start: Packed, mask: np.ndarray, buffers: Arrays,
+    trainer: ParticleTrainer, job: TrainingSpec, start: CompactState, mask: np.ndarray, buffers: Arrays,
     checkpoint: bytes | None = None,
 ) -> TrainingRun:
     """A training run from its start, or from a checkpoint of an earlier attempt at the same job.

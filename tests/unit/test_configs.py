@@ -17,7 +17,7 @@ from swamp_ray.method.rounds import plan_rounds
 from swamp_ray.run import worker
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
-from swamp_ray.sparsity.compact import Packed, pack_state, unpack
+from swamp_ray.sparsity.compact import CompactState, compact_state, full_state
 from swamp_ray.sparsity.masks import Layout, find_prunable
 from swamp_ray.sparsity.schedule import plan_survivors
 from swamp_ray.storage.artifacts import ArtifactStore
@@ -231,7 +231,7 @@ class _Begun:
     """What a training run began with."""
 
     label: str
-    packed: Packed
+    compact: CompactState
     mask: np.ndarray
 
 
@@ -243,7 +243,8 @@ class TestStartingWeights:
         begun: list[_Begun] = []
         begin = worker.begin_training
 
-        def watched(trainer: ParticleTrainer, job: TrainingSpec, start: Packed, mask: np.ndarray, *rest: Any) -> Any:
+        def watched(trainer: ParticleTrainer, job: TrainingSpec, start: CompactState, mask: np.ndarray,
+                    *rest: Any) -> Any:
             begun.append(_Begun(job.label, start, mask))
             return begin(trainer, job, start, mask, *rest)
 
@@ -261,19 +262,19 @@ class TestStartingWeights:
         layout, initial = watch.prepared.layout, watch.prepared.initial.parameters
         assert (begun[0].label == "dense phase") == (origin != "init")
         first, second = ([one for one in begun if one.label.startswith(f"round {index},")] for index in (0, 1))
-        rewind = unpack(first[0].packed, layout, first[0].mask)
+        rewind = full_state(first[0].compact, layout, first[0].mask)
         trained = any(not np.array_equal(rewind[key], initial[key]) for key in initial)
         assert trained == (origin != "init")
         if origin == "average":
             store = ArtifactStore(done.rundir.storage)
             average = store.find(done.records[0].artifacts["average"]["name"])
             assert average is not None
-            rewind = unpack(read_state(store, average), layout, first[0].mask)
-        expected = pack_state(rewind, layout, second[0].mask, drop_outside=True)
+            rewind = full_state(read_state(store, average), layout, first[0].mask)
+        expected = compact_state(rewind, layout, second[0].mask, drop_outside=True)
         assert len(second) == done.records[1].num_particles
         for one in second:
-            assert np.array_equal(one.packed.values, expected.values)
-            assert np.array_equal(one.packed.rest, expected.rest)
+            assert np.array_equal(one.compact.values, expected.values)
+            assert np.array_equal(one.compact.rest, expected.rest)
 
 
 def miniature(name: str, folder: Path) -> SwampConfig:

@@ -14,7 +14,7 @@ import torch
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import UserError, first_line
-from swamp_ray.sparsity.compact import pack_model
+from swamp_ray.sparsity.compact import compact_model
 from swamp_ray.training.arithmetic import SINGLE, Arithmetic, form_and_width
 from swamp_ray.training.model_tensors import named_buffers
 from swamp_ray.training.packs.pack import Pack
@@ -173,7 +173,7 @@ def _begin(trainer: ParticleTrainer, seed: int) -> TrainingRun:
     steps = trainer.steps_per_epoch
     program = Program(2**40, steps, Rate("constant", base=RATE, total=2**40), trainer.config.training.weight_decay)
     whole = np.ones_like(mask)
-    packed = pack_model(trainer.model, trainer.layout, whole)
+    packed = compact_model(trainer.model, trainer.layout, whole)
     packed = type(packed)(packed.values[mask], packed.rest)
     buffers = {name: buffer.detach().cpu().numpy().copy() for name, buffer in named_buffers(trainer.model)}
     return begin_training(trainer, TrainingSpec("a measurement", seed, program), packed, mask, buffers)

@@ -30,7 +30,7 @@ from swamp_ray.data.samples import Data, LazySamples
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.random_state import seeded
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.compact import pack_state
+from swamp_ray.sparsity.compact import compact_state
 from swamp_ray.training.arithmetic import resolve_arithmetic
 from swamp_ray.training.program import TrainingSpec, round_program
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
@@ -416,7 +416,7 @@ def weights_after_an_epoch(data: Data, config: DataConfig, workers: int, stop_af
         trainer = ParticleTrainer(run_config, data, arithmetic)
         model = initial_model(run_config, data)
         mask = np.ones(trainer.layout.num_prunable, dtype=bool)
-        packed = pack_state(dict(model.named_parameters()), trainer.layout, mask)
+        packed = compact_state(dict(model.named_parameters()), trainer.layout, mask)
         job = TrainingSpec("dense", 3, round_program(run_config, trainer.steps_per_epoch, 0, 0))
         buffers = {name: b.numpy() for name, b in model.named_buffers()}
         return begin_training(trainer, job, packed, mask, buffers, checkpoint)
@@ -428,7 +428,7 @@ def weights_after_an_epoch(data: Data, config: DataConfig, workers: int, stop_af
     while not run.done:
         run.epoch()
     result = run.finish()
-    return result.packed.values.tobytes() + repr(sorted(result.evaluation.metrics.items())).encode()
+    return result.compact.values.tobytes() + repr(sorted(result.evaluation.metrics.items())).encode()
 
 
 @pytest.mark.usefixtures("more_cores")

@@ -18,7 +18,7 @@ from swamp_ray.launch import run
 from swamp_ray.run.disk_space import Space, checkpoint_bytes, estimate, free_bytes, free_inodes
 from swamp_ray.run.prepare import prepare
 from swamp_ray.run.reporter import Reporter
-from swamp_ray.sparsity.compact import pack_state
+from swamp_ray.sparsity.compact import compact_state
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.trainer import ParticleTrainer
@@ -86,7 +86,7 @@ def test_a_checkpoint_is_as_large_as_estimated(tmp_path: Path, values: dict[str,
     prepared = prepare(tiny(tmp_path, **values))
     with applied(prepared.arithmetic):
         trainer = ParticleTrainer(prepared.config, prepared.data, prepared.arithmetic)
-        start = pack_state(prepared.initial.parameters, prepared.layout, prepared.first_mask)
+        start = compact_state(prepared.initial.parameters, prepared.layout, prepared.first_mask)
         program = prepared.program(0, 0)
         job = TrainingSpec("a", 1, program)
         training = begin_training(trainer, job, start, prepared.first_mask, prepared.initial.buffers)

@@ -20,7 +20,7 @@ from swamp_ray.run.messages import AverageSpec
 from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import AUTO_ELEMENTS, Shard, num_shards
 from swamp_ray.sparsity import compact as packing
-from swamp_ray.sparsity.compact import Packed, pack_state, spans
+from swamp_ray.sparsity.compact import CompactState, compact_state, spans
 from swamp_ray.sparsity.masks import Layer, Layout, from_bits, layer_densities, to_bits
 from swamp_ray.sparsity.scores import make_score
 from swamp_ray.sparsity.selection import here
@@ -57,7 +57,8 @@ def config_of(storage: Path, **values: Any) -> SwampConfig:
 class Round:
     """One round of particles that somebody else has trained."""
 
-    def __init__(self, states: list[Packed], mask: np.ndarray, layout: Layout, start: dict[str, np.ndarray]) -> None:
+    def __init__(self, states: list[CompactState], mask: np.ndarray, layout: Layout,
+                 start: dict[str, np.ndarray]) -> None:
         self.states, self.mask, self.layout = states, mask, layout
         self.start = State(start, {})
         self.survivors = int(mask.sum())
@@ -78,7 +79,8 @@ class Round:
         assert manifest is not None
         return store, manifest
 
-    def _add(self, store: ArtifactStore, shards: list[Shard], particle: int, state: Packed, from_storage: bool) -> None:
+    def _add(self, store: ArtifactStore, shards: list[Shard], particle: int, state: CompactState,
+             from_storage: bool) -> None:
         name = f"{particle:x}" * 64
         digest = state_digest(put_state(store, name, state, {}, {}).files) if from_storage else ""
         parts = spans(state.size, len(shards))
@@ -102,15 +104,15 @@ def drawn_round(data: st.DataObject, num_rest: int = 21) -> Round:
             return rng.choice(np.array(ODD, dtype=np.float32), size)
         return np.full(size, 0.25, np.float32) if kind == "equal" else rng.standard_normal(size).astype(np.float32)
 
-    states = [Packed(numbers(int(mask.sum())), numbers(num_rest)) for _ in range(data.draw(st.integers(1, 4)))]
+    states = [CompactState(numbers(int(mask.sum())), numbers(num_rest)) for _ in range(data.draw(st.integers(1, 4)))]
     start = {layer.name: numbers(layer.size).reshape(layer.shape) for layer in layout.layers}
     start["bias"] = numbers(num_rest)
     return Round(states, mask, layout, start)
 
 
-def expected_mask(one: Round, average: Packed, following: int, score: str, scope: str) -> np.ndarray:
+def expected_mask(one: Round, average: CompactState, following: int, score: str, scope: str) -> np.ndarray:
     """The slow twin: all scores and the whole mask in one place."""
-    rewind = pack_state(one.start.parameters, one.layout, one.mask, drop_outside=True).values
+    rewind = compact_state(one.start.parameters, one.layout, one.mask, drop_outside=True).values
     scores = scores_of(one.layout, one.mask, average.values, rewind, make_score(score, seed=7))
     return mask_of(one.layout, one.mask, scores, following, scope)
 
@@ -144,7 +146,7 @@ def test_any_number_of_shards_gives_the_same_bits(
 def simple_round(num: int = 3) -> Round:
     layout = layout_of()
     rng = np.random.default_rng(0)
-    states = [Packed(rng.standard_normal(layout.num_prunable).astype(np.float32), np.zeros(21, np.float32))
+    states = [CompactState(rng.standard_normal(layout.num_prunable).astype(np.float32), np.zeros(21, np.float32))
               for _ in range(num)]
     start = {layer.name: np.zeros(layer.shape, np.float32) for layer in layout.layers} | {"bias": np.zeros(21)}
     return Round(states, np.ones(layout.num_prunable, dtype=np.bool_), layout, start)
@@ -169,7 +171,7 @@ def test_no_shard_holds_more_than_its_slice(tmp_path: Path) -> None:
         shard.add(0, 0, "", "", one.states[0].size, one.states[0].part(*span))
         shard.close(0, (0,))
         shard.score(0, one.start, to_bits(one.mask))
-        held = [value for value in vars(shard).values() if isinstance(value, np.ndarray | Packed)]
+        held = [value for value in vars(shard).values() if isinstance(value, np.ndarray | CompactState)]
         assert sum(value.size for value in held) <= 2 * (span[1] - span[0])
 
 

@@ -12,13 +12,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from swamp_ray.errors import RunError
 from swamp_ray.sparsity.averaging import ExponentialMean, OrderedMean, SnapshotMean
-from swamp_ray.sparsity.compact import Packed
+from swamp_ray.sparsity.compact import CompactState
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-def packed(*values: float, rest: tuple[float, ...] = ()) -> Packed:
-    return Packed(np.array(values, np.float32), np.array(rest, np.float32))
+def packed(*values: float, rest: tuple[float, ...] = ()) -> CompactState:
+    return CompactState(np.array(values, np.float32), np.array(rest, np.float32))
 
 
 def net() -> nn.Sequential:
@@ -84,7 +84,7 @@ class TestOrderedMean:
         assert given_arrays[0].values[0] == 1.0
 
     @pytest.mark.parametrize("wrong", [packed(1.0), packed(1.0, 2.0, rest=(1.0,))])
-    def test_refuses_other_shapes(self, wrong: Packed) -> None:
+    def test_refuses_other_shapes(self, wrong: CompactState) -> None:
         mean = OrderedMean()
         mean.add(packed(1.0, 2.0))
         with pytest.raises(RunError, match="share their mask"):
@@ -104,7 +104,8 @@ class TestOrderedMean:
     def test_rounds_in_kept_memory_are_those_in_memory_of_their_own(self, sizes: tuple[int, ...]) -> None:
         rng, kept, room = np.random.default_rng(0), OrderedMean(), None
         for size in sizes:
-            states = [Packed(*np.split(rng.standard_normal(size + 3, dtype=np.float32), [size])) for _ in range(3)]
+            drawn = [rng.standard_normal(size + 3, dtype=np.float32) for _ in range(3)]
+            states = [CompactState(*np.split(one, [size])) for one in drawn]
             fresh = OrderedMean()
             kept.clear()
             for state in states:
@@ -120,7 +121,7 @@ class TestOrderedMean:
     def test_large_numbers_are_finite(self) -> None:
         huge = np.full(1 << 19, 3e38, np.float32)
         mean = OrderedMean()
-        mean.add(Packed(huge, huge[:5]))
+        mean.add(CompactState(huge, huge[:5]))
         np.testing.assert_array_equal(mean.mean().values, huge)
 
     def test_nothing_has_no_mean(self) -> None:

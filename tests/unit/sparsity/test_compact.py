@@ -12,7 +12,15 @@ from safetensors.numpy import save
 from torch import nn
 
 from swamp_ray.errors import CorruptArtifactError, RunError
-from swamp_ray.sparsity.compact import Packed, from_bytes, load_packed_, pack_model, pack_state, to_bytes, unpack
+from swamp_ray.sparsity.compact import (
+    CompactState,
+    compact_model,
+    compact_state,
+    from_bytes,
+    full_state,
+    load_compact_,
+    to_bytes,
+)
 from swamp_ray.sparsity.masks import Layout, apply_mask_, find_prunable, mask_tensors, prunable_tensors
 
 
@@ -69,13 +77,13 @@ def arrays(model: nn.Module) -> dict[str, np.ndarray]:
 @each_model
 def test_a_model_comes_back_from_its_compact_form(make) -> None:
     model, layout, mask = pruned(make)
-    packed = pack_model(model, layout, mask)
+    packed = compact_model(model, layout, mask)
     assert packed.values.shape == (mask.sum(),)
     assert packed.rest.shape == (layout.num_rest,)
     assert packed.nbytes == 4 * (int(mask.sum()) + layout.num_rest)
     other, _, _ = pruned(make, seed=1)
     strides = [parameter.stride() for parameter in other.parameters()]
-    load_packed_(other, layout, mask, packed)
+    load_compact_(other, layout, mask, packed)
     for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b), name
     assert [parameter.stride() for parameter in other.parameters()] == strides
@@ -86,12 +94,12 @@ def test_a_model_comes_back_from_its_compact_form(make) -> None:
 def test_model_and_arrays_pack_alike_and_unpack_to_the_arrays(make) -> None:
     model, layout, mask = pruned(make)
     state = arrays(model)
-    packed, from_state = pack_model(model, layout, mask), pack_state(state, layout, mask)
-    from_tensors = pack_state(model.state_dict(), layout, mask)
+    packed, from_state = compact_model(model, layout, mask), compact_state(state, layout, mask)
+    from_tensors = compact_state(model.state_dict(), layout, mask)
     for other in (from_state, from_tensors):
         assert np.array_equal(packed.values, other.values)
         assert np.array_equal(packed.rest, other.rest)
-    full = unpack(packed, layout, mask)
+    full = full_state(packed, layout, mask)
     assert full.keys() == state.keys()
     assert all(np.array_equal(full[name], state[name]) for name in state)
 
@@ -100,7 +108,7 @@ def test_model_and_arrays_pack_alike_and_unpack_to_the_arrays(make) -> None:
 def test_values_are_in_flat_order_and_do_not_hold_on_to_the_model(make) -> None:
     model, layout, mask = pruned(make)
     state = arrays(model)
-    packed = pack_model(model, layout, mask)
+    packed = compact_model(model, layout, mask)
     flat = np.concatenate([state[layer.name].ravel() for layer in layout.layers])
     assert np.array_equal(packed.values, flat[mask])
     assert packed.values.base is None
@@ -117,14 +125,14 @@ class TestSupport:
         smaller = mask.copy()
         smaller[np.flatnonzero(mask)[:3]] = False
         with pytest.raises(RunError, match="3 weights outside"):
-            pack_model(model, layout, smaller)
+            compact_model(model, layout, smaller)
         with pytest.raises(RunError, match="3 weights outside"):
-            pack_state(arrays(model), layout, smaller)
+            compact_state(arrays(model), layout, smaller)
 
     def test_rewinding_drops_them(self) -> None:
         model, layout, mask = pruned(grouped)
         smaller = mask & (np.arange(mask.size) % 2 == 0)
-        full = unpack(pack_state(arrays(model), layout, smaller, drop_outside=True), layout, smaller)
+        full = full_state(compact_state(arrays(model), layout, smaller, drop_outside=True), layout, smaller)
         state = arrays(model)
         flat = np.concatenate([state[layer.name].ravel() for layer in layout.layers])
         found = np.concatenate([full[layer.name].ravel() for layer in layout.layers])
@@ -138,17 +146,17 @@ class TestWrongShapes:
         del state["0.bias"]
         state["0.weight"] = state["0.weight"].reshape(8, 9)
         with pytest.raises(RunError, match=r"0\.weight, 0\.bias"):
-            pack_state(state, layout, mask)
+            compact_state(state, layout, mask)
 
     def test_another_mask_is_refused(self) -> None:
         model, layout, mask = pruned(grouped)
-        packed = pack_model(model, layout, mask)
+        packed = compact_model(model, layout, mask)
         with pytest.raises(ValueError, match="keeps"):
-            unpack(packed, layout, np.ones_like(mask))
+            full_state(packed, layout, np.ones_like(mask))
         with pytest.raises(ValueError, match="mask must be over"):
-            unpack(packed, layout, mask[:-1])
+            full_state(packed, layout, mask[:-1])
         with pytest.raises(ValueError, match="rest must have"):
-            unpack(Packed(packed.values, packed.rest[1:]), layout, mask)
+            full_state(CompactState(packed.values, packed.rest[1:]), layout, mask)
 
 
 META = {"format": 1, "b": {"z": 0.1, "a": [1, "é"]}}
@@ -157,7 +165,7 @@ META = {"format": 1, "b": {"z": 0.1, "a": [1, "é"]}}
 class TestBytes:
     @given(st.lists(st.floats(width=32)), st.lists(st.floats(width=32)))
     def test_round_trip_keeps_every_bit(self, values: list[float], rest: list[float]) -> None:
-        packed = Packed(np.array(values, np.float32), np.array(rest, np.float32))
+        packed = CompactState(np.array(values, np.float32), np.array(rest, np.float32))
         found, meta = from_bytes(to_bytes(packed, META))
         assert found.values.tobytes() == packed.values.tobytes()
         assert found.rest.tobytes() == packed.rest.tobytes()
@@ -166,21 +174,21 @@ class TestBytes:
     def test_equal_content_gives_equal_bytes(self) -> None:
         values = np.arange(12, dtype=np.float32)
         reordered = dict(reversed(META.items()))
-        first = to_bytes(Packed(values[::2].copy(), values), META)
-        assert to_bytes(Packed(values[::2], values), reordered) == first
+        first = to_bytes(CompactState(values[::2].copy(), values), META)
+        assert to_bytes(CompactState(values[::2], values), reordered) == first
 
     def test_there_is_one_metadata_key(self) -> None:
-        data = to_bytes(Packed(np.ones(2, np.float32), np.ones(1, np.float32)), META)
+        data = to_bytes(CompactState(np.ones(2, np.float32), np.ones(1, np.float32)), META)
         (length,) = struct.unpack("<Q", data[:8])
         assert list(json.loads(data[8:8 + length])["__metadata__"]) == ["swamp"]
 
     def test_metadata_without_a_json_form_is_refused(self) -> None:
         with pytest.raises(ValueError, match="JSON"):
-            to_bytes(Packed(np.ones(1, np.float32), np.ones(1, np.float32)), {"loss": float("nan")})
+            to_bytes(CompactState(np.ones(1, np.float32), np.ones(1, np.float32)), {"loss": float("nan")})
 
     def test_foreign_and_damaged_bytes_are_refused(self) -> None:
         ones = np.ones(2, np.float32)
-        good = to_bytes(Packed(ones, ones), {})
+        good = to_bytes(CompactState(ones, ones), {})
         foreign = [b"", b"junk" * 9, good[:-1], good[:20], save({"values": ones, "rest": ones}),
                    save({"values": ones}, {"swamp": "{}"}),
                    save({"values": ones.astype(np.float64), "rest": ones}, {"swamp": "{}"}),

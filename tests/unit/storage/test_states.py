@@ -7,7 +7,7 @@ import pytest
 
 from swamp_ray.errors import CorruptArtifactError, MissingPayloadError
 from swamp_ray.sparsity import compact as packing
-from swamp_ray.sparsity.compact import Packed, chunks, spans, to_bytes
+from swamp_ray.sparsity.compact import CompactState, chunks, spans, to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.states import (
     lacks_state,
@@ -27,12 +27,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "CHUNK", 10)
 
 
-def state(num_values: int = 24, num_rest: int = 9) -> Packed:
+def state(num_values: int = 24, num_rest: int = 9) -> CompactState:
     numbers = np.arange(num_values + num_rest, dtype=np.float32)
-    return Packed(numbers[:num_values], numbers[num_values:])
+    return CompactState(numbers[:num_values], numbers[num_values:])
 
 
-def equal(one: Packed, other: Packed) -> bool:
+def equal(one: CompactState, other: CompactState) -> bool:
     return np.array_equal(one.values, other.values) and np.array_equal(one.rest, other.rest)
 
 
@@ -79,7 +79,7 @@ def test_slices_that_are_written_apart_have_the_name_of_the_whole(tmp_path: Path
 
 
 def test_the_digest_depends_on_every_chunk_and_their_order(tmp_path: Path) -> None:
-    def digest(whole: Packed, name: str) -> str:
+    def digest(whole: CompactState, name: str) -> str:
         return state_digest(put_state(ArtifactStore(tmp_path), name, whole, {}, {}).files)
 
     values = state(40, 0).values
@@ -87,7 +87,7 @@ def test_the_digest_depends_on_every_chunk_and_their_order(tmp_path: Path) -> No
     changed = values.copy()
     changed[35] += 1
     rest = np.zeros(0, np.float32)
-    assert len({digest(Packed(array, rest), f"{index:x}" * 64)
+    assert len({digest(CompactState(array, rest), f"{index:x}" * 64)
                 for index, array in enumerate([values, swapped, changed])}) == 3
 
 

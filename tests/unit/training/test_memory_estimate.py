@@ -17,7 +17,7 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data import batches as batches_module
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.samples import Data
-from swamp_ray.sparsity.compact import pack_model
+from swamp_ray.sparsity.compact import compact_model
 from swamp_ray.training.arithmetic import Arithmetic, applied, resolve_arithmetic
 from swamp_ray.training.memory_estimate import MemoryEstimate, TracedStep, estimate_memory
 from swamp_ray.training.model_tensors import named_buffers
@@ -52,7 +52,7 @@ def train(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> None:
     with applied(arithmetic):
         trainer = ParticleTrainer(config, data, arithmetic)
         mask = np.ones(trainer.layout.num_prunable, dtype=bool)
-        packed = pack_model(trainer.model, trainer.layout, mask)
+        packed = compact_model(trainer.model, trainer.layout, mask)
         mask[::3] = False
         packed = type(packed)(packed.values[mask], packed.rest)
         buffers = {name: buffer.cpu().numpy().copy() for name, buffer in named_buffers(trainer.model)}

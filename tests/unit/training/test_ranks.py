@@ -19,7 +19,7 @@ from swamp_ray.config.reading import build_config
 from swamp_ray.errors import CorruptArtifactError, DivergedError
 from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.seeding import derive_seed
-from swamp_ray.sparsity.compact import pack_state, to_bytes
+from swamp_ray.sparsity.compact import compact_state, to_bytes
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.rank_following import follow
@@ -110,7 +110,7 @@ def start(prepared: Prepared, ranks: Ranks | None) -> Callable[..., TrainingRun]
     """Begins a job from a checkpoint, or None, and with another learning rate; half of the weights are pruned."""
     trainer = ParticleTrainer(prepared.config, prepared.data, prepared.arithmetic, None, ranks)
     mask = np.random.default_rng(0).random(prepared.layout.num_prunable) < 0.5
-    packed = pack_state(prepared.initial.parameters, prepared.layout, mask, drop_outside=True)
+    packed = compact_state(prepared.initial.parameters, prepared.layout, mask, drop_outside=True)
 
     def begin(checkpoint: bytes | None, lr: float | None = None) -> TrainingRun:
         program = prepared.program(0, 0)
@@ -149,8 +149,8 @@ def lead_or_follow(rank: int, works: list[tuple[dict[str, Any], Callable[..., An
 
 
 def facts(result: TrainedParticle) -> dict[str, Any]:
-    return {"state": hashlib.sha256(to_bytes(result.packed, {})).hexdigest(), "history": result.history,
-            "metrics": result.evaluation.metrics, "values": result.packed.values[:10_000].tolist()}
+    return {"state": hashlib.sha256(to_bytes(result.compact, {})).hexdigest(), "history": result.history,
+            "metrics": result.evaluation.metrics, "values": result.compact.values[:10_000].tolist()}
 
 
 def stop_at_once() -> bool:

@@ -24,7 +24,7 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.trees import split_batch
 from swamp_ray.errors import CorruptArtifactError, DivergedError, UserError
-from swamp_ray.sparsity.compact import Packed, pack_state, unpack
+from swamp_ray.sparsity.compact import CompactState, compact_state, full_state
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.training.arithmetic import applied, resolve_arithmetic
 from swamp_ray.training.program import TrainingSpec, round_program
@@ -162,11 +162,11 @@ def trainer_of(config: SwampConfig) -> ParticleTrainer:
     return ParticleTrainer(config, data, arithmetic)
 
 
-def start_of(trainer: ParticleTrainer, density: float = 0.5) -> tuple[Packed, np.ndarray, dict[str, np.ndarray]]:
+def start_of(trainer: ParticleTrainer, density: float = 0.5) -> tuple[CompactState, np.ndarray, dict[str, np.ndarray]]:
     """Read-only, as out of Ray's object store."""
     model = initial_model(trainer.config, trainer.data)
     mask = np.random.RandomState(4).rand(trainer.layout.num_prunable) < density
-    packed = pack_state({clean_name(name): p for name, p in model.named_parameters()}, trainer.layout, mask,
+    packed = compact_state({clean_name(name): p for name, p in model.named_parameters()}, trainer.layout, mask,
                         drop_outside=True)
     buffers = {clean_name(name): b.numpy().copy() for name, b in model.named_buffers()}
     for array in (packed.values, packed.rest, mask, *buffers.values()):
@@ -192,7 +192,7 @@ def train(config: SwampConfig, seed: int = 1, density: float = 0.5) -> TrainedPa
 
 def bits(result: TrainedParticle) -> tuple[Any, ...]:
     buffers = {name: array.tobytes() for name, array in result.evaluation.buffers.items()}
-    return (result.packed.values.tobytes(), result.packed.rest.tobytes(), buffers, result.evaluation.metrics,
+    return (result.compact.values.tobytes(), result.compact.rest.tobytes(), buffers, result.evaluation.metrics,
             result.as_trained, result.history)
 
 
@@ -351,12 +351,12 @@ def test_particles_share_their_start_and_differ_by_their_seed(data: dict[str, An
         starts.append(torch.cat([p.detach().ravel() for p in run.parameters]).clone())
         ends.append(complete(run))
     assert torch.equal(*starts)
-    assert not np.array_equal(ends[0].packed.values, ends[1].packed.values)
+    assert not np.array_equal(ends[0].compact.values, ends[1].compact.values)
     assert ends[0].history[0]["loss"] != ends[1].history[0]["loss"]
 
 
 def named(trainer: ParticleTrainer, result: TrainedParticle) -> dict[str, np.ndarray]:
-    return unpack(result.packed, trainer.layout, start_of(trainer)[1])
+    return full_state(result.compact, trainer.layout, start_of(trainer)[1])
 
 
 def test_swa_is_torchs_average_of_the_same_trajectory() -> None:
@@ -457,7 +457,7 @@ def test_state_that_is_no_parameter_is_refused_after_the_first_epoch() -> None:
 def test_frozen_and_unused_parameters(optimizer: str) -> None:
     trainer = trainer_of(configured(model={"options": {"extra": True}}, training={"optimizer": optimizer}))
     start, mask, _ = start_of(trainer)
-    before, run = unpack(start, trainer.layout, mask), begin(trainer)
+    before, run = full_state(start, trainer.layout, mask), begin(trainer)
     run.epoch()
     after = named(trainer, complete(begin(trainer, checkpoint=run.checkpoint())))
     same = {name for name in before if np.array_equal(before[name], after[name])}
@@ -499,16 +499,16 @@ def test_a_particle_without_some_neurons_is_a_particle_of_the_smaller_network(tr
     mask = np.concatenate([keep(KEPT_1, list(range(5)), (7, 5)), keep(KEPT_2, KEPT_1, (6, 7)),
                            keep([0, 1, 2], KEPT_2, (3, 6))])
     weights = {name: p.detach().numpy() for name, p in initial_model(large.config, large.data).named_parameters()}
-    packed = pack_state(weights, large.layout, mask, drop_outside=True)
+    packed = compact_state(weights, large.layout, mask, drop_outside=True)
     cut = {**weights, "0.bias": weights["0.bias"][KEPT_1], "2.bias": weights["2.bias"][KEPT_2]}
     rest = np.concatenate([cut[name] for name in ("0.bias", "2.bias", "4.bias")])
     everything = np.ones(small.layout.num_prunable, dtype=bool)
     job = TrainingSpec("dense", 5, round_program(large.config, large.steps_per_epoch, 0, 0))
     found = complete(begin_training(large, job, packed, mask, {}))
-    expected = complete(begin_training(small, job, Packed(packed.values, rest), everything, {}))
+    expected = complete(begin_training(small, job, CompactState(packed.values, rest), everything, {}))
     assert [e["loss"] for e in found.history] == pytest.approx([e["loss"] for e in expected.history], rel=1e-4)
-    np.testing.assert_allclose(found.packed.values, expected.packed.values, rtol=1e-4, atol=1e-5)
-    assert np.abs(found.packed.values - packed.values).max() > 0.02
+    np.testing.assert_allclose(found.compact.values, expected.compact.values, rtol=1e-4, atol=1e-5)
+    assert np.abs(found.compact.values - packed.values).max() > 0.02
 
 
 @pytest.mark.parametrize("micro", [1, 4])
@@ -516,7 +516,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(micro: int) -> None:
     sections = {**VECTORS, "model": {"name": f"{MODULE}:layers", "options": {"hidden": [8]}}}
     whole = train(configured(**sections, training={"batch_size": 12}))
     parts = train(configured(**sections, training={"batch_size": 12, "micro_batch": micro}))
-    np.testing.assert_allclose(parts.packed.values, whole.packed.values, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(parts.compact.values, whole.compact.values, rtol=1e-4, atol=1e-5)
     for a, b in zip(parts.history, whole.history, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 
@@ -552,8 +552,8 @@ def test_bf16_keeps_float32_weights_and_its_own_numbers() -> None:
     low = complete(begin(trainer))
     full = train(configured(model={"options": {"dropout": 0.0}}))
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
-    assert low.packed.values.dtype == np.float32
-    assert not np.array_equal(low.packed.values, full.packed.values)
+    assert low.compact.values.dtype == np.float32
+    assert not np.array_equal(low.compact.values, full.compact.values)
     assert low.history[0]["loss"] == pytest.approx(full.history[0]["loss"], rel=0.05)
 
 
@@ -568,7 +568,7 @@ def test_memory_layouts_agree() -> None:
         assert inputs.shape == (4, 1, 8, 8)
         assert weight.is_contiguous(memory_format=torch.channels_last) or not channels_last
         results.append(complete(begin(trainer)))
-    np.testing.assert_allclose(results[0].packed.values, results[1].packed.values, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(results[0].compact.values, results[1].compact.values, rtol=1e-2, atol=1e-4)
 
 
 def test_channels_last_leaves_five_dimensions_alone() -> None:
@@ -607,7 +607,7 @@ def test_no_step_of_an_epoch_waits_for_the_gpu(model: str, training: dict[str, A
 def test_a_compiled_network_learns_the_same() -> None:
     compiled = train(configured(execution={"compile": True}, model={"options": {"dropout": 0.0}}))
     plain = train(configured(model={"options": {"dropout": 0.0}}))
-    np.testing.assert_allclose(compiled.packed.values, plain.packed.values, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(compiled.compact.values, plain.compact.values, rtol=1e-2, atol=1e-3)
 
 
 def test_a_batch_larger_than_the_split_is_refused() -> None:

@@ -20,7 +20,7 @@ from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.data.trees import leaves, tree_map
 from swamp_ray.errors import DivergedError, UserError
 from swamp_ray.run.prepare import prepare
-from swamp_ray.sparsity.compact import pack_state
+from swamp_ray.sparsity.compact import compact_state
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.storage.local_place import LocalPlace
 from swamp_ray.training.arithmetic import Arithmetic, applied, packings, resolve_arithmetic
@@ -149,7 +149,7 @@ def begin(seat: ParticleTrainer, seed: int, checkpoint: bytes | None = None, **c
     """A particle whose mask follows from its seed."""
     model = initial_model(seat.config, seat.data)
     mask = np.random.RandomState(seed).rand(seat.layout.num_prunable) < 0.6
-    start = pack_state({clean_name(name): p for name, p in model.named_parameters()}, seat.layout, mask,
+    start = compact_state({clean_name(name): p for name, p in model.named_parameters()}, seat.layout, mask,
                        drop_outside=True)
     if changes.get("start") is not None:
         start = type(start)(np.full_like(start.values, changes["start"]), start.rest)
@@ -182,12 +182,12 @@ def together(pack: Pack, seeds: dict[int, int], stops: Sequence[int] = ()) -> di
 
 def bits(result: TrainedParticle) -> tuple[Any, ...]:
     buffers = {name: array.tobytes() for name, array in result.evaluation.buffers.items()}
-    return (result.packed.values.tobytes(), result.packed.rest.tobytes(), buffers, result.evaluation.metrics,
+    return (result.compact.values.tobytes(), result.compact.rest.tobytes(), buffers, result.evaluation.metrics,
             result.as_trained, result.history)
 
 
 def assert_close(packed: TrainedParticle, single: TrainedParticle, tolerance: float = 2e-4) -> None:
-    for mine, other in ((packed.packed.values, single.packed.values), (packed.packed.rest, single.packed.rest)):
+    for mine, other in ((packed.compact.values, single.compact.values), (packed.compact.rest, single.compact.rest)):
         np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance * max(1.0, float(np.abs(other).max())))
     assert [one["loss"] for one in packed.history] == pytest.approx(
         [one["loss"] for one in single.history], rel=tolerance)
@@ -218,7 +218,7 @@ def test_a_packed_particle_is_the_particle_to_within_rounding(case: dict[str, An
     for seat, seed in enumerate(SEEDS):
         assert_close(packed[seat], alone(config, seed))
     first, second, _ = packed.values()
-    assert first.packed.values.tobytes() != second.packed.values.tobytes()
+    assert first.compact.values.tobytes() != second.compact.values.tobytes()
 
 
 @pytest.mark.parametrize("case", [CASES["convolutions with batch normalisation"], CASES["matrices"],
