@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from swamp_ray.former_modules import install
 from swamp_ray.version import __version__
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ _HOMES = {
     "load_ticket": "storage.tickets",
     "tune_trainable": "api",
 }
+
+install()
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "swamp_ray"
 # In order: each room knows itself and the rooms before it. A trailing slash means a folder.
 ROOMS: dict[str, tuple[str, ...]] = {
     "words": ("errors.py", "seeding.py", "credentials.py", "process_state.py", "random_state.py",
-              "version.py"),
+              "version.py", "former_modules.py"),
     "text": ("text/",),
     "user_code": ("user_code/",),
     "config": ("config/",),
