@@ -14,10 +14,11 @@ from typing import Any
 FORMER = {
     "swamp_ray.config_reading": "swamp_ray.config.reading",
     "swamp_ray.sweep_reading": "swamp_ray.config.sweep_reading",
-    "swamp_ray.orchestration": "swamp_ray.run",
     "swamp_ray.orchestration.upload": "swamp_ray.submit.upload",
 }
 """Former names and today's. docs/decisions/rooms.md has all that have moved."""
+_FOLDERS = {name.rpartition(".")[0] for name in FORMER} - {"swamp_ray"}
+"""Packages that are gone; the modules that were in them are looked for through them."""
 
 
 class _Alias(Loader):
@@ -34,7 +35,7 @@ class _Alias(Loader):
         def look_up(name: str) -> Any:
             return getattr(importlib.import_module(self._target), name)
 
-        module.__getattr__ = look_up  # type: ignore[method-assign]
+        module.__getattr__ = look_up
 
 
 class _Finder(MetaPathFinder):
@@ -44,10 +45,11 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """A former name's module; None for any other name."""
-        if fullname not in FORMER:
-            return None
-        is_package = any(name.startswith(f"{fullname}.") for name in FORMER)
-        return ModuleSpec(fullname, _Alias(FORMER[fullname]), is_package=is_package)
+        if fullname in _FOLDERS:
+            return ModuleSpec(fullname, None, is_package=True)
+        if fullname in FORMER:
+            return ModuleSpec(fullname, _Alias(FORMER[fullname]))
+        return None
 
 
 def install() -> None:
