@@ -19,7 +19,9 @@ from tests.fuzz import fuzzed, reference
 
 TOLERANCE = 2.5 / fuzzed.NUM_TEST
 """Two samples of the test split: what rounding may flip."""
-DEFAULT, NIGHTLY = range(30), range(30, 330)
+DEFAULT = range(10)
+NIGHTLY = range(10, 30)
+SLOW = range(30, 330)
 PLAIN = {"layout": "plain", "buffer": "none", "norm": "none", "freezing": "none", "labels": "int64", "form": "arrays",
          "caller": "nothing", "optimizer": "sgd"}
 
@@ -129,8 +131,10 @@ def test_right_or_refused(tmp_path: Path, seed: int) -> None:
     check(tmp_path, seed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", NIGHTLY)
+@pytest.mark.parametrize("seed", [
+    *(pytest.param(seed, marks=pytest.mark.nightly) for seed in NIGHTLY),
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in SLOW),
+])
 def test_right_or_refused_at_length(tmp_path: Path, seed: int) -> None:
     check(tmp_path, seed)
 
