@@ -40,7 +40,7 @@ test: lint ## Set up, then ruff, pyright and the tests
 	@$(PY) -m pytest $(ONE_BY_ONE)
 
 .PHONY: test-nightly
-test-nightly: $(VENV)/.installed-dev ## Hostile files, browsers, cluster schemas, chaos, and the tests that take minutes
+test-nightly: $(VENV)/.installed-dev ## Hostile files, browsers, cluster schemas, and the tests that take minutes
 	@$(PY) -m pytest -m "(nightly or slow) and not gpu and not extras"
 
 .PHONY: test-slow
