@@ -1,4 +1,4 @@
-"""What the machine of the rounds is told, and what it asks for: plans, jobs, decisions, instructions and events."""
+"""The one vocabulary of a run: plans, jobs, decisions, the instructions that follow from events, and the events."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class SubmitJob:
-    """Give a job to the queue of workers; ``urgent`` jobs go to its front.
+    """Put a job into the queue of workers; ``urgent`` jobs go to its front.
 
     ``attempt`` counts the machine's failures with the present seed, ``reseed`` the seeds before it.
     """
@@ -115,14 +115,14 @@ class RecordDecision:
 
 @dataclass(frozen=True)
 class CancelJob:
-    """A job's result is not wanted any more: take it out of the queue, or stop it."""
+    """Remove a job from the queue, or stop it: its result is not wanted any more."""
 
     job: Job
 
 
 @dataclass(frozen=True)
 class AddState:
-    """Let the next particle's state enter the average; from storage if it is not held in memory any more."""
+    """Add a particle's state to the average; ``from_storage`` if it is not in memory any more."""
 
     round: int
     particle: int
@@ -131,7 +131,7 @@ class AddState:
 
 @dataclass(frozen=True)
 class ReleaseState:
-    """Release the state of a particle that waits for its turn: it is read from storage then."""
+    """Free the memory of a state that waits for its turn in the average; it is read from storage then."""
 
     round: int
     particle: int
@@ -139,7 +139,7 @@ class ReleaseState:
 
 @dataclass(frozen=True)
 class CloseAverage:
-    """Close the average of these particles, which have been added, and choose the next mask."""
+    """Compute the average of the particles that were added, and choose the next mask."""
 
     round: int
     particles: tuple[int, ...]
@@ -167,7 +167,13 @@ Instruction = SubmitJob | RecordDecision | CancelJob | AddState | ReleaseState |
 
 @dataclass(frozen=True)
 class JobFinishedEvent:
-    """A job is done and its result is stored. ``score``: a particle's validation metric, higher is better."""
+    """A job is done and its result is stored.
+
+    Attributes:
+        job: The job.
+        score: A particle's validation metric, higher is better.
+        held: Whether the executor keeps the particle's state in memory for the average.
+    """
 
     job: Job
     score: float = 0.0
@@ -200,7 +206,7 @@ class RoundAveragedEvent:
 
 @dataclass(frozen=True)
 class AveragerLostEvent:
-    """The averaging actor died; whatever it had added is gone."""
+    """The averaging actor died, and with it the sum of all states that were added."""
 
     reason: str
 
@@ -209,7 +215,7 @@ class AveragerLostEvent:
 class StateLostEvent:
     """A finished particle's state cannot be read when it is to be averaged.
 
-    ``damaged``: it should have been there; otherwise it had been let go to save space.
+    ``damaged``: the bytes were corrupt or missing; otherwise they had been deleted under `keep.particles`.
     """
 
     job: Job
@@ -226,7 +232,7 @@ class DeadlinePassedEvent:
 
 @dataclass(frozen=True)
 class RoundReleasedEvent:
-    """The rounds after this one may begin, see ``hold_after``."""
+    """A scheduler lets the rounds after this one begin, see ``hold_after``."""
 
     round: int
 

@@ -89,7 +89,7 @@ class RayExecutor:
         self._held.pop(job, None)
 
     def waiting_room(self, needs: RoundBytes, asked: int) -> int:
-        """As many as were asked for, or as fit into the object stores; says where not even none fits."""
+        """As many as were asked for or fit into the object stores; tells the user where memory is short."""
         room, text = self._pool.waiting_room(needs, asked)
         if text is not None and not self._told_shortage:
             self._told_shortage = True
@@ -107,19 +107,19 @@ class RayExecutor:
         self._held.pop(job, None)
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
-        """What has happened; if nothing has, whatever happens next in the pool, which may concern another run."""
+        """Reports since the last call; blocks for the pool's next message, which may concern another run."""
         if not self._reports:
             self._pool.pump(timeout_s)
         reports, self._reports = self._reports, []
         return reports
 
     def worked(self) -> list[JobTimes]:
-        """Who did what since the last call."""
+        """Timings of jobs that ended since the last call."""
         worked, self._worked = self._worked, []
         return worked
 
     def note(self, worked: JobTimes) -> None:
-        """Keep what a worker has done for the next call of `worked`."""
+        """Keep a job's times for the next call of `worked`."""
         self._worked.append(worked)
 
     def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:

@@ -135,7 +135,7 @@ def checkpoint_bytes(prepared: Prepared, program: Program) -> int:
 
 
 def _kept_and_peak(prepared: Prepared) -> tuple[int, int]:
-    """A round's states are let go, at the earliest, when the round after it has been trained."""
+    """Bytes that stay, and bytes at the peak. A round's states are deleted once the next round has been trained."""
     policy = prepared.config.keep.particles
     states = [plan.num_particles * state_bytes(prepared, plan.survivors) for plan in prepared.plan]
     permanent, peak = RUN_BYTES, 0
@@ -175,7 +175,7 @@ def _working_bytes(prepared: Prepared, plan: RoundPlan) -> int:
 
 
 def _particle_bytes(prepared: Prepared, program: Program, survivors: int) -> int:
-    """The most that one training run takes up: what is new is there before what it replaces goes."""
+    """The most that one training run takes up: the old and the new checkpoint coexist for a moment."""
     every = int(prepared.config.execution.checkpoint_every.amount)
     count = (program.num_epochs - 1) // every if every else 0
     checkpoint, state = checkpoint_bytes(prepared, program), state_bytes(prepared, survivors)

@@ -85,7 +85,7 @@ class Driver:
         reporter: Who is told.
         make_executor: Called when the first job is needed.
         stopping: What the user or the system has asked for.
-        hold_after: Rounds after which nothing begins before :meth:`release`.
+        hold_after: Rounds after which the next one waits for :meth:`release`: a scheduler may stop the run there.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Driver:
         return self._num_reported
 
     def step(self, wait_s: float) -> None:
-        """See what has happened, wait for something if need be, and give out what follows from it."""
+        """Process events; block up to ``wait_s`` for a report; submit the jobs that follow."""
         self._reporter.tick()
         for event in [*self._look_after_waiting(), *self._passed_deadlines()]:
             self._pending.extend(self._machine.handle(event))
@@ -187,21 +187,21 @@ class Driver:
         self._settle()
 
     def release(self, index: int) -> None:
-        """Let the rounds after one that the run holds at begin."""
+        """Let the rounds after ``index`` begin, after which the run was told to hold."""
         self._pending.extend(self._machine.handle(RoundReleasedEvent(index)))
         self._settle()
 
     def check(self) -> None:
-        """Nothing, as long as the run has not failed.
+        """Raise what the run has failed of, if it has.
 
         Raises:
-            RunError: What it has failed of.
+            RunError: The reason, with advice.
         """
         if self._machine.failed is not None:
             raise self._end(self._machine.failed)
 
     def close(self) -> None:
-        """End whatever is at work; a second call does nothing."""
+        """Stop all jobs and release the leases; idempotent."""
         if self._executor is not None:
             self._executor.close()
             self._note_work()
@@ -217,7 +217,7 @@ class Driver:
         return [self.record(plan.index) for plan in self._prepared.plan]
 
     def _settle(self) -> None:
-        """Carry out what is pending, and what follows from that at once."""
+        """Carry out all pending instructions and those that follow from them; check that the run is still ours."""
         self._carry_out_all(self._pending)
         self._journal.check_claim()
 
@@ -229,7 +229,7 @@ class Driver:
             self._executor.stop(grace_s, lambda: self._stopping.impatient)
 
     def _wait(self, wait_s: float) -> Sequence[Report]:
-        """What the executor has to say. It waits by itself: what it hears of may be nothing to report."""
+        """The executor's reports; without an executor, none after ``wait_s``."""
         if self._executor is None:
             time.sleep(wait_s)
             return ()
@@ -240,7 +240,7 @@ class Driver:
             self._journal.worked(worked)
 
     def _end(self, reason: str) -> SwampError:
-        """What ended the run, with what to do about it."""
+        """The error that ended the run, with advice."""
         if isinstance(self._error, SwampError) and self._error.exit_code != 1:
             return self._error
         spec = self._error_item
@@ -369,7 +369,7 @@ class Driver:
         return []
 
     def _train_again(self, gone: list[Job]) -> list[Event]:
-        """States that were let go to save space and are needed once more: no damage, only work."""
+        """Retrain particles whose states `keep.particles` had deleted."""
         if not self._let_go.issuperset(gone):
             which = ", ".join(str(job.particle) for job in gone)
             self._reporter.warning(f"round {gone[0].round}: the states of particles {which} were not kept "

@@ -106,7 +106,7 @@ class AverageSpec:
 
 @dataclass(frozen=True)
 class LeaseHeld:
-    """What a worker says instead of an outcome: somebody else is training this at the moment."""
+    """A worker does not train the job, because another process holds its lease."""
 
     held: Held
 
@@ -133,7 +133,7 @@ class JobFinishedReport:
 
 @dataclass(frozen=True)
 class JobFailedReport:
-    """A job's attempt failed; ``kind`` as in :class:`swamp_ray.method.events.JobFailedEvent`."""
+    """An attempt at a job failed; ``kind`` as in :class:`swamp_ray.method.events.JobFailedEvent`."""
 
     job: Job
     error: BaseException
@@ -142,7 +142,7 @@ class JobFailedReport:
 
 @dataclass(frozen=True)
 class JobBlockedReport:
-    """A job was given back, because another run is training the same at the moment."""
+    """A job was returned by its worker, because another run trains the same at the moment."""
 
     spec: JobSpec
     held: Held
@@ -158,7 +158,7 @@ class RoundAveragedReport:
 
 @dataclass(frozen=True)
 class AveragerLostReport:
-    """What the averaging actor had added is gone: it died, or a state on its way to it did (``died`` is False)."""
+    """The sum so far is lost: the averaging actor died, or (``died`` False) a state was lost on its way to it."""
 
     reason: str
     died: bool = True
@@ -174,7 +174,7 @@ class StateLostReport:
 
 @dataclass(frozen=True)
 class NoticeReport:
-    """Something about the machines that a user should know; ``who`` it is about."""
+    """A sentence for the user about the machines; ``who``: workers, or the object store."""
 
     who: str
     text: str
@@ -182,7 +182,7 @@ class NoticeReport:
 
 @dataclass(frozen=True)
 class WorkersChangedReport:
-    """Nodes have come or gone: so many jobs can run side by side now."""
+    """Nodes came or went: ``num_workers`` jobs can run side by side from now on."""
 
     num_workers: int
 
@@ -216,7 +216,7 @@ class Executor(Protocol):
         ...
 
     def waiting_room(self, needs: RoundBytes, asked: int) -> int:
-        """How many finished states of a round may wait for the average, at most as many as were asked for."""
+        """How many finished states of a round fit into memory while they wait for the average; at most ``asked``."""
         ...
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
@@ -224,15 +224,15 @@ class Executor(Protocol):
         ...
 
     def cancel(self, job: Job) -> None:
-        """Take a job out of the queue, or stop it; nothing more is reported of it."""
+        """Remove a job from the queue, or stop it; no report of it follows."""
         ...
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
-        """What has happened since the last call; if nothing has, waits for it at most so long, and perhaps in vain."""
+        """Reports since the last call; blocks up to ``timeout_s`` for the next one, and may return an empty list."""
         ...
 
     def worked(self) -> list[JobTimes]:
-        """Who did what since the last call, as far as it has ended; once closed, what was running then as well."""
+        """Timings of jobs that ended since the last call; after `close` also of those that were running."""
         ...
 
     def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
@@ -240,7 +240,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop all work at once and release everything."""
+        """Stop all jobs at once and free all resources."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The jobs that wait for a worker, in order, and which of them one worker takes together."""
+"""The queue of jobs without a worker, and which of them one worker takes as a pack."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Generic, TypeVar
 from swamp_ray.run.messages import Handle, JobSpec
 
 PATIENCE_S = 2.0
-"""So long a pack that is not full waits for jobs of other runs that are between two rounds."""
+"""How long an incomplete pack waits for jobs of other runs, which may be between two rounds."""
 
 Owner = TypeVar("Owner")
 
 
 @dataclass(frozen=True, eq=False)
 class QueuedJob(Generic[Owner]):
-    """A job that waits: whose it is, what to do, and where start, mask and surviving values are."""
+    """A job without a worker: its run, what to do, and handles of start, mask and surviving values."""
 
     owner: Owner
     spec: JobSpec
@@ -61,7 +61,7 @@ class JobQueue(Generic[Owner]):
             self._entries.append(entry)
 
     def forget(self, unwanted: Callable[[QueuedJob[Owner]], bool]) -> None:
-        """Take out the jobs that nobody wants any more."""
+        """Remove jobs that nobody wants any more."""
         self._entries = deque(entry for entry in self._entries if not unwanted(entry))
 
     def is_ready(self, at_work: Collection[Owner], everybody: Collection[Owner]) -> bool:

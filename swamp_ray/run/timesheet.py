@@ -22,14 +22,14 @@ class Whereabouts:
 
 @dataclass(frozen=True)
 class JobTimes:
-    """What a worker did.
+    """Times of one job.
 
     Attributes:
         work: The job; of kind ``average`` for a round's average.
-        worker: Workers are counted from 0; who stands in for a lost one takes its number. None: the averaging actors.
+        worker: Index, counted from 0; a replacement reuses the lost worker's. None: the averaging actors.
         where: None where it is not known.
-        began, ended: Seconds since 1970 by the driver's clock: given out, and heard of for the last time.
-        how: It ended.
+        began, ended: When the job was given out and when its last message came, in seconds since 1970, driver's clock.
+        how: The way in which it ended.
         attempt, reseed: As in :class:`swamp_ray.run.messages.JobSpec`.
         epochs: That were trained; 0 where the result was found.
     """
@@ -47,7 +47,7 @@ class JobTimes:
 
 @dataclass(frozen=True)
 class Shift:
-    """A worker that has begun a job, or several that are packed."""
+    """A worker at a job, or at several that are packed, since a moment."""
 
     worker: int | None
     where: Whereabouts | None = None
@@ -55,6 +55,6 @@ class Shift:
     _clock: float = field(default_factory=time.perf_counter)
 
     def over(self, job: Job, how: Ending, attempt: int = 0, reseed: int = 0, epochs: int = 0) -> JobTimes:
-        """The job has ended now. A wall clock that is set meanwhile does not change how long it took."""
+        """Times of a job that ends now. A wall clock that is set meanwhile does not change its length."""
         ended = self._began + time.perf_counter() - self._clock
         return JobTimes(job, self.worker, self.where, self._began, ended, how, attempt, reseed, epochs)

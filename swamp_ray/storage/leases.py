@@ -44,7 +44,7 @@ class Held:
     """Somebody's lease as it was read.
 
     Attributes:
-        content: Its bytes; with each sign of life they are others.
+        content: Raw bytes; each heartbeat changes them.
         holder: Who holds it; None if that cannot be read.
         token: What its holder knows it by.
         expiry_s: How long its holder may be silent, as the holder says.

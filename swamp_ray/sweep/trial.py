@@ -25,15 +25,16 @@ from swamp_ray.errors import CorruptArtifactError, Interrupted, SwampError, User
 from swamp_ray.method.events import RoundPlan
 from swamp_ray.on_ray.actors import Spares
 from swamp_ray.on_ray.cluster import living_nodes
-from swamp_ray.run.capacity import this_machine, worker_resources
+from swamp_ray.run.capacity import this_machine
 from swamp_ray.run.journal import CodeChanged, flat
 from swamp_ray.run.messages import RoundRecord
-from swamp_ray.run.placement import eligible, worker_labels
+from swamp_ray.run.placement import eligible
 from swamp_ray.run.shared_code import Code, import_paths, joined
 from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.sweep.members import Milestone, Team, milestone_rounds
+from swamp_ray.sweep.placement_group import HEAD, placement_group
 from swamp_ray.sweep.plan import data_key, num_workers
 
 COMPLETE = "complete"
@@ -42,9 +43,6 @@ FINISHED = ("complete", "stopped")
 DONE = "done"
 """Key of a report: Tune ends the trial."""
 ASK_S = 1.0
-HEAD = {"CPU": 0.01}
-LABELLED_HEAD = {"memory": 1_000_000.0}
-"""Bytes; a node that is kept for what stays may have no CPU to give."""
 
 
 _spares = Spares()
@@ -173,18 +171,8 @@ class Trials:
         if record is not None and self._recorded(setting, record) is not None:
             return tune.PlacementGroupFactory([HEAD])
         member = self.member(setting, self.seeds[0])
-        bundle = {kind: amount for kind, amount in worker_resources(member.execution, self.device).items() if amount}
-        labels, stable = worker_labels(member.execution), member.execution.stable_labels
-        if member.execution.executor == "inline":
-            return tune.PlacementGroupFactory([bundle or HEAD], bundle_label_selector=[labels])
-        workers = [bundle or HEAD] * self.num_workers(setting)
-        strategy = {"spread": "SPREAD", "pack": "PACK"}[member.execution.placement]
-        if not labels and not stable:
-            # The process that drives the trial needs next to nothing: an empty bundle, so that all CPUs are workers'.
-            return tune.PlacementGroupFactory([{}, *workers], strategy)
-        # Tune drops an empty bundle, and then there is a selector too many.
-        return tune.PlacementGroupFactory(
-            [LABELLED_HEAD, *workers], strategy, bundle_label_selector=[stable, *[labels] * len(workers)])
+        num_workers = 0 if member.execution.executor == "inline" else self.num_workers(setting)
+        return placement_group(member.execution, self.device, num_workers)
 
     def trainable(self) -> type[tune.Trainable]:
         """For ``ray.tune.Tuner``, together with :meth:`resources`.

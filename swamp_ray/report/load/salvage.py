@@ -15,7 +15,7 @@ from swamp_ray.text.tables import ranges
 
 ANALYSES = ("calibration", "connectivity", "curvature", "landscape", "masks", "particles")
 LATEST_S = 1e12
-"""Seconds since 1970 that are none."""
+"""Later timestamps, in seconds since 1970, are rejected as corrupt."""
 
 
 class Losses:

@@ -15,8 +15,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from swamp_ray.errors import UserError
+from swamp_ray.report.charts.heat_map import heat_map
 from swamp_ray.report.charts.style import MAX_TICKS, density_ticks
-from swamp_ray.report.charts.sweeps import MAX_CURVES, curves, heat_map, write_figures
+from swamp_ray.report.charts.sweeps import MAX_CURVES, curves, write_figures
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.sweep.results import collect
 from tests.sweep_storage import trained_sweep
