@@ -185,7 +185,7 @@ class JobFailedEvent:
     """An attempt at a job ended without a result.
 
     Attributes:
-        work: The job.
+        job: The job.
         reason: In words.
         kind: ``"machine"``: its worker failed, and the same seed may well work on another; ``"diverged"``: its loss
             is not finite, as it would be with this seed every time; ``"error"``: anything else, such as an error in

@@ -115,7 +115,7 @@ class Driver:
         self._num_reported = 0
         self._sized = -1
         self._error: BaseException | None = None
-        self._error_item: JobSpec | None = None
+        self._error_spec: JobSpec | None = None
         self._given: dict[Job, JobSpec] = {}
         self._deadlines: dict[int, float] = {}
         self._pending: deque[Instruction] = deque()
@@ -243,7 +243,7 @@ class Driver:
         """The error that ended the run, with advice."""
         if isinstance(self._error, SwampError) and self._error.exit_code != 1:
             return self._error
-        spec = self._error_item
+        spec = self._error_spec
         if isinstance(self._error, DivergedError) and spec is not None:
             noted = find_named(self._store, spec.named, DIVERGED)
             where = self._store.where(noted.name, DIVERGED) if noted is not None else None
@@ -268,7 +268,7 @@ class Driver:
     def _carry_out(self, instruction: Instruction) -> list[Event]:
         match instruction:
             case SubmitJob():
-                return self._do(instruction)
+                return self._submit(instruction)
             case AddState(round=index, particle=particle, from_storage=True):
                 self._from_storage.append(Job("particle", index, particle))
             case AddState(round=index, particle=particle):
@@ -292,7 +292,7 @@ class Driver:
                 pass
         return []
 
-    def _do(self, instruction: SubmitJob, stale: bytes = b"") -> list[Event]:
+    def _submit(self, instruction: SubmitJob, stale: bytes = b"") -> list[Event]:
         spec = replace(self._spec(instruction), session=self._journal.session, stale=stale)
         self._given[spec.job] = spec
         self._journal.uses(spec.job, spec.named.name)
@@ -448,7 +448,7 @@ class Driver:
         elif not isinstance(error, SwampError):
             reason = f"{type(error).__name__}: {reason}"
         spec = self._given[job]
-        self._error, self._error_item = error, spec
+        self._error, self._error_spec = error, spec
         self._journal.incident(job, reason, kind, spec.attempt, spec.reseed)
         if kind == "machine":
             self._reporter.job_failed(job, reason.splitlines()[0], retry=True)
@@ -506,7 +506,7 @@ class Driver:
                 self._waiting.remove(spec.job)
                 if stale:
                     self._reporter.warning(f"{spec.job}: whoever trained it gives no sign of life; taking over")
-                events += self._do(SubmitJob(spec.job, spec.attempt, urgent=True, reseed=spec.reseed), stale)
+                events += self._submit(SubmitJob(spec.job, spec.attempt, urgent=True, reseed=spec.reseed), stale)
         return events
 
     def _release_leases(self) -> None:

@@ -24,7 +24,7 @@ class JobSpec:
     """One job for a worker.
 
     Attributes:
-        work: Which job of the run.
+        job: Which job of the run.
         attempt: 0, or how often it was tried before.
         named: Name and recipe of its result.
         seed: Seed of a training run.
@@ -192,7 +192,7 @@ Report = (JobAdvancedReport | JobFinishedReport | JobFailedReport | JobBlockedRe
 
 
 class Executor(Protocol):
-    """Carries out jobs and averages. :mod:`inline` does it in this process, :mod:`pool` on Ray."""
+    """Carries out jobs and averages. `run.inline_executor` does it in this process, `on_ray.executor` on Ray."""
 
     @property
     def num_workers(self) -> int:

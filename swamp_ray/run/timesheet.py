@@ -25,7 +25,7 @@ class JobTimes:
     """Times of one job.
 
     Attributes:
-        work: The job; of kind ``average`` for a round's average.
+        job: The job; of kind ``average`` for a round's average.
         worker: Index, counted from 0; a replacement reuses the lost worker's. None: the averaging actors.
         where: None where it is not known.
         began, ended: When the job was given out and when its last message came, in seconds since 1970, driver's clock.
