@@ -22,7 +22,7 @@ from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.process_state import computing
 from swamp_ray.run.prepare import device_kind
 from swamp_ray.run.shared_code import import_paths, take_up
-from swamp_ray.storage.find import config_of, find_run
+from swamp_ray.storage.find import config_of, edit_in_words, find_run
 from swamp_ray.storage.kept_sources import changes_in_words
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.tickets import load_round_ticket
@@ -253,6 +253,11 @@ def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -
     for rundir in runs:
         if text := changes_in_words(rundir, config_of(rundir)):
             print(f"warning: {text}", file=sys.stderr)
+        if text := edit_in_words(rundir, rundir.read_run() or {}):
+            print(f"warning: {text}", file=sys.stderr)
+        if unverified := rundir.unverified(rundir.rounds):
+            print(f"warning: not verified, since an older version wrote them without checksums: {rundir.name}: "
+                  f"{', '.join(unverified)}", file=sys.stderr)
     for text in _left_out(runs, levels):
         print(f"warning: {text}", file=sys.stderr)
     if as_json:

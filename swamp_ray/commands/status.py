@@ -17,7 +17,7 @@ from swamp_ray.method.events import DENSE, Job
 from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
 from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
-from swamp_ray.storage.find import find_run
+from swamp_ray.storage.find import edit_in_words, find_run
 from swamp_ray.storage.leases import Watch, artifact_lease
 from swamp_ray.storage.liveness import life_of
 from swamp_ray.storage.run_folder import RunDir, check_run_record
@@ -63,6 +63,8 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
     lines: list[Text | Table] = [Text(f"{rundir.name}: {life.text}, {len(rounds)} of {len(planned)} rounds",
                              style="bold")]
     lines += [Text(line) for line in [*_coverage(record), *_attempts(record, life.running)]]
+    if edited := edit_in_words(rundir, record):
+        lines.append(Text(f"warning: {edited}", style="yellow"))
     if unverified := rundir.unverified(rundir.rounds, rundir.results):
         lines.append(Text("not verified, since an older version wrote them without checksums: "
                           + ", ".join(unverified)))

@@ -30,6 +30,7 @@ from swamp_ray.sparsity.compact import full_state
 from swamp_ray.sparsity.masks import split
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.find import CONFIG_DIGEST, is_edited
 from swamp_ray.storage.json_lines import Lines, open_lines, sealed
 from swamp_ray.storage.kept_sources import code_changes, keep_sources
 from swamp_ray.storage.leases import Lease, LeaseLostError
@@ -92,6 +93,9 @@ class Journal:
         if text is not None:
             then = parse_stored_config(text, source=str(self._rundir.config))
             changed = differences(then.recipe(), prepared.config.recipe())
+            is_same_recipe = bool(run) and run.get("recipe") in _recipe_digests(prepared)
+            if (changed and is_same_recipe) or (not is_same_recipe and is_edited(self._rundir, run or {})):
+                raise self._edited(changed)
             if changed:
                 raise self._taken("with another recipe", changed)
             self._check_kept(prepared, then, run or {})
@@ -148,6 +152,13 @@ class Journal:
                 do="Choose another name with --name, undo the change, or go on with --code-changed retrain: what the "
                    "code decides is trained anew under this name.", where=str(self._rundir.spot()))
 
+    def _edited(self, changed: list[str]) -> UserError:
+        differing = "".join(f"\n  {line}" for line in changed)
+        return UserError(
+            f"config.yaml of the run {self._rundir.name!r} was changed after the run (recipe differs){differing}\n",
+            do="Undo the change in that file, to go on with the run; or choose another name with --name.",
+            where=str(self._rundir.config))
+
     def _taken(self, how: str, changed: list[str]) -> UserError:
         return UserError(
             f"the run {self._rundir.name!r} exists already {how}:\n  " + "\n  ".join(changed) + "\n",
@@ -177,10 +188,13 @@ class Journal:
         text = self._rundir.read_config()
         then = None if text is None else parse_stored_config(text, source=str(self._rundir.config))
         was_measured = None if then is None else _was_measured(prepared, earlier, then)
-        keep_sources(self._rundir, prepared.config)
+        has_other_code = bool(code_changes(self._unheld, prepared.config))
+        if has_other_code:
+            self._rundir.put_rounds_aside()
         plain = prepared.config.model_dump(mode="json")
         self._conceal = Concealer(plain)
-        self._rundir.write_config(dump_config(prepared.config), private=bool(credentials_in(plain)))
+        config_text = dump_config(prepared.config)
+        self._rundir.write_config(config_text, private=bool(credentials_in(plain)))
         if unverified := self._unheld.unverified(*self._records_of_lines()):
             say(f"not verified, since an older version wrote them without checksums: {', '.join(unverified)}")
         attempt: dict[str, Any] = {
@@ -193,7 +207,8 @@ class Journal:
         run = earlier | {
             "name": self._rundir.name, "status": "running", "arithmetic": prepared.arithmetic.as_dict(),
             "data": _data_of(prepared, earlier.get("data", {})), "measured": prepared.recipes.measured,
-            "recipe": _recipe_digests(prepared)[0], "start": _start_digest(prepared),
+            "recipe": _recipe_digests(prepared)[0], CONFIG_DIGEST: digest_bytes(config_text.encode()),
+            "start": _start_digest(prepared),
             "num_prunable": prepared.layout.num_prunable, "num_parameters": prepared.layout.num_parameters,
             "notes": list(prepared.notes),
             "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
@@ -207,14 +222,17 @@ class Journal:
         if mended := mend_jsonl(self._rundir.metrics):
             say(mended)
         known = since_afresh(salvage_jsonl(self._rundir.metrics).records)
-        anew = bool(known) and was_measured != prepared.recipes.measured
+        anew = bool(known) and (has_other_code or was_measured != prepared.recipes.measured)
         self._logged = {tuple(line.get(key) for key in _ABOUT) for line in known}
         self._metrics = MetricsLog(self._rundir.metrics, self._rundir.tensorboard, afresh=anew)
         if anew:
             self._logged.clear()
+            self._metrics.flush()
         self._written = {line["round"]: line for line in self._rundir.read_rounds()}
         self._named = _distinct([tuple(line.values()) for line in self._rundir.read_results()],
                                 self._rundir.results)
+        # Last: until everything of the other code is aside, the next attempt has to see that the code has changed.
+        keep_sources(self._rundir, prepared.config)
 
     def close(self, status: str, reason: str = "") -> None:
         """End the attempt: ``complete``, ``failed``, ``interrupted`` or ``stopped``.

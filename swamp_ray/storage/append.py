@@ -66,6 +66,23 @@ def read_growing(spot: Spot) -> bytes:
     return b"".join(spot.place.read(f"{spot.key}/{name}") for name in _parts(spot))
 
 
+def move_growing(source: Spot, target: Spot) -> None:
+    """Append all whole lines of one file to another, and remove the first; a missing file stays missing."""
+    data = read_growing(source)
+    whole_lines = data[:data.rfind(b"\n") + 1]
+    is_file = isinstance(source.location, Path)
+    if whole_lines and is_file:
+        target.write((target.read() or b"") + whole_lines)
+    elif whole_lines:
+        parts = PartWriter(target)
+        parts.append(whole_lines)
+        parts.flush()
+    # Only now: a crash before leaves lines in both files, never in neither.
+    keys = [source.key] if is_file else [f"{source.key}/{name}" for name in _parts(source)]
+    for key in keys:
+        source.place.remove(key)
+
+
 def growing(place: Place, folder: str) -> list[tuple[str, float]]:
     """Names of what grows directly under a prefix, and when it did so last (seconds, by the place's clock)."""
     if isinstance(place.locate(folder), Path):

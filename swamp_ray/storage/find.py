@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from swamp_ray.config.paths import expanded
 from swamp_ray.config.reading import parse_stored_config
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.errors import CorruptArtifactError, UserError, nearest
+from swamp_ray.errors import CorruptArtifactError, SwampError, UserError, nearest
+from swamp_ray.storage.names import canonical_json, digest_bytes
 from swamp_ray.storage.places import is_url
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 
 DEFAULT_STORAGE = "results"
+CONFIG_DIGEST = "config_digest"
+"""Where ``run.json`` keeps the digest of ``config.yaml`` as the run wrote it; older runs have none."""
 
 
 def find_run(run: str, storage: str | None = None) -> RunDir:
@@ -148,3 +151,29 @@ def config_of(rundir: RunDir) -> SwampConfig:
         raise CorruptArtifactError(f"{rundir.config}: the file is empty. Restore it, or run the same config under this "
                                    "name again, which writes it anew.")
     return parse_stored_config(text, source=str(rundir.config))
+
+
+def is_edited(rundir: RunDir, run: Mapping[str, Any]) -> bool:
+    """Whether a run's ``config.yaml`` was edited so that it says another recipe than the run had.
+
+    Args:
+        rundir: The run.
+        run: Its ``run.json``.
+    """
+    text = rundir.read_config()
+    written = run.get(CONFIG_DIGEST)
+    # The text comes first: a version with more options makes another recipe of a text that nobody has touched.
+    if text is None or written is None or digest_bytes(text.encode()) == written:
+        return False
+    try:
+        recipe = config_of(rundir).recipe()
+    except SwampError:
+        return True
+    return digest_bytes(canonical_json(recipe)) != run.get("recipe")
+
+
+def edit_in_words(rundir: RunDir, run: Mapping[str, Any]) -> str:
+    """A sentence that says that the run's config was edited; empty where it was not, or if nobody knows."""
+    if not is_edited(rundir, run):
+        return ""
+    return f"config.yaml of the run {rundir.name} was changed after the run (recipe differs)"

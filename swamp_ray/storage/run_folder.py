@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
-from swamp_ray.storage.append import growing, read_growing
+from swamp_ray.storage.append import growing, move_growing, read_growing
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.json_lines import (
     CHECK_KEY,
@@ -321,6 +321,10 @@ class RunDir:
             raise ValueError("the record of a round needs the key 'round'")
         with contextlib.closing(open_lines(self.rounds, durable=True)) as lines:
             lines.append(sealed(record))
+
+    def put_rounds_aside(self) -> None:
+        """Move the records of finished rounds to ``rounds.earlier.jsonl``, behind those that lie there already."""
+        move_growing(self.rounds, self.spot("rounds.earlier.jsonl"))
 
     def append_decision(self, record: Mapping[str, object]) -> None:
         """Record a decision; it is durable when this returns."""

@@ -13,7 +13,7 @@ import pandas as pd
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
 from swamp_ray.report.load.salvage import Losses, analyses_of, jobs_of_workers, metrics_of, results_of, rounds_of
-from swamp_ray.storage.find import config_of, find_run
+from swamp_ray.storage.find import config_of, edit_in_words, find_run
 from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.storage.tickets import Ticket, load_round_ticket
 from swamp_ray.text.metric_names import Metric
@@ -117,6 +117,8 @@ def _read(rundir: RunDir, config: SwampConfig, arm: str) -> ReportRun:
         losses.note("run.json", "run.json is not there: by which metric the run is judged, what it was trained on and "
                     "with, how it ended and what it cost are not known.")
     check_run_record(about or {}, rundir.run_json)
+    if edited := edit_in_words(rundir, about or {}):
+        losses.note("config.yaml", f"{edited}.")
     losses.unverified(*rundir.unverified())
     records = rounds_of(rundir, losses)
     if not records:

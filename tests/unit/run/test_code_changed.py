@@ -15,11 +15,15 @@ import pytest
 from swamp_ray.commands.analyze import analyze
 from swamp_ray.commands.check import print_plan
 from swamp_ray.commands.evaluate import print_evaluation
-from swamp_ray.errors import UserError
+from swamp_ray.errors import Interrupted, UserError
 from swamp_ray.launch import run
+from swamp_ray.method.events import Job
 from swamp_ray.report.load.missing import missing
 from swamp_ray.report.load.runs import read_runs
+from swamp_ray.run.reporter import Reporter
+from swamp_ray.storage.json_lines import read_lines
 from swamp_ray.storage.kept_sources import changes_in_words, code_changes, keep_sources
+from swamp_ray.storage.metrics import read_metrics
 from swamp_ray.storage.run_folder import RunDir
 from tests.helpers import tiny
 
@@ -160,6 +164,52 @@ def test_a_damaged_manifest_of_sources_costs_nothing(tmp_path: Path, edit: Edit,
     keep_sources(rundir, config)
     assert "* 2.0" in (folder / "changing_net.py").read_text()
     assert "* 1.0" in next((folder / "earlier").rglob("changing_net.py")).read_text()
+
+
+class StopsAfterTheFirstParticle(Reporter):
+    def job_finished(self, job: Job, found: bool) -> None:
+        if job.kind == "particle":
+            raise KeyboardInterrupt
+
+
+def losses_of(rundir: RunDir) -> dict[int, float]:
+    """The training loss of each round's first epoch, as the metrics have it."""
+    return {line["round"]: line["loss"] for line in read_metrics(rundir.metrics)
+            if line["kind"] == "particle_epoch" and line["epoch"] == 1}
+
+
+def rounds_aside(rundir: RunDir) -> list[dict[str, Any]]:
+    """The records that were put aside, in the order of rounds; a run may record them in another."""
+    return sorted(read_lines(rundir.spot("rounds.earlier.jsonl")), key=lambda line: line["round"])
+
+
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_an_interrupted_retraining_shows_no_round_of_the_other_code(
+    tmp_path: Path, edit: Edit, request: pytest.FixtureRequest, where: str
+) -> None:
+    storage = tmp_path / "storage" if where == "folder" else request.getfixturevalue("bucket")
+    config = tiny(storage, **(VALUES | {"pruning__target": 0.5}))
+    rundir = run(config).rundir
+    before, losses_before = rundir.read_rounds(), losses_of(rundir)
+    assert len(before) == 2
+    edit("changing_net.py", MODULE.replace("* 1.0", "* 2.0"))
+    with pytest.raises(Interrupted):
+        run(config, StopsAfterTheFirstParticle(), code_changed="retrain")
+    assert rundir.read_rounds() == []
+    assert rounds_aside(rundir) == before
+    run(config)
+    after, losses_after = rundir.read_rounds(), losses_of(rundir)
+    assert len(after) == 2
+    assert after[1]["artifacts"] != before[1]["artifacts"]
+    assert losses_after.keys() == losses_before.keys()
+    assert all(losses_after[index] != loss for index, loss in losses_before.items())
+    assert rounds_aside(rundir) == before
+    edit("changing_net.py", MODULE)  # the first code again: its results are found
+    run(config, code_changed="retrain")
+    assert [line["artifacts"] for line in rundir.read_rounds()] == [line["artifacts"] for line in before]
+    aside = rounds_aside(rundir)
+    assert len(aside) == 4
+    assert all(line in aside for line in (*before, *after))
 
 
 CHANGES = [

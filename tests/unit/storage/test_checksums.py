@@ -139,6 +139,8 @@ def test_records_without_checksums_are_said_to_be_unverified_once_and_still_work
     said = swamp(storage, "report", "tiny", "--no-measure", "--page-only")
     assert said.count("Not verified") == 1
     assert all(name in said for name in ("run.json", "rounds.jsonl", "metrics.jsonl", "jobs.jsonl", "results.jsonl"))
+    said = " ".join(swamp(storage, "evaluate", "tiny").split())
+    assert "not verified, since an older version wrote them without checksums: tiny: run.json, rounds.jsonl" in said
     told = Told()
     again = run(tiny(storage, **SMALL), told)
     assert (again.rundir.read_run() or {})["attempts"][-1]["trained"] == 0
