@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from swamp_ray.report.charts.arms import each_arm
+from swamp_ray.report.charts.arms import each_arm, line_of
 from swamp_ray.report.charts.cells import capital, metric_title
 from swamp_ray.report.charts.chart import Chart
+from swamp_ray.report.charts.lines import line_with_band
 from swamp_ray.report.charts.series import (
     AVERAGE,
     ENSEMBLE,
@@ -129,8 +130,7 @@ def _draw(axes: Any, runs: Sequence[ReportRun], found: Sequence[Point], where: W
             part = [one for one in own if one.network == network]
             axes.plot([where(one) for one in part], [scale * one.value for one in part], color=style.colour,
                       linestyle=DASHES[network], linewidth=1.2, zorder=3)
-        main = [one for one in own if one.network == AVERAGE]
-        _draw_main(axes, main, style, where, scale)
+        _draw_main(axes, [one for one in own if one.network == AVERAGE], style, where, scale)
         single = [point for point in found if point.arm == arm and point.network == AVERAGE]
         if counts[arm] > 1:
             axes.plot([where(one) for one in single], [scale * one.value for one in single], linestyle="", marker=".",
@@ -138,13 +138,15 @@ def _draw(axes: Any, runs: Sequence[ReportRun], found: Sequence[Point], where: W
 
 
 def _draw_main(axes: Any, main: Sequence[Mean], style: ArmStyle, where: Where, scale: float) -> None:
-    axes.plot([where(one) for one in main], [scale * one.value for one in main], color=style.colour, zorder=3,
-              linestyle=style.line, marker=style.marker, markersize=4.5, linewidth=1.8)
-    band = [(where(one), scale * (one.value - one.deviation), scale * (one.value + one.deviation))
-            for one in main if one.deviation is not None]
-    if band:
-        x, low, high = zip(*band, strict=True)
-        axes.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
+    """A line through the means of the rounds' networks, and one standard deviation around it if seeds are several."""
+    low = []
+    high = []
+    for one in main:
+        if one.deviation is not None:  # all means of an arm are over equally many seeds
+            low.append(scale * (one.value - one.deviation))
+            high.append(scale * (one.value + one.deviation))
+    line_with_band(axes, [where(one) for one in main], [scale * one.value for one in main],
+                   (low, high) if low else None, zorder=3, **line_of(style))
 
 
 def _finish(figure: Figure, axes: Any, runs: Sequence[ReportRun], split: str, networks: Sequence[str]) -> None:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from swamp_ray.analysis.calibration import AVERAGE, ENSEMBLE, PARTICLES
 from swamp_ray.report.charts.arms import line_of, over_seeds, range_in_words
 from swamp_ray.report.charts.chart import Chart
+from swamp_ray.report.charts.lines import line_with_band
 from swamp_ray.report.charts.panels import legend_below, legend_line
-from swamp_ray.report.charts.style import ArmStyle, arm_styles, density_axis, new_figure, plain_axes
+from swamp_ray.report.charts.style import ArmStyle, arm_styles, new_figure, plain_density_axes
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.text.tables import short_names
 
@@ -74,19 +75,16 @@ def _value(run: ReportRun, record: Mapping[str, Any], network: str, metric: str)
 
 def _curves(runs: Sequence[ReportRun], data: Any, metric: str, label: str) -> Figure:
     figure, axes = new_figure()
-    styles, scale = arm_styles(run.arm for run in runs), METRICS[metric][1]
+    styles = arm_styles(run.arm for run in runs)
+    scale = METRICS[metric][1]
     for (arm, network), one in data.groupby(["arm", "network"], sort=False):
-        style = line_of(styles[arm]) | {"linestyle": NETWORKS[network]}
-        size = 4 if network == AVERAGE else 0
-        axes.plot(one["density"], scale * one["mean"], linewidth=1.8, markersize=size, **style)
-        if network == AVERAGE:
-            axes.fill_between(one["density"], scale * one["lowest"], scale * one["highest"], color=styles[arm].colour,
-                              alpha=0.13, linewidth=0)
-    density_axis(axes, float(data["density"].min()))
+        is_average = network == AVERAGE
+        line_with_band(axes, one["density"], scale * one["mean"],
+                       (scale * one["lowest"], scale * one["highest"]) if is_average else None, shade=0.13,
+                       markersize=4 if is_average else 0, **line_of(styles[arm]) | {"linestyle": NETWORKS[network]})
+    plain_density_axes(axes, float(data["density"].min()), label)
     if metric == "ece":
         axes.set_ylim(bottom=0)
-    axes.set_ylabel(label)
-    plain_axes(axes)
     legend_below(figure, _legend(data, styles))
     return figure
 

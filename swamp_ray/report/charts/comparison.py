@@ -17,9 +17,8 @@ from swamp_ray.report.charts.style import (
     MUTED,
     add_legend,
     arm_styles,
-    density_axis,
     new_figure,
-    plain_axes,
+    plain_density_axes,
     scale_of,
 )
 from swamp_ray.report.load.runs import ReportRun
@@ -132,9 +131,8 @@ def difference_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Ch
         for x, level in zip(density, levels, strict=True):
             if level.paired is not None:
                 axes.vlines(x, scale * level.paired.low, scale * level.paired.high, color=style.colour, linewidth=1.1)
-    density_axis(axes, lowest)
-    axes.set_ylabel(f"difference to {shortened(baseline, 14)}{unit}" if baseline else f"difference of {metric}{unit}")
-    plain_axes(axes)
+    what = f"to {shortened(baseline, 14)}" if baseline else f"of {metric}"
+    plain_density_axes(axes, lowest, f"difference {what}{unit}")
     if len(handles) > MOST_INSIDE:
         add_legend(figure, axes, handles)
     else:  # above, since bars can be anywhere

@@ -9,7 +9,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from swamp_ray.report.charts.style import COLOURS, MARKERS, MUTED, axis_label, density_axis, plain_axes, scale_of
+from swamp_ray.report.charts.lines import line_with_band
+from swamp_ray.report.charts.style import COLOURS, MARKERS, MUTED, axis_label, plain_density_axes, scale_of
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,14 @@ def accuracy_against_sparsity(
     for curve, colour, marker in zip(curves, COLOURS, MARKERS, strict=False):
         density, values = _table(curve, primary, split)
         middle = [scale * statistics.fmean(row) for row in values]
-        axes.plot(density, middle, color=colour, marker=marker, markersize=4.5, linewidth=1.8, label=curve.label)
-        if len(curve.runs) > 1:
-            axes.fill_between(density, [scale * min(row) for row in values], [scale * max(row) for row in values],
-                              color=colour, alpha=0.15, linewidth=0)
+        band = ([scale * min(row) for row in values], [scale * max(row) for row in values])
+        line_with_band(axes, density, middle, band if len(curve.runs) > 1 else None, color=colour, marker=marker,
+                       label=curve.label)
     _dense_line(axes, curves, primary, scale)
-    density_axis(axes, min(1.0 - record["sparsity"] for curve in curves for run in curve.runs for record in run))
+    sparsest = max(record["sparsity"] for curve in curves for run in curve.runs for record in run)
+    plain_density_axes(axes, 1.0 - sparsest, axis_label(primary, split))
     if lowest is not None:
         axes.set_ylim(bottom=scale * lowest)
-    axes.set_ylabel(axis_label(primary, split))
-    plain_axes(axes)
     axes.legend(frameon=False)
     if title:
         axes.set_title(title, loc="left", fontsize=10)

@@ -14,18 +14,16 @@ from swamp_ray.report.charts.chart import Chart
 from swamp_ray.report.charts.learning import MOST_ROUNDS, chosen_rounds
 from swamp_ray.report.charts.panels import (
     DASHED,
-    FONT,
     kinds_of_lines,
     label_panels,
     legend_below,
     light_axes,
-    panels_for,
+    panels_by_arm,
     sparsity_bar,
     sparsity_colours,
 )
 from swamp_ray.report.charts.style import axis_label, scale_of
 from swamp_ray.report.load.runs import ReportRun
-from swamp_ray.text.tables import short_names
 
 
 def growth_charts(runs: Sequence[ReportRun]) -> list[Chart]:
@@ -50,20 +48,16 @@ def growth_charts(runs: Sequence[ReportRun]) -> list[Chart]:
 
 
 def _growth(data: Any, metric: str) -> Figure:
-    arms = list(dict.fromkeys(data["arm"]))
-    figure, panels = panels_for(len(arms))
-    lowest, scale = float(data["density"].min()), scale_of(metric)
+    figure, panels, of_arms = panels_by_arm(data)
+    lowest = float(data["density"].min())
     colours = sparsity_colours(lowest)
-    short = short_names(arms, 26)
-    for axes, arm in zip(panels.flat, arms, strict=False):
-        for (density, network), one in data[data["arm"] == arm].groupby(["density", "network"]):
-            mean = scale * one.groupby("particles")[metric].mean()
+    for axes, rows in of_arms:
+        for (density, network), one in rows.groupby(["density", "network"]):
+            mean = scale_of(metric) * one.groupby("particles")[metric].mean()
             axes.plot(mean.index, mean, color=colours.to_rgba(density), linewidth=1.6, marker="o", markersize=3,
                       linestyle="-" if network == "average" else DASHED)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         light_axes(axes)
-        if len(arms) > 1:
-            axes.set_title(short[arm], fontsize=FONT, loc="left")
     label_panels(figure, panels, "particles", axis_label(metric, "test"))
     legend_below(figure, kinds_of_lines("average of weights", "ensemble"))
     sparsity_bar(figure, list(panels.flat), colours, lowest)

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from swamp_ray.errors import UserError, nearest
-from swamp_ray.report.charts.cells import ink
+from swamp_ray.report.charts.cells import cross_out, draw_cells, ink_on
 from swamp_ray.report.charts.space_entries import WORDS, is_numeric, split_and_name, value_text, varies
-from swamp_ray.report.charts.style import COLOUR_MAP, MUTED, axis_label, scale_of
+from swamp_ray.report.charts.style import MUTED, axis_label, scale_of
 from swamp_ray.sweep.results import SPACE, by_setting, space_columns
 from swamp_ray.text.metric_names import short, style_of
 from swamp_ray.text.tables import told_apart
@@ -54,8 +53,7 @@ def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "ave
     figure = Figure(figsize=(max(size[0], 5.0), max(size[1], 3.2)), layout="constrained")
     axes = figure.add_subplot()
     low, high = _limits(means)
-    image = axes.imshow(np.ma.masked_invalid(means), origin="lower", aspect="auto", cmap=COLOUR_MAP, vmin=low,
-                        vmax=high)
+    image = draw_cells(axes, means, origin="lower", aspect="auto", vmin=low, vmax=high)
     for (row, y), (column, x) in product(enumerate(rows), enumerate(columns)):
         _draw_cell(axes, column, row, cells.get((x, y)), name, image, max(len(columns), len(rows)))
     _cell_axes(axes, x_entry, columns, y_entry, rows)
@@ -103,13 +101,12 @@ def _draw_cell(axes: Any, column: int, row: int, setting: Any, metric: str, imag
     size = max(5.0, min(11.0, 100 / most))
     mean = _mean(setting) * scale_of(metric)
     if not math.isfinite(mean):
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=MISSING, edgecolor="#bdbdbd", hatch="///",
-                                 linewidth=0))
+        cross_out(axes, row, column, facecolor=MISSING, edgecolor="#bdbdbd", hatch="///", linewidth=0)
         if setting is not None and setting["status"] != "complete":
             axes.text(column, row, setting["status"], ha="center", va="center", fontsize=size, color=MUTED,
                       bbox={"facecolor": MISSING, "edgecolor": "none", "pad": 1.5})
         return
-    colour = ink(image.cmap(image.norm(mean)))
+    colour = ink_on(image, mean)
     error = float(setting["standard_error"])
     text = short(_mean(setting), metric)
     spread = "" if math.isnan(error) else f"± {error:.2g}" if style_of(metric) is None else f"± {short(error, metric)}"
@@ -126,14 +123,11 @@ def _cell_axes(axes: Any, x_entry: str, columns: Sequence[Any], y_entry: str, ro
     axes.set_yticks(range(len(rows)), told_apart([value_text(y_entry, value) for value in rows], LONGEST_VALUE))
     axes.set_xlabel(WORDS.get(x_entry, x_entry))
     axes.set_ylabel(WORDS.get(y_entry, y_entry))
-    axes.tick_params(length=0)
     # White lines between cells.
     axes.set_xticks(np.arange(-0.5, len(columns)), minor=True)
     axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
 
 
 def _seeds_note(table: pd.DataFrame) -> str:

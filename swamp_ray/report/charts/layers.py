@@ -6,19 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from swamp_ray.errors import SwampError
 from swamp_ray.report.charts.arms import by_arm, each_arm
-from swamp_ray.report.charts.cells import ink
+from swamp_ray.report.charts.cells import cross_out, draw_cells, write_cells
 from swamp_ray.report.charts.chart import Chart
-from swamp_ray.report.charts.style import COLOUR_MAP, PAPER, density_ticks
+from swamp_ray.report.charts.style import PAPER, density_ticks
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.text.tables import told_apart
 from swamp_ray.user_code.importing import is_import_path
@@ -108,11 +106,15 @@ def _figure(values: np.ndarray, layers: Sequence[str], shared: Sequence[Mapping[
     positive = values[values > 0]
     lowest = float(positive.min()) if positive.size else 1.0
     norm = LogNorm(min(lowest, 0.5), 1.0)
-    colours = matplotlib.colormaps[COLOUR_MAP].with_extremes(bad=PAPER)
-    image = axes.imshow(np.ma.masked_where(~(values > 0), values), norm=norm, cmap=colours, aspect="auto")
+    kept = np.where(values > 0, values, np.nan)  # 0 has no place on a logarithmic scale
+    image = draw_cells(axes, kept, empty=PAPER, norm=norm, aspect="auto")
     longest = max(len(label) for label in _labels(layers))
     cell_in = ((WIDTH_IN - BESIDE_IN - 0.08 * longest) / num_columns, (height - 1.2) / num_rows)
-    _write_cells(axes, values, image, cell_in)
+    texts = [[_percent(value) for value in row] for row in values]
+    if cell_in[0] > 0.084 * max(len(text) for row in texts for text in row) and cell_in[1] > 0.15:
+        write_cells(axes, image, kept, texts, FONT)
+    for row, column in np.argwhere(values == 0):
+        cross_out(axes, row, column, facecolor=PAPER, edgecolor=EMPTY_EDGE, hatch="xxxx", linewidth=0.8)
     _axes(axes, layers, shared, cell_in)
     bar = figure.colorbar(image, ax=axes, pad=0.015, aspect=30, fraction=0.04)
     bar.set_ticks(density_ticks(norm.vmin or lowest))
@@ -121,19 +123,6 @@ def _figure(values: np.ndarray, layers: Sequence[str], shared: Sequence[Mapping[
     bar.ax.tick_params(labelsize=FONT)
     bar.set_label("weights left", fontsize=FONT)
     return figure
-
-
-def _write_cells(axes: Any, values: np.ndarray, image: Any, cell_in: tuple[float, float]) -> None:
-    """Percent in each cell where they fit; crosses where nothing is left."""
-    texts = [[_percent(value) for value in row] for row in values]
-    fits = cell_in[0] > 0.084 * max(len(text) for row in texts for text in row) and cell_in[1] > 0.15
-    for (row, column), value in np.ndenumerate(values):
-        if value == 0:
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=PAPER, edgecolor=EMPTY_EDGE,
-                                     hatch="xxxx", linewidth=0.8))
-        elif fits and value > 0:
-            axes.text(column, row, texts[row][column], ha="center", va="center_baseline", fontsize=FONT,
-                      color=ink(image.cmap(image.norm(value))))
 
 
 def _labels(layers: Sequence[str]) -> list[str]:
@@ -155,7 +144,4 @@ def _axes(axes: Any, layers: Sequence[str], shared: Sequence[Mapping[str, Any]],
     step = max(1, int(np.ceil(0.165 / cell_in[0])))
     axes.set_xticks(range(0, len(shared), step), texts[::step], fontsize=FONT, rotation=90 if upright else 0)
     axes.set_xlabel("sparsity of the network, round by round", fontsize=FONT + 1)
-    axes.tick_params(length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
 

@@ -14,19 +14,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from swamp_ray.report.charts.arms import each_arm, runs_of_data
 from swamp_ray.report.charts.cells import metric_title
 from swamp_ray.report.charts.chart import Chart
+from swamp_ray.report.charts.lines import curves_with_mean
 from swamp_ray.report.charts.panels import (
-    FONT,
     label_panels,
     legend_below,
     legend_line,
     light_axes,
-    panels_for,
+    panels_by_arm,
     sparsity_bar,
     sparsity_colours,
 )
 from swamp_ray.report.charts.style import MUTED, axis_label, scale_of
 from swamp_ray.report.load.runs import ReportRun
-from swamp_ray.text.tables import short_names
 
 TRAINING, TEST = "training", "test, at the end"
 MOST_ROUNDS = 6
@@ -116,14 +115,11 @@ def _is_drawn_singly(data: Any) -> bool:
 
 
 def _figure(data: Any, metric: str) -> Figure:
-    arms = list(dict.fromkeys(data["arm"]))
-    figure, panels = panels_for(len(arms))
+    figure, panels, of_arms = panels_by_arm(data)
     lowest = float(data["density"].min())
-    shade, short = sparsity_colours(lowest), short_names(arms, 26)
-    for axes, arm in zip(panels.flat, arms, strict=False):
-        _panel(axes, data[data["arm"] == arm], metric, shade, _is_drawn_singly(data))
-        if len(arms) > 1:
-            axes.set_title(short[str(arm)], fontsize=FONT, loc="left")
+    shade = sparsity_colours(lowest)
+    for axes, rows in of_arms:
+        _panel(axes, rows, metric, shade, _is_drawn_singly(data))
     if metric == "loss" and _orders(data[metric]) > WIDE:
         _log_axis(panels.flat[0])
     tested = TEST in set(data["split"])
@@ -147,23 +143,20 @@ def _orders(values: Any) -> float:
 
 
 def _panel(axes: Any, data: Any, metric: str, shade: ScalarMappable, single: bool) -> None:
-    scale, behind = scale_of(metric), 0.0
+    scale = scale_of(metric)
+    behind = 0.0
     for density, one in sorted(data.groupby("density"), reverse=True):
         epochs = one[one["epoch"].notna()]
         curves = epochs.pivot_table(index="epoch", columns=["run", "particle"], values=metric) * scale
         if curves.empty:
             continue
         colour = shade.to_rgba(density)
-        if single and curves.shape[1] > 1:
-            axes.plot(curves.index, curves, color=colour, linewidth=0.5, alpha=0.45)
-        elif curves.shape[1] > 1:
-            axes.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=colour, alpha=0.18,
-                              linewidth=0)
-        mean = curves.mean(axis=1)
-        axes.plot(mean.index, mean, color=colour, linewidth=1.9, marker="." if len(mean) == 1 else None)
-        if len(ends := one.loc[one["epoch"].isna(), metric]):
-            axes.plot([(1 + BEHIND) * mean.index.max()], [scale * ends.mean()], **{**DIAMOND, "color": colour})
-            behind = (1 + BEHIND / 2) * mean.index.max()
+        curves_with_mean(axes, curves, colour, singly=single, linewidth=1.9, marker="." if len(curves) == 1 else None)
+        ends = one.loc[one["epoch"].isna(), metric]
+        if len(ends):
+            last = curves.index.max()
+            axes.plot([(1 + BEHIND) * last], [scale * ends.mean()], **{**DIAMOND, "color": colour})
+            behind = (1 + BEHIND / 2) * last
     if behind:
         axes.axvline(behind, color=MUTED, linewidth=1, linestyle=":")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from swamp_ray.report.charts.arms import line_of
-from swamp_ray.report.charts.cells import ink
+from swamp_ray.report.charts.cells import draw_cells, write_cells
 from swamp_ray.report.charts.chart import Chart
-from swamp_ray.report.charts.style import COLOUR_MAP, GRID, INK, MUTED, arm_styles, density_axis, new_figure, plain_axes
+from swamp_ray.report.charts.lines import line_with_band
+from swamp_ray.report.charts.style import GRID, INK, MUTED, arm_styles, new_figure, plain_density_axes
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.text.tables import told_apart
 
@@ -136,25 +136,22 @@ def _matrix(names: Sequence[str], chosen: Any) -> Figure:
     values = np.full((len(names), len(names)), np.nan)
     place = {name: index for index, name in enumerate(names)}
     for row in chosen.itertuples(index=False):
-        values[place[row.first], place[row.second]] = values[place[row.second], place[row.first]] = row.overlap
+        first = place[row.first]
+        second = place[row.second]
+        values[first, second] = row.overlap
+        values[second, first] = row.overlap
     size = min(6.4, max(2.9, 1.6 + 0.36 * len(names)))
     figure = Figure(figsize=(min(WIDTH_IN, size + 1.5), size), layout="constrained")
     axes = figure.add_subplot()
-    colours = matplotlib.colormaps[COLOUR_MAP].with_extremes(bad=GRID)
-    image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmax=float(chosen["overlap"].max()),
-                        vmin=float(chosen[["by_chance", "overlap"]].min(axis=None)))
+    image = draw_cells(axes, values, empty=GRID, vmax=float(chosen["overlap"].max()),
+                       vmin=float(chosen[["by_chance", "overlap"]].min(axis=None)))
     if len(names) <= MOST_WITH_NUMBERS:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                axes.text(column, row, f"{value:.2f}".removeprefix("0"), ha="center", va="center_baseline",
-                          fontsize=FONT, color=ink(image.cmap(image.norm(value))))
+        texts = [[f"{value:.2f}".removeprefix("0") for value in row] for row in values]
+        write_cells(axes, image, values, texts, FONT)
     every = 1 + (len(names) - 1) // MOST_WITH_LABELS
     short = told_apart(names, 22)
     axes.set_xticks(range(0, len(names), every), short[::every], fontsize=FONT, rotation=90)
     axes.set_yticks(range(0, len(names), every), short[::every], fontsize=FONT)
-    axes.tick_params(length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
     bar = figure.colorbar(image, ax=axes, pad=0.02, shrink=0.8, aspect=25)
     bar.ax.tick_params(labelsize=FONT)
     bar.set_label("Jaccard index", fontsize=FONT)
@@ -194,14 +191,12 @@ def _curves(runs: Sequence[ReportRun], data: Any) -> Figure:
     for (kind, arm), one in data.groupby(["pair", "arm"], sort=False):
         style = line_of(styles[arm]) if kind == OTHER_SEED else OTHER_ARM_LINE
         label = f"{arm}: other seed" if kind == OTHER_SEED else "other arm, same seed"
-        axes.plot(one["density"], one["mean"], markersize=4.5, linewidth=1.8, label=label, **style)
-        axes.fill_between(one["density"], one["lowest"], one["highest"], color=style["color"], alpha=0.13, linewidth=0)
+        line_with_band(axes, one["density"], one["mean"], (one["lowest"], one["highest"]), shade=0.13, label=label,
+                       **style)
     lowest = float(data["density"].min())
     chance = np.geomspace(1.0, lowest, 100)
     axes.plot(chance, by_chance(chance), color=MUTED, linestyle=":", linewidth=1.4, label="by chance")
-    density_axis(axes, lowest)
+    plain_density_axes(axes, lowest, "overlap of masks (Jaccard index)")
     axes.set_ylim(0, 1)
-    axes.set_ylabel("overlap of masks (Jaccard index)")
-    plain_axes(axes)
     axes.legend(frameon=False, fontsize=FONT)
     return figure

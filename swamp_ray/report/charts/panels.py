@@ -14,11 +14,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from swamp_ray.report.charts.style import COLOUR_MAP, GRID, MUTED, density_ticks
+from swamp_ray.text.tables import short_names
 
 FONT = 8.5
 COLUMNS = 2
 WIDTH_IN = 5.4
 LEGEND_ROW_IN = 0.18
+LONGEST_ARM = 26
+"""Letters of an arm's name above its panel."""
 VISIBLE = (0.2, 0.9)
 """The part of the colour map that can be seen on any ground."""
 DASHED: Any = (0, (4, 1.5))
@@ -34,6 +37,26 @@ def panels_for(num: int, columns: int = COLUMNS, share_y: bool = True) -> tuple[
     for axes in panels.flat[num:]:
         axes.set_visible(False)
     return figure, panels
+
+
+def panels_by_arm(data: Any) -> tuple[Figure, Any, list[tuple[Any, Any]]]:
+    """A figure with a panel for each arm of some rows, whose names stand above where there are several.
+
+    Args:
+        data: A DataFrame with a column ``arm``.
+
+    Returns:
+        The figure, all of its panels, and for each arm its panel and its rows.
+    """
+    arms = list(dict.fromkeys(data["arm"]))
+    figure, panels = panels_for(len(arms))
+    short = short_names(arms, LONGEST_ARM)
+    of_arms = []
+    for axes, arm in zip(panels.flat, arms, strict=False):
+        if len(arms) > 1:
+            axes.set_title(short[arm], fontsize=FONT, loc="left")
+        of_arms.append((axes, data[data["arm"] == arm]))
+    return figure, panels, of_arms
 
 
 def sparsity_colours(lowest: float) -> ScalarMappable:

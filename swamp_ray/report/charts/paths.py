@@ -16,6 +16,7 @@ from swamp_ray.report.charts.arms import each_arm, line_of, rows_of, runs_of_dat
 from swamp_ray.report.charts.cells import capital, ink
 from swamp_ray.report.charts.chart import Chart
 from swamp_ray.report.charts.learning import chosen_rounds
+from swamp_ray.report.charts.lines import curves_with_mean, line_with_band
 from swamp_ray.report.charts.panels import (
     DASHED,
     FONT,
@@ -32,9 +33,8 @@ from swamp_ray.report.charts.style import (
     MUTED,
     PAPER,
     arm_styles,
-    density_axis,
     new_figure,
-    plain_axes,
+    plain_density_axes,
 )
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.text.tables import short_names
@@ -81,10 +81,7 @@ def _lines(data: Any, name: str, label: str) -> Figure:
     for axes, kind in zip(panels.flat, kinds, strict=True):
         for density, one in data[data["kind"] == kind].groupby("density"):
             curves = scale * one.pivot_table(index="position", columns=["first", "second"], values=name)
-            colour = colours.to_rgba(density)
-            if curves.shape[1] > 1:
-                axes.plot(curves.index, curves, color=colour, linewidth=0.5, alpha=0.45)
-            axes.plot(curves.index, curves.mean(axis=1), color=colour, linewidth=1.8)
+            curves_with_mean(axes, curves, colours.to_rgba(density), linewidth=1.8)
         light_axes(axes)
         axes.set_xticks([0, 0.5, 1], ["one", "middle", "other"])
         axes.set_title(KINDS[kind], fontsize=FONT, loc="left")
@@ -120,14 +117,11 @@ def _barriers(runs: Sequence[ReportRun], data: Any, name: str) -> Figure:
     for (arm, kind), one in data.groupby(["arm", "kind"], sort=False):
         found = scale * one.groupby("density")["barrier"].agg(["mean", "min", "max"]).sort_index(ascending=False)
         line = {"linestyle": "-"} if kind == "particles" else {"linestyle": DASHED, "markerfacecolor": "none"}
-        what = "particles" if kind == "particles" else "rounds"
-        axes.plot(found.index, found["mean"], linewidth=1.8, markersize=4, label=f"{short[arm]}: {what}",
-                  **line_of(styles[arm]) | line)
-        axes.fill_between(found.index, found["min"], found["max"], color=styles[arm].colour, alpha=0.1, linewidth=0)
+        line_with_band(axes, found.index, found["mean"], (found["min"], found["max"]), shade=0.1, markersize=4,
+                       label=f"{short[arm]}: {kind}", **line_of(styles[arm]) | line)
     axes.axhline(0, color=MUTED, linewidth=1)
-    density_axis(axes, float(data["density"].min()))
-    axes.set_ylabel(f"barrier of the test {name}" + (" (%)" if name == "error" else ""))
-    plain_axes(axes)
+    unit = " (%)" if name == "error" else ""
+    plain_density_axes(axes, float(data["density"].min()), f"barrier of the test {name}{unit}")
     legend_below(figure, axes.get_legend_handles_labels()[0])
     return figure
 

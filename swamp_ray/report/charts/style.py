@@ -93,6 +93,13 @@ def plain_axes(axes: Any) -> None:
         axes.spines[side].set_visible(False)
 
 
+def plain_density_axes(axes: Any, lowest: float, label: str) -> None:
+    """Axes of what `label` says against the weights that are left, down to a lowest density."""
+    density_axis(axes, lowest)
+    axes.set_ylabel(label)
+    plain_axes(axes)
+
+
 def density_axis(axes: Any, lowest: float) -> None:
     """The horizontal axis of weights left, dense on the left, sparse on the right.
 

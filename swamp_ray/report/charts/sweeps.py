@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.report.charts.drawing import names_as_they_are
 from swamp_ray.report.charts.heat_map import heat_map
+from swamp_ray.report.charts.lines import line_with_band
 from swamp_ray.report.charts.space_entries import TARGET, WORDS, is_numeric, split_and_name, value_text, varies
 from swamp_ray.report.charts.style import (
     COLOUR_MAP,
@@ -23,8 +24,7 @@ from swamp_ray.report.charts.style import (
     MARKERS,
     MUTED,
     axis_label,
-    density_axis,
-    plain_axes,
+    plain_density_axes,
     scale_of,
 )
 from swamp_ray.storage.places import Spot
@@ -74,16 +74,15 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
         label = f"{len(rest)} others (grey)" if number == 0 else None
         axes.plot(curve.density, scale * curve.mean, color="#c8c8c8", linewidth=0.9, zorder=1, label=label)
     for curve, style in zip(named, _styles(named), strict=True):
-        axes.plot(curve.density, scale * curve.mean, markersize=4.5 if few else 3.5, linewidth=1.8 if few else 1.3,
-                  label=curve.label, **style)
-        if curve.has_band:
-            axes.fill_between(curve.density, scale * (curve.mean - curve.error), scale * (curve.mean + curve.error),
-                              color=style["color"], alpha=0.15 if few else 0.08, linewidth=0)
-    if (dense := _dense_mean(frame, split, name)) is not None:
+        band = (scale * (curve.mean - curve.error), scale * (curve.mean + curve.error))
+        line_with_band(axes, curve.density, scale * curve.mean, band if curve.has_band else None, label=curve.label,
+                       shade=0.15 if few else 0.08, markersize=4.5 if few else 3.5, linewidth=1.8 if few else 1.3,
+                       **style)
+    dense = _dense_mean(frame, split, name)
+    if dense is not None:
         axes.axhline(scale * dense, color=MUTED, linestyle="--", linewidth=1, zorder=0.5, label="dense")
-    density_axis(axes, min((float(curve.density.min()) for curve in found), default=1.0))
-    axes.set_ylabel(axis_label(name, split))
-    plain_axes(axes)
+    lowest = min((float(curve.density.min()) for curve in found), default=1.0)
+    plain_density_axes(axes, lowest, axis_label(name, split))
     if found:
         _legend(figure, axes, frame)
     bands = "mean over seeds" + (", ± one standard error" if any(curve.has_band for curve in found) else "")
