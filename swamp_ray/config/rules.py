@@ -7,9 +7,11 @@ from typing import Protocol
 
 from swamp_ray.config.sections import (
     AveragingConfig,
+    BeforeConfig,
     DenseConfig,
     ExecutionConfig,
     ParticleConfig,
+    ParticlesConfig,
     PruningConfig,
     RewindConfig,
     RoundConfig,
@@ -27,16 +29,49 @@ class Sections(Protocol):
     rewind: RewindConfig
     averaging: AveragingConfig
     particle: ParticleConfig
+    particles: ParticlesConfig
     pruning: PruningConfig
     execution: ExecutionConfig
 
 
 def contradictions(config: Sections) -> Iterator[str]:
     """What only shows when several sections are read together."""
+    yield from _wrong_before(config)
     yield from _wrong_schedules(config)
     yield from _wrong_averages(config)
     yield from _wrong_ranks(config)
     yield from _wrong_execution(config)
+
+
+SEES_NO_DATA = ("random", "magnitude", "synflow")
+"""Scores of a network before training that no training batch enters."""
+
+
+def _wrong_before(config: Sections) -> Iterator[str]:
+    """What has no meaning where the one mask is chosen before the one training, and what only has one there."""
+    pruning = config.pruning
+    if pruning.when != "before":
+        if pruning.before != BeforeConfig():
+            yield "pruning.before needs pruning.when: before"
+        return
+    if pruning.before.num_batches is not None and pruning.score in SEES_NO_DATA:
+        yield f"pruning.before.num_batches has no meaning with pruning.score: {pruning.score}, which sees no data"
+    if pruning.before.steps not in (None, 1) and pruning.score in ("random", "magnitude"):
+        yield (
+            f"pruning.before.steps must be 1 with pruning.score: {pruning.score}, whose scores are the same in every "
+            f"step, but got {pruning.before.steps}"
+        )
+    if config.rewind.weights == "none":
+        yield (
+            "rewind.weights must be init or t0 with pruning.when: before, which trains once: from the initialisation, "
+            "or from the end of the dense phase"
+        )
+    if config.round.schedule == "retrain":
+        yield "round.schedule must be full with pruning.when: before, whose only round has nothing to retrain"
+    if config.particles.schedule:
+        yield (
+            "particles.schedule has no meaning with pruning.when: before, which has one round. Use particles.count"
+        )
 
 
 def _wrong_schedules(config: Sections) -> Iterator[str]:
@@ -77,7 +112,8 @@ def _wrong_averages(config: Sections) -> Iterator[str]:
                 f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
                 "Start earlier, train longer or take snapshots more often"
             )
-    if config.averaging.num_shards not in ("auto", 1) and is_import_path(config.pruning.score):
+    sees_layers = config.pruning.when == "rounds" and is_import_path(config.pruning.score)
+    if sees_layers and config.averaging.num_shards not in ("auto", 1):
         yield (
             "averaging.num_shards must be auto or 1 with a pruning.score of your own, which sees whole layers, but got "
             f"{config.averaging.num_shards}"

@@ -76,6 +76,10 @@ class SwampConfig(Section):
         The data's and a checkpoint's content decide as well; they are compared by their digests. So do the decisions
         that failures led to; each is recorded with the run when it is made, and holds whatever the policy is later.
         """
+        return _without_neutral(self.full_recipe())
+
+    def full_recipe(self) -> dict[str, Any]:
+        """The recipe with every option spelled out, to be compared with another one option by option."""
         return self.model_dump(mode="json", exclude={
             "name": True, "storage": True, "execution": True, "identity": True, "keep": True,
             # Ranks are part of the arithmetic.
@@ -85,4 +89,16 @@ class SwampConfig(Section):
         })
 
 
+def _without_neutral(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without those options of later versions that change nothing, so that its digest stays what it was."""
+    neutral = SwampConfig().full_recipe()
+    for key in NEUTRAL_KEYS:
+        section, _, option = key.partition(".")
+        if recipe[section][option] == neutral[section][option]:
+            del recipe[section][option]
+    return recipe
+
+
+NEUTRAL_KEYS = ("pruning.when", "pruning.before")
+"""Options that recipes did not have at first: they are named only where they are not the default."""
 FAILURE_KEYS = ("on_failure", "max_reseeds", "min_count", "quorum", "deadline_s")

@@ -238,12 +238,33 @@ class ParticlesConfig(Section):
         return reached[-1] if reached else self.count
 
 
+class BeforeConfig(Section):
+    """pruning.when: before: how the mask is computed. It is of the weights that rewind.weights says."""
+
+    steps: int | None = Field(
+        default=None, gt=0, le=10_000, description="Steps from the first mask to the last, by an equal factor of "
+        "density; default: 100 for synflow, 1 (at once) for others."
+    )
+    num_batches: int | None = Field(
+        default=None, gt=0, description="Training batches that a score sees, the same in each step; default: 10, or as "
+        "many as there are. synflow, magnitude and random see none."
+    )
+
+
 class PruningConfig(Section):
     """Which weights go, and how many a round."""
 
+    when: Literal["rounds", "before"] = Field(
+        default="rounds", description="rounds: after each round; before: all at once before the first training, which "
+        "is the only round (rate is not read)."
+    )
     target: Sparsity = Field(default=0.95, description="Sparsity of the last round.")
     rate: Share = Field(default=0.2, description="Share of the surviving weights that each round prunes.")
-    score: str = Field(default="magnitude", description="magnitude, movement, random, or package.module:function.")
+    score: str = Field(
+        default="magnitude", description="magnitude, random, or package.module:function; rounds: movement too; "
+        "before: snip, grasp, synflow too."
+    )
+    before: BeforeConfig = BeforeConfig()
     scope: Literal["global", "uniform", "erk"] = Field(
         default="global", description="uniform, erk: every layer gets its own density."
     )

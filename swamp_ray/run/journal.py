@@ -92,7 +92,7 @@ class Journal:
             check_run_record(run, self._rundir.run_json)
         if text is not None:
             then = parse_stored_config(text, source=str(self._rundir.config))
-            changed = differences(then.recipe(), prepared.config.recipe())
+            changed = differences(then.full_recipe(), prepared.config.full_recipe())
             is_same_recipe = bool(run) and run.get("recipe") in _recipe_digests(prepared)
             if (changed and is_same_recipe) or (not is_same_recipe and is_edited(self._rundir, run or {})):
                 raise self._edited(changed)

@@ -27,7 +27,7 @@ from swamp_ray.run.shared_code import NO_CODE, Code, import_paths, take_up
 from swamp_ray.run.starting_weights import take_start_
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors, to_bits
-from swamp_ray.sparsity.schedule import plan_survivors
+from swamp_ray.sparsity.schedule import plan_survivors, survivors_at
 from swamp_ray.sparsity.scores import Survivors, checked_scores, make_score
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.training.arithmetic import (
@@ -274,9 +274,14 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
 
 
 def _plan(config: SwampConfig, layout: Layout, start: int) -> list[RoundPlan]:
-    """All rounds, of which the first has so many survivors."""
-    survivors = plan_survivors(layout.num_prunable, config.pruning.rate, config.pruning.target,
-                               None if start == layout.num_prunable else start)
+    """All rounds; the first mask, or what is pruned before the only round, has so many weights."""
+    pruning = config.pruning
+    if pruning.when == "before":
+        raise UserError("pruning before training is not there yet", where="pruning.when")
+        survivors = [survivors_at(layout.num_prunable, pruning.target, start)]
+    else:
+        survivors = plan_survivors(layout.num_prunable, pruning.rate, pruning.target,
+                                   None if start == layout.num_prunable else start)
     sparsities = [1 - kept / layout.num_prunable for kept in survivors]
     half_a_weight = 0.5 / layout.num_prunable + 1e-12
     counts = [config.particles.at(sparsity, half_a_weight) for sparsity in sparsities]

@@ -38,7 +38,8 @@ def num_shards(config: SwampConfig, layout: Layout) -> int:
     size = layout.num_prunable + layout.num_rest
     asked = config.averaging.num_shards
     if asked == "auto":
-        asked = 1 if is_import_path(config.pruning.score) else ceil(size / AUTO_ELEMENTS)
+        sees_layers = config.pruning.when == "rounds" and is_import_path(config.pruning.score)
+        asked = 1 if sees_layers else ceil(size / AUTO_ELEMENTS)
     return min(asked, len(chunks(size)))
 
 
