@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from swamp_ray.report.charts.chart import Chart
 from swamp_ray.report.load.runs import ReportRun
+from swamp_ray.storage.records import JobEnded
 from swamp_ray.storage.run_folder import RunDir
 from tests.helpers import tiny
 
@@ -41,7 +42,8 @@ def made_run(folder: Path, name: str, records: Sequence[Mapping[str, Any]] = (),
     rundir = RunDir(folder, name)
     about = {"primary": primary, "higher_is_better": primary == "accuracy", "shown_as": dict(shown_as or {})}
     return ReportRun(rundir, arm or name, tiny(folder, name=name, seed=seed), about, list(records),
-                     pd.DataFrame(list(metrics)), dict(analyses or {}), list(jobs))
+                     pd.DataFrame(list(metrics)), dict(analyses or {}),
+                     [JobEnded.model_validate(line) for line in jobs])
 
 
 def drawn(chart: Chart) -> Any:

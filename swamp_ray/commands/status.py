@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from typing import Any
 
@@ -20,6 +19,8 @@ from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.find import edit_in_words, find_run
 from swamp_ray.storage.leases import Watch, artifact_lease
 from swamp_ray.storage.liveness import life_of
+from swamp_ray.storage.older_job_logs import last_epoch
+from swamp_ray.storage.records import JobEpoch, JobStarted
 from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.text.metric_names import Metric
 from swamp_ray.text.output import Output, is_live
@@ -111,6 +112,7 @@ class _OpenWork:
         self._names = {Job(line["kind"], line["round"], line["particle"]): str(line["name"])
                        for line in rundir.read_results()}
         self._attempt = max(1, len(record.get("attempts", [])))
+        self._epochs = _EpochsSoFar(rundir, self._attempt)
 
     def lines(self, missing: list[dict[str, Any]]) -> list[str]:
         """One for the dense phase if it is not done, one for each round that was begun."""
@@ -145,18 +147,42 @@ class _OpenWork:
         held = self._leases.look(artifact_lease(name))
         own = held is not None and held.holder is not None and held.holder.run == self._rundir.name
         if held is not None and held.life != "gone" and (self._running or not own):
-            return f"training{self._epoch(work, name)}" + ("" if own else f" by {held.who}")
-        return ("queued" if self._running else "missing") + self._epoch(work, name, from_log=False)
+            epoch = self._epochs.of(work) or self._checkpointed(name)
+            return f"training{epoch}" + ("" if own else f" by {held.who}")
+        return ("queued" if self._running else "missing") + self._checkpointed(name)
 
-    def _epoch(self, work: Job, name: str, from_log: bool = True) -> str:
-        if from_log:
-            log = self._rundir.log(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
-            if epochs := re.findall(r" epoch (\d+/\d+):", read_growing(log).decode(errors="replace")):
-                return f", epoch {epochs[-1]}"
+    def _checkpointed(self, name: str) -> str:
+        """The epoch from which an unfinished training goes on."""
         with contextlib.suppress(CorruptArtifactError):
             if (checkpoint := self._store.find(name, CHECKPOINT)) is not None:
                 return f", epoch {checkpoint.info.get('epoch')}"
         return ""
+
+
+class _EpochsSoFar:
+    """How far trainings have come in one attempt at a run."""
+
+    def __init__(self, rundir: RunDir, attempt: int) -> None:
+        self._rundir, self._attempt = rundir, attempt
+        self._last: dict[Job, JobEpoch] = {}
+        self._is_recorded = False
+        for line in rundir.salvage_jobs():
+            if line.attempt != attempt:
+                continue
+            if isinstance(line, JobStarted):
+                self._is_recorded = True
+                self._last.pop(line.job(), None)  # tried again
+            elif isinstance(line, JobEpoch):
+                self._last[line.job()] = line
+
+    def of(self, work: Job) -> str:
+        """The last epoch, or nothing where none is finished."""
+        if self._is_recorded:
+            line = self._last.get(work)
+            return "" if line is None else f", epoch {line.epoch}/{line.num_epochs}"
+        log = self._rundir.log(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
+        epoch = last_epoch(read_growing(log).decode(errors="replace"))
+        return "" if epoch is None else f", epoch {epoch[0]}/{epoch[1]}"
 
 
 def _by_state(states: dict[int, str]) -> str:

@@ -33,6 +33,7 @@ from swamp_ray.run.messages import (
     JobFailedReport,
     JobFinishedReport,
     JobSpec,
+    JobStartedReport,
     LeaseHeld,
     NoticeReport,
     Outcome,
@@ -269,6 +270,8 @@ class Pool:
         shift = Shift(known.number, known.answer)
         jobs = [PooledJob(entry.owner, entry.spec, shift) for entry in entries]
         self._running[stream] = WorkerRun(actor, stream, jobs)
+        for pooled in jobs:
+            pooled.owner.tell(JobStartedReport(pooled.spec.job, pooled.start()))
 
     # What workers say
 

@@ -11,7 +11,7 @@ from ray import ObjectRef
 
 from swamp_ray.method.events import Job
 from swamp_ray.run.messages import JobSpec, Outcome, Report
-from swamp_ray.run.timesheet import Ending, JobTimes, Shift
+from swamp_ray.run.timesheet import Ending, JobStart, JobTimes, Shift
 
 
 class Member(Protocol):
@@ -82,6 +82,10 @@ class PooledJob:
     def lacks_pieces(self) -> bool:
         """Whether pieces of its state have still to arrive."""
         return self.outcome is not None and len(self.pieces) < self.outcome.num_pieces
+
+    def start(self) -> JobStart:
+        """Who does it, and since when."""
+        return self.shift.start(self.spec.job, self.spec.attempt, self.spec.reseed)
 
     def times(self, how: Ending) -> JobTimes:
         """When and by whom it was done, if it has ended now."""

@@ -49,6 +49,7 @@ from swamp_ray.run.messages import (
     JobFailedReport,
     JobFinishedReport,
     JobSpec,
+    JobStartedReport,
     NoticeReport,
     Outcome,
     Report,
@@ -383,12 +384,16 @@ class Driver:
     # Reports
 
     def _translate(self, report: Report) -> list[Event]:
-        about_a_job = isinstance(report, JobAdvancedReport | JobFinishedReport | JobFailedReport)
+        about_a_job = isinstance(report, JobStartedReport | JobAdvancedReport | JobFinishedReport | JobFailedReport)
         if about_a_job and report.job not in self._machine.open_jobs:
             self._executor_now().drop(report.job)
             return []
         match report:
+            case JobStartedReport(start=start):
+                self._journal.started(start)
+                return []
             case JobAdvancedReport(job=job, progress=progress):
+                self._journal.advanced(job, progress)
                 self._reporter.job_advanced(job, progress)
                 return []
             case JobFinishedReport(job=job, outcome=outcome, held=held):

@@ -24,6 +24,7 @@ from swamp_ray.run.messages import (
     JobFailedReport,
     JobFinishedReport,
     JobSpec,
+    JobStartedReport,
     LeaseHeld,
     Outcome,
     Report,
@@ -170,6 +171,8 @@ class InlineExecutor:
     def _start(self, entries: list[QueuedJob[None]]) -> _Running:
         specs = [entry.spec for entry in entries]
         shift = Shift(0, self._where)
+        for spec in specs:
+            self._reports.append(JobStartedReport(spec.job, shift.start(spec.job, spec.attempt, spec.reseed)))
         if not specs[0].is_packed:
             return _Running(shift, specs, alone(self._worker.run(specs[0], *entries[0].given, self._stopping.asked)))
         return _Running(shift, specs, self._train_pack(entries))

@@ -24,10 +24,11 @@ from swamp_ray.run.messages import Outcome, RoundRecord
 from swamp_ray.run.older_runs import FORMER_DIGESTS, former_digests
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.provenance import PACKAGES, commit, now, version
-from swamp_ray.run.timesheet import JobTimes
+from swamp_ray.run.timesheet import JobStart, JobTimes
 from swamp_ray.run.worker import BUFFERS_FILE
 from swamp_ray.sparsity.compact import full_state
 from swamp_ray.sparsity.masks import split
+from swamp_ray.storage.append import FLUSH_S
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.find import CONFIG_DIGEST, is_edited
@@ -37,13 +38,20 @@ from swamp_ray.storage.leases import Lease, LeaseLostError
 from swamp_ray.storage.metrics import MetricsLog, mend_jsonl, salvage_jsonl, since_afresh, write_parquet
 from swamp_ray.storage.names import canonical_json, digest_bytes
 from swamp_ray.storage.places import Spot
+from swamp_ray.storage.records import JobEnded, JobEpoch, JobLine, JobStarted
 from swamp_ray.storage.retrying import impatient
 from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.storage.states import read_state
 from swamp_ray.storage.tickets import ticket_bytes
+from swamp_ray.training.results import Progress
 
 _ABOUT = ("kind", "round", "particle", "epoch")
 """What tells lines of metrics apart."""
+
+EPOCHS_WAIT_S = 30.0
+EPOCHS_WAIT_SHARE = 0.01
+"""How long the lines of finished epochs wait for others before an object store gets them: seconds at least, and this
+share of the time since the attempt began."""
 
 CodeChanged = Literal["refuse", "retrain"]
 """What becomes of a run whose user code has changed since it was begun."""
@@ -306,21 +314,36 @@ class Journal:
         with contextlib.suppress(RunError, OSError):
             self._save()  # so that the count of an attempt that is killed is true
 
+    def started(self, start: JobStart) -> None:
+        """Note that a worker was given a job."""
+        self._note_job(JobStarted(
+            **_who(start.job), **_on_what(start), attempt=self.num_attempts, retry=start.attempt,
+            reseed=start.reseed, began=start.began))
+
+    def advanced(self, job: Job, progress: Progress) -> None:
+        """Note an epoch that a job has trained."""
+        self._note_job(JobEpoch(
+            **_who(job), attempt=self.num_attempts, time=time.time(), epoch=progress.epoch,
+            num_epochs=progress.num_epochs, loss=float(progress.loss),
+            metrics={name: float(value) for name, value in progress.metrics.items()}, lr=float(progress.lr),
+            samples_per_s=float(progress.samples_per_s)))
+
     def worked(self, worked: JobTimes) -> None:
-        """Note what a worker did. Where that cannot be written it is left out: nothing depends on it, nobody waits."""
-        job, where = worked.job, worked.where
-        line = {
-            "kind": job.kind, "round": None if job.round < 0 else job.round,
-            "particle": None if job.particle < 0 else job.particle, "worker": worked.worker,
-            "host": where and where.host, "device": where and where.device, "attempt": self.num_attempts,
-            "retry": worked.attempt, "reseed": worked.reseed, "began": worked.began, "ended": worked.ended,
-            "how": worked.how, "epochs": worked.epochs,
-        }
+        """Note what a worker did."""
+        self._note_job(JobEnded(
+            **_who(worked.job), **_on_what(worked), attempt=self.num_attempts, retry=worked.attempt,
+            reseed=worked.reseed, began=worked.began, ended=worked.ended, how=worked.how, epochs=worked.epochs))
+
+    def _note_job(self, record: JobLine) -> None:
+        """Write a line of ``jobs.jsonl``. One that cannot be written is left out: no result depends on it."""
+        # In an object store each write is another object, all of which a reader has to fetch: epochs, of which there
+        # are many, wait for each other, and the longer the attempt lasts the longer they do.
+        epochs_wait_s = max(EPOCHS_WAIT_S, EPOCHS_WAIT_SHARE * (time.monotonic() - self._began))
         with contextlib.suppress(RunError, OSError):
             if self._jobs is None:
                 self._jobs = open_lines(Spot(impatient(self._rundir.place), self._rundir.jobs.key))
-            self._jobs.append(sealed(line))
-            self._jobs.settle()
+            self._jobs.append(sealed(record.line()))
+            self._jobs.settle(epochs_wait_s if isinstance(record, JobEpoch) else FLUSH_S)
 
     def incident(self, who: Job | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
         """Note a failure, whether or not it is overcome.
@@ -441,6 +464,18 @@ class Journal:
         if ticket.read() != data:
             ticket.write(data)
         return digest_bytes(data)
+
+
+def _who(job: Job) -> dict[str, Any]:
+    """Which job a line is about."""
+    return {"kind": job.kind, "round": None if job.round < 0 else job.round,
+            "particle": None if job.particle < 0 else job.particle}
+
+
+def _on_what(times: JobStart | JobTimes) -> dict[str, Any]:
+    """Which worker does a job, and where."""
+    where = times.where
+    return {"worker": times.worker, "host": where and where.host, "device": where and where.device}
 
 
 def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:

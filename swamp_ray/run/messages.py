@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from swamp_ray.method.events import Job
 from swamp_ray.run.object_store_memory import RoundBytes
-from swamp_ray.run.timesheet import JobTimes
+from swamp_ray.run.timesheet import JobStart, JobTimes
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Measurement, Named
 from swamp_ray.training.arithmetic import SINGLE, form_and_width
@@ -115,6 +115,14 @@ class LeaseHeld:
 
 
 @dataclass(frozen=True)
+class JobStartedReport:
+    """A worker was given a job, and since when."""
+
+    job: Job
+    start: JobStart
+
+
+@dataclass(frozen=True)
 class JobAdvancedReport:
     """A job has trained another epoch."""
 
@@ -187,8 +195,8 @@ class WorkersChangedReport:
     num_workers: int
 
 
-Report = (JobAdvancedReport | JobFinishedReport | JobFailedReport | JobBlockedReport | RoundAveragedReport
-          | AveragerLostReport | StateLostReport | NoticeReport | WorkersChangedReport)
+Report = (JobStartedReport | JobAdvancedReport | JobFinishedReport | JobFailedReport | JobBlockedReport
+          | RoundAveragedReport | AveragerLostReport | StateLostReport | NoticeReport | WorkersChangedReport)
 
 
 class Executor(Protocol):

@@ -21,6 +21,25 @@ class Whereabouts:
 
 
 @dataclass(frozen=True)
+class JobStart:
+    """A worker was given a job.
+
+    Attributes:
+        job: The job.
+        worker, where: As in :class:`JobTimes`.
+        began: When, in seconds since 1970, driver's clock.
+        attempt, reseed: As in :class:`swamp_ray.run.messages.JobSpec`.
+    """
+
+    job: Job
+    worker: int | None
+    where: Whereabouts | None
+    began: float
+    attempt: int = 0
+    reseed: int = 0
+
+
+@dataclass(frozen=True)
 class JobTimes:
     """Times of one job.
 
@@ -53,6 +72,10 @@ class Shift:
     where: Whereabouts | None = None
     _began: float = field(default_factory=time.time)
     _clock: float = field(default_factory=time.perf_counter)
+
+    def start(self, job: Job, attempt: int = 0, reseed: int = 0) -> JobStart:
+        """That the worker was given a job at the shift's beginning."""
+        return JobStart(job, self.worker, self.where, self._began, attempt, reseed)
 
     def over(self, job: Job, how: Ending, attempt: int = 0, reseed: int = 0, epochs: int = 0) -> JobTimes:
         """Times of a job that ends now. A wall clock that is set meanwhile does not change its length."""

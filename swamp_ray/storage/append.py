@@ -22,22 +22,25 @@ class PartWriter:
 
     Args:
         spot: The key under which the parts lie.
-        every_s: `settle` writes if the last write is so long ago.
     """
 
-    def __init__(self, spot: Spot, every_s: float = FLUSH_S) -> None:
-        self._spot, self._every_s = spot, every_s
+    def __init__(self, spot: Spot) -> None:
+        self._spot = spot
         self._buffer: list[bytes] = []
         self._next: int | None = None
-        self._written = -float("inf")
+        self._tried = -float("inf")
 
     def append(self, data: bytes) -> None:
         """Add bytes; they are not written yet."""
         self._buffer.append(data)
 
-    def settle(self) -> None:
-        """Write what was appended, unless that has just been done."""
-        if time.monotonic() - self._written >= self._every_s:
+    def settle(self, every_s: float = FLUSH_S) -> None:
+        """Write what was appended, unless that has been tried within ``every_s``.
+
+        Raises:
+            RunError: As for `flush`. A store that hangs is not asked again at once.
+        """
+        if time.monotonic() - self._tried >= every_s:
             self.flush()
 
     def flush(self) -> None:
@@ -48,6 +51,7 @@ class PartWriter:
         """
         if not self._buffer:
             return
+        self._tried = time.monotonic()
         if self._next is None:
             self._next = 1 + max((int(name) for name in _parts(self._spot)), default=0)
         data = b"".join(self._buffer)
@@ -56,7 +60,6 @@ class PartWriter:
             self._next += 1
         self._next += 1
         self._buffer.clear()
-        self._written = time.monotonic()
 
 
 def read_growing(spot: Spot) -> bytes:

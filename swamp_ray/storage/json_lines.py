@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.storage.append import PartWriter, read_growing
+from swamp_ray.storage.append import FLUSH_S, PartWriter, read_growing
 from swamp_ray.storage.leases import holding
 from swamp_ray.storage.local import write_error
 from swamp_ray.storage.local_place import LocalPlace
@@ -122,8 +122,11 @@ class Lines(Protocol):
         """Add one line; RunError if it could not be written."""
         ...
 
-    def settle(self) -> None:
-        """A group of lines is complete: a crash may lose all of it from now on, but not a part of it."""
+    def settle(self, every_s: float = FLUSH_S) -> None:
+        """A group of lines is complete: a crash may lose all of it from now on, but not a part of it.
+
+        In an object store it is written, unless the last write is less than ``every_s`` ago.
+        """
         ...
 
     def flush(self) -> None:
@@ -195,7 +198,7 @@ class LineWriter:
         line = dump_json(dict(record)) + b"\n"
         self._patience.call(lambda: self._append(line))
 
-    def settle(self) -> None:
+    def settle(self, every_s: float = FLUSH_S) -> None:
         """Lines are written when they are appended."""
 
     def flush(self) -> None:
@@ -278,9 +281,9 @@ class LineParts:
         if self._durable:
             self._parts.flush()
 
-    def settle(self) -> None:
+    def settle(self, every_s: float = FLUSH_S) -> None:
         """Write what there is, unless that has just been done."""
-        self._parts.settle()
+        self._parts.settle(every_s)
 
     def flush(self) -> None:
         """Write what there is."""

@@ -28,6 +28,7 @@ from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, 
 from swamp_ray.storage.local import shown
 from swamp_ray.storage.place import Place, check_key
 from swamp_ray.storage.places import Spot, as_place, local_path
+from swamp_ray.storage.records import JobLine, is_job_line, parse_job_lines
 
 
 class RunDir:
@@ -87,7 +88,7 @@ class RunDir:
 
     @property
     def jobs(self) -> Spot:
-        """One line a job that a worker did: which worker, from when to when, and how it ended."""
+        """What became of jobs: a line when a worker is given one, after each epoch, and when it has ended."""
         return self.spot("jobs.jsonl")
 
     @property
@@ -372,6 +373,10 @@ class RunDir:
     def read_results(self) -> list[dict[str, Any]]:
         """The artifacts that the run has noted, in order. Raises CorruptArtifactError if a line has changed."""
         return read_lines(self.results)
+
+    def salvage_jobs(self) -> list[JobLine]:
+        """What can be read of ``jobs.jsonl``, in order."""
+        return parse_job_lines(salvage_lines(self.jobs, is_job_line).records)
 
     def logs(self, attempt: int) -> dict[str, Spot]:
         """The log files of an attempt, by what `log` calls them."""

@@ -48,7 +48,8 @@ def jobs_of(run: ReportRun) -> pd.DataFrame:
     """
     if not run.jobs:
         return pd.DataFrame()
-    frame: Any = pd.DataFrame(run.jobs).sort_values(["attempt", "began", "ended"], kind="stable").reset_index(drop=True)
+    lines: Any = pd.DataFrame([line.line() for line in run.jobs])
+    frame = lines.sort_values(["attempt", "began", "ended"], kind="stable").reset_index(drop=True)
     frame["run"] = run.name
     frame["round"] = frame["round"].fillna(-1).astype(int)
     frame["particle"] = frame["particle"].fillna(-1).astype(int)

@@ -10,10 +10,11 @@ import pandas as pd
 
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.method.events import DENSE, Job
-from swamp_ray.report.load.broken_off import BrokenOff, work_of
+from swamp_ray.report.load.broken_off import BrokenOff
 from swamp_ray.report.load.missing import DENSE_ROUND, TRAINED, particles_of, unknown_trainings
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.records import job_of
 from swamp_ray.training.arithmetic import form_and_width
 
 
@@ -96,7 +97,7 @@ def _trainings(run: ReportRun) -> dict[str, Job]:
     """The dense phase and the particles by the names of their results; where they were not noted, those of rounds."""
     found = {entry["name"]: Job("particle", record["round"], particle) for record in run.records
              for particle, entry in zip(particles_of(record), record["artifacts"]["particles"], strict=False)}
-    return found | {line["name"]: work_of(line) for line in run.results if line["kind"] in TRAINED}
+    return found | {line["name"]: job_of(line) for line in run.results if line["kind"] in TRAINED}
 
 
 class _Own:
@@ -108,8 +109,8 @@ class _Own:
 
     def __init__(self, run: ReportRun) -> None:
         attempts = run.about.get("attempts", [])
-        done = [job for job in run.jobs if job["kind"] in TRAINED and job["how"] == "done" and job["epochs"] > 0]
-        self._works = {work_of(job) for job in done}
+        done = [line for line in run.jobs if line.kind in TRAINED and line.how == "done" and line.epochs > 0]
+        self._works = {line.job() for line in done}
         self._all_known = len(done) >= sum(attempt["trained"] for attempt in attempts) and \
             all("ended" in attempt for attempt in attempts)
         self._names = {run.name, run.config.name, run.about.get("name")}

@@ -89,7 +89,7 @@ def _jobs(run: ReportRun) -> Iterator[str]:
     """A killed attempt may have counted what its workers had just finished before it noted who did it."""
     if has_no_jobs(run):
         return
-    done = Counter(job["attempt"] for job in run.jobs if job["kind"] in TRAINED and job["epochs"] > 0)
+    done = Counter(line.attempt for line in run.jobs if line.kind in TRAINED and line.epochs > 0)
     attempts: Sequence[Mapping[str, Any]] = run.about.get("attempts", [])
     lacking = of = 0
     for number, attempt in enumerate(attempts, start=1):

@@ -14,6 +14,7 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, SwampError, UserError
 from swamp_ray.report.load.salvage import Losses, analyses_of, jobs_of_workers, metrics_of, results_of, rounds_of
 from swamp_ray.storage.find import config_of, edit_in_words, find_run
+from swamp_ray.storage.records import JobEnded, JobEpoch, JobStarted
 from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.storage.tickets import Ticket, load_round_ticket
 from swamp_ray.text.metric_names import Metric
@@ -31,9 +32,10 @@ class ReportRun:
         records: Its finished rounds in order, as in ``rounds.jsonl``.
         metrics: Every scalar, one row a line of ``metrics.jsonl``.
         analyses: What ``swamp analyze`` has written, by analysis.
-        jobs: What workers did, as in ``jobs.jsonl``.
+        jobs: What workers did, as in ``jobs.jsonl``: the jobs that have ended.
         results: The artifacts that it has noted, as in ``results.jsonl``.
         losses: What of all this could not be read.
+        progress: What else ``jobs.jsonl`` tells, in order: which jobs workers were given, and finished epochs.
     """
 
     rundir: RunDir
@@ -43,9 +45,10 @@ class ReportRun:
     records: Sequence[Mapping[str, Any]]
     metrics: pd.DataFrame
     analyses: Mapping[str, Mapping[str, Any]]
-    jobs: Sequence[Mapping[str, Any]] = ()
+    jobs: Sequence[JobEnded] = ()
     results: Sequence[Mapping[str, Any]] = ()
     losses: Losses = field(default_factory=Losses, compare=False)
+    progress: Sequence[JobStarted | JobEpoch] = ()
 
     @property
     def name(self) -> str:
@@ -123,8 +126,11 @@ def _read(rundir: RunDir, config: SwampConfig, arm: str) -> ReportRun:
     records = rounds_of(rundir, losses)
     if not records:
         raise _nothing_to_show(rundir, losses)
+    lines = jobs_of_workers(rundir, losses)
+    jobs = [line for line in lines if isinstance(line, JobEnded)]
+    progress = [line for line in lines if not isinstance(line, JobEnded)]
     return ReportRun(rundir, arm, config, about or {}, records, pd.DataFrame(metrics_of(rundir, losses)),
-                     analyses_of(rundir, losses), jobs_of_workers(rundir, losses), results_of(rundir, losses), losses)
+                     analyses_of(rundir, losses), jobs, results_of(rundir, losses), losses, progress)
 
 
 def _nothing_to_show(rundir: RunDir, losses: Losses) -> SwampError:

@@ -10,12 +10,11 @@ from swamp_ray.errors import SwampError, first_line
 from swamp_ray.storage.json_lines import Salvaged, salvage_lines
 from swamp_ray.storage.metrics import since_afresh
 from swamp_ray.storage.places import Spot
+from swamp_ray.storage.records import JobLine, is_job_line, parse_job_lines
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.tables import ranges
 
 ANALYSES = ("calibration", "connectivity", "curvature", "landscape", "masks", "particles")
-LATEST_S = 1e12
-"""Later timestamps, in seconds since 1970, are rejected as corrupt."""
 
 
 class Losses:
@@ -72,10 +71,11 @@ def metrics_of(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:
     return list(last.values())
 
 
-def jobs_of_workers(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:
-    """What workers did."""
-    found = _attempted(lambda: salvage_lines(rundir.jobs, _is_job), rundir.jobs, losses)
-    return list(_told(found, rundir.jobs, losses, "the figure of the workers does without"))
+def jobs_of_workers(rundir: RunDir, losses: Losses) -> list[JobLine]:
+    """What workers began and did."""
+    found = _attempted(lambda: salvage_lines(rundir.jobs, is_job_line), rundir.jobs, losses)
+    lines = _told(found, rundir.jobs, losses, "the figure of the workers does without")
+    return parse_job_lines(lines)
 
 
 def results_of(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:
@@ -145,13 +145,6 @@ def _about(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _is_scalars(line: Mapping[str, Any]) -> bool:
     return isinstance(line.get("kind"), str) and _are_whole(line, "round", "particle", "epoch", "step")
-
-
-def _is_job(line: Mapping[str, Any]) -> bool:
-    texts = all(isinstance(line.get(key), str) for key in ("kind", "how"))
-    times = all(isinstance(line.get(key), int | float) and abs(line[key]) < LATEST_S for key in ("began", "ended"))
-    numbers = all(isinstance(line.get(key), int) for key in ("attempt", "epochs", "retry", "reseed"))
-    return texts and times and numbers and _are_whole(line, "round", "particle", "worker")
 
 
 def _is_result(line: Mapping[str, Any]) -> bool:

@@ -147,7 +147,7 @@ def _sources(runs: Sequence[ReportRun]) -> list[str]:
     found = []
     for run in runs:
         spots = [run.rundir.config, run.rundir.run_json, run.rundir.rounds, run.rundir.metrics, run.rundir.results]
-        spots += [run.rundir.jobs] if run.jobs else []
+        spots += [run.rundir.jobs] if run.jobs or run.progress else []
         spots += [run.rundir.analysis(what) for what in run.analyses]
         found += [spot.key for spot in spots]
     return found

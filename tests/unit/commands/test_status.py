@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -17,8 +18,10 @@ from swamp_ray.config.reading import dump_config
 from swamp_ray.method.events import DENSE, Job
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.holders import Holder, this_process
+from swamp_ray.storage.json_lines import open_lines, sealed
 from swamp_ray.storage.leases import Watch, artifact_lease
 from swamp_ray.storage.liveness import life_of
+from swamp_ray.storage.records import JobEpoch, JobStarted
 from swamp_ray.storage.run_folder import RunDir
 from tests.helpers import tiny
 
@@ -93,7 +96,35 @@ def test_watching_ends_when_a_process_elsewhere_falls_silent(rundir: RunDir) -> 
     assert said(rundir, watch)[0] == KILLED
 
 
-def test_each_particle_of_an_open_round_is_accounted_for(rundir: RunDir) -> None:
+def epoch_lines(rundir: RunDir, particle: int, epochs: int, attempt: int = 1, begins: bool = True) -> None:
+    """What a driver notes of a particle that was given out, and has trained so many epochs of ten."""
+    about: dict[str, Any] = {"kind": "particle", "round": 0, "particle": particle, "attempt": attempt}
+    with contextlib.closing(open_lines(rundir.jobs)) as lines:
+        if begins:
+            lines.append(sealed(JobStarted(**about, worker=0, host="h", device="cpu", retry=0, reseed=0,
+                                           began=1e9).line()))
+        for epoch in range(1, epochs + 1):
+            lines.append(sealed(JobEpoch(**about, time=1e9, epoch=epoch, num_epochs=10, loss=0.1, metrics={}, lr=0.1,
+                                         samples_per_s=9.0).line()))
+
+
+def test_epochs_of_open_particles_are_those_of_this_attempts_last_try(rundir: RunDir) -> None:
+    write(rundir, names={Job("particle", 0, number): NAMES[number] for number in range(3)})
+    for number in range(3):
+        hold(rundir, HERE, artifact_lease(NAMES[number]))
+    epoch_lines(rundir, 0, 7)
+    epoch_lines(rundir, 1, 5)
+    epoch_lines(rundir, 1, 0)
+    epoch_lines(rundir, 2, 9, attempt=2)
+    with hold(rundir, HERE):
+        assert said(rundir)[3] == ("round 0: 0 of 4 particles done; training, epoch 7/10: particle 0; "
+                                   "training: particles 1, 2; missing: particle 3")
+        with Path(str(rundir.jobs)).open("ab") as file:
+            file.write(b"no line of ours\n")
+        assert "training, epoch 7/10: particle 0" in said(rundir)[3], "a damaged line hides no other"
+
+
+def test_of_an_earlier_versions_run_epochs_are_those_of_the_logs(rundir: RunDir) -> None:
     names = {DENSE: NAMES[4]} | {Job("particle", 0, number): NAMES[number] for number in range(4)}
     write(rundir, names=names)
     store = ArtifactStore(rundir.storage)

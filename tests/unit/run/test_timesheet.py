@@ -17,6 +17,7 @@ from swamp_ray.run.inline_executor import InlineExecutor
 from swamp_ray.run.messages import Report
 from swamp_ray.run.timesheet import Shift, Whereabouts
 from swamp_ray.storage.json_lines import read_lines
+from swamp_ray.storage.metrics import read_metrics
 from swamp_ray.storage.run_folder import RunDir
 from tests.faults import epoch_seed
 from tests.helpers import ticket_digests, tiny
@@ -25,8 +26,13 @@ SMALL: dict[str, Any] = {"pruning__target": 0.5}
 """The dense phase and two rounds of three particles."""
 
 
-def jobs(storage: Path) -> list[dict[str, Any]]:
+def lines_of(storage: Path) -> list[dict[str, Any]]:
     return read_lines(RunDir(storage, "tiny").jobs)
+
+
+def jobs(storage: Path) -> list[dict[str, Any]]:
+    """The lines of jobs that have ended, which earlier versions wrote as well."""
+    return [line for line in lines_of(storage) if "what" not in line]
 
 
 def test_every_job_of_a_run_is_recorded_once_and_in_one_place(tmp_path: Path) -> None:
@@ -44,6 +50,30 @@ def test_every_job_of_a_run_is_recorded_once_and_in_one_place(tmp_path: Path) ->
     inorder = sorted(lines, key=lambda line: line["began"])
     assert all(one["ended"] <= two["began"] + 1e-3 for one, two in pairwise(inorder)), (
         "a single worker does one after the other")
+
+
+def test_a_line_says_that_a_job_was_given_out_and_one_each_epoch_that_it_has_trained(tmp_path: Path) -> None:
+    run(tiny(tmp_path, **SMALL))
+    ended = {(line["kind"], line["round"], line["particle"]): line for line in jobs(tmp_path)}
+    lines = lines_of(tmp_path)
+    started = [line for line in lines if line.get("what") == "started"]
+    assert {(line["kind"], line["round"], line["particle"]) for line in started} == {
+        key for key in ended if key[0] != "average"}
+    for line in started:
+        key = line["kind"], line["round"], line["particle"]
+        same = ("attempt", "retry", "reseed", "began", "worker", "host", "device")
+        assert {name: line[name] for name in same} == {name: ended[key][name] for name in same}
+    scalars = {(line["kind"], line.get("round"), line.get("particle"), line["epoch"]): line
+               for line in read_metrics(RunDir(tmp_path, "tiny").metrics) if line["kind"].endswith("_epoch")}
+    epochs = [line for line in lines if line.get("what") == "epoch"]
+    assert len(epochs) == len(scalars) == 1 + 2 * 3 * 2
+    for line in epochs:
+        key = line["kind"], line["round"], line["particle"]
+        scalar = scalars[f"{line['kind']}_epoch", *key[1:], line["epoch"]]
+        assert (line["loss"], line["lr"], line["metrics"]["accuracy"]) == (
+            scalar["loss"], scalar["lr"], scalar["accuracy"])
+        assert line["num_epochs"] == ended[key]["epochs"]
+        assert ended[key]["began"] <= line["time"] <= ended[key]["ended"] + 0.1
 
 
 def test_packed_particles_of_one_worker_overlap(tmp_path: Path) -> None:
@@ -80,6 +110,8 @@ def test_an_interrupted_run_has_what_was_running_and_the_next_attempt_what_was_l
     run(tiny(disturbed, **SMALL))
     attempts = Counter(line["attempt"] for line in jobs(disturbed))
     assert attempts == {1: 2, 2: 10}
+    begun = Counter(line["attempt"] for line in lines_of(disturbed) if line.get("what") == "started")
+    assert begun[2] == 8, "averages are not given out"
     assert ticket_digests(undisturbed) == ticket_digests(disturbed)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,8 @@ from swamp_ray.report.load.runs import ReportRun, read_runs
 from swamp_ray.report.page import building
 from swamp_ray.report.page.card import card
 from swamp_ray.report.page.contents import WORKERS
-from swamp_ray.storage.json_lines import dump_json
+from swamp_ray.storage.json_lines import dump_json, open_lines, sealed
+from swamp_ray.storage.records import JobEnded, JobEpoch, JobStarted
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.tables import ranges
 
@@ -150,13 +153,43 @@ def test_missing_rounds_of_an_unfinished_run_are_those_before_its_last(copy: Pat
     assert missing_rounds(read(copy)) == [1, 2], "their metrics are there"
 
 
-def test_a_killed_attempts_work_is_counted_from_its_logs_and_said_to_be_a_bound(copy: Path) -> None:
-    rundir = RunDir(copy, NAME)
-    about = rundir.read_run()
-    assert about is not None
-    [attempt] = about["attempts"]
-    killed = {key: value for key, value in attempt.items() if key != "ended"} | {"trained": 0, "trained_epochs": 0}
-    rundir.run_json.write(dump_json({**about, "attempts": [attempt, killed]}))
+def test_a_killed_attempts_work_is_counted_up_to_its_last_epoch_and_said_to_be_a_bound(copy: Path) -> None:
+    rundir = with_killed_attempt(copy)
+    lines = [started(0, 0.0), epoch(0, 30.0, 1), epoch(0, 60.0, 2),
+             started(1, 0.0), epoch(1, 50.0, 1), ended(1, 0.0, 55.0, "machine"), started(1, 55.0),
+             started(2, 0.0, round=0), epoch(2, 70.0, 1, round=0), ended(2, 0.0, 80.0, "done", round=0)]
+    write_jobs(rundir, lines)
+    broken = broken_off(read(copy))
+    assert (broken.num_killed, broken.epochs) == (1, 2 + 1 + 0)
+    assert broken_off_time(read(copy), broken) == 60.0 + 55.0 + 0.0
+    write_jobs(rundir, [ended(3, 0.0, 7.0, "stopped")])
+    assert broken_off_time(read(copy), broken_off(read(copy))) == 115.0 + 7.0, "of which no start was noted"
+    facts = dict(card(read(copy)).facts)
+    assert "3 of them in trainings that were broken off" in facts["Epochs"]
+
+
+def test_what_was_stored_before_its_attempt_was_killed_is_not_broken_off(copy: Path) -> None:
+    rundir = with_killed_attempt(copy)
+    whole = [started(0, 0.0), epoch(0, 30.0, 1, of=2), epoch(0, 60.0, 2, of=2)]
+    write_jobs(rundir, whole)
+    assert broken_off(read(copy)).epochs == 0, "its driver was killed after its worker had stored it"
+    write_jobs(rundir, [started(0, 100.0)])
+    assert broken_off(read(copy)).epochs == 2, "it was given out once more: nothing had been stored"
+
+
+def test_lines_that_a_later_version_adds_are_skipped_and_not_called_damaged(copy: Path) -> None:
+    before = read(copy)
+    write_jobs(RunDir(copy, NAME), [{"what": "paused", "kind": "particle"}, {**started(0, 5.0), "mood": "good"}])
+    after = read(copy)
+    assert missing(after) == ()
+    assert after.jobs == before.jobs
+    assert len(after.progress) == len(before.progress) + 1
+    write_jobs(RunDir(copy, NAME), [{**started(0, 5.0), "began": "today"}])
+    assert any(text.startswith("jobs.jsonl: line") for text in missing(read(copy)))
+
+
+def test_of_an_earlier_version_a_killed_attempts_work_is_counted_from_its_logs(copy: Path) -> None:
+    with_killed_attempt(copy)
     log = copy / "runs" / NAME / "logs" / "attempt-2" / "round-1-particle-0.log"
     log.parent.mkdir(parents=True)
     begins = "2026-01-01 10:00:00 round 1, particle 0: attempt 1, seed 1, from the start, on a host"
@@ -170,6 +203,41 @@ def test_a_killed_attempts_work_is_counted_from_its_logs_and_said_to_be_a_bound(
     assert "2 of them in trainings that were broken off" in facts["Epochs"]
     assert "at least" in facts["Core-hours"]
     assert unknown_trainings(run) == []
+
+
+def with_killed_attempt(copy: Path) -> RunDir:
+    """The run, with a second attempt that has left no word of its end."""
+    rundir = RunDir(copy, NAME)
+    about = rundir.read_run()
+    assert about is not None
+    [attempt] = about["attempts"]
+    killed = {key: value for key, value in attempt.items() if key != "ended"} | {"trained": 0, "trained_epochs": 0}
+    rundir.run_json.write(dump_json({**about, "attempts": [attempt, killed]}))
+    return rundir
+
+
+def write_jobs(rundir: RunDir, lines: list[dict[str, Any]]) -> None:
+    with contextlib.closing(open_lines(rundir.jobs)) as jobs:
+        for line in lines:
+            jobs.append(sealed(line))
+
+
+def of_job(particle: int, round: int) -> dict[str, Any]:
+    return {"kind": "particle", "round": round, "particle": particle, "attempt": 2}
+
+
+def started(particle: int, began: float, round: int = 1) -> dict[str, Any]:
+    return JobStarted(**of_job(particle, round), worker=0, host="h", device="cpu", retry=0, reseed=0,
+                      began=began).line()
+
+
+def epoch(particle: int, time: float, number: int, of: int = 9, round: int = 1) -> dict[str, Any]:
+    return JobEpoch(**of_job(particle, round), time=time, epoch=number, num_epochs=of, loss=1.0, metrics={}, lr=0.1,
+                    samples_per_s=1.0).line()
+
+
+def ended(particle: int, began: float, end: float, how: str, round: int = 1) -> dict[str, Any]:
+    return JobEnded(**of_job(particle, round), retry=0, reseed=0, began=began, ended=end, how=how, epochs=0).line()
 
 
 def test_numbers_in_a_row_are_told_together() -> None:
