@@ -147,7 +147,11 @@ def sweep_lines(sweep: Sweep, plan: SweepPlan) -> list[str]:
     if not config.is_adaptive:
         at_most = "" if plan.is_exact else "at most "
         named, distinct = plan.named("particle"), plan.num_distinct("particle")
+        trunks = ""
+        if plan.named("trunk"):
+            trunks = f"{counted(plan.named('trunk'), 'trunk')}, {plan.num_distinct('trunk'):,} distinct; "
         lines.append(f"names {named:,} particles, of which {at_most}{distinct:,} are distinct and trained; "
+                     f"{trunks}"
                      f"{counted(plan.named('dense'), 'dense phase')}, {plan.num_distinct('dense'):,} distinct; "
                      f"{plan.distinct_epochs:,.6g} epochs in all")
         free = free_bytes(sweep.base.storage)
@@ -197,8 +201,15 @@ def rounds_table(prepared: Prepared) -> Table:
         steps = [prepared.program(plan.index, particle).num_steps for particle in range(plan.num_particles)]
         each = f"{steps[0]:,}" if len(set(steps)) == 1 else f"{min(steps):,} to {max(steps):,}"
         of_all = percent(prepared.layout.sparsity_of_all(plan.survivors))
+        trunk = prepared.trunk(plan.index)
+        shared = 0 if trunk is None else trunk.num_steps
+        if trunk is not None:
+            each = f"{shared:,} + {each}"
         table.add_row(str(plan.index), percent(plan.sparsity), of_all, f"{plan.survivors:,}", str(plan.num_particles),
-                      each, f"{sum(steps) / prepared.steps_per_epoch:g}")
+                      each, f"{(shared + sum(steps)) / prepared.steps_per_epoch:g}")
+    if prepared.plan[0].has_trunk:
+        table.caption = "steps each: of the round's trunk, then of each particle that parts from it"
+        table.caption_justify = "left"
     return table
 
 

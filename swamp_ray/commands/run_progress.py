@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from swamp_ray.method.events import Job
+from swamp_ray.method.events import Job, trunk_of
 from swamp_ray.run.messages import RoundRecord
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
@@ -236,6 +236,9 @@ class _Budget:
         if prepared.dense is not None:
             self._epochs[Job("dense")] = prepared.dense.num_steps / prepared.steps_per_epoch
         for plan in prepared.plan:
+            trunk = prepared.trunk(plan.index)
+            if trunk is not None:
+                self._epochs[trunk_of(plan.index)] = trunk.num_steps / prepared.steps_per_epoch
             for particle in range(plan.num_particles):
                 steps = prepared.program(plan.index, particle).num_steps
                 self._epochs[Job("particle", plan.index, particle)] = steps / prepared.steps_per_epoch

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.method.events import DENSE, Job
+from swamp_ray.method.events import DENSE, Job, trunk_of
 from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
 from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
@@ -121,7 +121,10 @@ class _OpenWork:
             found.append(f"dense phase: {state}")
         for plan in missing:
             works = [Job("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
-            if any(work in self._names for work in works):
+            trunk = trunk_of(plan["index"])
+            if trunk in self._names and (state := self._state(trunk)) != "done":
+                found.append(f"round {plan['index']}: trunk {state}; {plan['num_particles']} particles part from it")
+            elif any(work in self._names for work in works):
                 states = {work.particle: self._state(work) for work in works}
                 found.append(f"round {plan['index']}: {_by_state(states)}{self._after(plan['index'], states)}")
         return found

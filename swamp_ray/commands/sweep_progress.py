@@ -198,8 +198,10 @@ def print_outcome(console: Console, outcome: SweepOutcome, written: list[Spot]) 
 def shared_line(outcome: SweepOutcome) -> str:
     """How much was trained, against how much the settings name."""
     plan = outcome.plan
-    distinct = plan.num_distinct("particle") + plan.num_distinct("dense")
-    named = plan.named("particle") + plan.named("dense")
+    kinds = ("particle", "trunk", "dense")
+    distinct = sum(plan.num_distinct(kind) for kind in kinds)
+    named = sum(plan.named(kind) for kind in kinds)
+    trunks = ", trunks" if plan.named("trunk") else ""
     at_most = "" if plan.is_exact else "at most "
-    return (f"trained: {outcome.trained:,} particles and dense phases; the settings name {named:,}, of which "
+    return (f"trained: {outcome.trained:,} particles{trunks} and dense phases; the settings name {named:,}, of which "
             f"{at_most}{distinct:,} are distinct")

@@ -214,9 +214,10 @@ class SweepView:
         trained = counted if self.life.running else self._record.get("trained", counted)
         if not attempts:
             return ""
-        distinct = plan.get("distinct", 0) + plan.get("dense_distinct", 0)
+        distinct = plan.get("distinct", 0) + plan.get("trunks_distinct", 0) + plan.get("dense_distinct", 0)
+        trunks = ", trunks" if plan.get("trunks_named") else ""
         of = f" of {distinct:,}" if self.life.running and distinct >= trained else ""
-        return f"{trained:,}{of} particles and dense phases trained"
+        return f"{trained:,}{of} particles{trunks} and dense phases trained"
 
     def _left(self) -> str:
         """Time left: the epochs that nobody has trained yet, at the pace of the current attempt."""

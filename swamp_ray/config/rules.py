@@ -39,6 +39,7 @@ def contradictions(config: Sections) -> Iterator[str]:
     yield from _wrong_before(config)
     yield from _wrong_schedules(config)
     yield from _wrong_averages(config)
+    yield from _wrong_forks(config)
     yield from _wrong_ranks(config)
     yield from _wrong_execution(config)
 
@@ -105,10 +106,13 @@ def _wrong_averages(config: Sections) -> Iterator[str]:
             yield "averaging.every must be greater than 0"
         # By default a training that is too short has one snapshot, of its last weights.
         by_default = config.averaging.start == 0.75 and str(every) == "1 epoch"
-        left = (1 - config.averaging.start) * length.amount
+        forked = config.particles.fork_at > 0
+        option = "particles.fork_at" if forked else "averaging.start"
+        start = config.particles.fork_at if forked else config.averaging.start
+        left = (1 - start) * length.amount
         if not by_default and every.unit == length.unit and left < every.amount - 1e-9:
             yield (
-                f"averaging.start ({config.averaging.start:g}) leaves {left:g} "
+                f"{option} ({start:g}) leaves {left:g} "
                 f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
                 "Start earlier, train longer or take snapshots more often"
             )
@@ -117,6 +121,24 @@ def _wrong_averages(config: Sections) -> Iterator[str]:
         yield (
             "averaging.num_shards must be auto or 1 with a pruning.score of your own, which sees whole layers, but got "
             f"{config.averaging.num_shards}"
+        )
+
+
+def _wrong_forks(config: Sections) -> Iterator[str]:
+    share, averaging = config.particles.fork_at, config.averaging
+    if share == 0:
+        return
+    vary = config.particles.vary
+    varied = [name for name in ("weight_decay", "lr", "length") if getattr(vary, name)]
+    if varied:
+        yield (
+            f"particles.vary.{varied[0]} must be empty with particles.fork_at: particles that part from one trunk "
+            f"have trained alike until then, but got {getattr(vary, varied[0])}. Set particles.fork_at: 0"
+        )
+    if averaging.within == "swa" and averaging.start not in (share, AveragingConfig().start):
+        yield (
+            f"averaging.start must be left out, or equal particles.fork_at, where the rate of SWA begins: particles "
+            f"stay at it from the fork on. Got {averaging.start:g} and {share:g}"
         )
 
 

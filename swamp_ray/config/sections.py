@@ -132,6 +132,13 @@ class RewindConfig(Section):
     )
 
 
+class RateStage(Section):
+    """From a sparsity on, this constant rate of SWA."""
+
+    sparsity: Sparsity = Field(description="Rounds of this sparsity and above belong to the stage.")
+    lr: float = Field(gt=0.0, description="The rate in each of its rounds.")
+
+
 class AveragingConfig(Section):
     """Averaging along one particle's training, and how the average over particles is computed."""
 
@@ -139,7 +146,10 @@ class AveragingConfig(Section):
         default="swa", description="swa: mean of snapshots; ema: exponential moving average; none: the last weights."
     )
     start: Share = Field(default=0.75, description="swa: share of the training before the first snapshot (1 - f).")
-    lr: float | None = Field(default=None, gt=0.0, description="swa: constant rate of that part; default half of lr.")
+    lr: Annotated[float, Field(gt=0.0)] | tuple[RateStage, ...] | None = Field(
+        default=None, description="swa: constant rate of that part, or stages by increasing sparsity; default (and "
+        "below the first stage) half of lr."
+    )
     every: LengthField = Field(
         default=Length(1), description="swa: distance of snapshots. With the defaults of both, a training too short "
         "for any has one, of its last weights."
@@ -153,6 +163,24 @@ class AveragingConfig(Section):
         default="auto", description="Averaging actors that share the weights; auto: one for each 256 million. Any "
         "number gives the same bits."
     )
+
+    @model_validator(mode="after")
+    def _increasing(self) -> AveragingConfig:
+        if isinstance(self.lr, tuple):
+            stages = [stage.sparsity for stage in self.lr]
+            if not stages or stages != sorted(set(stages)):
+                raise ValueError(f"lr must be a rate, or list stages by increasing sparsity, but got {stages}")
+        return self
+
+    def lr_at(self, sparsity: float, tolerance: float = 1e-12) -> float | None:
+        """The constant rate of SWA in a round of this sparsity; None: half of the training's own.
+
+        A stage begins at its sparsity less a tolerance, because a round keeps a whole number of weights.
+        """
+        if not isinstance(self.lr, tuple):
+            return self.lr
+        reached = [stage.lr for stage in self.lr if stage.sparsity <= sparsity + tolerance]
+        return reached[-1] if reached else None
 
 
 class ParticleConfig(Section):
@@ -188,6 +216,10 @@ class ParticlesConfig(Section):
     count: int = Field(default=4, gt=0, description="N, the particles of a round.")
     schedule: tuple[ParticleStage, ...] = Field(
         default=(), description="SWAMP+: stages by increasing sparsity; count holds below the first."
+    )
+    fork_at: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Share of a round that is trained once, as a trunk, before its "
+        "particles part from it; whole epochs, where a round has several. swa: particles stay at averaging.lr."
     )
     combine: Literal["average", "best"] = Field(default="average", description="best: the best on validation goes on.")
     vary: VaryConfig = VaryConfig()

@@ -16,6 +16,7 @@ class RoundPlan:
         sparsity: 1 - k_r / P.
         num_particles: N.
         next_survivors: k_(r+1); None in the last round, which prunes nothing.
+        has_trunk: Whether its particles part from one training, the trunk.
     """
 
     index: int
@@ -23,11 +24,12 @@ class RoundPlan:
     sparsity: float
     num_particles: int
     next_survivors: int | None
+    has_trunk: bool = False
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job for a worker: the dense phase, a particle, or the evaluation of a round's average."""
+    """A job for a worker: the dense phase, a round's trunk, a particle, or the evaluation of a round's average."""
 
     kind: str
     round: int = -1
@@ -36,11 +38,16 @@ class Job:
     def __str__(self) -> str:
         if self.kind == "dense":
             return "dense phase"
-        part = f"particle {self.particle}" if self.kind == "particle" else "evaluation"
+        part = f"particle {self.particle}" if self.kind == "particle" else self.kind
         return f"round {self.round}, {part}"
 
 
 DENSE = Job("dense")
+
+
+def trunk_of(index: int) -> Job:
+    """The job that trains a round's trunk."""
+    return Job("trunk", index)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Decision:
 
     Attributes:
         round: r; -1 for the dense phase.
-        particle: Its index; -1 for the dense phase.
+        particle: Its index; -1 for the dense phase and for a round's trunk.
         what: ``"reseed"``: it trains with another seed; ``"drop"``: the round goes on without it, because it
             diverged; ``"quorum"``: without it, because enough others were finished.
         reason: In words.
@@ -82,7 +89,9 @@ class Decision:
     @property
     def job(self) -> Job:
         """The job that it is about."""
-        return DENSE if self.round < 0 else Job("particle", self.round, self.particle)
+        if self.round < 0:
+            return DENSE
+        return trunk_of(self.round) if self.particle < 0 else Job("particle", self.round, self.particle)
 
     @property
     def drops(self) -> bool:
@@ -213,7 +222,7 @@ class AveragerLostEvent:
 
 @dataclass(frozen=True)
 class StateLostEvent:
-    """A finished particle's state cannot be read when it is to be averaged.
+    """A finished particle's state cannot be read when it is to be averaged, or a trunk's when particles part from it.
 
     ``damaged``: the bytes were corrupt or missing; otherwise they had been deleted under `keep.particles`.
     """

@@ -40,6 +40,7 @@ from swamp_ray.method.events import (
     StateLostEvent,
     StopRun,
     SubmitJob,
+    trunk_of,
 )
 
 
@@ -150,7 +151,18 @@ class Rounds:
         wanted = self._wanted()
         if not wanted:
             return self._fail(f"the recorded decisions leave no particle in round {index}")
-        return [self._do(Job("particle", index, n)) for n in wanted]
+        if self.plan[index].has_trunk:
+            return [self._do(trunk_of(index))]
+        return self._train_particles()
+
+    def _train_particles(self) -> list[Instruction]:
+        """Submit the current round's particles that are neither finished nor submitted."""
+        instructions: list[Instruction] = []
+        for particle in self._wanted():
+            job = Job("particle", self.current, particle)
+            if particle not in self._round.finished and job not in self._open:
+                instructions.append(self._do(job))
+        return instructions
 
     def _wanted(self) -> list[int]:
         """The current round's particles that were not dropped."""
@@ -161,6 +173,8 @@ class Rounds:
             return []
         if event.job.kind == "dense":
             return self._begin(0)
+        if event.job.kind == "trunk":
+            return self._train_particles()
         if event.job.kind == "evaluation":
             self._recorded.add(event.job.round)
             return [RecordRound(event.job.round)]
@@ -291,6 +305,8 @@ class Rounds:
     def _on_lost(self, event: StateLostEvent) -> list[Instruction]:
         """The particle is done again, and the round's average begins anew."""
         state, job = self._round, event.job
+        if job.kind == "trunk":
+            return self._on_trunk_lost(event)
         if job.round != self.current or self.current in self._averaged or job.particle not in state.finished:
             return []
         self._losses[job] = self._losses.get(job, 0) + event.damaged
@@ -302,21 +318,41 @@ class Rounds:
         state.closing = state.deadline_passed = False
         return [self._do(job)]
 
+    def _on_trunk_lost(self, event: StateLostEvent) -> list[Instruction]:
+        """The trunk is trained again; the particles that have not finished wait for it."""
+        job = event.job
+        if job.round != self.current or self.current in self._averaged:
+            return []
+        instructions: list[Instruction] = []
+        for particle in self._wanted():
+            waiting = Job("particle", self.current, particle)
+            if self._open.pop(waiting, None) is not None:
+                instructions.append(CancelJob(waiting))
+        if job in self._open:
+            return instructions
+        self._losses[job] = self._losses.get(job, 0) + event.damaged
+        if self._losses[job] > self._max_retries:
+            return self._fail(f"the state of {job} was lost {self._losses[job]} times: {event.reason}")
+        return [*instructions, self._do(job)]
+
     def _fail(self, reason: str) -> list[Instruction]:
         self.failed = reason
         return [StopRun(reason)]
 
 
-def plan_rounds(num_prunable: int, survivors: Sequence[int], num_particles: Sequence[int]) -> list[RoundPlan]:
+def plan_rounds(
+    num_prunable: int, survivors: Sequence[int], num_particles: Sequence[int], has_trunk: bool = False
+) -> list[RoundPlan]:
     """Rounds from the survivors of each and the particles of each.
 
     Args:
         num_prunable: P.
         survivors: k_0, ..., k_R.
         num_particles: N of each round, as long as ``survivors``.
+        has_trunk: Whether the particles of each round part from a trunk.
     """
     following: list[int | None] = [*survivors[1:], None]
     return [
-        RoundPlan(index, kept, 1.0 - kept / num_prunable, particles, after)
+        RoundPlan(index, kept, 1.0 - kept / num_prunable, particles, after, has_trunk)
         for index, (kept, particles, after) in enumerate(zip(survivors, num_particles, following, strict=True))
     ]

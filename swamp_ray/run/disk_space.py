@@ -14,6 +14,7 @@ from swamp_ray.method.events import RoundPlan
 from swamp_ray.run.averager import read_mask
 from swamp_ray.run.capacity import pool_size, this_machine
 from swamp_ray.run.lookup import find_named
+from swamp_ray.run.object_store_memory import fork_bytes
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.result_names import NamedResult, ResultNames
 from swamp_ray.sparsity.masks import from_bits
@@ -108,7 +109,7 @@ def _existing_folder(storage: str) -> Path | None:
 
 def _num_files(prepared: Prepared) -> int:
     """Folders count too: each takes an inode."""
-    trainings = sum(plan.num_particles for plan in prepared.plan) + (prepared.dense is not None)
+    trainings = sum(plan.num_particles + plan.has_trunk for plan in prepared.plan) + (prepared.dense is not None)
     return RUN_FILES + FILES_OF_A_ROUND * len(prepared.plan) + FILES_OF_A_TRAINING * trainings
 
 
@@ -137,7 +138,8 @@ def checkpoint_bytes(prepared: Prepared, program: Program) -> int:
 def _kept_and_peak(prepared: Prepared) -> tuple[int, int]:
     """Bytes that stay, and bytes at the peak. A round's states are deleted once the next round has been trained."""
     policy = prepared.config.keep.particles
-    states = [plan.num_particles * state_bytes(prepared, plan.survivors) for plan in prepared.plan]
+    states = [plan.num_particles * state_bytes(prepared, plan.survivors) + trunk_bytes(prepared, plan)
+              for plan in prepared.plan]
     permanent, peak = RUN_BYTES, 0
     if prepared.dense is not None:
         permanent += state_bytes(prepared, prepared.layout.num_prunable) + _epochs(prepared.dense)
@@ -150,7 +152,8 @@ def _kept_and_peak(prepared: Prepared) -> tuple[int, int]:
         peak = max(peak, before + _working_bytes(prepared, plan), after)
     left = {"all": sum(states), "last": states[-1], "none": 0}[policy]
     # A manifest stays where its state goes.
-    left += 0 if policy == "all" else ARTIFACT_BYTES // 2 * sum(plan.num_particles for plan in prepared.plan)
+    trainings = sum(plan.num_particles + plan.has_trunk for plan in prepared.plan)
+    left += 0 if policy == "all" else ARTIFACT_BYTES // 2 * trainings
     return permanent + left, max(peak, permanent + left)
 
 
@@ -162,6 +165,9 @@ def round_bytes(prepared: Prepared, plan: RoundPlan) -> int:
     tensors = len(prepared.initial.parameters) + len(prepared.initial.buffers)
     ticket = prepared.initial.num_bytes + tied + mask + tensors * TENSOR_BYTES // 2
     epochs = sum(_epochs(prepared.program(plan.index, particle)) for particle in range(plan.num_particles))
+    trunk = prepared.trunk(plan.index)
+    if trunk is not None:
+        epochs += _epochs(trunk)
     next_mask = mask if plan.next_survivors is not None else 0
     return state_bytes(prepared, plan.survivors) + next_mask + buffers + ticket + epochs + 2 * ARTIFACT_BYTES
 
@@ -171,7 +177,16 @@ def _working_bytes(prepared: Prepared, plan: RoundPlan) -> int:
     state, most = state_bytes(prepared, plan.survivors), plan.num_particles
     busy = min(most, _side_by_side(prepared, most))
     programs = [prepared.program(plan.index, particle) for particle in range(most)]
-    return (most - busy) * state + busy * max(_particle_bytes(prepared, one, plan.survivors) for one in programs)
+    largest = max(_particle_bytes(prepared, one, plan.survivors) for one in programs)
+    return trunk_bytes(prepared, plan) + (most - busy) * state + busy * largest
+
+
+def trunk_bytes(prepared: Prepared, plan: RoundPlan) -> int:
+    """The stored state of a round's trunk; 0 without one."""
+    if not plan.has_trunk:
+        return 0
+    moments = len(prepared.initial.parameters) * TENSOR_BYTES
+    return fork_bytes(prepared, plan) + moments + ARTIFACT_BYTES
 
 
 def _particle_bytes(prepared: Prepared, program: Program, survivors: int) -> int:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from swamp_ray.errors import CorruptArtifactError, DivergedError, RunError, SwampError
+from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError, SwampError
 from swamp_ray.method.events import (
     DENSE,
     AddState,
@@ -34,6 +34,7 @@ from swamp_ray.method.events import (
     RoundReleasedEvent,
     StateLostEvent,
     SubmitJob,
+    trunk_of,
 )
 from swamp_ray.method.rounds import Rounds
 from swamp_ray.run.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
@@ -294,10 +295,12 @@ class Driver:
         return []
 
     def _submit(self, instruction: SubmitJob, stale: bytes = b"") -> list[Event]:
+        if self._inputs.lacks_trunk(instruction.job):
+            return []  # its trunk was lost meanwhile; it is submitted again once that is trained
         spec = replace(self._spec(instruction), session=self._journal.session, stale=stale)
         self._given[spec.job] = spec
         self._journal.uses(spec.job, spec.named.name)
-        found = self._find(spec.job, spec.named, verify=spec.job.kind != "particle")
+        found = self._find(spec.job, spec.named, verify=spec.job.kind not in ("particle", "trunk"))
         if found is not None and not (spec.job in self._let_go and lacks_state(self._store, found.name)):
             outcome = self._as_measured_here(spec, found)
             if outcome is not None:
@@ -309,10 +312,30 @@ class Driver:
         executor = self._executor_now()
         self._look_at_memory(executor, spec.job)
         inputs, start = self._inputs.of(spec.job), self._inputs.start_handle(executor, spec.job)
+        try:
+            values = self._inputs.values_handle(executor, spec.job)
+        except CorruptArtifactError as error:
+            return self._lose_trunk(spec.job.round, error)
         self._reporter.job_submitted(spec)
-        executor.submit(
-            spec, start, inputs.mask_handle(executor), inputs.values_handle(executor), instruction.urgent)
+        executor.submit(spec, start, inputs.mask_handle(executor), values, instruction.urgent)
         return []
+
+    def _lose_trunk(self, index: int, error: CorruptArtifactError) -> list[Event]:
+        """Train a round's trunk again, whose state was damaged, or deleted under `keep.particles`."""
+        trunk = trunk_of(index)
+        damaged = not isinstance(error, MissingPayloadError)
+        outcome = self._outcomes.pop(trunk)
+        if damaged:
+            self._reporter.warning(f"{trunk} is trained again, because its stored state is damaged: "
+                                   f"{without_advice(error)}")
+            self._journal.incident(trunk, str(error), "damaged")
+            self._store.discard(outcome.name, RESULT)
+        else:
+            self._reporter.warning(f"{trunk} is trained again, because its state was not kept (keep.particles) and "
+                                   "particles that part from it are not stored")
+            self._let_go.add(trunk)
+        self._inputs.of(trunk).forget_trunk()
+        return [StateLostEvent(trunk, str(error), damaged)]
 
     def _spec(self, instruction: SubmitJob) -> JobSpec:
         """All that a worker needs to know of a job."""
@@ -329,6 +352,8 @@ class Driver:
                        measurement=self._prepared.recipes.measurement(origin.mask, origin.start))
         if job == DENSE:
             return spec
+        if job.kind == "trunk":
+            return replace(spec, measurement=None)  # it is no result of the method
         return replace(spec, packing=self._prepared.packing(job.round),
                        seat=self._prepared.seat(job.round, job.particle))
 
@@ -438,6 +463,8 @@ class Driver:
         self._given.pop(job, None)
         if job == DENSE:
             self._inputs.rewind_to(outcome)
+        if job.kind == "trunk":
+            self._inputs.of(job).trunk = outcome
         if "evaluation" in outcome.info:
             self._journal.uses(replace(job, kind="evaluation"), outcome.info["evaluation"])
         self._journal.finished(job, outcome)
@@ -595,7 +622,10 @@ class Driver:
         record.ticket_sha256 = self._ticket_digests[index] = self._journal.write_ticket(
             self._prepared, record, average, evaluation.name, self._inputs.of(Job("average", index)).mask)
         self._journal.write_round(record)
-        self._keeper.recorded(index, [entry["name"] for entry in record.artifacts["particles"]])
+        states = [entry["name"] for entry in record.artifacts["particles"]]
+        if "trunk" in record.artifacts:
+            states.append(record.artifacts["trunk"]["name"])
+        self._keeper.recorded(index, states)
         self._inputs.release(index)
         self._written[index] = record
         # The last round is evaluated before the one before it, but people read rounds in order.
@@ -610,4 +640,5 @@ class Driver:
         jobs = [Job("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]
         return round_record(
             plan, [self._outcomes[job] for job in jobs], dropped, self._averages[index],
-            self._outcomes[Job("evaluation", index)], self._tickets[index].key, self._ticket_digests.get(index, ""))
+            self._outcomes[Job("evaluation", index)], self._tickets[index].key, self._ticket_digests.get(index, ""),
+            self._outcomes.get(trunk_of(index)))

@@ -19,7 +19,7 @@ from swamp_ray.config.reading import differences, dump_config, parse_stored_conf
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.credentials import Concealer, concealed_arguments, concealed_tree, credentials_in
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
-from swamp_ray.method.events import DENSE, Decision, Job
+from swamp_ray.method.events import DENSE, Decision, Job, RoundPlan
 from swamp_ray.run.messages import Outcome, RoundRecord
 from swamp_ray.run.older_runs import FORMER_DIGESTS, former_digests
 from swamp_ray.run.prepare import Prepared
@@ -222,7 +222,7 @@ class Journal:
             "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
             "primary": prepared.task.primary, "shown_as": dict(prepared.task.shown_as),
             "higher_is_better": prepared.task.higher_is_better,
-            "rounds": [asdict(plan) for plan in prepared.plan],
+            "rounds": [_plan_record(plan) for plan in prepared.plan],
             "attempts": [*earlier.get("attempts", []), attempt],
         }
         self._run, self._attempt, self._saved = run, attempt, self._rundir.run_json.read()
@@ -374,9 +374,11 @@ class Journal:
             found = [Decision(**line) for line in self._rundir.read_decisions()]
         except TypeError as error:
             raise self._wrong_decisions(f"a line is not a decision ({error})") from error
-        plans = {plan["index"]: plan["num_particles"] for plan in self._run.get("rounds", [])}
+        plans = {plan["index"]: plan for plan in self._run.get("rounds", [])}
         for decision in found:
-            if decision.job != DENSE and not 0 <= decision.particle < plans.get(decision.round, 0):
+            plan = plans.get(decision.round, {})
+            first = -1 if plan.get("has_trunk") and decision.what == "reseed" else 0
+            if decision.job != DENSE and not first <= decision.particle < plan.get("num_particles", 0):
                 raise self._wrong_decisions(f"it decides on {decision.job}, which the run does not have")
         # A line that is missing leaves no trace in the file, but one in the rounds that were recorded.
         for index, record in self._written.items():
@@ -406,12 +408,13 @@ class Journal:
             return
         self._attempt["found"] += outcome.trained_epochs == 0
         particle = job.particle if job.kind == "particle" else None
-        where = {"round": job.round if job.kind == "particle" else None, "particle": particle}
+        where = {"round": None if job == DENSE else job.round, "particle": particle}
         if self._metrics is None:
             return
         for line in outcome.info["history"]:
             self._log_once(kind=f"{job.kind}_epoch", **where, **line)
-        for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", outcome.info["metrics"])):
+        metrics_at_end = {} if job.kind == "trunk" else outcome.info["metrics"]
+        for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", metrics_at_end)):
             if metrics is not None:
                 self._log_once(kind=f"{job.kind}_{name}", **where, **flat(metrics))
         self._metrics.settle()
@@ -481,6 +484,14 @@ def _on_what(times: JobStart | JobTimes) -> dict[str, Any]:
 def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
     """``{"validation": {"accuracy": x}}`` as ``{"validation/accuracy": x}``."""
     return {f"{part}/{name}": value for part, values in metrics.items() for name, value in values.items()}
+
+
+def _plan_record(plan: RoundPlan) -> dict[str, Any]:
+    """A planned round in ``run.json``, where only those with a trunk say so."""
+    fields = asdict(plan)
+    if not plan.has_trunk:
+        del fields["has_trunk"]
+    return fields
 
 
 def _distinct(lines: list[tuple[Any, ...]], path: Spot) -> set[tuple[Any, ...]]:

@@ -51,7 +51,18 @@ def round_bytes(prepared: Prepared, plan: RoundPlan) -> RoundBytes:
     state = 4 * (plan.survivors + prepared.layout.num_rest)
     masks = 2 * ceil(prepared.layout.num_prunable / 8)
     values = state if prepared.config.rewind.weights == "none" else 0
-    return RoundBytes(data_bytes(prepared.data) + prepared.initial.num_bytes + masks + values, state)
+    fork = fork_bytes(prepared, plan) if plan.has_trunk else 0
+    return RoundBytes(data_bytes(prepared.data) + prepared.initial.num_bytes + masks + values + fork, state)
+
+
+def fork_bytes(prepared: Prepared, plan: RoundPlan) -> int:
+    """What particles part from: the trunk's weights, the optimiser's state, an exponential mean in float64, buffers."""
+    config = prepared.config
+    state = 4 * (plan.survivors + prepared.layout.num_rest)
+    moments = 2 if config.training.optimizer == "adamw" else int(config.training.momentum > 0)
+    means = 2 if config.averaging.within == "ema" else 0
+    buffers = sum(array.nbytes for array in prepared.initial.buffers.values())
+    return state * (1 + moments + means) + buffers
 
 
 def data_bytes(data: Data) -> int:

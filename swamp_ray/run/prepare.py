@@ -51,7 +51,14 @@ from swamp_ray.training.normalisation_checks import (
     small_batch,
 )
 from swamp_ray.training.packs.packable import why_unpackable
-from swamp_ray.training.program import Program, dense_phase, has_short_warmup, is_too_short, round_program
+from swamp_ray.training.program import (
+    Program,
+    dense_phase,
+    has_short_warmup,
+    is_too_short,
+    round_program,
+    trunk_program,
+)
 from swamp_ray.training.prunable_warnings import prunable_warnings
 from swamp_ray.training.state_dict import (
     StateDictContents,
@@ -130,8 +137,13 @@ class Prepared:
     contents: StateDictContents = field(default_factory=lambda: StateDictContents({}, {}))
 
     def program(self, round_index: int, particle: int) -> Program:
-        """What a particle does."""
-        return round_program(self.config, self.steps_per_epoch, round_index, particle)
+        """What a particle does; what follows the trunk, where its round has one."""
+        sparsity = self.plan[round_index].sparsity
+        return round_program(self.config, self.steps_per_epoch, round_index, particle, sparsity)
+
+    def trunk(self, round_index: int) -> Program | None:
+        """What a round's particles share: the training from whose end they part; None without a trunk."""
+        return trunk_program(self.config, self.steps_per_epoch, round_index, self.plan[round_index].sparsity)
 
     @property
     def short_trainings(self) -> list[str]:
@@ -209,6 +221,10 @@ class Prepared:
         number = round_index if round_index < 0 else round_index + self.config.first_round
         return derive_seed(self.config.seed, "particle", number, particle, attempt)
 
+    def trunk_seed(self, round_index: int, attempt: int = 0) -> int:
+        """The seed of a round's trunk."""
+        return derive_seed(self.config.seed, "trunk", round_index + self.config.first_round, attempt)
+
 
 def device_kind(config: SwampConfig, num_gpus: float | None = None) -> str:
     """``"cuda"`` or ``"cpu"``: as configured, else whether the machine (or the cluster) has GPUs."""
@@ -285,7 +301,7 @@ def _plan(config: SwampConfig, layout: Layout, start: int) -> list[RoundPlan]:
     sparsities = [1 - kept / layout.num_prunable for kept in survivors]
     half_a_weight = 0.5 / layout.num_prunable + 1e-12
     counts = [config.particles.at(sparsity, half_a_weight) for sparsity in sparsities]
-    return plan_rounds(layout.num_prunable, survivors, counts)
+    return plan_rounds(layout.num_prunable, survivors, counts, has_trunk=config.particles.fork_at > 0)
 
 
 def take_up_code(config: SwampConfig, data: Data | None) -> Code:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from swamp_ray.method.events import DENSE, Job
+from swamp_ray.method.events import DENSE, Job, trunk_of
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.storage.recipes import Named
 from swamp_ray.training.arithmetic import SINGLE
@@ -25,11 +25,13 @@ class Origin:
         start: Of the rewind weights, or of the initialisation.
         mask: Of the round's mask.
         values: Of the surviving weights, where they are not rewound.
+        trunk: Of the state from which the round's particles part; None without a trunk, and before it has trained.
     """
 
     start: str
     mask: str
     values: str | None = None
+    trunk: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ class ResultNames:
         return Origin(initial, recipes.mask_digest(mask))
 
     def training(self, job: Job, origin: Origin, reseed: int = 0) -> NamedResult:
-        """The dense phase or a particle; ``reseed``: how many of its seeds have diverged."""
+        """The dense phase, a trunk or a particle; ``reseed``: how many of its seeds have diverged."""
         prepared = self._prepared
+        if job.kind == "trunk":
+            return self._trunk(job, origin, reseed)
         packing = SINGLE
         if job == DENSE:
             assert prepared.dense is not None
@@ -84,7 +88,17 @@ class ResultNames:
             program = prepared.program(job.round, job.particle)
             seed = prepared.particle_seed(job.round, job.particle, reseed)
             packing = prepared.named_packing(job.round, job.particle)
-        named = prepared.recipes.training(program.as_dict(), seed, origin.start, origin.mask, origin.values, packing)
+        trunk = None if job == DENSE else origin.trunk
+        named = prepared.recipes.training(
+            program.as_dict(), seed, origin.start, origin.mask, origin.values, packing, trunk)
+        return NamedResult(job, named, program, seed)
+
+    def _trunk(self, job: Job, origin: Origin, reseed: int) -> NamedResult:
+        program = self._prepared.trunk(job.round)
+        assert program is not None
+        seed = self._prepared.trunk_seed(job.round, reseed)
+        named = self._prepared.recipes.training(
+            program.as_dict(), seed, origin.start, origin.mask, origin.values, kind="trunk")
         return NamedResult(job, named, program, seed)
 
     def average(self, index: int, states: Sequence[str], origin: Origin) -> NamedResult:
@@ -116,6 +130,12 @@ class ResultNames:
                 return
             origin = Origin(start, prepared.recipes.mask_digest(prepared.first_mask))
         for plan in prepared.plan:
+            if plan.has_trunk:
+                trunk = self.training(trunk_of(plan.index), origin)
+                yield trunk
+                origin = replace(origin, trunk=known.state(trunk))
+                if origin.trunk is None:
+                    return
             particles = [self.training(Job("particle", plan.index, n), origin) for n in range(plan.num_particles)]
             yield from particles
             states = [known.state(particle) for particle in particles]

@@ -15,6 +15,7 @@ from swamp_ray.run.result_names import Origin, ResultNames
 from swamp_ray.sparsity.compact import CompactState, compact_state, full_state
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.forks import read_fork
 from swamp_ray.storage.states import read_state, state_digest
 
 
@@ -26,14 +27,17 @@ class RoundInputs:
         mask: bool ``[P]``.
         mask_digest: Its name in recipes.
         values_digest: Name of the surviving values, where nothing is rewound; else None.
+        trunk: The trunk from which its particles part, once it is trained.
     """
 
     mask: np.ndarray
     mask_digest: str
     values_digest: str | None = None
+    trunk: Outcome | None = None
     _values: CompactState | None = None
     _mask_handle: Handle | None = None
     _values_handle: Handle | None = None
+    _fork_handle: Handle | None = None
 
     def mask_handle(self, executor: Executor) -> Handle:
         """The mask as bits, where the workers can read it."""
@@ -46,6 +50,25 @@ class RoundInputs:
         if self._values is not None and self._values_handle is None:
             self._values_handle = executor.put(self._values)
         return self._values_handle
+
+    def fork_handle(self, executor: Executor, store: ArtifactStore) -> Handle:
+        """Where the trunk has stopped, likewise.
+
+        Raises:
+            MissingPayloadError: Its state is not there any more.
+            CorruptArtifactError: Its state is not what was written.
+        """
+        assert self.trunk is not None
+        if self._fork_handle is None:
+            manifest = store.find(self.trunk.name)
+            if manifest is None:
+                raise CorruptArtifactError(f"the trunk's result {self.trunk.name} has vanished from the storage")
+            self._fork_handle = executor.put(read_fork(store, manifest))
+        return self._fork_handle
+
+    def forget_trunk(self) -> None:
+        """The trunk has to be trained again."""
+        self.trunk, self._fork_handle = None, None
 
 
 class Inputs:
@@ -77,7 +100,25 @@ class Inputs:
     def origin(self, job: Job) -> Origin:
         """What a job's result is made from, as digests."""
         inputs = self.of(job)
-        return Origin(self.start_digest, inputs.mask_digest, inputs.values_digest)
+        trunk = None if inputs.trunk is None or job.kind != "particle" else inputs.trunk.digest
+        return Origin(self.start_digest, inputs.mask_digest, inputs.values_digest, trunk)
+
+    def lacks_trunk(self, job: Job) -> bool:
+        """Whether a job parts from a trunk that is not trained."""
+        return (job.kind == "particle" and self._prepared.plan[job.round].has_trunk
+                and self._rounds[job.round].trunk is None)
+
+    def values_handle(self, executor: Executor, job: Job) -> Handle | None:
+        """What a job starts from in place of the rewind weights; None where it starts from these.
+
+        Raises:
+            MissingPayloadError: The state of the trunk that it parts from is not there any more.
+            CorruptArtifactError: That state is not what was written.
+        """
+        inputs = self.of(job)
+        if job.kind == "particle" and inputs.trunk is not None:
+            return inputs.fork_handle(executor, self._store)
+        return inputs.values_handle(executor)
 
     def rewind_to(self, dense: Outcome) -> None:
         """The dense phase is finished: its weights are the rewind point."""

@@ -21,6 +21,7 @@ def round_record(
     evaluation: Outcome,
     ticket: str,
     ticket_sha256: str = "",
+    trunk: Outcome | None = None,
 ) -> RoundRecord:
     """A line of ``rounds.jsonl``.
 
@@ -32,7 +33,9 @@ def round_record(
         evaluation: Its metrics.
         ticket: Path of the ticket, relative to the storage root.
         ticket_sha256: Of the file; empty as long as it is not written.
+        trunk: Where its particles part, if they do.
     """
+    parts_from = {} if trunk is None else {"trunk": {"name": trunk.name, "sha256": trunk.digest}}
     metrics = [outcome.info["metrics"] for outcome in outcomes]
     return RoundRecord(
         round=plan.index,
@@ -50,6 +53,7 @@ def round_record(
             "particles": [{"name": outcome.name, "sha256": outcome.digest} for outcome in outcomes],
             "average": {"name": average.name, "sha256": state_digest(average.files)},
             "evaluation": {"name": evaluation.name},
+            **parts_from,
         },
         ticket=ticket,
         ticket_sha256=ticket_sha256,

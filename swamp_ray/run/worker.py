@@ -29,6 +29,7 @@ from swamp_ray.sparsity.compact import CompactState, compact_state, spans
 from swamp_ray.sparsity.masks import from_bits
 from swamp_ray.storage.arrays import arrays_to_bytes
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
+from swamp_ray.storage.forks import put_fork
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.job_log import JobLog
 from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease, is_free
@@ -36,6 +37,7 @@ from swamp_ray.storage.place import Place
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.states import put_state, read_state
 from swamp_ray.training.arithmetic import Arithmetic, applied
+from swamp_ray.training.fork import ForkPoint
 from swamp_ray.training.peak_memory import PeakMemory
 from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.ranks import Ranks
@@ -59,7 +61,7 @@ class _Training:
     spec: JobSpec
     start: State
     mask: np.ndarray
-    values: CompactState | None
+    values: CompactState | ForkPoint | None
     seat: ParticleTrainer | None
 
 
@@ -89,7 +91,7 @@ class Worker:
         self._num_shards = num_shards(config, self.trainer.layout)
 
     def run(
-        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: CompactState | None,
+        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: CompactState | ForkPoint | None,
         stop: Callable[[], bool] = never,
     ) -> Generator[Message]:
         """Do one job: progress after each epoch, then the outcome, then (for training) the state in its pieces.
@@ -101,7 +103,7 @@ class Worker:
             item: What to do.
             start: The rewind weights (or the initialisation) and the buffers.
             mask_bits: The round's mask, one bit a prunable weight.
-            values: Surviving weights to start from instead of ``start``'s.
+            values: Surviving weights to start from instead of ``start``'s, or where the round's trunk has stopped.
             stop: Asked after every training step.
         """
         with applied(self.arithmetic):
@@ -114,7 +116,7 @@ class Worker:
                 yield message
 
     def train(
-        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: CompactState | None,
+        self, spec: JobSpec, start: State, mask_bits: np.ndarray, values: CompactState | ForkPoint | None,
         stop: Callable[[], bool] = never, seat: ParticleTrainer | None = None,
     ) -> Steps:
         """Train a particle. The caller applies the arithmetic.
@@ -153,6 +155,8 @@ class Worker:
                 continue  # let go to save space, and needed once more
             log(f"{spec.job}: found {manifest.name[:12]} in storage")
             outcome = outcome_of(manifest)
+            if spec.job.kind == "trunk":
+                return [outcome]
             if not is_measured_alike(spec, manifest.name, manifest.info):
                 outcome = self._measure(spec, outcome, compact, mask, start, log)
             return self._with_pieces(outcome, compact)
@@ -222,6 +226,11 @@ class Worker:
             if every and late and progress.epoch % every == 0:
                 self._checkpoint(spec, run)
                 written = time.monotonic()
+        if spec.job.kind == "trunk":
+            manifest = self._keep_fork(spec, run, time.perf_counter() - began, memory.read_bytes())
+            discard_named(self.store, spec.named, CHECKPOINT)
+            log(f"{spec.job}: finished")
+            return [outcome_of(manifest, len(run.history) - first_epoch)]
         result = run.finish()
         manifest = self._keep(spec, result, time.perf_counter() - began, memory.read_bytes())
         discard_named(self.store, spec.named, CHECKPOINT)
@@ -240,17 +249,20 @@ class Worker:
         spec, start, mask, values = training.spec, training.start, training.mask, training.values
         assert spec.program is not None
         trainer = training.seat or self.trainer
+        fork = values if isinstance(values, ForkPoint) else None
+        if isinstance(values, ForkPoint):
+            values = values.weights
         if values is None:
             values = compact_state(start.parameters, trainer.layout, mask, drop_outside=True)
         order = TrainingSpec(str(spec.job), spec.seed, spec.program)
         checkpoint = self._find_checkpoint(spec, log)
         try:
-            run = begin_training(trainer, order, values, mask, start.buffers, checkpoint)
+            run = begin_training(trainer, order, values, mask, start.buffers, checkpoint, fork)
         except CorruptArtifactError as error:
             log(f"{spec.job}: {error}; starting afresh")
             discard_named(self.store, spec.named, CHECKPOINT)
-            run = begin_training(trainer, order, values, mask, start.buffers)
-        origin = f"step {run.step}" if run.step else "the start"
+            run = begin_training(trainer, order, values, mask, start.buffers, fork=fork)
+        origin = f"step {run.step}" if run.step else "the start" if fork is None else "the trunk"
         seed = f", seed {spec.reseed}" if spec.reseed else ""
         form = f"{spec.packing}, " if spec.is_packed else ""
         log(f"{spec.job}: attempt {spec.attempt}{seed}, from {origin}, {spec.program.num_steps} steps, {form}"
@@ -276,6 +288,14 @@ class Worker:
                 log(f"{spec.job}: {error}")
                 self.store.discard(name, CHECKPOINT)
         return None
+
+    def _keep_fork(self, spec: JobSpec, run: TrainingRun, seconds: float, peak_bytes: int | None) -> Manifest:
+        """Store where particles part. A trunk is no result of the method, and is not evaluated."""
+        info: dict[str, Any] = {"history": run.history, "seconds": seconds, "work": str(spec.job),
+                                "run": self.config.name}
+        if peak_bytes is not None:
+            info["peak_bytes"] = peak_bytes
+        return put_fork(self.store, spec.named.name, run.fork(), concealed_tree(spec.named.recipe), info)
 
     def _keep(self, spec: JobSpec, result: TrainedParticle, seconds: float, peak_bytes: int | None) -> Manifest:
         info: dict[str, Any] = {"metrics": result.evaluation.metrics, "history": result.history, "seconds": seconds,

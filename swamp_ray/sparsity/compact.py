@@ -143,16 +143,22 @@ def full_state(compact: CompactState, layout: Layout, mask: np.ndarray) -> dict[
     return full
 
 
-def to_bytes(compact: CompactState, metadata: Mapping[str, object]) -> bytes:
+def to_bytes(
+    compact: CompactState, metadata: Mapping[str, object], others: Mapping[str, np.ndarray] | None = None
+) -> bytes:
     """Safetensors bytes; equal content gives equal bytes.
 
     Args:
-        packed: The network.
+        compact: The network.
         metadata: JSON, stored under the one key ``swamp`` (several keys would come out in random order).
+        others: Further arrays by name.
     """
     text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), allow_nan=False)
     # safetensors writes the memory behind a strided view, not its elements.
     arrays = {"values": np.ascontiguousarray(compact.values), "rest": np.ascontiguousarray(compact.rest)}
+    for name, array in sorted((others or {}).items()):
+        # ascontiguousarray gives a number one dimension.
+        arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
     return save(arrays, {METADATA_KEY: text})
 
 

@@ -58,5 +58,5 @@ def _kept_by(rundir: RunDir) -> set[str]:
     usage, text = read_usage(rundir), rundir.read_config()
     policy = "all" if text is None else parse_stored_config(text, source=str(rundir.config)).keep.particles
     last = max(usage.recorded, default=-1)
-    return {use.name for use in usage.uses if use.kind == "particle" and (
+    return {use.name for use in usage.uses if use.kind in ("trunk", "particle") and (
         policy == "all" or use.round not in usage.recorded or (policy == "last" and use.round == last))}

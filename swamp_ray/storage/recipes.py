@@ -158,9 +158,10 @@ class Recipes:
                               **{f"buffer {k}": v for k, v in buffers.items()}})
 
     def training(
-        self, program: Recipe, seed: int, start: str, mask: str, values: str | None, packing: str = SINGLE
+        self, program: Recipe, seed: int, start: str, mask: str, values: str | None, packing: str = SINGLE,
+        trunk: str | None = None, kind: str = "particle",
     ) -> Named:
-        """One training run: the dense phase or a particle.
+        """One training run: the dense phase, a trunk or a particle.
 
         Args:
             program: Length, rates, decay and snapshots as plain values.
@@ -169,11 +170,16 @@ class Recipes:
             mask: Digest of its mask.
             values: Digest of the surviving weights, where they do not come from ``start``.
             packing: The form and width of packing that decide the last bits.
+            trunk: Digest of the trunk's state, from which a particle parts; None: it trains from the ticket.
+            kind: ``"particle"`` (the dense phase too), or ``"trunk"``.
         """
         shared = {**self._shared, "arithmetic": {**self._shared["arithmetic"], "packing": packing}}
         recipe = {**shared, "optimizer": self._optimizer, "program": program, "seed": seed, "start": start,
                   "mask": mask, "values": values}
-        return Named.of("particle", recipe, self.before.trainings(recipe))
+        if trunk is not None:
+            recipe["trunk"] = trunk
+        former = self.before.trainings(recipe) if kind == "particle" else ()
+        return Named.of(kind, recipe, former)
 
     def average(self, states: list[str], mask: str, start: str, next_survivors: int | None, seed: int) -> Named:
         """A round's average and its next mask.

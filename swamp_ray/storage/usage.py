@@ -17,7 +17,7 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Use:
-    """One artifact of a run: ``kind`` is dense, particle, average or evaluation."""
+    """One artifact of a run: ``kind`` is dense, trunk, particle, average or evaluation."""
 
     kind: str
     round: int
@@ -102,5 +102,5 @@ def _use(record: dict[str, Any]) -> Use:
 
 
 def _names_in(artifacts: dict[str, Any]) -> list[str]:
-    entries = [*artifacts["particles"], artifacts["average"], artifacts["evaluation"]]
+    entries = [*artifacts["particles"], artifacts["average"], artifacts["evaluation"], artifacts.get("trunk")]
     return [entry["name"] for entry in entries if entry is not None]

@@ -19,7 +19,7 @@ from swamp_ray.errors import UserError, nearest
 from swamp_ray.method.events import DENSE
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.capacity import Resources, capacity, pack_width, pool_size, worker_resources
-from swamp_ray.run.disk_space import RUN_BYTES, round_bytes, state_bytes
+from swamp_ray.run.disk_space import RUN_BYTES, round_bytes, state_bytes, trunk_bytes
 from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.run.result_names import NamedResult, ResultNames
 from swamp_ray.storage.names import name_of
@@ -74,7 +74,7 @@ class SweepPlan:
     record_bytes: int = 0
 
     def named(self, kind: str) -> int:
-        """How many trainings of a kind (``particle``, ``dense``) the settings name."""
+        """How many trainings of a kind (``particle``, ``trunk``, ``dense``) the settings name."""
         return sum(one.kind == kind for found in self.trainings.values() for one in found)
 
     @property
@@ -101,6 +101,7 @@ class SweepPlan:
         return {
             "named": self.named("particle"), "distinct": self.num_distinct("particle"),
             "dense_named": self.named("dense"), "dense_distinct": self.num_distinct("dense"),
+            "trunks_named": self.named("trunk"), "trunks_distinct": self.num_distinct("trunk"),
             "distinct_epochs": self.distinct_epochs, "bytes": self.num_bytes, "exact": self.is_exact,
         }
 
@@ -235,7 +236,10 @@ def trainings(example: Prepared, seed: int, member: int = 0) -> Iterator[Trainin
         dense = result.job == DENSE
         survivors = prepared.layout.num_prunable if dense else prepared.plan[result.job.round].survivors
         epochs = result.program.num_steps / prepared.steps_per_epoch
-        yield Training(result.named.name, result.job.kind, epochs, state_bytes(prepared, survivors))
+        num_bytes = state_bytes(prepared, survivors)
+        if result.job.kind == "trunk":
+            num_bytes = trunk_bytes(prepared, prepared.plan[result.job.round])
+        yield Training(result.named.name, result.job.kind, epochs, num_bytes)
 
 
 def check_metric(config: SweepConfig, prepared: Prepared) -> None:

@@ -19,7 +19,7 @@ from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.sweep.records import NETWORKS, Member, Settings, Trial, read_sweep
 from swamp_ray.text.csv_text import csv_bytes
-from swamp_ray.training.program import dense_phase, round_program
+from swamp_ray.training.program import dense_phase, round_program, trunk_program
 
 SPACE = "space/"
 CONFIG = "config/"
@@ -175,6 +175,7 @@ class _Epochs:
         samples = record.get("data", {}).get("train")
         self._steps = samples // config.training.batch_size if isinstance(samples, int) else 0
         self._counts = {plan["index"]: plan.get("num_particles") for plan in record.get("rounds", [])}
+        self._sparsities = {plan["index"]: plan.get("sparsity", 0.0) for plan in record.get("rounds", [])}
         self._dropped = {one["round"]: {drop.get("particle") for drop in one.get("dropped", ())} for one in records}
 
     def of(self, index: int) -> dict[str, float]:
@@ -189,7 +190,11 @@ class _Epochs:
         if not isinstance(count, int) or not self._steps:
             return math.nan
         entered = [particle for particle in range(count) if particle not in self._dropped.get(index, ())]
-        steps = sum(round_program(self._config, self._steps, index, particle).num_steps for particle in entered)
+        sparsity = self._sparsities[index]
+        trunk = trunk_program(self._config, self._steps, index, sparsity)
+        steps = 0 if trunk is None else trunk.num_steps
+        for particle in entered:
+            steps += round_program(self._config, self._steps, index, particle, sparsity).num_steps
         return steps / self._steps
 
 

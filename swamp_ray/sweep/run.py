@@ -354,7 +354,7 @@ class _Sweep:
         """Training runs whose results this sweep's members have made: a killed process may have lost its own count."""
         store, runs = ArtifactStore(self._place), {name for record in self._records.values() for name in record["runs"]}
         names = {line["name"] for name in runs for line in RunDir(self._place, name).read_results()
-                 if line["kind"] in ("dense", "particle")}
+                 if line["kind"] in ("dense", "trunk", "particle")}
         return sum(manifest.info.get("run") in runs for name in names if (manifest := store.find(name)) is not None)
 
     def _count(self) -> None:

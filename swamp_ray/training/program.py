@@ -123,12 +123,70 @@ def dense_phase(config: SwampConfig, steps_per_epoch: int) -> Program | None:
     return program if program.num_steps > 0 else None
 
 
-def round_program(config: SwampConfig, steps_per_epoch: int, round_index: int, particle: int) -> Program:
+def round_program(
+    config: SwampConfig, steps_per_epoch: int, round_index: int, particle: int, sparsity: float = 0.0
+) -> Program:
     """The program of a particle in a round, with its own values of ``particles.vary``.
+
+    Where particles part from a trunk (``particles.fork_at``) it is what follows the trunk: its steps are counted from
+    the fork, and its learning rate goes on where the trunk's has stopped.
+
+    Args:
+        config: The run.
+        steps_per_epoch: Batches of one pass over the training split.
+        round_index: r.
+        particle: Its index.
+        sparsity: Of the round, on which the rate of SWA may depend.
 
     Raises:
         UserError: The lengths leave nothing to train or no snapshot to average.
     """
+    program = _whole_program(config, steps_per_epoch, round_index, particle, sparsity)
+    fork = _fork_step(config, program)
+    if fork == 0:
+        return program
+    rate = replace(program.rate, offset=program.rate.offset + fork)
+    first_snapshot = program.first_snapshot - fork if program.averaging == "swa" else program.first_snapshot
+    return replace(program, num_steps=program.num_steps - fork, rate=rate, first_snapshot=first_snapshot)
+
+
+def trunk_program(
+    config: SwampConfig, steps_per_epoch: int, round_index: int, sparsity: float = 0.0
+) -> Program | None:
+    """The program of a round's trunk, from which its particles part; None where they train apart from the start.
+
+    The trunk takes no snapshots. An exponential mean begins with it, and goes on in each particle.
+    """
+    program = _whole_program(config, steps_per_epoch, round_index, 0, sparsity)
+    fork = _fork_step(config, program)
+    if fork == 0:
+        return None
+    if program.averaging == "swa":
+        program = replace(program, averaging="none", first_snapshot=0, snapshot_every=0)
+    return replace(program, num_steps=fork)
+
+
+def _fork_step(config: SwampConfig, program: Program) -> int:
+    """How many steps of a round its particles share: ``particles.fork_at`` of them, 0 without a trunk.
+
+    A round of two epochs or more is parted between two epochs, since each epoch is one pass in an order of its own.
+    Trunk and particles have at least one epoch then, and at least one step in a shorter round.
+    """
+    share = config.particles.fork_at
+    if share == 0:
+        return 0
+    if program.num_steps < 2:
+        raise UserError("a round must train at least two steps to be parted into a trunk and particles",
+                        got=program.num_steps, where="particles.fork_at", do="Set it to 0, or train longer.")
+    unit = program.steps_per_epoch if program.num_steps >= 2 * program.steps_per_epoch else 1
+    last = (program.num_steps - 1) // unit
+    return unit * min(max(1, round(share * program.num_steps / unit)), last)
+
+
+def _whole_program(
+    config: SwampConfig, steps_per_epoch: int, round_index: int, particle: int, sparsity: float
+) -> Program:
+    """What a particle of a round trains, its share of the trunk included."""
     vary = config.particles.vary
     lr = _cycle(vary.lr, particle, config.training.lr)
     decay = _cycle(vary.weight_decay, particle, config.training.weight_decay)
@@ -136,15 +194,17 @@ def round_program(config: SwampConfig, steps_per_epoch: int, round_index: int, p
         program = _retrain_program(config, steps_per_epoch, particle, lr, decay)
     else:
         length = _cycle(vary.length, particle, config.round.length)
-        program = _full_program(config, steps_per_epoch, length.steps(steps_per_epoch), lr, decay)
+        program = _full_program(config, steps_per_epoch, length.steps(steps_per_epoch), lr, decay, sparsity)
     if program.num_steps < 1:
         raise UserError("a round must train at least one step", got=program.num_steps, where="round.length")
     return program
 
 
-def _full_program(config: SwampConfig, steps_per_epoch: int, total: int, lr: float, decay: float) -> Program:
+def _full_program(
+    config: SwampConfig, steps_per_epoch: int, total: int, lr: float, decay: float, sparsity: float
+) -> Program:
     averaging = config.averaging
-    rate = _full_rate(config, steps_per_epoch, total, lr)
+    rate = _full_rate(config, steps_per_epoch, total, lr, sparsity)
     if config.rewind.schedule == "continue":
         offset = config.dense.length.steps(steps_per_epoch)
         if offset >= total:
@@ -183,12 +243,13 @@ def has_default_snapshots(averaging: AveragingConfig) -> bool:
 
 def is_too_short(config: SwampConfig, program: Program) -> bool:
     """Whether a training is too short for the default snapshots, so that its last weights are its only one."""
-    left = program.num_steps - (program.rate.hold or 0)
+    held_from = max(0, (program.rate.hold or 0) - program.rate.offset)
+    left = program.num_steps - held_from
     every = config.averaging.every.steps(program.steps_per_epoch)
     return program.averaging == "swa" and left < every and has_default_snapshots(config.averaging)
 
 
-def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float) -> Rate:
+def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float, sparsity: float = 0.0) -> Rate:
     schedule = config.training.schedule
     averaging = config.averaging
     swa = averaging.within == "swa"
@@ -196,12 +257,13 @@ def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float)
     if warmup >= total > 0:
         raise UserError("the warm-up must be shorter than the training", got=f"{warmup} of {total} steps",
                         do="Set training.schedule.warmup to less, e.g. 0.", where="training.schedule.warmup")
-    hold = round(averaging.start * total) if swa else None
+    hold = _first_held_step(config, steps_per_epoch, total) if swa else None
     if hold is not None and warmup > hold:
         raise UserError("the warm-up must end before SWA starts", got=f"{warmup} > {hold} steps",
                         where="training.schedule.warmup")
     if swa:
-        final = averaging.lr if averaging.lr is not None else lr / 2
+        own = averaging.lr_at(sparsity)
+        final = lr / 2 if own is None else own
     else:
         final = schedule.final_lr
     milestones: tuple[int, ...] = ()
@@ -209,6 +271,14 @@ def _full_rate(config: SwampConfig, steps_per_epoch: int, total: int, lr: float)
         milestones = tuple(round(share * total) for share in schedule.milestones)
     return Rate(schedule.name, base=lr, total=total, warmup=warmup, final=final, hold=hold, gamma=schedule.gamma,
                 milestones=milestones)
+
+
+def _first_held_step(config: SwampConfig, steps_per_epoch: int, total: int) -> int:
+    """The step from which the rate of SWA is constant: where particles part from a trunk, else as the config says."""
+    if config.particles.fork_at:
+        whole = Program(total, steps_per_epoch, Rate("constant", base=config.training.lr, total=total), 0.0)
+        return _fork_step(config, whole)
+    return round(config.averaging.start * total)
 
 
 def _retrain_program(config: SwampConfig, steps_per_epoch: int, particle: int, lr: float, decay: float) -> Program:

@@ -43,7 +43,7 @@ def take_part(trainer: ParticleTrainer, instruction: TrainInstruction) -> None:
     assert isinstance(trainer.ranks, Ranks)
     stop = trainer.ranks.shared_stop(never)
     run = begin_training(trainer, instruction.job, instruction.start, instruction.mask, instruction.buffers,
-                         instruction.checkpoint)
+                         instruction.checkpoint, instruction.fork)
     while not run.done:
         progress = run.epoch(stop)
         if not run.done and (progress is None or stop()):

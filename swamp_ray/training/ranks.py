@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from swamp_ray.errors import LostRankError
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.compact import CompactState
+from swamp_ray.training.fork import ForkPoint
 from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.results import Arrays
 from swamp_ray.user_code.blaming import lost_connection
@@ -43,7 +44,7 @@ class TrainInstruction:
 
     Attributes:
         member: Index of the run, where ranks work for several.
-        job, start, mask, buffers, checkpoint: As in :func:`swamp_ray.training.training_run.begin_training`.
+        job, start, mask, buffers, checkpoint, fork: As in :func:`swamp_ray.training.training_run.begin_training`.
     """
 
     member: int
@@ -52,6 +53,7 @@ class TrainInstruction:
     mask: np.ndarray
     buffers: Arrays
     checkpoint: bytes | None
+    fork: ForkPoint | None = None
 
 
 class SingleRank:

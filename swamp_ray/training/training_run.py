@@ -27,6 +27,7 @@ from swamp_ray.sparsity.averaging import ExponentialMean, SnapshotMean
 from swamp_ray.sparsity.compact import CompactState, compact_model
 from swamp_ray.sparsity.masks import mask_tensors
 from swamp_ray.training.epoch_totals import EpochTotals
+from swamp_ray.training.fork import ForkPoint, fork_point, part_from_
 from swamp_ray.training.normalisation import has_batchnorm
 from swamp_ray.training.normalisation_checks import refuse_stateful_buffers
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
@@ -117,10 +118,34 @@ class TrainingRun:
             self.mean.mean_into_(self.parameters)
         refuse_stateful_buffers(trainer.model, self._buffers, trainer.kept)
         refuse_moving_extra_state(trainer.model, trainer.extra_state)
-        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
-            raise self._diverged(self.step - 1, math.nan)
+        self._refuse_infinite()
         compact = compact_model(trainer.model, trainer.layout, self._mask)
         return TrainedParticle(compact, trainer.evaluate_in_place(), as_trained, self.history)
+
+    def fork(self) -> ForkPoint:
+        """Where particles part from this run, the trunk of their round, which is done.
+
+        Raises:
+            DivergedError: The last steps left weights that are not finite.
+            RunError: The ranks do not have the same weights.
+        """
+        self.compare()
+        self._refuse_infinite()
+        mean = self.mean if isinstance(self.mean, ExponentialMean) else None
+        return fork_point(self.trainer.model, self.trainer.layout, self._mask, self.optimizer, mean)
+
+    def part_from(self, fork: ForkPoint) -> None:
+        """Go on where the trunk of the round has stopped, whose weights are in place.
+
+        Raises:
+            CorruptArtifactError: The state is of another network, mask or optimiser.
+        """
+        mean = self.mean if isinstance(self.mean, ExponentialMean) else None
+        part_from_(fork, self.trainer.model, self.trainer.layout, self._mask, self.optimizer, mean)
+
+    def _refuse_infinite(self) -> None:
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            raise self._diverged(self.step - 1, math.nan)
 
     def compare(self) -> None:
         """Check that all ranks of a finished run have the same weights; every rank has to call this.
@@ -305,7 +330,7 @@ class TrainingRun:
 
 def begin_training(
     trainer: ParticleTrainer, job: TrainingSpec, start: CompactState, mask: np.ndarray, buffers: Arrays,
-    checkpoint: bytes | None = None,
+    checkpoint: bytes | None = None, fork: ForkPoint | None = None,
 ) -> TrainingRun:
     """A training run from its start, or from a checkpoint of an earlier attempt at the same job.
 
@@ -319,17 +344,20 @@ def begin_training(
         mask: Kept weights, bool ``[P]``.
         buffers: The model's buffers at the start, by name; statistics that training changes are reset.
         checkpoint: What :meth:`TrainingRun.checkpoint` returned.
+        fork: Where the round's trunk has stopped; its weights are ``start``.
 
     Raises:
         CorruptArtifactError: The checkpoint does not fit this job.
     """
     ranks = trainer.ranks
     if isinstance(ranks, Ranks) and ranks.leads:
-        ranks.send_instruction(TrainInstruction(trainer.member, job, start, mask, buffers, checkpoint))
+        ranks.send_instruction(TrainInstruction(trainer.member, job, start, mask, buffers, checkpoint, fork))
     trainer.load(start, mask, buffers)
     # A run that was interrupted within a step leaves gradients behind.
     trainer.model.zero_grad(set_to_none=True)
     run = TrainingRun(trainer, job, mask, buffers)
     if checkpoint is not None:
         run.restore(checkpoint)
+    elif fork is not None:
+        run.part_from(fork)
     return run

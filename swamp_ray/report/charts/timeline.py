@@ -26,7 +26,7 @@ TALLEST_IN = 7.0
 GAP = 0.012
 """Width of the cut between two attempts, as a share of all that is shown."""
 DENSE_COLOUR = "#9e9e9e"
-TRAINED = ("dense", "particle")
+TRAINED = ("dense", "trunk", "particle")
 FAILED = ("machine", "diverged", "error")
 AVERAGING = "averaging"
 FIXED_IN = 1.45
@@ -249,14 +249,16 @@ def _mark(axes: Any, drawn: Any, places: dict[str, int]) -> None:
 
 def _number(axes: Any, drawn: Any, places: dict[str, int], row_in: float, colours: ListedColormap,
             norm: BoundaryNorm) -> None:
-    """The particle's index in its bar, where it fits."""
+    """The particle's index in its bar, T in a trunk's, where it fits."""
     whole = float(drawn["right"].max())
-    for job in drawn[(drawn["kind"] == "particle") & (drawn["how"] == "done")].itertuples(index=False):
+    numbered = drawn["kind"].isin(["trunk", "particle"])
+    for job in drawn[numbered & (drawn["how"] == "done")].itertuples(index=False):
         bottom, height = _box(job, places)
         width_in = (job.right - job.left) / whole * (WIDTH_IN - 1.6)
         if width_in < 0.07 + 0.07 * len(str(job.particle)) or height * row_in < 0.14:
             continue
-        axes.text((job.left + job.right) / 2, bottom + height / 2, str(job.particle), ha="center", va="center_baseline",
+        text = "T" if job.kind == "trunk" else str(job.particle)
+        axes.text((job.left + job.right) / 2, bottom + height / 2, text, ha="center", va="center_baseline",
                   fontsize=FONT, color=ink(colours(norm(job.round))))
 
 
@@ -264,7 +266,8 @@ def _legend(figure: Figure, jobs: Any, colours: ListedColormap) -> None:
     handles: list[Any] = []
     if (jobs["kind"] == "dense").any():
         handles.append(Patch(facecolor=DENSE_COLOUR, label="dense phase"))
-    handles.append(Patch(facecolor=colours(0.0), label="particle (its index)"))
+    trunk = ", trunk (T)" if (jobs["kind"] == "trunk").any() else ""
+    handles.append(Patch(facecolor=colours(0.0), label=f"particle (its index){trunk}"))
     handles.append(Line2D([], [], color=colours(0.0), linewidth=3, label="average, evaluation"))
     if (jobs["how"] != "done").any():
         handles.append(Patch(facecolor=PAPER, edgecolor=INK, hatch="////", label="not finished"))

@@ -36,13 +36,13 @@ class DeviceTime:
 
 
 def epochs_by_round(run: ReportRun) -> dict[int, int]:
-    """Epochs of all particles of each round that entered it, -1: of the dense phase; a cut epoch counts as one.
+    """Epochs of a round's trunk and all its particles that entered, -1: of the dense phase; a cut epoch counts as one.
 
     Whether this run trained them or found them does not matter: it is what its results take.
     """
     if "kind" not in run.metrics:
         return {}
-    epochs: pd.DataFrame = run.metrics.loc[run.metrics["kind"].isin(["dense_epoch", "particle_epoch"])]
+    epochs: pd.DataFrame = run.metrics.loc[run.metrics["kind"].isin(["dense_epoch", "trunk_epoch", "particle_epoch"])]
     rounds = epochs["round"].fillna(DENSE_ROUND) if "round" in epochs else [DENSE_ROUND] * len(epochs)
     return dict(sorted(Counter(int(index) for index in rounds).items()))
 
@@ -121,7 +121,7 @@ class _Own:
 
 
 def _shares(run: ReportRun) -> tuple[dict[str, float], str]:
-    """How many devices a training run takes up, by kind, and what a device is. The dense phase is never packed."""
+    """How many devices a training run takes up, by kind, and what a device is. Only particles are packed."""
     arithmetic, execution = run.about.get("arithmetic", {}), run.config.execution
     width = form_and_width(str(arithmetic.get("packing", "single:1")))[1]
     ranks = int(arithmetic.get("ranks", 1))
@@ -129,4 +129,4 @@ def _shares(run: ReportRun) -> tuple[dict[str, float], str]:
         each, unit = 1.0 if execution.num_gpus is None else execution.num_gpus, "GPU"
     else:
         each, unit = float(arithmetic.get("threads", 1)), "core"
-    return {"dense": ranks * each, "particle": ranks * each / width}, unit
+    return {"dense": ranks * each, "trunk": ranks * each, "particle": ranks * each / width}, unit

@@ -13,7 +13,8 @@ from swamp_ray.storage.liveness import life_of
 from swamp_ray.text.tables import counted, ranges
 
 DENSE_ROUND = -1
-TRAINED = ("dense", "particle")
+TRAINED = ("dense", "trunk", "particle")
+NO_PARTICLE = -1
 
 
 def missing(run: ReportRun) -> tuple[str, ...]:
@@ -29,17 +30,26 @@ def missing_rounds(run: ReportRun) -> list[int]:
 
 
 def unknown_trainings(run: ReportRun) -> list[tuple[int, int]]:
-    """Round and particle (-1 and -1: the dense phase) of finished trainings whose epochs are not all recorded."""
-    trainings = [(record["round"], particle) for record in run.records for particle in particles_of(record)]
+    """Round and particle of finished trainings whose epochs are not all recorded.
+
+    -1 and -1 stand for the dense phase, a round and -1 for its trunk.
+    """
+    trainings = [(record["round"], particle) for record in run.records for particle in _trainings_of(record)]
     if any(line["kind"] == "dense" for line in run.results):
         trainings.insert(0, (DENSE_ROUND, DENSE_ROUND))
     epochs, ended = _recorded_epochs(run)
-    most: dict[int, int] = defaultdict(int)
-    for (index, _), found in epochs.items():
-        most[index] = max(most[index], *found)
+    # Particles of a round are equally long, unless they vary; a trunk has a length of its own.
+    most: dict[tuple[int, bool], int] = defaultdict(int)
+    for (index, particle), found in epochs.items():
+        alike = (index, particle == NO_PARTICLE)
+        most[alike] = max(most[alike], *found)
     varied = bool(run.config.particles.vary.length)
-    return [key for key in trainings if key not in ended or not _is_whole(epochs.get(key, set()),
-                                                                          0 if varied else most[key[0]])]
+    unknown = []
+    for index, particle in trainings:
+        least = 0 if varied else most[index, particle == NO_PARTICLE]
+        if (index, particle) not in ended or not _is_whole(epochs.get((index, particle), set()), least):
+            unknown.append((index, particle))
+    return unknown
 
 
 def has_no_jobs(run: ReportRun) -> bool:
@@ -51,6 +61,12 @@ def particles_of(record: Mapping[str, Any]) -> list[int]:
     """The particles of a round that were trained to their end, as far as its record says."""
     dropped = {one["particle"] for one in record.get("dropped", [])}
     return [particle for particle in range(record["num_particles"]) if particle not in dropped]
+
+
+def _trainings_of(record: Mapping[str, Any]) -> list[int]:
+    """The particles of a round, and before them, as -1, its trunk."""
+    trunk = [NO_PARTICLE] if "trunk" in record.get("artifacts", {}) else []
+    return [*trunk, *particles_of(record)]
 
 
 def _finished_rounds(run: ReportRun) -> set[int]:
@@ -77,7 +93,7 @@ def _scalars(run: ReportRun) -> Iterator[str]:
     lacking = unknown_trainings(run)
     if not lacking:
         return
-    of = sum(len(particles_of(record)) for record in run.records) + (lacking[0][0] == DENSE_ROUND)
+    of = sum(len(_trainings_of(record)) for record in run.records) + (lacking[0][0] == DENSE_ROUND)
     where = [f"the {name}" for name in ["dense phase"] if lacking[0][0] == DENSE_ROUND]
     if rounds := {index for index, _ in lacking if index != DENSE_ROUND}:
         where.append(f"round{'s' * (len(rounds) > 1)} {ranges(rounds)}")

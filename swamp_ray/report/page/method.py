@@ -70,6 +70,9 @@ def _training(config: SwampConfig) -> str:
         shorter = round_.retrain_length or "a quarter of it"
         length += f" in the first round and {shorter} in later ones"
     text = f"A round trains {count}{stages}{' for' if count == '1 particle' and not stages else ', each for'} {length}."
+    if particles.fork_at:
+        text += (f" The first {particles.fork_at * 100:g} % of it is trained once, as a trunk; the particles part from "
+                 "its weights and optimiser state.")
     vary = {"weight decay": particles.vary.weight_decay, "learning rate": particles.vary.lr,
             "length": particles.vary.length}
     if differing := [what for what, values in vary.items() if values]:
@@ -80,13 +83,25 @@ def _training(config: SwampConfig) -> str:
 def _within(config: SwampConfig) -> str:
     averaging = config.averaging
     if averaging.within == "swa":
-        rate = averaging.lr if averaging.lr is not None else config.training.lr / 2
-        return (f"Each particle gives the mean of its weights along the way (SWA): from {averaging.start * 100:g} % of "
-                f"its training on, every {averaging.every}, at the constant learning rate {rate:g}.")
+        start = config.particles.fork_at or averaging.start
+        return (f"Each particle gives the mean of its weights along the way (SWA): from {start * 100:g} % of "
+                f"its training on, every {averaging.every}, at the constant learning rate {_swa_rate(config)}.")
     if averaging.within == "ema":
         return (f"Each particle gives the exponential moving average of its weights, with a decay of "
                 f"{averaging.ema_decay:g} a step.")
     return ""
+
+
+def _swa_rate(config: SwampConfig) -> str:
+    """The constant rate, or its stages: ``"0.05, 0.01 from 90.0 % sparsity on"``."""
+    averaging = config.averaging
+    rate = averaging.lr_at(0.0)
+    text = f"{config.training.lr / 2 if rate is None else rate:g}"
+    if isinstance(averaging.lr, tuple):
+        for stage in averaging.lr:
+            if stage.sparsity > 0:
+                text += f", {stage.lr:g} from {percent(stage.sparsity)} sparsity on"
+    return text
 
 
 def _combination(config: SwampConfig) -> str:
