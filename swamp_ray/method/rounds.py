@@ -321,7 +321,7 @@ class Rounds:
     def _on_trunk_lost(self, event: StateLostEvent) -> list[Instruction]:
         """The trunk is trained again; the particles that have not finished wait for it."""
         job = event.job
-        if job.round != self.current or self.current in self._averaged:
+        if job.round != self.current or self.current in self._averaged or not self.plan[self.current].has_trunk:
             return []
         instructions: list[Instruction] = []
         for particle in self._wanted():

@@ -66,7 +66,8 @@ def test_page_is_up_to_date(generator: ModuleType) -> None:
 
 def test_page_has_every_option_of_the_resolved_config(generator: ModuleType) -> None:
     listed = {".".join(filter(None, [section, name])) for section, name, _ in options(of_runs(generator))}
-    stages = {"particles.schedule[].sparsity", "particles.schedule[].count"}
+    stages = {"particles.schedule[].sparsity", "particles.schedule[].count", "averaging.lr[].sparsity",
+              "averaging.lr[].lr"}
     resolved = build_config({"start_from": {"path": "x"}}).model_dump(mode="json")
     assert listed == leaves(resolved) | stages
 

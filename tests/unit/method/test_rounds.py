@@ -34,13 +34,14 @@ from swamp_ray.method.events import (
     StateLostEvent,
     StopRun,
     SubmitJob,
+    trunk_of,
 )
 from swamp_ray.method.rounds import Rounds, plan_rounds
 
 
-def plan_of(*num_particles: int) -> list[RoundPlan]:
+def plan_of(*num_particles: int, trunk: bool = False) -> list[RoundPlan]:
     survivors = [100 - 10 * index for index in range(len(num_particles))]
-    return plan_rounds(100, survivors, num_particles)
+    return plan_rounds(100, survivors, num_particles, has_trunk=trunk)
 
 
 def particle(index: int, n: int) -> Job:
@@ -92,7 +93,9 @@ class World:
                 case RecordDecision(decision=decision):
                     self._decide(decision)
                 case CancelJob(job=job):
-                    assert job.particle in self._dropped(job.round), "only what was dropped is cancelled"
+                    if job.particle not in self._dropped(job.round):
+                        assert self._lacks_trunk(job), "only what was dropped, or lost its trunk, is cancelled"
+                        self.attempts.pop(job, None)  # it is submitted anew
                     self.running.remove(job)
                 case ReleaseState(round=index, particle=n):
                     assert particle(index, n) in self.held, "only held states can be dropped"
@@ -122,7 +125,8 @@ class World:
         assert do.attempt == self.attempts.get(do.job, 0)
         assert do.reseed == self._reseeds(do.job), "a seed was decided on before it is used"
         assert do.job.particle not in self._dropped(do.job.round), "what was dropped is not done"
-        if do.job.kind == "particle":
+        if do.job.kind in ("trunk", "particle"):
+            assert not self._lacks_trunk(do.job), "particles part from a trunk that has trained"
             assert do.job.round == 0 or do.job.round - 1 in self.averaged
             assert do.job.round == len(self.averaged)
             assert not self.hold or do.job.round == 0 or do.job.round - 1 in self.released
@@ -145,6 +149,10 @@ class World:
         assert add.from_storage == (job not in self.held)
         self.held.discard(job)
         self.added.append(add.particle)
+
+    def _lacks_trunk(self, job: Job) -> bool:
+        has_trunk = job.kind == "particle" and self.machine.plan[job.round].has_trunk
+        return has_trunk and trunk_of(job.round) not in self.done
 
     def _num(self, index: int) -> int:
         return self.machine.plan[index].num_particles
@@ -224,6 +232,10 @@ class World:
     def lose_state(self, job: Job) -> None:
         """A stored state is damaged; what the averager had is started anew."""
         self.done.remove(job)
+        if job.kind == "trunk":  # particles that have finished stay what they are
+            self.attempts.pop(job, None)
+            self.obey_after(StateLostEvent(job, "its file is damaged"))
+            return
         self.held.discard(job)
         self.attempts.pop(job, None)  # it is a new job, whose attempts are counted anew
         self.added, self.averaging, self.deadline = [], False, False
@@ -252,10 +264,10 @@ class World:
 def world_of(
     *num_particles: int, dense: bool = False, combine: str = "average", max_retries: int = 3, max_waiting: int = 8,
     hold: bool = False, scores: dict[Job, float] | None = None, policy: Policy | None = None,
-    decisions: Sequence[Decision] = (),
+    decisions: Sequence[Decision] = (), trunk: bool = False,
 ) -> World:
     policy = policy or Policy()
-    machine = Rounds(plan_of(*num_particles), dense=dense, combine=combine, max_retries=max_retries,
+    machine = Rounds(plan_of(*num_particles, trunk=trunk), dense=dense, combine=combine, max_retries=max_retries,
                      max_waiting=max_waiting, policy=policy, decisions=decisions,
                      hold_after=range(len(num_particles)) if hold else ())
     return World(machine, max_waiting, hold, combine == "best", policy, list(decisions),
@@ -319,16 +331,16 @@ class TestRandomOrders:
     @given(
         seed=st.integers(0, 2**32), num_particles=st.lists(st.integers(1, 6), min_size=1, max_size=4),
         dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting=st.integers(0, 3),
-        hold=st.booleans(), max_retries=st.integers(0, 3), trouble=st.floats(0, 0.5),
+        hold=st.booleans(), max_retries=st.integers(0, 3), trouble=st.floats(0, 0.5), trunk=st.booleans(),
     )
     def test_the_invariants_hold(
         self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting: int,
-        hold: bool, max_retries: int, trouble: float,
+        hold: bool, max_retries: int, trouble: float, trunk: bool,
     ) -> None:
         draw = random.Random(seed)
         scores = {particle(r, n): float(draw.randrange(3)) for r, num in enumerate(num_particles) for n in range(num)}
         world = world_of(*num_particles, dense=dense, combine=combine, max_retries=max_retries, scores=scores,
-                         max_waiting=max_waiting, hold=hold)
+                         max_waiting=max_waiting, hold=hold, trunk=trunk)
         losses, states = {-1: 0}, {DENSE: 0}
         while not world.machine.finished:
             current = world.machine.current
@@ -366,7 +378,8 @@ class TestRandomOrders:
             job = draw.choice(sorted(world.done, key=str))
             world.ignores(draw.choice([JobFinishedEvent(job, 9.0, held=True), JobFailedEvent(job, "late")]))
         elif kind == 3:
-            job = draw.choice([Job("particle", r, n) for r in range(len(world.machine.plan)) for n in range(6)])
+            job = draw.choice([*(trunk_of(plan.index) for plan in world.machine.plan),
+                               *(Job("particle", r, n) for r in range(len(world.machine.plan)) for n in range(6))])
             if job in world.done and job.round == world.machine.current and job.round not in world.averaged:
                 states[job] = states.get(job, 0) + 1
                 world.lose_state(job)
@@ -377,6 +390,54 @@ class TestRandomOrders:
             world.ignores(RoundAveragedEvent(index))
             if not world.averaging:
                 world.ignores(RoundAveragedEvent(world.machine.current))
+
+
+class TestTrunks:
+    def test_particles_wait_for_the_trunk(self) -> None:
+        world = world_of(2, 1, trunk=True)
+        assert world.running == [trunk_of(0)]
+        world.finish(trunk_of(0))
+        assert world.running == [particle(0, 0), particle(0, 1)]
+        world.finish(particle(0, 1))
+        world.finish(particle(0, 0))
+        world.close()
+        assert world.running == [trunk_of(1), evaluation(0)]
+
+    def test_is_tried_again_and_takes_another_seed(self) -> None:
+        world = world_of(2, trunk=True, policy=Policy("retry", max_reseeds=1))
+        world.fail(trunk_of(0))
+        assert world.log[-1] == SubmitJob(trunk_of(0), 1, urgent=True)
+        world.diverge(trunk_of(0))
+        decision = Decision(0, -1, "reseed", "the loss was nan", 1)
+        assert world.log[-2:] == [RecordDecision(decision), SubmitJob(trunk_of(0), 0, urgent=True, reseed=1)]
+        world.diverge(trunk_of(0))
+        assert world.failed == "round 0, trunk diverged with each of 2 seeds: the loss was nan"
+
+    def test_cannot_be_dropped(self) -> None:
+        world = world_of(3, trunk=True, policy=Policy("drop"))
+        world.diverge(trunk_of(0))
+        assert world.failed == "round 0, trunk diverged: the loss was nan"
+
+    def test_one_that_is_lost_takes_unfinished_particles_along_and_no_others(self) -> None:
+        world = world_of(3, trunk=True)
+        world.finish(trunk_of(0))
+        world.finish(particle(0, 0))
+        world.lose_state(trunk_of(0))
+        assert world.running == [trunk_of(0)]
+        world.ignores(StateLostEvent(trunk_of(0), "somebody else has found out too"))
+        world.finish(trunk_of(0))
+        assert world.running == [particle(0, 1), particle(0, 2)]
+        world.finish(particle(0, 2))
+        world.finish(particle(0, 1))
+        assert world.averaging
+
+    def test_a_lost_particle_does_not_need_a_trunk_that_is_kept(self) -> None:
+        world = world_of(2, trunk=True)
+        world.finish(trunk_of(0))
+        for n in (0, 1):
+            world.finish(particle(0, n))
+        world.lose_state(particle(0, 1))
+        assert world.running == [particle(0, 1)]
 
 
 class TestRetries:

@@ -97,6 +97,7 @@ DECIDES: dict[str, tuple[dict[str, Any], Any, set[str]]] = {
     "averaging.every": ({}, "3 steps", {"particle"}),
     "averaging.statistics": ({"data__augment": "crop"}, "unaugmented", {"evaluation"}),
     "averaging.ema_decay": ({"averaging__within": "ema"}, 0.99, {"particle"}),
+    "particles.fork_at": ({"averaging__start": 0.75}, 0.5, {"particle"}),
     "particles.vary.weight_decay": ({}, [0.0, 0.1, 0.2], {"particle"}),
     "particles.vary.lr": ({}, [0.1, 0.2, 0.3], {"particle"}),
     "particles.vary.length": ({}, [3, 4, 5], {"particle"}),
