@@ -148,7 +148,7 @@ class TestArms:
         common = ("seed", "data", "model", "task", "training", "dense")
         recipes = [arm(name).config.recipe() for name in ARMS]
         assert all(recipe[section] == recipes[0][section] for recipe in recipes for section in common)
-        assert {name for name in ARMS if arm(name).epochs(0) != 60} == {"imp_4t"}
+        assert {name for name in ARMS if arm(name).epochs(0) != 60} == {"imp_4t", "swamp_late_fork"}
 
     def test_most_share_their_sparsities(self) -> None:
         survivors = {name: [plan.survivors for plan in arm(name).rounds] for name in ARMS}

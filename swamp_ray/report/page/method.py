@@ -12,6 +12,8 @@ def method_name(config: SwampConfig) -> str | None:
     vary = particles.vary
     if config.start_from is not None or config.pruning.score != "magnitude" or config.pruning.scope != "global":
         return None
+    if config.particles.fork_at and (config.particles.count == 1 or config.rewind.weights == "none"):
+        return None
     if config.rewind.weights == "none":
         return _without_rewinding(config)
     varied = bool(vary.weight_decay or vary.lr or vary.length)
@@ -38,7 +40,9 @@ def _rewinding(config: SwampConfig, within: str) -> str | None:
     if particles.count == 1:
         return {"none": "IMP", "swa": "IMP + SWA", "ema": "IMP with EMA"}[within]
     if particles.combine == "best":
-        return f"IMP, best of {particles.count}" if within == "none" else None
+        return f"IMP, best of {particles.count}" if within == "none" and not particles.fork_at else None
+    if particles.fork_at:
+        return {"swa": "SWAMP with a late fork", "none": "SWAMP without SWA, with a late fork"}.get(within)
     return {"swa": "SWAMP", "none": "SWAMP without SWA"}.get(within)
 
 

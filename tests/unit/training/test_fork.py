@@ -133,7 +133,7 @@ def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ParticleTra
 def test_a_particle_goes_on_as_the_trunk_itself_would(
     trained: tuple[ParticleTrainer, TrainingRun, np.ndarray, Any], tmp_path: Path
 ) -> None:
-    """Twin: the trunk's own network, optimiser and mean, which never left the memory, train on with the same batches."""
+    """Twin: the trunk's own network, optimiser and mean, which never left the memory, train on with equal batches."""
     trainer, trunk, mask, prepared = trained
     spec = TrainingSpec("particle", 2, prepared.program(0, 0))
     store = ArtifactStore(tmp_path)

@@ -12,6 +12,7 @@ from swamp_ray.report.page.method import method_name, method_words
 ARMS = Path(__file__).resolve().parents[4] / "configs" / "arms"
 NAMES = {
     "imp": "IMP", "imp_4t": "IMP", "imp_swa": "IMP + SWA", "swamp": "SWAMP", "swamp_without_swa": "SWAMP without SWA",
+    "swamp_late_fork": "SWAMP with a late fork",
     "swamp_plus": "SWAMP+", "imp_best_of_4": "IMP, best of 4", "imp_ema": "IMP with EMA",
     "lr_rewinding": "learning-rate rewinding", "sparse_model_soups": "Sparse Model Soups",
     "one_shot": None, "random_pruning": None, "imp_erk": None, "imp_uniform": None, "imp_rewind_init": None,
@@ -33,6 +34,7 @@ def test_an_arm_is_called_what_it_is(arm: str) -> None:
     ("imp", ["IMP.", "1 particle for", "smallest magnitude, over all layers at once"]),
     ("imp_best_of_4", ["best particle on validation"]),
     ("swamp_plus", ["1 particle, 4 from"]),
+    ("swamp_late_fork", ["The first 75 % of it is trained once, as a trunk", "(SWA): from 75 % of its training on"]),
     ("lr_rewinding", ["goes on from the average before it, pruned"]),
     ("imp_rewind_init", ["from the initialisation"]),
     ("random_pruning", ["chosen at random"]),
