@@ -38,7 +38,10 @@ class UserError(SwampError, ValueError):
     exit_code = EXIT_WRONG_USE
 
     def __init__(self, what: str, *, got: object = None, do: str = "", where: str = "") -> None:
-        self.what, self.got, self.do, self.where = what, got, do, where
+        self.what = what
+        self.got = got
+        self.do = do
+        self.where = where
         text = f"{where}: {what}" if where else what
         if got is not None:
             text += f", but got {got!r}" if isinstance(got, str) else f", but got {got}"
@@ -71,7 +74,11 @@ class DivergedError(RunError):
     """
 
     def __init__(self, particle: str, epoch: int, step: int, lr: float, loss: float) -> None:
-        self.particle, self.epoch, self.step, self.lr, self.loss = particle, epoch, step, lr, loss
+        self.particle = particle
+        self.epoch = epoch
+        self.step = step
+        self.lr = lr
+        self.loss = loss
         super().__init__(
             f"{particle} diverged: {self.what}. Lower training.lr, lengthen the warm-up, or set training.clip_norm."
         )

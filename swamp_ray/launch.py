@@ -69,7 +69,8 @@ def run(
     if config.execution.executor == "ray":
         refuse_main_on_ray(import_paths(config))
     place = open_place(config.storage, config.execution.storage_patience_s)
-    rundir, store = RunDir(place, config.name), ArtifactStore(place)
+    rundir = RunDir(place, config.name)
+    store = ArtifactStore(place)
     check_address(config.execution)
     check_device(config.execution)
     reporter = reporter or Reporter()

@@ -48,7 +48,8 @@ class Bench:
     """
 
     def __init__(self, rundir: RunDir, data: Data | None = None, device: str | None = None) -> None:
-        self.rundir, self.config = rundir, config_of(rundir)
+        self.rundir = rundir
+        self.config = config_of(rundir)
         self._records = {record["round"]: record for record in rundir.read_rounds()}
         if not self._records:
             raise UserError(f"the run {rundir.name!r} has no finished round yet", where="RUN")

@@ -18,7 +18,9 @@ from swamp_ray.training.tasks import Classification
 
 NUM_BINS = 15
 SPLITS = ("validation", "test")
-AVERAGE, PARTICLES, ENSEMBLE = "average", "particles", "ensemble"
+AVERAGE = "average"
+PARTICLES = "particles"
+ENSEMBLE = "ensemble"
 
 
 @dataclass(frozen=True)

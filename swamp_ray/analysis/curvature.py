@@ -125,7 +125,9 @@ class Hessian:
         self, parameters: Sequence[Tensor], kept: Sequence[Tensor | None], batches: Sequence[Any],
         loss: Callable[[Any], tuple[Tensor, int]],
     ) -> None:
-        self._parameters, self._batches, self._loss = list(parameters), batches, loss
+        self._parameters = list(parameters)
+        self._batches = batches
+        self._loss = loss
         self._kept = [torch.ones_like(p, dtype=torch.bool) if one is None else one.to(p.device)
                       for p, one in zip(parameters, kept, strict=True)]
         self.size = sum(int(one.sum()) for one in self._kept)
@@ -157,7 +159,8 @@ class Hessian:
         return np.concatenate(parts)
 
     def _spread(self, direction: np.ndarray) -> list[Tensor]:
-        spread, first = [], 0
+        spread = []
+        first = 0
         for parameter, kept in zip(self._parameters, self._kept, strict=True):
             last = first + int(kept.sum())
             full = torch.zeros_like(parameter, requires_grad=False)

@@ -61,7 +61,9 @@ def subsets(num: int, count: int) -> Iterator[tuple[int, ...]]:
 
 def _together(bench: Bench, split: str, predictions: Sequence[list[Tensor]]) -> dict[str, float]:
     """Metrics of an ensemble's prediction."""
-    task, sums, count = bench.trainer.task, {}, 0
+    task = bench.trainer.task
+    sums = {}
+    count = 0
     for batch, *members in zip(bench.batches(split), *predictions, strict=True):
         with blamed("the task failed in evaluation", "task.name"):
             values = task.metrics(task.combine(members), batch)

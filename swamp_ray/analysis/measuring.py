@@ -75,7 +75,8 @@ def measure_calibration(rundir: RunDir, data: Data | None = None) -> Row:
 def keep_rows(spot: Spot, head: Row, key: str, rows: list[Row], whole: bool) -> None:
     """Write rows to a file; those that are in it and are not measured again stay, unless everything was."""
     known: Row = {}
-    if (data := spot.read()) is not None:
+    data = spot.read()
+    if data is not None:
         with contextlib.suppress(ValueError):  # a damaged file is written anew
             found = json.loads(data)
             known = found if isinstance(found, dict) else {}

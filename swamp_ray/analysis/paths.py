@@ -42,7 +42,8 @@ class Line:
 
     def excess(self, split: str, name: str) -> np.ndarray:
         """How far a metric lies above the straight line between its values at the ends, ``[points]``."""
-        values, share = self.values(split, name), np.array(self.positions)
+        values = self.values(split, name)
+        share = np.array(self.positions)
         return values - ((1 - share) * values[0] + share * values[-1])
 
 
@@ -129,7 +130,8 @@ def grid(networks: Sequence[Point], num_points: int = 21, margin: float = 0.2) -
     origin, along, across = axes = _axes(networks)
     corners = np.array([[inner(point - origin, along), inner(point - origin, across)]
                         for point in (network.astype(np.float64) for network in networks)])
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    low = corners.min(axis=0)
+    high = corners.max(axis=0)
     pad = margin * (high - low)
     first, second = (np.linspace(low[axis] - pad[axis], high[axis] + pad[axis], num_points) for axis in (0, 1))
     return Grid(corners, first, second, axes)
@@ -153,7 +155,8 @@ def _axes(networks: Sequence[Point]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     if len(networks) != 3:
         raise ValueError(f"a plane goes through three networks, but got {len(networks)}")
     origin, second, third = (network.astype(np.float64) for network in networks)
-    along, across = second - origin, third - origin
+    along = second - origin
+    across = third - origin
     length = norm(along)
     if length == 0.0:
         raise ValueError("the first two networks are the same")

@@ -44,13 +44,20 @@ class Lines(Progress):
     """
 
     def __init__(self, console: Console, every_s: float = EVERY_S) -> None:
-        self._console, self._every_s = console, every_s
-        self._run, self._total, self._done, self._last = "", 0, 0, -math.inf
+        self._console = console
+        self._every_s = every_s
+        self._run = ""
+        self._total = 0
+        self._done = 0
+        self._last = -math.inf
 
     @contextlib.contextmanager
     def of(self, run: str, total: int, found: int) -> Iterator[None]:
         """A line at the beginning."""
-        self._run, self._total, self._done, self._last = run, total, found, -math.inf
+        self._run = run
+        self._total = total
+        self._done = found
+        self._last = -math.inf
         self._say(_beginning(total, found))
         yield
 

@@ -92,7 +92,8 @@ def _check_as_then(rundir: RunDir, prepared: Prepared) -> None:
                         where="RUN", do="Give it the data back that it was trained on.")
     now = {key: value for key, value in prepared.arithmetic.as_dict().items() if key != "packing"}
     then = {key: value for key, value in recorded.get("arithmetic", now).items() if key != "packing"}
-    if changed := differences(then, now):
+    changed = differences(then, now)
+    if changed:
         raise UserError(f"the run {rundir.name!r} was trained under another arithmetic, so its rewind weights and its "
                         "rounds would be trained anew:\n  " + "\n  ".join(changed) + "\n", where="RUN",
                         do="Work on a machine with the device and the versions that the run had.")
@@ -132,9 +133,11 @@ def check_pair(first: Side, second: Side) -> None:
         raise UserError("a run cannot be swapped with itself", got=first.name, where="RUN")
     for key, what in (("model", "networks"), ("task", "tasks")):
         old, new = (side.config.model_dump(mode="json")[key] for side in (first, second))
-        if changed := differences(old, new, f"{key}."):
+        changed = differences(old, new, f"{key}.")
+        if changed:
             raise UserError(f"{both} have different {what}:\n  " + "\n  ".join(changed) + "\n", where="RUN")
-    one, other = first.prepared, second.prepared
+    one = first.prepared
+    other = second.prepared
     if one.data.digest != other.data.digest:
         raise UserError(f"{both} have different data or splits", where="RUN",
                         do="Runs to be swapped need the same data section.")

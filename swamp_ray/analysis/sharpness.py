@@ -26,7 +26,10 @@ from swamp_ray.sparsity.masks import mask_tensors, prunable_tensors
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.evaluation_loss import loss_of
 
-NUM_SAMPLES, BATCH, NUM_DIRECTIONS, SEED = 5000, 500, 32, 0
+NUM_SAMPLES = 5000
+BATCH = 500
+NUM_DIRECTIONS = 32
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def _hessian(
 
 def _sample(bench: Bench, num_images: int) -> list[Any]:
     """The first images of the training split, unaugmented, in batches."""
-    batches, left = [], num_images
+    batches = []
+    left = num_images
     trainer = bench.trainer
     for batch in trainer.evaluation_batches("train", min(BATCH, num_images)):
         taken = min(left, num_samples(batch))

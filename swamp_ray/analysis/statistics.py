@@ -47,7 +47,8 @@ def paired(first: Sequence[float], second: Sequence[float], level: float = LEVEL
         raise ValueError(f"pairs of at least two seeds are needed, but got {len(first)} and {len(second)} values")
     differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     num = len(differences)
-    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(num)
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1)) / math.sqrt(num)
     reach = float(stats.t.ppf(0.5 + level / 2, num - 1)) * error
     # Where pairs do not scatter at all, nothing is known of how far others would.
     p_value = 2 * float(stats.t.sf(abs(mean) / error, num - 1)) if error else 1.0
@@ -75,7 +76,8 @@ def detectable_difference(standard_error: float, num: int, alpha: float = 0.05, 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """P-values adjusted for several comparisons (Holm, 1979): each holds at a level if the adjusted one is below it."""
     ordered = sorted(p_values, key=lambda name: p_values[name])
-    adjusted, largest = {}, 0.0
+    adjusted = {}
+    largest = 0.0
     for rank, name in enumerate(ordered):
         largest = max(largest, min(1.0, (len(ordered) - rank) * p_values[name]))
         adjusted[name] = largest

@@ -143,7 +143,8 @@ def common_rounds(first: Side, second: Side, asked: Sequence[int]) -> list[tuple
         raise UserError(f"{first.name} and {second.name} have no sparsity in common at which they have masks",
                         where="RUN", do="Give them the same pruning.rate, and let both reach it.")
     there = ", ".join(str(index) for index, _ in common)
-    if wrong := sorted(set(asked) - {index for index, _ in common}):
+    wrong = sorted(set(asked) - {index for index, _ in common})
+    if wrong:
         raise UserError(f"{second.name} has no mask of the sparsity that this round of {first.name} has",
                         got=wrong[0], where="--round", do=f"Rounds with a partner: {there}.")
     return [pair for pair in common if pair[0] in asked] if asked else [max(common)]
@@ -225,8 +226,10 @@ class _Swapped:
 
     def _ticket(self, cell: Cell) -> bytes:
         """The rewind weights under the cell's mask."""
-        prepared, mask = self._sides["first"].prepared, self._mask(cell)
-        weights, parts = self._sides["first"].rewind.parameters, split(self._layout, mask)
+        prepared = self._sides["first"].prepared
+        mask = self._mask(cell)
+        weights = self._sides["first"].rewind.parameters
+        parts = split(self._layout, mask)
         state = {name: array * parts[name] if name in parts else array for name, array in weights.items()}
         state |= prepared.initial.buffers
         meta = {"survivors": int(mask.sum()), **prepared.use}
@@ -234,7 +237,8 @@ class _Swapped:
 
     def _config(self, cell: Cell, rundir: RunDir) -> SwampConfig:
         """The training's own config, from the ticket's mask on, for a single round."""
-        side, index = self._sides[cell.training], self._index[cell.training]
+        side = self._sides[cell.training]
+        index = self._index[cell.training]
         take = "all" if side.config.brings_weights else "mask"
         number = index + side.config.first_round
         return with_values(side.config, {

@@ -34,7 +34,8 @@ class Workplace(contextlib.ExitStack):
 
     def __init__(self, execution: ExecutionConfig, stopping: Stopping) -> None:
         super().__init__()
-        self.execution, self.stopping = execution, stopping
+        self.execution = execution
+        self.stopping = stopping
         self._is_connected = False
 
     def connect(self) -> None:
@@ -87,13 +88,15 @@ def rows_of(divided: Divided, do: Do, bench: Bench, rounds: Sequence[int], place
 
 def kept_rows(divided: Divided, bench: Bench) -> list[Row]:
     """The rows of all that has been measured of the networks that the run has now."""
-    if not (items := divided.items(bench, bench.rounds)):
+    items = divided.items(bench, bench.rounds)
+    if not items:
         return []
     known = read_items(bench.rundir.analysis_items(items[0].what))
     found = []
     for item in items:
         with contextlib.suppress(UserError):  # of a network that is not stored any more nothing can be said
-            if (key := item.key(bench)) in known:
+            key = item.key(bench)
+            if key in known:
                 found.append((item, known[key]))
     return divided.gather(bench, [item for item, _ in found], [value for _, value in found])
 
@@ -124,7 +127,8 @@ def _on_ray(do: Do, bench: Bench, items: Sequence[Item], place: Workplace, progr
 
     progress.note("starting Ray ...")
     place.connect()
-    rundir, device = bench.rundir, bench.arithmetic.device
+    rundir = bench.rundir
+    device = bench.arithmetic.device
     shared = Shared(bench_of, (rundir.place.uri, rundir.name, [placed(bench.data)], device, bench.code), do)
     farm = Farm(place.execution, device, rundir.place, shared, len(items), progress.note)
     progress.note(f"measuring on {counted(farm.num_workers, 'worker')}")

@@ -38,7 +38,8 @@ class Draws:
         top = left = flip = None
         if images is not None and images.crop:
             offsets = torch.randint(0, 2 * images.crop_padding + 1, (2, num), generator=generator)
-            top, left = offsets[0], offsets[1]
+            top = offsets[0]
+            left = offsets[1]
         if images is not None and images.flip:
             flip = torch.randint(0, 2, (num,), generator=generator).bool()
         return cls(order, top, left, flip)

@@ -65,7 +65,8 @@ class _Reader(Dataset[Any]):
     """
 
     def __init__(self, splits: Sequence[LazySamples], current: Tensor) -> None:
-        self._splits, self._current = splits, current
+        self._splits = splits
+        self._current = current
 
     def __getitems__(self, part: _Part) -> Any:
         """The collated samples of a part; None where its pass is over, so that nobody needs them."""

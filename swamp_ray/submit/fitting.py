@@ -57,7 +57,8 @@ def check_packages(missing: Sequence[str]) -> None:
 
 def check_storage(submission: Submission, problem: str | None, num_nodes: int) -> str:
     """Refuse a storage root that the cluster cannot write or its nodes do not share; in words how far it reaches."""
-    storage, execution = submission.run.storage, submission.run.execution
+    storage = submission.run.storage
+    execution = submission.run.execution
     if problem is not None:
         reason = problem.removeprefix("storage: ")
         raise UserError(f"the storage root cannot be used from the cluster: {reason}", where="storage")

@@ -121,7 +121,8 @@ class Jobs:
         Raises:
             RunError: The server did not answer for two minutes; the job may well go on.
         """
-        lines, answered_s = Lines(write), time.monotonic()
+        lines = Lines(write)
+        answered_s = time.monotonic()
         while True:
             try:
                 asyncio.run(self._tail(job_id, lines))
@@ -130,7 +131,8 @@ class Jobs:
             except (ClientError, OSError, RuntimeError):
                 time.sleep(2.0)
             try:
-                job, text = self.get(job_id), self._log(job_id)
+                job = self.get(job_id)
+                text = self._log(job_id)
             except (UserError, RunError) as error:
                 if time.monotonic() - answered_s > LOST_S:
                     raise RunError(f"the connection to {self.access.url} was lost: {_first_line(error)}. The job "
@@ -219,7 +221,8 @@ def _why(error: requests.RequestException) -> str:
     text = str(error)
     if "Failed to resolve" in text:
         return "there is no host of this name"
-    if match := re.search(r"\[Errno -?\d+\] ([^')\"]+)", text):
+    match = re.search(r"\[Errno -?\d+\] ([^')\"]+)", text)
+    if match:
         return match[1]
     return "what listens there does not speak HTTP"
 

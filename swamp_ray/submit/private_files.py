@@ -132,7 +132,8 @@ def link_reason(path: Path, folder: Path) -> str | None:
         path: The link.
         folder: The project's folder.
     """
-    real, top = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    real = Path(os.path.realpath(path))
+    top = Path(os.path.realpath(folder))
     if not real.is_relative_to(top):
         return OUTSIDE
     inside = real.relative_to(top)

@@ -140,7 +140,8 @@ def read_submission(path: str | Path | ConfigFile, overrides: Sequence[str] = ()
 
 def _check_reach(submission: Submission) -> None:
     """Refuse what means another thing on the cluster, or nothing."""
-    run, prefix = submission.run, "" if submission.sweep is None else "base."
+    run = submission.run
+    prefix = "" if submission.sweep is None else "base."
     refuse_main(submission.own_code())
     if run.execution.executor == "inline":
         raise UserError("a submitted run needs executor ray: inline would train in the one process that drives the "

@@ -95,7 +95,9 @@ class _Walk:
     def __init__(self, folder: Path, excluded: Mapping[Path, str], tracked: frozenset[str]) -> None:
         self.top = _repository(folder) or folder
         self.prefix = folder.relative_to(self.top).as_posix().removeprefix(".")
-        self.folder, self.excluded, self.tracked = folder, excluded, tracked
+        self.folder = folder
+        self.excluded = excluded
+        self.tracked = tracked
         self.tracked_folders = {parent.as_posix() for path in tracked for parent in Path(path).parents}
         self.sizes: dict[str, int] = {}
         self.left_out: dict[str, str] = {}

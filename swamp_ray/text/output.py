@@ -158,8 +158,10 @@ class Output(Console):
             super().print(*objects, **options)
             return
         table = copy.copy(objects[0])
-        title, caption = table.title, table.caption
-        table.title, table.caption = None, None
+        title = table.title
+        caption = table.caption
+        table.title = None
+        table.caption = None
         table.columns = [self._uncut(column) for column in table.columns]
         wanted = Measurement.get(self, self.options.update(max_width=_WIDEST), table)
         self._print_words(title, table.title_style or "table.title")

@@ -60,7 +60,8 @@ def blamed(what: str, where: str = "") -> Iterator[None]:
 def failed_method(error: BaseException, model: nn.Module, task: Any) -> str:
     """The method of a task that failed, e.g. ``"loss"``; empty where the network was at work, or neither."""
     modules = {id(module) for module in model.modules()}
-    found, step = "", error.__traceback__
+    found = ""
+    step = error.__traceback__
     while step is not None:
         code = step.tb_frame.f_code
         first = step.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None

@@ -49,7 +49,9 @@ class _Ran:
     """The source that a module was executed from; ``mixed``: from several, by a reload in place."""
 
     def __init__(self, digest: str, file: str) -> None:
-        self.digest, self.file, self.mixed = digest, file, False
+        self.digest = digest
+        self.file = file
+        self.mixed = False
 
 
 _state = _State()
@@ -169,7 +171,8 @@ def _same_file(file: str, found: Found) -> bool:
 
 def _is_old(module: ModuleType, found: Found) -> bool:
     """Whether a module that the user imported himself has certainly been read from what its file holds now."""
-    started, changed = _started_s(), _changed_ns(found.file)
+    started = _started_s()
+    changed = _changed_ns(found.file)
     if started is None or changed is None or changed / 1e9 > started - _MARGIN_S:
         return False
     cached = str(getattr(module, "__cached__", None) or "")

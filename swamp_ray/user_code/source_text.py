@@ -206,7 +206,8 @@ class _Imports:
             return
         level = len(texts[0]) - len(texts[0].lstrip("."))
         package = texts[1] if len(texts) > 1 else self._package
-        if name := absolute(package, level, texts[0].lstrip(".")):
+        name = absolute(package, level, texts[0].lstrip("."))
+        if name:
             self._add(name)
 
     def _read_exports(self, node: ast.Assign | ast.AugAssign | ast.AnnAssign) -> None:
