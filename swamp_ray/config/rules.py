@@ -62,6 +62,8 @@ def _wrong_before(config: Sections) -> Iterator[str]:
             f"pruning.before.steps must be 1 with pruning.score: {pruning.score}, whose scores are the same in every "
             f"step, but got {pruning.before.steps}"
         )
+    if pruning.before.temperature is not None and pruning.score != "grasp":
+        yield f"pruning.before.temperature is for pruning.score: grasp, but got {pruning.score}"
     if config.rewind.weights == "none":
         yield (
             "rewind.weights must be init or t0 with pruning.when: before, which trains once: from the initialisation, "

@@ -281,6 +281,10 @@ class BeforeConfig(Section):
         default=None, gt=0, description="Training batches that a score sees, the same in each step; default: 10, or as "
         "many as there are. synflow, magnitude and random see none."
     )
+    temperature: float | None = Field(
+        default=None, gt=0.0, description="grasp: the logits are divided by it; default: 200 (as its authors did) for "
+        "classification, 1 for other tasks."
+    )
 
 
 class PruningConfig(Section):

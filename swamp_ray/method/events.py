@@ -29,7 +29,7 @@ class RoundPlan:
 
 @dataclass(frozen=True)
 class Job:
-    """A job for a worker: the dense phase, a round's trunk, a particle, or the evaluation of a round's average."""
+    """A job for a worker: the dense phase, the mask before training, a round's trunk, a particle, or an evaluation."""
 
     kind: str
     round: int = -1
@@ -38,11 +38,14 @@ class Job:
     def __str__(self) -> str:
         if self.kind == "dense":
             return "dense phase"
+        if self.kind == "mask":
+            return "mask before training"
         part = f"particle {self.particle}" if self.kind == "particle" else self.kind
         return f"round {self.round}, {part}"
 
 
 DENSE = Job("dense")
+MASK = Job("mask")
 
 
 def trunk_of(index: int) -> Job:

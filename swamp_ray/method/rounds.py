@@ -19,6 +19,7 @@ from typing import Literal
 
 from swamp_ray.method.events import (
     DENSE,
+    MASK,
     AddState,
     AveragerLostEvent,
     CancelJob,
@@ -62,6 +63,7 @@ class Rounds:
     Args:
         plan: All rounds.
         dense: Whether a dense phase comes first.
+        mask: Whether a job chooses the first round's mask, after the dense phase.
         combine: ``"average"`` of all particles, or ``"best"``: the one with the highest score.
         max_retries: How often a job is tried again after its worker died; the averager likewise.
         max_waiting: How many finished states may wait in memory for their turn.
@@ -75,6 +77,7 @@ class Rounds:
         plan: Sequence[RoundPlan],
         *,
         dense: bool,
+        mask: bool = False,
         combine: str = "average",
         max_retries: int = 3,
         max_waiting: int = 8,
@@ -85,7 +88,8 @@ class Rounds:
         self.plan = tuple(plan)
         self.current = -1
         self.failed: str | None = None
-        self._dense, self._combine = dense, combine
+        self._before = [job for job, wanted in ((DENSE, dense), (MASK, mask)) if wanted]
+        self._combine = combine
         self._max_retries, self._max_waiting = max_retries, max_waiting
         self._holding, self._policy = set(hold_after), policy or Policy()
         self._decisions = list(decisions)
@@ -121,7 +125,7 @@ class Rounds:
 
     def start(self) -> list[Instruction]:
         """The first instructions."""
-        return [self._do(DENSE)] if self._dense else self._begin(0)
+        return self._go_on_before()
 
     def handle(self, event: Event) -> list[Instruction]:
         """What has to be done because of an event; late and repeated events change nothing."""
@@ -144,6 +148,10 @@ class Rounds:
     def _do(self, job: Job, *, urgent: bool = False) -> SubmitJob:
         attempt = self._open.setdefault(job, 0)
         return SubmitJob(job, attempt, urgent, self._reseeds.get(job, 0))
+
+    def _go_on_before(self) -> list[Instruction]:
+        """The next of the jobs that come before the rounds, one after the other; then the first round."""
+        return [self._do(self._before.pop(0))] if self._before else self._begin(0)
 
     def _begin(self, index: int) -> list[Instruction]:
         self.current, self._round, self._averager_losses = index, _Round(), 0
@@ -171,8 +179,8 @@ class Rounds:
     def _on_finished(self, event: JobFinishedEvent) -> list[Instruction]:
         if self._open.pop(event.job, None) is None:
             return []
-        if event.job.kind == "dense":
-            return self._begin(0)
+        if event.job in (DENSE, MASK):
+            return self._go_on_before()
         if event.job.kind == "trunk":
             return self._train_particles()
         if event.job.kind == "evaluation":

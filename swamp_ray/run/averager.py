@@ -71,10 +71,7 @@ class Averager:
             ask_all(shards, Shard.score, spec.seed, start, mask_bits)
             scope = self.config.pruning.scope
             following = select(self.layout, mask_bits, spec.next_survivors, scope, shards, counts)
-            info["emptied_layers"] = self._emptied(following, counts)
-            left = layer_counts(self.layout, following)
-            info["thin_layers"] = thin_layers(
-                (layer.name, layer.size, count) for layer, count in zip(self.layout.layers, left, strict=True))
+            info |= described_mask(self.config, self.layout, following, counts)
             files[MASK_FILE] = self.store.write(spec.named.name, MASK_FILE, arrays_to_bytes({"bits": following}))
         for written in ask_all(shards, Shard.write, spec.named):
             files |= written
@@ -82,17 +79,32 @@ class Averager:
         self.store.finish(spec.named.name, files, info)
         return spec.named.name
 
-    def _emptied(self, following: np.ndarray, counts: list[int]) -> list[str]:
-        both = zip(self.layout.layers, counts, layer_counts(self.layout, following), strict=True)
-        emptied = [layer.name for layer, before, after in both if before and not after]
-        if emptied and self.config.pruning.empty_layers == "refuse":
-            raise RunError(f"the next mask would leave no weight in {', '.join(emptied)}. Lower pruning.target, set "
-                           "pruning.scope to erk or uniform, or allow it with pruning.empty_layers: warn")
-        return emptied
+
+def described_mask(config: SwampConfig, layout: Layout, following: np.ndarray, counts: Sequence[int]
+                   ) -> dict[str, object]:
+    """What is stored of a mask beside its bits: the layers that it empties, and those that it nearly empties.
+
+    Args:
+        config: The run.
+        layout: The layers.
+        following: Bits of the mask.
+        counts: Survivors of each layer in the mask before it.
+
+    Raises:
+        RunError: The mask empties a layer and the config refuses that.
+    """
+    left = layer_counts(layout, following)
+    both = zip(layout.layers, counts, left, strict=True)
+    emptied = [layer.name for layer, before, after in both if before and not after]
+    if emptied and config.pruning.empty_layers == "refuse":
+        raise RunError(f"the next mask would leave no weight in {', '.join(emptied)}. Lower pruning.target, set "
+                       "pruning.scope to erk or uniform, or allow it with pruning.empty_layers: warn")
+    thin = thin_layers((layer.name, layer.size, count) for layer, count in zip(layout.layers, left, strict=True))
+    return {"emptied_layers": emptied, "thin_layers": thin}
 
 
 def read_mask(store: ArtifactStore, manifest: Manifest) -> np.ndarray | None:
-    """Bits of the next mask of a stored average, ``uint8``; None after a last round."""
+    """Bits of the next mask of a stored average, or of one before training, ``uint8``; None after a last round."""
     if MASK_FILE not in manifest.files:
         return None
     return arrays_from_bytes(store.read(manifest, MASK_FILE))["bits"]

@@ -251,9 +251,9 @@ class _Stored:
         """Not known."""
         return None
 
-    def next_mask(self, average: NamedResult) -> str | None:
+    def next_mask(self, result: NamedResult) -> str | None:
         """Digest of a stored mask; None after the last round."""
-        manifest = self.find(average)
+        manifest = self.find(result)
         bits = None if manifest is None else read_mask(self._store, manifest)
         if bits is None:
             return None

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError, SwampError
 from swamp_ray.method.events import (
     DENSE,
+    MASK,
     AddState,
     AveragerLostEvent,
     CancelJob,
@@ -37,6 +39,7 @@ from swamp_ray.method.events import (
     trunk_of,
 )
 from swamp_ray.method.rounds import Rounds
+from swamp_ray.run.averager import read_mask
 from swamp_ray.run.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
 from swamp_ray.run.journal import Journal
 from swamp_ray.run.lease_watch import LeaseWatch
@@ -127,6 +130,7 @@ class Driver:
         self._machine = Rounds(
             prepared.plan,
             dense=prepared.dense is not None,
+            mask=prepared.mask is not None,
             combine=particles.combine,
             max_retries=execution.max_retries,
             max_waiting=execution.max_waiting_states,
@@ -346,6 +350,9 @@ class Driver:
             average = self._averages[job.round]
             result = self._names.evaluation(job.round, state_digest(average.files), origin)
             return JobSpec(job, instruction.attempt, result.named, average=average.name, log_path=log_path)
+        if job == MASK:
+            return JobSpec(job, instruction.attempt, self._names.mask(origin).named, mask=self._prepared.mask,
+                           log_path=log_path)
         result = self._names.training(job, origin, instruction.reseed)
         spec = JobSpec(job, instruction.attempt, result.named, result.seed, result.program, log_path=log_path,
                        reseed=instruction.reseed,
@@ -465,6 +472,8 @@ class Driver:
             self._inputs.rewind_to(outcome)
         if job.kind == "trunk":
             self._inputs.of(job).trunk = outcome
+        if job == MASK:
+            self._begin_with(outcome)
         if "evaluation" in outcome.info:
             self._journal.uses(replace(job, kind="evaluation"), outcome.info["evaluation"])
         self._journal.finished(job, outcome)
@@ -509,13 +518,29 @@ class Driver:
         if manifest is None:
             raise CorruptArtifactError(f"the average of round {index} has vanished from the storage")
         self._averages[index] = manifest
-        for emptied in manifest.info.get("emptied_layers", []):
-            self._reporter.warning(f"round {index + 1} leaves no weight in {emptied}")
-        if thin := manifest.info.get("thin_layers"):
-            self._reporter.warning(f"round {index + 1} keeps only {thin_text(thin)}; pruning.exclude keeps a layer "
-                                   "whole, and pruning.scope: erk or uniform divides the weights by layer")
+        self._warn_of_layers(index + 1, manifest.info)
         self._inputs.follow(index, manifest)
         return [RoundAveragedEvent(index)]
+
+    def _begin_with(self, outcome: Outcome) -> None:
+        """The mask before training is there: the round trains with it."""
+        manifest = self._store.find(outcome.name)
+        bits = None if manifest is None else read_mask(self._store, manifest)
+        if bits is None:
+            raise CorruptArtifactError("the mask before training has vanished from the storage")
+        self._inputs.train_with(bits)
+        pruning = self._prepared.config.pruning
+        kept, of = self._prepared.plan[0].survivors, self._prepared.layout.num_prunable
+        self._reporter.notice(f"the mask before training keeps {kept:,} of {of:,} weights, by {pruning.score}")
+        self._warn_of_layers(0, outcome.info)
+
+    def _warn_of_layers(self, index: int, info: Mapping[str, Any]) -> None:
+        """Tell of layers that a round's mask empties, or nearly."""
+        for emptied in info.get("emptied_layers", []):
+            self._reporter.warning(f"round {index} leaves no weight in {emptied}")
+        if thin := info.get("thin_layers"):
+            self._reporter.warning(f"round {index} keeps only {thin_text(thin)}; pruning.exclude keeps a layer "
+                                   "whole, and pruning.scope: erk or uniform divides the weights by layer")
 
     def _score(self, job: Job, outcome: Outcome) -> float:
         if job.kind != "particle":

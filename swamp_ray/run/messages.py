@@ -12,6 +12,7 @@ from swamp_ray.run.timesheet import JobStart, JobTimes
 from swamp_ray.storage.leases import Held
 from swamp_ray.storage.recipes import Measurement, Named
 from swamp_ray.training.arithmetic import SINGLE, form_and_width
+from swamp_ray.training.mask_before import MaskProgram
 from swamp_ray.training.program import Program
 from swamp_ray.training.results import Progress
 
@@ -28,7 +29,8 @@ class JobSpec:
         attempt: 0, or how often it was tried before.
         named: Name and recipe of its result.
         seed: Seed of a training run.
-        program: What a training run does; None for an evaluation.
+        program: What a training run does; None for an evaluation, and for the mask before training.
+        mask: How that mask is chosen.
         average: Evaluation: name of the average's artifact.
         log_path: Log file of the job, relative to the storage root, or None.
         session: The attempt at the run that gives the job out.
@@ -44,6 +46,7 @@ class JobSpec:
     named: Named
     seed: int = 0
     program: Program | None = None
+    mask: MaskProgram | None = None
     average: str | None = None
     log_path: str | None = None
     session: str = ""

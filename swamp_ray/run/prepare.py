@@ -41,8 +41,10 @@ from swamp_ray.training.arithmetic import (
 from swamp_ray.training.evaluation_loss import LOSS, origin_of_loss
 from swamp_ray.training.factory_checks import InitialValues, disturb_
 from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered
+from swamp_ray.training.mask_before import MaskProgram, check_network_score, mask_program
 from swamp_ray.training.model_tensors import refuse_odd_gradients
 from swamp_ray.training.models import check_outputs, image_advice
+from swamp_ray.training.network_scores import make_network_score
 from swamp_ray.training.normalisation import batch_statistics_warning, forward_batch, uses_batch_statistics
 from swamp_ray.training.normalisation_checks import (
     check_statistics,
@@ -97,8 +99,9 @@ class Prepared:
         arithmetic: Device kind, precision, layout, threads.
         facts: Versions and hardware, recorded.
         initial: The network at its initialisation, or as ``start_from`` gave it.
-        first_mask: Mask of round 0, bool ``[P]``.
+        first_mask: Mask of round 0, or what a mask before training is chosen from, bool ``[P]``.
         plan: All rounds.
+        mask: How the mask before training is chosen; None where each round's mask follows from the one before it.
         dense: Program of the dense phase; None if there is none.
         recipes: The names of results.
         tied: Names of parameters by the further names that the model knows them by.
@@ -131,6 +134,7 @@ class Prepared:
     member: int = 0
     open_packings: tuple[str, ...] = ()
     unpackable: str = ""
+    mask: MaskProgram | None = None
     caution: str = ""
     notes: tuple[str, ...] = ()
     code: Code = NO_CODE
@@ -257,14 +261,20 @@ def prepare(
 def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_members: int) -> Prepared:
     code = take_up_code(config, data)
     task = build_task(config.task)
-    make_score(config.pruning.score, seed=0)
+    if config.pruning.when == "before":
+        make_network_score(config.pruning.score, seed=0)
+    else:
+        make_score(config.pruning.score, seed=0)
     data = data or load_data(config.data, config.task)
     steps = steps_per_epoch(config, data)
     model = initial_model(config, data)
     layout = find_prunable(model, config.pruning.include, config.pruning.exclude)
     contents = state_dict_contents(model, layout)
-    _check_score(config, model, layout)
+    if config.pruning.when == "rounds":
+        _check_score(config, model, layout)
     metrics, kept, notes, model = _try_out(config, data, model, task, layout)
+    if config.pruning.when == "before":
+        check_network_score(config, data, layout, task, kept)
     first_mask, start_notes = take_start_(config, model, layout)
     initial = state_of(model)
     plan = _plan(config, layout, int(first_mask.sum()))
@@ -278,6 +288,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     prepared = Prepared(
         config=config, data=data, layout=layout, arithmetic=arithmetic, facts=facts, initial=initial,
         first_mask=first_mask, plan=plan, dense=dense_phase(config, steps), steps_per_epoch=steps,
+        mask=mask_program(config, data, task, plan[0].survivors, steps),
         recipes=recipes_of(config, data, model, task, kept, layout, arithmetic, facts),
         tied=tied_names(model), task=task, metrics=metrics, num_members=num_members,
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
@@ -293,7 +304,6 @@ def _plan(config: SwampConfig, layout: Layout, start: int) -> list[RoundPlan]:
     """All rounds; the first mask, or what is pruned before the only round, has so many weights."""
     pruning = config.pruning
     if pruning.when == "before":
-        raise UserError("pruning before training is not there yet", where="pruning.when")
         survivors = [survivors_at(layout.num_prunable, pruning.target, start)]
     else:
         survivors = plan_survivors(layout.num_prunable, pruning.rate, pruning.target,

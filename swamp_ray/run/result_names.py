@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from swamp_ray.method.events import DENSE, Job, trunk_of
+from swamp_ray.method.events import DENSE, MASK, Job, trunk_of
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.storage.recipes import Named
 from swamp_ray.training.arithmetic import SINGLE
@@ -55,8 +55,8 @@ class KnownResults(Protocol):
         """Digest of the state that goes on alone where the best one does; None if it is not known."""
         ...
 
-    def next_mask(self, average: NamedResult) -> str | None:
-        """Digest of the mask that was chosen from an average; None if it is not known."""
+    def next_mask(self, result: NamedResult) -> str | None:
+        """Digest of the mask that was chosen from an average, or before training; None if it is not known."""
         ...
 
 
@@ -67,7 +67,7 @@ class ResultNames:
         self._prepared = prepared
 
     def first_origin(self) -> Origin:
-        """What the dense phase is made from, or round 0 where there is none."""
+        """What the dense phase is made from, or where there is none the mask before training, or round 0."""
         prepared = self._prepared
         recipes = prepared.recipes
         mask = prepared.first_mask if prepared.dense is None else prepared.whole_mask
@@ -101,6 +101,13 @@ class ResultNames:
             program.as_dict(), seed, origin.start, origin.mask, origin.values, kind="trunk")
         return NamedResult(job, named, program, seed)
 
+    def mask(self, origin: Origin) -> NamedResult:
+        """The mask before training; its origin has the mask that survivors are chosen from."""
+        program = self._prepared.mask
+        assert program is not None
+        named = self._prepared.recipes.mask(program.as_dict(), origin.mask, origin.start)
+        return NamedResult(MASK, named, seed=program.seed)
+
     def average(self, index: int, states: Sequence[str], origin: Origin) -> NamedResult:
         """A round's average and its next mask, from the digests of the states that enter, in order."""
         seed = self._prepared.particle_seed(index, -1)
@@ -129,6 +136,13 @@ class ResultNames:
             if start is None:
                 return
             origin = Origin(start, prepared.recipes.mask_digest(prepared.first_mask))
+        if prepared.mask is not None:
+            chosen = self.mask(origin)
+            yield chosen
+            mask = known.next_mask(chosen)
+            if mask is None:
+                return
+            origin = replace(origin, mask=mask)
         for plan in prepared.plan:
             if plan.has_trunk:
                 trunk = self.training(trunk_of(plan.index), origin)

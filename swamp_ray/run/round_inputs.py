@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.method.events import DENSE, Job
+from swamp_ray.method.events import DENSE, MASK, Job
 from swamp_ray.run.averager import read_mask
 from swamp_ray.run.messages import Executor, Handle, Outcome
 from swamp_ray.run.prepare import Prepared, State
@@ -85,6 +85,7 @@ class Inputs:
         self._dense: str | None = None
         self._start_handle: Handle | None = None
         self._rounds = {0: self._of(prepared.first_mask)}
+        self._first = self._rounds[0]
         self._whole: RoundInputs | None = None
         if prepared.dense is not None:
             self._whole = self._rounds[0] if prepared.first_mask.all() else self._of(prepared.whole_mask)
@@ -95,6 +96,8 @@ class Inputs:
         if job == DENSE:
             assert self._whole is not None
             return self._whole
+        if job == MASK:
+            return self._first
         return self._rounds[job.round]
 
     def origin(self, job: Job) -> Origin:
@@ -124,6 +127,10 @@ class Inputs:
         """The dense phase is finished: its weights are the rewind point."""
         self._dense, self._start, self._start_handle, self._whole = dense.name, None, None, None
         self.start_digest = dense.digest
+
+    def train_with(self, bits: np.ndarray) -> None:
+        """The mask before training is chosen: it is the first round's."""
+        self._rounds[0] = self._of(from_bits(bits, self._prepared.layout.num_prunable))
 
     def follow(self, index: int, average: Manifest) -> None:
         """A round is averaged: its average holds the next mask, unless it is the last one."""

@@ -20,13 +20,15 @@ from swamp_ray.credentials import Concealer, concealed_tree
 from swamp_ray.data.batches import Batches
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayloadError, RunError, SwampError
+from swamp_ray.run.averager import MASK_FILE, described_mask
 from swamp_ray.run.failures import recall_divergence, remember_divergence
 from swamp_ray.run.lookup import discard_named, evaluation_of, every_named, is_measured_alike, measured_anew, outcome_of
 from swamp_ray.run.messages import JobSpec, LeaseHeld, Outcome
 from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import num_shards
+from swamp_ray.sparsity.bits import layer_counts
 from swamp_ray.sparsity.compact import CompactState, compact_state, spans
-from swamp_ray.sparsity.masks import from_bits
+from swamp_ray.sparsity.masks import from_bits, layer_densities, to_bits
 from swamp_ray.storage.arrays import arrays_to_bytes
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
 from swamp_ray.storage.forks import put_fork
@@ -38,6 +40,7 @@ from swamp_ray.storage.places import open_place
 from swamp_ray.storage.states import put_state, read_state
 from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.fork import ForkPoint
+from swamp_ray.training.mask_before import choose_mask
 from swamp_ray.training.peak_memory import PeakMemory
 from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.ranks import Ranks
@@ -66,7 +69,7 @@ class _Training:
 
 
 class Worker:
-    """Trains particles and evaluates averages of one run.
+    """Trains particles, evaluates averages, and chooses the mask before training, of one run.
 
     Args:
         config: The run.
@@ -107,6 +110,10 @@ class Worker:
             stop: Asked after every training step.
         """
         with applied(self.arithmetic):
+            if spec.mask is not None:
+                with _log(spec, self.store.place, self._conceal) as log:
+                    yield from self._choose_mask(spec, start, self._mask(mask_bits), log, stop)
+                return
             if spec.program is None:
                 with _log(spec, self.store.place, self._conceal) as log:
                     yield self._evaluate(spec, start, self._mask(mask_bits), log)
@@ -309,6 +316,25 @@ class Worker:
         # Who reads the file need not know the tokens of the options.
         recipe = concealed_tree(spec.named.recipe)
         return put_state(self.store, spec.named.name, result.compact, recipe, info)
+
+    def _choose_mask(self, spec: JobSpec, start: State, mask: np.ndarray, log: JobLog, stop: Callable[[], bool]
+                     ) -> Iterator[Outcome]:
+        """Choose the mask before training, and store it; nothing follows if the job was stopped."""
+        assert spec.mask is not None
+        began, layout = time.perf_counter(), self.trainer.layout
+        log(f"{spec.job}: attempt {spec.attempt}, score {spec.mask.score}, {spec.mask.steps} steps, result "
+            f"{spec.named.name[:12]}")
+        bits = choose_mask(self.trainer, spec.mask, start.parameters, start.buffers, mask, stop, log)
+        if bits is None:
+            log(f"{spec.job}: asked to stop")
+            return
+        info = described_mask(self.config, layout, bits, layer_counts(layout, to_bits(mask)))
+        info |= {"layer_densities": layer_densities(layout, from_bits(bits, layout.num_prunable)),
+                 "recipe": concealed_tree(spec.named.recipe), "seconds": time.perf_counter() - began,
+                 "work": str(spec.job), "run": self.config.name}
+        manifest = self.store.put(spec.named.name, {MASK_FILE: arrays_to_bytes({"bits": bits})}, info)
+        log(f"{spec.job}: finished")
+        yield outcome_of(manifest)
 
     def _evaluate(self, spec: JobSpec, start: State, mask: np.ndarray, log: Any) -> Outcome:
         assert spec.average is not None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from swamp_ray.config.rules import SEES_NO_DATA
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.sparsity.masks import Layout, to_bits
 from swamp_ray.storage.code_digest import package_version
@@ -180,6 +181,26 @@ class Recipes:
             recipe["trunk"] = trunk
         former = self.before.trainings(recipe) if kind == "particle" else ()
         return Named.of(kind, recipe, former)
+
+    def mask(self, program: Recipe, mask: str, start: str) -> Named:
+        """The mask that is chosen before training.
+
+        Args:
+            program: Survivors, steps, and what its score reads of batches and seed, as plain values.
+            mask: Digest of the mask that the survivors are chosen from.
+            start: Digest of the weights that are scored.
+        """
+        pruning = self.config.pruning
+        recipe: Recipe = {**program, "mask": mask, "scope": pruning.scope,
+                          "score": _code(pruning.score, {}, pruning.version)}
+        if pruning.score != "random":
+            recipe |= {"start": start}
+        if pruning.score == "synflow":  # sees the network and no data
+            unread = ("data", "task", "batch_size", "micro_batch", "decoder")
+            recipe |= {key: value for key, value in self._shared.items() if key not in unread}
+        elif pruning.score not in SEES_NO_DATA:
+            recipe |= self._shared
+        return Named.of("mask", recipe)
 
     def average(self, states: list[str], mask: str, start: str, next_survivors: int | None, seed: int) -> Named:
         """A round's average and its next mask.

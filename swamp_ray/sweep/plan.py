@@ -217,9 +217,9 @@ class _Symbols:
         """A name of all that it is chosen from."""
         return name_of("best", {"of": list(states)})
 
-    def next_mask(self, average: NamedResult) -> str | None:
-        """The average's name."""
-        return average.named.name
+    def next_mask(self, result: NamedResult) -> str | None:
+        """The name of what it is chosen from, or chosen by."""
+        return result.named.name
 
 
 def trainings(example: Prepared, seed: int, member: int = 0) -> Iterator[Training]:
