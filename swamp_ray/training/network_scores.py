@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -250,8 +250,7 @@ def _gradients(scalar: Tensor, weights: Mapping[str, Tensor], **options: Any) ->
     if not scalar.requires_grad:
         return {name: torch.zeros_like(weight) for name, weight in weights.items()}
     trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
-    found: Sequence[Tensor | None] = torch.autograd.grad(
-        scalar, list(trained.values()), allow_unused=True, **options)
+    found: Any = torch.autograd.grad(scalar, list(trained.values()), allow_unused=True, **options)
     gradients = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for name, gradient in zip(trained, found, strict=True):
         if gradient is not None:
