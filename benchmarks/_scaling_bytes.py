@@ -27,8 +27,8 @@ from swamp_ray.on_ray.actors import AveragingActor, elsewhere
 from swamp_ray.on_ray.own_token import OwnToken
 from swamp_ray.run.averager import Averager
 from swamp_ray.run.messages import AverageSpec
-from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import Shard
+from swamp_ray.run.state import State
 from swamp_ray.sparsity.bits import num_kept
 from swamp_ray.sparsity.compact import CompactState, spans
 from swamp_ray.sparsity.masks import Layer, Layout

@@ -25,8 +25,9 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.launch import run
 from swamp_ray.method.events import Job
 from swamp_ray.run.messages import JobSpec, RoundRecord
-from swamp_ray.run.prepare import State, prepare
+from swamp_ray.run.prepare import prepare
 from swamp_ray.run.reporter import Reporter
+from swamp_ray.run.state import State
 from swamp_ray.sparsity.masks import to_bits
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.tickets import load_ticket

@@ -22,8 +22,9 @@ from swamp_ray.config.reading import build_config, with_values
 from swamp_ray.method.events import Job
 from swamp_ray.on_ray import executor as ray_executor
 from swamp_ray.run.messages import JobFinishedReport, JobSpec, Outcome, Report
-from swamp_ray.run.prepare import Prepared, State
+from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
+from swamp_ray.run.state import State
 
 CONFIG: dict[str, Any] = {
     "name": "transport",

@@ -13,8 +13,9 @@ from torch import Tensor
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.samples import Data
 from swamp_ray.errors import MissingPayloadError, UserError
-from swamp_ray.run.prepare import code_of_workers, device_kind, state_of, take_up_code
+from swamp_ray.run.prepare import code_of_workers, device_kind, take_up_code
 from swamp_ray.run.run_recipes import recipes_of
+from swamp_ray.run.state import state_of
 from swamp_ray.sparsity.compact import CompactState
 from swamp_ray.sparsity.masks import find_prunable, full_values
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest

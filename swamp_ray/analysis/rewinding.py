@@ -16,8 +16,9 @@ from swamp_ray.launch import device_of
 from swamp_ray.method.events import DENSE
 from swamp_ray.on_ray.choose_packing import recorded_packing
 from swamp_ray.on_ray.sending import sendable
-from swamp_ray.run.prepare import Prepared, State, prepare
+from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.run.result_names import ResultNames
+from swamp_ray.run.state import State
 from swamp_ray.sparsity.compact import full_state
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.find import config_of

@@ -23,8 +23,9 @@ from swamp_ray.run.disk_space import estimate, free_bytes
 from swamp_ray.run.journal import Journal
 from swamp_ray.run.object_store_memory import round_bytes
 from swamp_ray.run.older_runs import knowing_older_runs
-from swamp_ray.run.prepare import Prepared, State, device_kind, prepare, state_of
+from swamp_ray.run.prepare import Prepared, device_kind, prepare
 from swamp_ray.run.starting_weights import skips_own, take_whole_start_
+from swamp_ray.run.state import State, state_of
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.selection import layer_budgets
 from swamp_ray.storage.artifacts import ArtifactStore

@@ -21,9 +21,9 @@ from swamp_ray.method.events import Job
 from swamp_ray.run.averager import Averager
 from swamp_ray.run.messages import AverageSpec, JobSpec
 from swamp_ray.run.packs import Said, alone, train_packed
-from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import Shard
 from swamp_ray.run.shared_code import NO_CODE, Code
+from swamp_ray.run.state import State
 from swamp_ray.run.timesheet import Whereabouts
 from swamp_ray.run.worker import Worker
 from swamp_ray.sparsity.compact import CompactState

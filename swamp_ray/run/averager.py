@@ -14,8 +14,8 @@ import numpy as np
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import RunError
 from swamp_ray.run.messages import AverageSpec
-from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import Closed, Shard
+from swamp_ray.run.state import State
 from swamp_ray.sparsity.bits import layer_counts
 from swamp_ray.sparsity.compact import spans
 from swamp_ray.sparsity.masks import Layout

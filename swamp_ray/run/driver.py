@@ -43,7 +43,7 @@ from swamp_ray.run.averager import read_mask
 from swamp_ray.run.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
 from swamp_ray.run.journal import Journal
 from swamp_ray.run.lease_watch import LeaseWatch
-from swamp_ray.run.lookup import evaluation_of, find_named, is_measured_alike, measured_anew, outcome_of
+from swamp_ray.run.lookup import find_named
 from swamp_ray.run.messages import (
     AveragerLostReport,
     AverageSpec,
@@ -69,11 +69,11 @@ from swamp_ray.run.result_names import ResultNames
 from swamp_ray.run.round_inputs import Inputs
 from swamp_ray.run.round_records import round_record
 from swamp_ray.run.signals import Stopping
+from swamp_ray.run.stored_results import StoredResults
 from swamp_ray.sparsity.thin_layers import thin_text
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest, without_advice
 from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
-from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.states import lacks_state, state_digest
 
 WAIT_S = 0.2
@@ -112,8 +112,7 @@ class Driver:
         self._averages: dict[int, Manifest] = {}
         self._from_storage: list[Job] = []
         self._keeper = StateKeeper(prepared.config.keep.particles, store, journal.rundir)
-        self._let_go: set[Job] = set()
-        self._told_of_measuring: set[bool] = set()
+        self._stored = StoredResults(store, journal, reporter)
         self._tickets = journal.rundir.tickets([plan.sparsity for plan in prepared.plan])
         self._ticket_digests: dict[int, str] = {}
         self._written: dict[int, RoundRecord] = {}
@@ -304,12 +303,10 @@ class Driver:
         spec = replace(self._spec(instruction), session=self._journal.session, stale=stale)
         self._given[spec.job] = spec
         self._journal.uses(spec.job, spec.named.name)
-        found = self._find(spec.job, spec.named, verify=spec.job.kind not in ("particle", "trunk"))
-        if found is not None and not (spec.job in self._let_go and lacks_state(self._store, found.name)):
-            outcome = self._as_measured_here(spec, found)
-            if outcome is not None:
-                self._reporter.job_submitted(spec)
-                return self._finished(spec.job, outcome, held=False, found=True)
+        outcome = self._stored.outcome(spec, verify=spec.job.kind not in ("particle", "trunk"))
+        if outcome is not None:
+            self._reporter.job_submitted(spec)
+            return self._finished(spec.job, outcome, held=False, found=True)
         if spec.program is not None and (error := recall_divergence(self._store, spec)) is not None:
             self._reporter.job_submitted(spec)
             return [self._failed(spec.job, error, "diverged")]
@@ -337,7 +334,7 @@ class Driver:
         else:
             self._reporter.warning(f"{trunk} is trained again, because its state was not kept (keep.particles) and "
                                    "particles that part from it are not stored")
-            self._let_go.add(trunk)
+            self._stored.evicted.add(trunk)
         self._inputs.of(trunk).forget_trunk()
         return [StateLostEvent(trunk, str(error), damaged)]
 
@@ -376,7 +373,7 @@ class Driver:
         result = self._names.average(index, [outcome.digest for outcome in outcomes], self._inputs.origin(average))
         named = result.named
         self._journal.uses(average, named.name)
-        found = self._find(average, named, verify=True)
+        found = self._stored.find(average, named, verify=True)
         if found is not None:
             self._from_storage.clear()
             return self._averaged(index, found.name)
@@ -403,11 +400,11 @@ class Driver:
 
     def _train_again(self, gone: list[Job]) -> list[Event]:
         """Retrain particles whose states `keep.particles` had deleted."""
-        if not self._let_go.issuperset(gone):
+        if not self._stored.evicted.issuperset(gone):
             which = ", ".join(str(job.particle) for job in gone)
             self._reporter.warning(f"round {gone[0].round}: the states of particles {which} were not kept "
                                    "(keep.particles) and are trained again, because their average is not stored")
-        self._let_go.update(gone)
+        self._stored.evicted.update(gone)
         self._deadlines.pop(gone[0].round, None)
         for job in gone:
             del self._outcomes[job]
@@ -572,52 +569,7 @@ class Driver:
             if spec.program is not None:
                 self._leases.remove(artifact_lease(spec.named.name), session=self._journal.session)
 
-    # Storage and workers
-
-    def _find(self, job: Job, named: Named, verify: bool) -> Manifest | None:
-        """A stored result; one whose payloads are found damaged is removed, so that it is computed again.
-
-        Particles' states are verified when they enter an average, which for most of a resumed run they never do.
-        """
-        for name in named.names:
-            try:
-                manifest = self._store.find(name)
-                if manifest is None:
-                    continue
-                if name != named.name:
-                    self._journal.uses(job, name)
-                for file in manifest.files if verify else ():
-                    self._store.read(manifest, file)
-                return manifest
-            except CorruptArtifactError as error:
-                self._reporter.warning(f"a stored result is damaged and is computed again: {without_advice(error)}")
-                self._store.discard(name, RESULT)
-        return None
-
-    def _as_measured_here(self, spec: JobSpec, found: Manifest) -> Outcome | None:
-        """A stored result with this run's kind of metrics; None where a worker has to measure them first."""
-        outcome = outcome_of(found)
-        if is_measured_alike(spec, found.name, found.info):
-            return outcome
-        named = evaluation_of(spec, outcome.digest)
-        evaluation = self._find(replace(spec.job, kind="evaluation"), named, verify=False)
-        if evaluation is not None:
-            return measured_anew(spec, outcome, evaluation.name, evaluation.info["metrics"])
-        lacks = lacks_state(self._store, found.name)
-        if lacks:
-            self._let_go.add(spec.job)
-        if lacks not in self._told_of_measuring:
-            self._told_of_measuring.add(lacks)
-            self._tell_of_measuring(lacks)
-        return None
-
-    def _tell_of_measuring(self, lacks: bool) -> None:
-        how = "stored trainings were measured in another way (averaging.statistics, data.limit_test)"
-        if lacks:
-            self._reporter.warning(f"{how}, and the states of some were not kept (keep.particles): these are trained "
-                                   "again")
-        else:
-            self._reporter.notice(f"{how}: they are measured anew, and not trained again")
+    # Workers
 
     def _executor_now(self) -> Executor:
         if self._executor is None:

@@ -10,8 +10,9 @@ from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.method.events import DENSE, MASK, Job
 from swamp_ray.run.averager import read_mask
 from swamp_ray.run.messages import Executor, Handle, Outcome
-from swamp_ray.run.prepare import Prepared, State
+from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.result_names import Origin, ResultNames
+from swamp_ray.run.state import State
 from swamp_ray.sparsity.compact import CompactState, compact_state, full_state
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest

@@ -14,7 +14,7 @@ import numpy as np
 
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import CorruptArtifactError, RunError
-from swamp_ray.run.prepare import State
+from swamp_ray.run.state import State
 from swamp_ray.sparsity.averaging import OrderedMean, square_sums
 from swamp_ray.sparsity.compact import CompactState, chunks, spans
 from swamp_ray.sparsity.masks import Layout

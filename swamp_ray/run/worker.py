@@ -24,8 +24,8 @@ from swamp_ray.run.averager import MASK_FILE, described_mask
 from swamp_ray.run.failures import recall_divergence, remember_divergence
 from swamp_ray.run.lookup import discard_named, evaluation_of, every_named, is_measured_alike, measured_anew, outcome_of
 from swamp_ray.run.messages import JobSpec, LeaseHeld, Outcome
-from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import num_shards
+from swamp_ray.run.state import State
 from swamp_ray.sparsity.bits import layer_counts
 from swamp_ray.sparsity.compact import CompactState, compact_state, spans
 from swamp_ray.sparsity.masks import from_bits, layer_densities, to_bits

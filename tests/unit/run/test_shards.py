@@ -17,8 +17,8 @@ from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.launch import run
 from swamp_ray.run.averager import Averager, read_mask
 from swamp_ray.run.messages import AverageSpec
-from swamp_ray.run.prepare import State
 from swamp_ray.run.shard import AUTO_ELEMENTS, Shard, num_shards
+from swamp_ray.run.state import State
 from swamp_ray.sparsity import compact as packing
 from swamp_ray.sparsity.compact import CompactState, compact_state, spans
 from swamp_ray.sparsity.masks import Layer, Layout, from_bits, layer_densities, to_bits
