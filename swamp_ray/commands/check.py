@@ -19,6 +19,7 @@ from swamp_ray.on_ray.choose_packing import WORDS, recorded_choice
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.process_state import computing
 from swamp_ray.run.capacity import pool_size, this_machine
+from swamp_ray.run.costs import planned_costs
 from swamp_ray.run.disk_space import estimate, free_bytes
 from swamp_ray.run.journal import Journal
 from swamp_ray.run.object_store_memory import round_bytes
@@ -32,10 +33,12 @@ from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.place import Place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
+from swamp_ray.text.costs import cost_text, short_flops
 from swamp_ray.text.metric_names import number, shown_primary
 from swamp_ray.text.output import Output
 from swamp_ray.text.tables import counted, display_path, percent, size, told_apart
 from swamp_ray.training.arithmetic import SINGLE, applied, form_and_width
+from swamp_ray.training.cost import Cost
 from swamp_ray.training.memory_estimate import estimate_memory
 from swamp_ray.training.trainer import ParticleTrainer, initial_model
 
@@ -57,7 +60,7 @@ def print_plan(config: SwampConfig) -> None:
     console.print(_data_line(prepared), soft_wrap=True)
     console.print(layers_table(prepared))
     console.print(rounds_table(prepared))
-    for line in checkpoint_lines(prepared):
+    for line in [*cost_lines(prepared), *checkpoint_lines(prepared)]:
         console.print(line, soft_wrap=True)
     for line in [memory_line(prepared), *traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
         console.print(line, soft_wrap=True)
@@ -125,18 +128,19 @@ def sweep_header(sweep: Sweep) -> list[str]:
 
 
 def settings_table(sweep: Sweep, plan: SweepPlan) -> Table:
-    """One row a setting, in the order of the file: its rounds, particles, epochs and workers."""
+    """One row a setting, in the order of the file: its particles and epochs, what one of its seeds costs, workers."""
     table = _table("settings")
     for entry in sweep.config.space:
-        table.add_column(escape(entry))
-    for heading in ("particles", "epochs", "workers"):
+        table.add_column(f"\n{escape(entry)}")
+    for heading in ("\nparticles", "\nepochs", "epochs\na seed", "one after\nthe other", "training\nFLOPs",
+                    "with the\nmasks", "\nworkers"):
         table.add_column(heading, justify="right")
     for setting in sweep.settings():
         key = label(setting)
         found = plan.trainings.get(key)
-        numbers = ("-", "-", "-") if found is None else (
+        numbers = ("-",) * 7 if found is None else (
             str(sum(one.kind == "particle" for one in found)), f"{sum(one.epochs for one in found):,.4g}",
-            str(plan.workers[key]))
+            *_cost_cells(plan.costs[key]), str(plan.workers[key]))
         table.add_row(*(escape(shown_value(value)) for value in setting.values()), *numbers)
     return table
 
@@ -192,13 +196,15 @@ def layers_table(prepared: Prepared) -> Table:
 def rounds_table(prepared: Prepared) -> Table:
     """What each round trains; the second column gives the share of all parameters that are pruned."""
     table = _table("rounds")
-    for heading in ("round", "sparsity", "of all", "weights left", "particles", "steps each", "epochs in all"):
+    costs = planned_costs(prepared)
+    for heading in ("\nround", "\nsparsity", "\nof all", "weights\nleft", "\nparticles", "steps\neach",
+                    "epochs\nin all", "one after\nthe other", "training\nFLOPs", "with the\nmask"):
         table.add_column(heading, justify="right")
     if prepared.dense is not None:
         steps = prepared.dense.num_steps
         table.add_row("dense", "0.0 %", "0.0 %", f"{prepared.layout.num_prunable:,}", "1", f"{steps:,}",
-                      f"{steps / prepared.steps_per_epoch:g}")
-    for plan in prepared.plan:
+                      *_cost_cells(costs.dense))
+    for plan, cost in zip(prepared.plan, costs.rounds, strict=True):
         steps = [prepared.program(plan.index, particle).num_steps for particle in range(plan.num_particles)]
         each = f"{steps[0]:,}" if len(set(steps)) == 1 else f"{min(steps):,} to {max(steps):,}"
         of_all = percent(prepared.layout.sparsity_of_all(plan.survivors))
@@ -207,11 +213,25 @@ def rounds_table(prepared: Prepared) -> Table:
         if trunk is not None:
             each = f"{shared:,} + {each}"
         table.add_row(str(plan.index), percent(plan.sparsity), of_all, f"{plan.survivors:,}", str(plan.num_particles),
-                      each, f"{(shared + sum(steps)) / prepared.steps_per_epoch:g}")
+                      each, *_cost_cells(cost))
     if prepared.plan[0].has_trunk:
         table.caption = "steps each: of the round's trunk, then of each particle that parts from it"
         table.caption_justify = "left"
     return table
+
+
+def _cost_cells(cost: Cost) -> tuple[str, str, str, str]:
+    return (f"{cost.total_epochs:g}", f"{cost.critical_epochs:g}", short_flops(cost.dense_flops),
+            short_flops(cost.sparse_flops))
+
+
+def cost_lines(prepared: Prepared) -> list[str]:
+    """What the whole run costs, and what of it is not known."""
+    costs = planned_costs(prepared)
+    text = f"costs {cost_text(costs.whole.as_dict())}"
+    if prepared.flops.network is None:
+        return [escape(f"{text}: {prepared.flops.reason}")]
+    return [text if costs.has_layer_densities else f"{text}; for the masks every layer is taken to be equally dense"]
 
 
 def checkpoint_lines(prepared: Prepared) -> list[str]:

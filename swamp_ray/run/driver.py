@@ -40,6 +40,7 @@ from swamp_ray.method.events import (
 )
 from swamp_ray.method.rounds import Rounds
 from swamp_ray.run.averager import read_mask
+from swamp_ray.run.costs import dense_cost, round_cost
 from swamp_ray.run.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
 from swamp_ray.run.journal import Journal
 from swamp_ray.run.lease_watch import LeaseWatch
@@ -75,6 +76,7 @@ from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest, without
 from swamp_ray.storage.keeping import StateKeeper
 from swamp_ray.storage.leases import Leases, artifact_lease
 from swamp_ray.storage.states import lacks_state, state_digest
+from swamp_ray.training.cost import Cost
 
 WAIT_S = 0.2
 ExecutorFactory = Callable[[Prepared, str], Executor]
@@ -613,9 +615,23 @@ class Driver:
     def record(self, index: int) -> RoundRecord:
         """The record of a round that is averaged and evaluated."""
         plan, dropped = self._prepared.plan[index], self._machine.dropped(index)
-        gone = {decision.particle for decision in dropped}
-        jobs = [Job("particle", index, particle) for particle in range(plan.num_particles) if particle not in gone]
+        jobs = [Job("particle", index, particle) for particle in self._entered(index)]
+        so_far = dense_cost(self._prepared)
+        for earlier in range(index):
+            so_far += self._cost(earlier)
+        cost = self._cost(index)
         return round_record(
             plan, [self._outcomes[job] for job in jobs], dropped, self._averages[index],
             self._outcomes[Job("evaluation", index)], self._tickets[index].key, self._ticket_digests.get(index, ""),
-            self._outcomes.get(trunk_of(index)))
+            self._outcomes.get(trunk_of(index)),
+            costs=(cost, so_far + cost))
+
+    def _entered(self, index: int) -> list[int]:
+        """The particles of a round that were not dropped."""
+        gone = {decision.particle for decision in self._machine.dropped(index)}
+        return [particle for particle in range(self._prepared.plan[index].num_particles) if particle not in gone]
+
+    def _cost(self, index: int) -> Cost:
+        """What the trainings of an averaged round cost."""
+        densities = self._averages[index].info["layer_densities"]
+        return round_cost(self._prepared, self._prepared.plan[index], self._entered(index), densities)

@@ -7,7 +7,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -218,7 +218,7 @@ class Journal:
             "recipe": _recipe_digests(prepared)[0], CONFIG_DIGEST: digest_bytes(config_text.encode()),
             "start": _start_digest(prepared),
             "num_prunable": prepared.layout.num_prunable, "num_parameters": prepared.layout.num_parameters,
-            "notes": list(prepared.notes),
+            "notes": list(prepared.notes), "flops": _flops_of(prepared),
             "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
             "primary": prepared.task.primary, "shown_as": dict(prepared.task.shown_as),
             "higher_is_better": prepared.task.higher_is_better,
@@ -443,7 +443,8 @@ class Journal:
             self._log_once(kind="round", round=record.round, sparsity=record.sparsity, spread=record.spread,
                               num_particles=record.num_particles, **flat(record.average),
                               **{f"particles_mean/{k}": v for k, v in flat(record.mean).items()},
-                              **{f"particles_std/{k}": v for k, v in flat(record.std).items()})
+                              **{f"particles_std/{k}": v for k, v in flat(record.std).items()},
+                              **flat({"cost": record.cost, "cost_so_far": record.cost_so_far}))
             self._metrics.flush()
 
     def write_ticket(self, prepared: Prepared, record: RoundRecord, average: Manifest, evaluation: str,
@@ -481,7 +482,7 @@ def _on_what(times: JobStart | JobTimes) -> dict[str, Any]:
     return {"worker": times.worker, "host": where and where.host, "device": where and where.device}
 
 
-def flat(metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+def flat(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """``{"validation": {"accuracy": x}}`` as ``{"validation/accuracy": x}``."""
     return {f"{part}/{name}": value for part, values in metrics.items() for name, value in values.items()}
 
@@ -492,6 +493,12 @@ def _plan_record(plan: RoundPlan) -> dict[str, Any]:
     if not plan.has_trunk:
         del fields["has_trunk"]
     return fields
+
+
+def _flops_of(prepared: Prepared) -> dict[str, Any]:
+    """FLOPs of a forward pass of one sample with every weight, or why they cannot be counted."""
+    found = prepared.flops
+    return {"reason": found.reason} if found.network is None else {"forward": found.network.dense}
 
 
 def _distinct(lines: list[tuple[Any, ...]], path: Spot) -> set[tuple[Any, ...]]:

@@ -265,7 +265,8 @@ class RoundRecord:
     ``ticket_sha256`` is the digest of the ticket's file, empty in records of older versions.
     ``combined`` are the indices of those that the round's network is made of. ``peak_bytes`` is the most memory that
     each of them took up on its device (None: not known), in the order of ``particles``; it decides nothing, and records
-    that differ in it alone are equal.
+    that differ in it alone are equal. ``cost`` is what the round's trainings cost, and ``cost_so_far`` that of all up
+    to its end, the dense phase included, as in :class:`swamp_ray.training.cost.Cost`; empty in records of old versions.
     """
 
     round: int
@@ -285,3 +286,5 @@ class RoundRecord:
     emptied_layers: list[str] = field(default_factory=list)
     dropped: list[dict[str, Any]] = field(default_factory=list)
     peak_bytes: list[int | None] = field(default_factory=list, compare=False)
+    cost: dict[str, float | None] = field(default_factory=dict, compare=False)
+    cost_so_far: dict[str, float | None] = field(default_factory=dict, compare=False)

@@ -38,6 +38,7 @@ from swamp_ray.training.arithmetic import (
     packings,
     resolve_arithmetic,
 )
+from swamp_ray.training.flops import CountedFlops
 from swamp_ray.training.mask_before import MaskProgram, check_network_score, mask_program
 from swamp_ray.training.network_scores import make_network_score
 from swamp_ray.training.normalisation import batch_statistics_warning, forward_batch
@@ -89,6 +90,7 @@ class Prepared:
         caution: What its user should know of the network's metrics; empty for most.
         code: The user code that every worker must have.
         contents: What the network's ``state_dict()``, and so a ticket, holds.
+        flops: Of a forward pass of one sample, or why they cannot be counted.
     """
 
     config: SwampConfig
@@ -114,6 +116,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
     code: Code = NO_CODE
     contents: StateDictContents = field(default_factory=lambda: StateDictContents({}, {}))
+    flops: CountedFlops = field(default_factory=CountedFlops)
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does; what follows the trunk, where its round has one."""
@@ -247,7 +250,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     contents = state_dict_contents(model, layout)
     if config.pruning.when == "rounds":
         _check_score(config, model, layout)
-    metrics, kept, notes, model = try_out(config, data, model, task, layout)
+    metrics, kept, notes, flops, model = try_out(config, data, model, task, layout)
     if config.pruning.when == "before":
         check_network_score(config, data, layout, task, kept)
     first_mask, start_notes = take_start_(config, model, layout)
@@ -269,7 +272,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         open_packings=tuple(choice) if len(choice) > 1 else (), unpackable=unpackable,
         caution=batch_statistics_warning(model, forward_batch(config)), contents=contents,
         notes=(*notes, *start_notes, *_code_notes(config, code)),
-        code=code_of_workers(code, config, data))
+        code=code_of_workers(code, config, data), flops=flops)
     _check_programs(prepared)
     code.check_unchanged()
     return prepared

@@ -9,6 +9,7 @@ from swamp_ray.method.events import Decision, RoundPlan
 from swamp_ray.run.messages import Outcome, RoundRecord
 from swamp_ray.storage.artifacts import Manifest
 from swamp_ray.storage.states import state_digest
+from swamp_ray.training.cost import Cost
 
 Metrics = dict[str, dict[str, float]]
 
@@ -22,6 +23,7 @@ def round_record(
     ticket: str,
     ticket_sha256: str = "",
     trunk: Outcome | None = None,
+    costs: tuple[Cost, Cost] | None = None,
 ) -> RoundRecord:
     """A line of ``rounds.jsonl``.
 
@@ -34,6 +36,7 @@ def round_record(
         ticket: Path of the ticket, relative to the storage root.
         ticket_sha256: Of the file; empty as long as it is not written.
         trunk: Where its particles part, if they do.
+        costs: Of the round, and of the run up to its end.
     """
     parts_from = {} if trunk is None else {"trunk": {"name": trunk.name, "sha256": trunk.digest}}
     metrics = [outcome.info["metrics"] for outcome in outcomes]
@@ -61,6 +64,8 @@ def round_record(
         dropped=[{"particle": decision.particle, "what": decision.what, "reason": decision.reason,
                   "attempt": decision.attempt} for decision in dropped],
         peak_bytes=[outcome.info.get("peak_bytes") for outcome in outcomes],
+        cost={} if costs is None else costs[0].as_dict(),
+        cost_so_far={} if costs is None else costs[1].as_dict(),
     )
 
 

@@ -16,6 +16,7 @@ from swamp_ray.run.state import state_of
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.training.evaluation_loss import LOSS, origin_of_loss
 from swamp_ray.training.factory_checks import InitialValues, disturb_
+from swamp_ray.training.flops import CountedFlops, count_flops
 from swamp_ray.training.hidden_state import refuse_hidden_state, refuse_random_constants, refuse_unregistered
 from swamp_ray.training.model_tensors import refuse_odd_gradients
 from swamp_ray.training.models import check_outputs, image_advice
@@ -39,22 +40,23 @@ from swamp_ray.user_code.importing import is_import_path, own_traceback
 
 def try_out(
     config: SwampConfig, data: Data, model: nn.Module, task: Any, layout: Layout
-) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...], nn.Module]:
+) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...], CountedFlops, nn.Module]:
     """Check a training step with a network, and that its factory gives an equal one afterwards.
 
     Returns:
-        What :func:`_check_training_step` gives, what is odd about the prunable weights, and that next network, which
-        nothing has happened to.
+        What :func:`_check_training_step` gives, what is odd about the prunable weights, the network's FLOPs, and that
+        next network, which nothing has happened to.
     """
     fresh = InitialValues(model)
     found = _check_training_step(config, data, model, task)
     fresh.refuse_changed(model, [layer.name for layer in layout.layers])
     notes = prunable_warnings(model, layout)
+    flops = count_flops(model, task, small_batch(config, data), layout)
     disturb_(model)
     again = initial_model(config, data)
     fresh.compare(again, config.model.name)
     refuse_random_constants(again, lambda: initial_model(config.model_copy(update={"seed": config.seed + 1}), data))
-    return *found, notes, again
+    return *found, notes, flops, again
 
 
 def _check_training_step(

@@ -19,12 +19,14 @@ from swamp_ray.errors import UserError, nearest
 from swamp_ray.method.events import DENSE
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.capacity import Resources, capacity, pack_width, pool_size, worker_resources
+from swamp_ray.run.costs import planned_costs
 from swamp_ray.run.disk_space import RUN_BYTES, round_bytes, state_bytes, trunk_bytes
 from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.run.result_names import NamedResult, ResultNames
 from swamp_ray.storage.names import name_of
 from swamp_ray.storage.recipes import average_recipe
 from swamp_ray.sweep.members import milestone_rounds
+from swamp_ray.training.cost import Cost
 
 TRIED = 20
 """An adaptive search's settings are not known beforehand: so many random ones are tried."""
@@ -59,6 +61,7 @@ class SweepPlan:
         example: One member of the sweep.
         is_exact: Whether equal symbols can be counted beforehand: not where the best particle goes on.
         record_bytes: What the runs' own files take up.
+        costs: What one seed of each setting costs, by label; empty for an adaptive search.
     """
 
     settings: dict[str, Setting]
@@ -72,6 +75,7 @@ class SweepPlan:
     remarks: list[str] = field(default_factory=list)
     is_exact: bool = True
     record_bytes: int = 0
+    costs: dict[str, Cost] = field(default_factory=dict)
 
     def named(self, kind: str) -> int:
         """How many trainings of a kind (``particle``, ``trunk``, ``dense``) the settings name."""
@@ -154,6 +158,7 @@ def plan_sweep(sweep: Sweep, device: str, nodes: Sequence[Resources]) -> SweepPl
     for key, member in members.items():
         plan.trainings[key] = [one for number, seed in enumerate(sweep.config.seeds)
                                for one in trainings(member, seed, number % member.num_members)]
+        plan.costs[key] = planned_costs(member).whole
         plan.is_exact = plan.is_exact and not _chooses(member)
         plan.record_bytes += len(sweep.config.seeds) * (
             RUN_BYTES + sum(round_bytes(member, one) for one in member.plan))

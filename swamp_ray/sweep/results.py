@@ -19,7 +19,7 @@ from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.sweep.records import NETWORKS, Member, Settings, Trial, read_sweep
 from swamp_ray.text.csv_text import csv_bytes
-from swamp_ray.training.program import dense_phase, round_program, trunk_program
+from swamp_ray.training.cost import FACES, Cost, Phase, cost_of, dense_phases, round_phases
 
 SPACE = "space/"
 CONFIG = "config/"
@@ -28,6 +28,8 @@ LEADING: dict[str, str] = {
     "round": "int64", "sparsity": "float64", "survivors": "int64", "num_particles": "int64", "num_dropped": "int64",
 }
 EPOCHS = ("spread", "training_epochs", "cumulative_training_epochs")
+COSTS = tuple(f"{what}/{face}" for what in ("cost", "cost_so_far") for face in FACES)
+"""What a round costs, and what all up to its end do, with the dense phase."""
 
 
 def collect(sweepdir: SweepDir) -> pd.DataFrame:
@@ -40,6 +42,9 @@ def collect(sweepdir: SweepDir) -> pd.DataFrame:
         average/SPLIT/METRIC, particles_mean/..., particles_std/...: as in ``rounds.jsonl``.
         spread; training_epochs: summed over the particles that entered the round; cumulative_training_epochs: with all
         rounds before it and the dense phase, which a run of its own would train. NaN where ``run.json`` is missing.
+        cost/FACE, cost_so_far/FACE: what the round costs, and the same with all before it and the dense phase:
+        total_epochs, critical_epochs (one after the other), dense_flops, sparse_flops (at the masks' densities). FLOPs
+        are NaN in runs of older versions, and where they cannot be counted.
         config/OPTION: the member's whole config. A length has its unit in its name (``config/round.length_epochs``);
         lists are JSON text.
 
@@ -141,12 +146,12 @@ def _rows(sweep: str, trial: Trial, member: Member) -> Iterator[dict[str, Any]]:
         config = config_of(rundir)
     except UserError as error:
         raise CorruptArtifactError(f"{error} The file was changed after it was written; restore it.") from error
-    budget = _Epochs(config, rundir, records)
+    budget = _Costs(config, rundir, records)
     head = {"sweep": sweep, "setting": trial.label, "status": trial.status, "run": rundir.name, "seed": member.seed,
             "num_seeds": len(trial.members), **{f"{SPACE}{key}": _plain(value) for key, value in trial.setting.items()}}
     tail = {f"{CONFIG}{key}": value for key, value in flat_config(config)}
     for record in records:
-        yield head | _round(rundir, record) | budget.of(record["round"]) | tail
+        yield head | _round(rundir, record) | budget.of(record) | tail
 
 
 def _round(rundir: RunDir, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,8 +170,8 @@ def _round(rundir: RunDir, record: Mapping[str, Any]) -> dict[str, Any]:
                                    "restore the file.") from error
 
 
-class _Epochs:
-    """What the rounds of a run train, in epochs: from its config and from the plan that ``run.json`` holds."""
+class _Costs:
+    """What the rounds of a run cost: as recorded, else by its config and by the plan that ``run.json`` holds."""
 
     def __init__(self, config: SwampConfig, rundir: RunDir, records: Sequence[Mapping[str, Any]]) -> None:
         self._config = config
@@ -174,28 +179,49 @@ class _Epochs:
         check_run_record(record, rundir.run_json)
         samples = record.get("data", {}).get("train")
         self._steps = samples // config.training.batch_size if isinstance(samples, int) else 0
-        self._counts = {plan["index"]: plan.get("num_particles") for plan in record.get("rounds", [])}
-        self._sparsities = {plan["index"]: plan.get("sparsity", 0.0) for plan in record.get("rounds", [])}
+        self._plans = {plan["index"]: plan for plan in record.get("rounds", [])}
         self._dropped = {one["round"]: {drop.get("particle") for drop in one.get("dropped", ())} for one in records}
 
-    def of(self, index: int) -> dict[str, float]:
-        """Epochs of a round, and of all that it needs."""
-        dense = dense_phase(self._config, self._steps) if self._steps else None
-        before = dense.num_steps / self._steps if dense is not None else 0.0
-        return {"training_epochs": self._round(index),
-                "cumulative_training_epochs": before + sum(self._round(one) for one in range(index + 1))}
+    def of(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """Epochs and costs of a round, and of all that it needs."""
+        index = record["round"]
+        dense = dense_phases(self._config, self._steps) if self._steps else ()
+        before = self._passes(dense)
+        so_far = self._account(dense)
+        for one in range(index + 1):
+            before += self._round(one)
+            so_far += self._account(self._phases(one))
+        found = {"training_epochs": self._round(index), "cumulative_training_epochs": before}
+        for what, planned in (("cost", self._account(self._phases(index))), ("cost_so_far", so_far)):
+            values = {**planned.as_dict(), **record.get(what, {})}
+            for face in FACES:
+                value = values[face]
+                found[f"{what}/{face}"] = math.nan if value is None else value
+        return found
 
     def _round(self, index: int) -> float:
-        count = self._counts.get(index)
+        phases = self._phases(index)
+        return math.nan if phases is None else self._passes(phases)
+
+    def _phases(self, index: int) -> Sequence[Phase] | None:
+        """What a round trained; None where it is not known."""
+        plan = self._plans.get(index, {})
+        count = plan.get("num_particles")
         if not isinstance(count, int) or not self._steps:
-            return math.nan
+            return None
         entered = [particle for particle in range(count) if particle not in self._dropped.get(index, ())]
-        sparsity = self._sparsities[index]
-        trunk = trunk_program(self._config, self._steps, index, sparsity)
-        steps = 0 if trunk is None else trunk.num_steps
-        for particle in entered:
-            steps += round_program(self._config, self._steps, index, particle, sparsity).num_steps
-        return steps / self._steps
+        return round_phases(self._config, self._steps, index, entered, float(plan.get("sparsity", 0.0)))
+
+    def _passes(self, phases: Sequence[Phase]) -> float:
+        """Passes over the training split, however many gradients of a batch a step takes."""
+        steps = sum(stretch.steps for phase in phases for training in phase for stretch in training)
+        return steps / self._steps if self._steps else 0.0
+
+    def _account(self, phases: Sequence[Phase] | None) -> Cost:
+        """In epochs; how many FLOPs a network takes is known to its own records alone."""
+        if phases is None or not self._steps:
+            return Cost(math.nan, math.nan, None, None)
+        return cost_of(phases, self._steps, self._config.training.batch_size, None, None)
 
 
 def flat_config(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -237,7 +263,7 @@ def _column_names(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[str]:
     options.sort(key=lambda name: _section_rank(name.removeprefix(CONFIG)))
     unset = {name for name in options if all(row.get(name) is None for row in rows)}
     options = [name for name in options if not (name in unset and {f"{name}_epochs", f"{name}_steps"} & {*options})]
-    return [*where, *(f"{SPACE}{entry}" for entry in sweep.config.space), *counts, *metrics, *EPOCHS, *options]
+    return [*where, *(f"{SPACE}{entry}" for entry in sweep.config.space), *counts, *metrics, *EPOCHS, *COSTS, *options]
 
 
 def _section_rank(option: str) -> int:
@@ -248,7 +274,7 @@ def _column(name: str, values: Sequence[Any]) -> pd.Series:
     """A column of the type that its values have; whole numbers stay whole where some are missing."""
     if name in LEADING:
         return pd.Series(list(values), dtype=LEADING[name])
-    if name in EPOCHS or name.partition("/")[0] in NETWORKS or name.endswith(("_epochs", "_steps")):
+    if name in (*EPOCHS, *COSTS) or name.partition("/")[0] in NETWORKS or name.endswith(("_epochs", "_steps")):
         return pd.Series(list(values), dtype="float64")
     kinds = {type(value) for value in values if value is not None}
     missing = any(value is None for value in values)
