@@ -106,7 +106,7 @@ def config_of(case: Case, rounds: int, storage: str) -> SwampConfig:
 def warm_executor(prepared: Prepared, storage: str, stopping: Stopping) -> RayExecutor:
     """The real executor, once all its workers have answered."""
     executor = RayExecutor(prepared, storage)
-    while executor._pool._workers.waiting:
+    while executor._pool._workers.awaited:
         executor._pool.pump(1.0)
     return executor
 

@@ -80,7 +80,7 @@ class MeasuringExecutor(ray_executor.RayExecutor):
         return reports
 
     def _weigh(self, job: Job, outcome: Outcome) -> None:
-        pieces = self._held.get(job, [])
+        pieces = self._states.get(job, [])
         size = serialised_bytes(outcome) + sum(serialised_bytes(ray.get(piece)) for piece in pieces)
         self.measured[job]["returned"] = size
 

@@ -101,7 +101,7 @@ class CorruptArtifactError(RunError):
 
 
 class MissingPayloadError(CorruptArtifactError):
-    """A finished result whose payload is not there: let go to save space, or removed by hand."""
+    """A finished result whose payload is not there: deleted to save space, or removed by hand."""
 
 
 class Interrupted(SwampError):

@@ -10,7 +10,13 @@ from functools import partial
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import Interrupted, SwampError, UserError
-from swamp_ray.on_ray.choose_packing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
+from swamp_ray.on_ray.choose_packing import (
+    measure_here,
+    measure_on_ray,
+    recorded_packing,
+    with_chosen_packing,
+    workers_for,
+)
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.process_state import computing
 from swamp_ray.run.capacity import check_address, check_device, unused_settings
@@ -89,7 +95,7 @@ def _run(
     device = device_of(config)
     with computing(lambda: reporter.notice(OTHER_RUN)):
         prepared = knowing_older_runs(sendable(prepare(config, device)), rundir.place)
-    prepared = _settled(prepared, rundir, reporter)
+    prepared = _with_chosen_packing(prepared, rundir, reporter)
     complete = _is_complete(rundir)
     if not complete:
         _check_room(prepared, rundir.place)
@@ -126,11 +132,12 @@ def _run(
     return Run(rundir, records, prepared)
 
 
-def _settled(prepared: Prepared, rundir: RunDir, reporter: Reporter) -> Prepared:
+def _with_chosen_packing(prepared: Prepared, rundir: RunDir, reporter: Reporter) -> Prepared:
     """The run with its packing decided: as its earlier attempts were packed, or as a measurement says."""
     inline = prepared.config.execution.executor == "inline"
-    return settled(prepared, rundir.place, recorded_packing(rundir), lambda: workers_for(prepared, prepared.most_jobs),
-                   measure_here if inline else measure_on_ray, reporter.notice)
+    return with_chosen_packing(
+        prepared, rundir.place, recorded_packing(rundir), lambda: workers_for(prepared, prepared.most_jobs),
+        measure_here if inline else measure_on_ray, reporter.notice)
 
 
 def _is_complete(rundir: RunDir) -> bool:

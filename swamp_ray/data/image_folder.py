@@ -73,11 +73,11 @@ def load_image_folder(config: DataConfig, root: Path | None) -> Data:
     assert root is not None
     inspect = Inspector()
     train = list_images(root / "train", None, inspect)
-    held_folders: list[str] = [name for name in ("val", "test") if _has_class_folders(root / name)]
-    if not held_folders:
+    held_out_folders: list[str] = [name for name in ("val", "test") if _has_class_folders(root / name)]
+    if not held_out_folders:
         raise UserError("there must be a folder val or test with one folder a class", where=str(root))
-    others = {name: list_images(root / name, train.classes, inspect) for name in held_folders}
-    test = others[held_folders[-1]]
+    others = {name: list_images(root / name, train.classes, inspect) for name in held_out_folders}
+    test = others[held_out_folders[-1]]
     images, augmented, plain = _pipeline(config)
     rows = first_rows(len(train.files), train.labels, config.limit_train)
     if len(others) == 2:
@@ -106,7 +106,7 @@ def load_image_folder(config: DataConfig, root: Path | None) -> Data:
         input_shape=(3, config.image_size, config.image_size),
         class_names=train.classes,
         digest=digest_of(identities, settings),
-        description={"name": config.name, "source": f"train, {', '.join(held_folders)}", "sample": "image files",
+        description={"name": config.name, "source": f"train, {', '.join(held_out_folders)}", "sample": "image files",
                      "train": len(train_rows), "validation": len(validation_rows), "test": len(test_rows)},
         warnings=_warnings([train, *others.values()]), decoder=f"pillow=={importlib.metadata.version('pillow')}",
         training_digest=digest_of({"train": identities["train"]}, settings),

@@ -81,7 +81,7 @@ class Inspector:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ImageFile:
     """A file: its path, size in bytes, modification time in ns."""
 
     path: str
@@ -168,7 +168,7 @@ class _Walk:
     def __init__(self) -> None:
         self.num_unread = 0
 
-    def images_below(self, folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[_Found]:
+    def images_below(self, folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[_ImageFile]:
         """The image files below a folder.
 
         Args:
@@ -194,7 +194,7 @@ class _Walk:
                 self.num_unread += 1
 
     def _folder(self, entry: os.DirEntry[str], named_image: bool, above: frozenset[tuple[int, int]]
-                ) -> Iterator[_Found]:
+                ) -> Iterator[_ImageFile]:
         inside = list(self.images_below(entry.path, above))
         if named_image and not inside:
             raise UserError("this is a folder without images, named like an image file", where=entry.path,
@@ -217,7 +217,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _image(entry: os.DirEntry[str]) -> _Found:
+def _image(entry: os.DirEntry[str]) -> _ImageFile:
     """A file that is named like an image."""
     status = _status(entry)
     for is_kind, words in _KINDS:
@@ -225,7 +225,7 @@ def _image(entry: os.DirEntry[str]) -> _Found:
             raise UserError(f"this is {words}, named like an image file", where=entry.path, do="Remove or rename it.")
     if not status.st_size:
         raise UserError("this image file is empty", where=entry.path, do="Replace or remove it.")
-    return _Found(entry.path, status.st_size, status.st_mtime_ns)
+    return _ImageFile(entry.path, status.st_size, status.st_mtime_ns)
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result:

@@ -184,12 +184,12 @@ class JobFinishedEvent:
     Attributes:
         job: The job.
         score: A particle's validation metric, higher is better.
-        held: Whether the executor keeps the particle's state in memory for the average.
+        in_memory: Whether the executor keeps the particle's state in memory for the average.
     """
 
     job: Job
     score: float = 0.0
-    held: bool = False
+    in_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,11 +243,11 @@ class DeadlinePassedEvent:
 
 
 @dataclass(frozen=True)
-class RoundReleasedEvent:
-    """A scheduler lets the rounds after this one begin, see ``hold_after``."""
+class RoundResumedEvent:
+    """A scheduler lets the rounds after this one begin, see ``pause_after``."""
 
     round: int
 
 
 Event = (JobFinishedEvent | JobFailedEvent | RoundAveragedEvent | AveragerLostEvent | StateLostEvent
-         | DeadlinePassedEvent | RoundReleasedEvent)
+         | DeadlinePassedEvent | RoundResumedEvent)

@@ -37,7 +37,7 @@ from swamp_ray.method.events import (
     ReleaseState,
     RoundAveragedEvent,
     RoundPlan,
-    RoundReleasedEvent,
+    RoundResumedEvent,
     StateLostEvent,
     StopRun,
     SubmitJob,
@@ -50,7 +50,7 @@ class _Round:
     """What has happened in the current round."""
 
     finished: dict[int, float] = field(default_factory=dict)
-    held: set[int] = field(default_factory=set)
+    in_memory: set[int] = field(default_factory=set)
     added: list[int] = field(default_factory=list)
     dropped: set[int] = field(default_factory=set)
     deadline_passed: bool = False
@@ -66,8 +66,8 @@ class Rounds:
         mask: Whether a job chooses the first round's mask, after the dense phase.
         combine: ``"average"`` of all particles, or ``"best"``: the one with the highest score.
         max_retries: How often a job is tried again after its worker died; the averager likewise.
-        max_waiting: How many finished states may wait in memory for their turn.
-        hold_after: Rounds after which nothing begins before they are released: a scheduler may stop the run there.
+        max_waiting_states: How many finished states may wait in memory for their turn.
+        pause_after: Rounds after which nothing begins before a `RoundResumedEvent`: a scheduler may stop the run there.
         policy: What becomes of particles that diverge or lag behind; None: a divergence ends the run.
         decisions: What was decided before, by an earlier attempt at the run; it is followed, whatever the policy is.
     """
@@ -80,8 +80,8 @@ class Rounds:
         mask: bool = False,
         combine: str = "average",
         max_retries: int = 3,
-        max_waiting: int = 8,
-        hold_after: Collection[int] = (),
+        max_waiting_states: int = 8,
+        pause_after: Collection[int] = (),
         policy: Policy | None = None,
         decisions: Sequence[Decision] = (),
     ) -> None:
@@ -90,8 +90,8 @@ class Rounds:
         self.failed: str | None = None
         self._before = [job for job, wanted in ((DENSE, dense), (MASK, mask)) if wanted]
         self._combine = combine
-        self._max_retries, self._max_waiting = max_retries, max_waiting
-        self._holding, self._policy = set(hold_after), policy or Policy()
+        self._max_retries, self._max_waiting_states = max_retries, max_waiting_states
+        self._pauses, self._policy = set(pause_after), policy or Policy()
         self._decisions = list(decisions)
         self._reseeds: dict[Job, int] = {}
         for decision in decisions:
@@ -119,9 +119,9 @@ class Rounds:
         drops = {one.particle: one for one in self._decisions if one.round == index and one.drops}
         return [drops[particle] for particle in sorted(drops)]
 
-    def limit_waiting(self, num: int) -> None:
+    def limit_waiting_states(self, num: int) -> None:
         """From now on at most so many finished states may wait in memory for their turn."""
-        self._max_waiting = num
+        self._max_waiting_states = num
 
     def start(self) -> list[Instruction]:
         """The first instructions."""
@@ -141,8 +141,8 @@ class Rounds:
             return self._on_lost(event)
         if isinstance(event, DeadlinePassedEvent):
             return self._on_deadline(event)
-        if isinstance(event, RoundReleasedEvent):
-            return self._on_released(event)
+        if isinstance(event, RoundResumedEvent):
+            return self._on_resumed(event)
         return self._on_averager_lost(event)
 
     def _do(self, job: Job, *, urgent: bool = False) -> SubmitJob:
@@ -187,8 +187,8 @@ class Rounds:
             self._recorded.add(event.job.round)
             return [RecordRound(event.job.round)]
         self._round.finished[event.job.particle] = event.score
-        if event.held:
-            self._round.held.add(event.job.particle)
+        if event.in_memory:
+            self._round.in_memory.add(event.job.particle)
         return self._advance()
 
     def _advance(self) -> list[Instruction]:
@@ -201,22 +201,22 @@ class Rounds:
         for particle in turn[len(state.added):]:
             if particle not in state.finished:
                 break
-            instructions.append(AddState(self.current, particle, from_storage=particle not in state.held))
+            instructions.append(AddState(self.current, particle, from_storage=particle not in state.in_memory))
             state.added.append(particle)
-            state.held.discard(particle)
-        instructions += self._drop_excess()
+            state.in_memory.discard(particle)
+        instructions += self._release_excess()
         if complete and not state.closing:
             state.closing = True
-            instructions += [ReleaseState(self.current, particle) for particle in sorted(state.held)]
-            state.held.clear()
+            instructions += [ReleaseState(self.current, particle) for particle in sorted(state.in_memory)]
+            state.in_memory.clear()
             instructions.append(CloseAverage(self.current, tuple(state.added)))
         return instructions
 
-    def _drop_excess(self) -> list[Instruction]:
+    def _release_excess(self) -> list[Instruction]:
         """States furthest from their turn go first."""
-        dropped = sorted(self._round.held)[self._max_waiting:]
-        self._round.held.difference_update(dropped)
-        return [ReleaseState(self.current, particle) for particle in dropped]
+        excess = sorted(self._round.in_memory)[self._max_waiting_states:]
+        self._round.in_memory.difference_update(excess)
+        return [ReleaseState(self.current, particle) for particle in excess]
 
     def _best(self) -> int:
         """The particle with the highest score; equal scores keep the lower index, NaN is worse than any number."""
@@ -284,16 +284,16 @@ class Rounds:
             return []
         self._averaged.add(event.round)
         last = event.round + 1 == len(self.plan)
-        held = event.round in self._holding
-        evaluation = self._do(Job("evaluation", event.round), urgent=last or held)
-        if last or held:
+        pauses = event.round in self._pauses
+        evaluation = self._do(Job("evaluation", event.round), urgent=last or pauses)
+        if last or pauses:
             return [evaluation]
         return [*self._begin(event.round + 1), evaluation]
 
-    def _on_released(self, event: RoundReleasedEvent) -> list[Instruction]:
-        if event.round not in self._holding:
+    def _on_resumed(self, event: RoundResumedEvent) -> list[Instruction]:
+        if event.round not in self._pauses:
             return []
-        self._holding.discard(event.round)
+        self._pauses.discard(event.round)
         waits = event.round == self.current and event.round in self._averaged and event.round + 1 < len(self.plan)
         return self._begin(event.round + 1) if waits else []
 
@@ -321,7 +321,7 @@ class Rounds:
         if self._losses[job] > self._max_retries:
             return self._fail(f"the state of {job} was lost {self._losses[job]} times: {event.reason}")
         del state.finished[job.particle]
-        state.held.discard(job.particle)
+        state.in_memory.discard(job.particle)
         state.added.clear()
         state.closing = state.deadline_passed = False
         return [self._do(job)]

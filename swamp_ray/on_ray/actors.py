@@ -86,7 +86,7 @@ class ParticleActor:
 
         Args:
             members: Which of the runs each job belongs to.
-            items: What to do.
+            specs: What to do.
             given: Start, mask and surviving values, for one job after the other.
         """
         last: dict[int, float] = {}
@@ -174,9 +174,9 @@ class AveragingActor:
             raise self._problem
         self._shards[member].add(job.round, job.particle, name, digest, size, compact)
 
-    def call(self, member: int, method: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, member: int, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The result of a method of :class:`Shard`, for the shard that puts the round together."""
-        return method(self._shards[member], *arguments)
+        return method(self._shards[member], *args, **kwargs)
 
     def finish(self, member: int, spec: AverageSpec, start: State, mask_bits: np.ndarray, others: list[Any]) -> str:
         """Close the round's average; ``others`` are the actors of the other shards, in order."""

@@ -33,7 +33,7 @@ WORTH = 0.95
 Measure = Callable[[Prepared, Sequence[str]], list[PackingTime]]
 
 
-def settled(
+def with_chosen_packing(
     prepared: Prepared, place: Place, recorded: str | None, num_workers: Callable[[], int], measure: Measure,
     say: Callable[[str], None] = lambda _: None,
 ) -> Prepared:

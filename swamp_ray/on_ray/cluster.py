@@ -25,6 +25,8 @@ from swamp_ray.on_ray.own_token import OwnToken, private_folder
 from swamp_ray.run.placement import Node
 
 SHUTDOWN_S = 4.0
+COUNT_NODES_S = 5.0
+"""So often whoever has workers counts the living nodes."""
 
 
 class _Session:

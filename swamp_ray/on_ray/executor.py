@@ -48,7 +48,7 @@ class RayExecutor:
         self.member = member
         self._pool = pool or Pool([prepared], storage)
         self._pool.join(self)
-        self._held: dict[Job, list[ObjectRef[Any]]] = {}
+        self._states: dict[Job, list[ObjectRef[Any]]] = {}
         self._additions: dict[ObjectRef[Any], Job] = {}
         self._complete: tuple[AverageSpec, Handle, Handle] | None = None
         self._averaging: dict[ObjectRef[Any], tuple[AverageSpec, Shift]] = {}
@@ -62,7 +62,7 @@ class RayExecutor:
         return self._pool.num_workers
 
     @property
-    def waiting(self) -> list[ObjectRef[Any]]:
+    def awaited(self) -> list[ObjectRef[Any]]:
         """References that the averaging actors answer."""
         return [*self._additions, *self._averaging]
 
@@ -76,7 +76,7 @@ class RayExecutor:
 
     def add(self, job: Job, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Let a state enter the average; actor calls keep their order. A state that was lost is read from storage."""
-        pieces = self._held.pop(job, None)
+        pieces = self._states.pop(job, None)
         actors = self._pool.averagers.actors()
         actors = actors[:len(spans(size, len(actors)))]
         given = [None] * len(actors) if from_storage or not pieces else pieces
@@ -84,13 +84,13 @@ class RayExecutor:
             call = actor.add.remote(self.member, job, outcome.name, outcome.digest, size, piece)
             self._additions[call] = job
 
-    def drop(self, job: Job) -> None:
-        """Release a held state."""
-        self._held.pop(job, None)
+    def release(self, job: Job) -> None:
+        """Release a state that waits for the average."""
+        self._states.pop(job, None)
 
-    def waiting_room(self, needs: RoundBytes, asked: int) -> int:
+    def room_for_states(self, needs: RoundBytes, asked: int) -> int:
         """As many as were asked for or fit into the object stores; tells the user where memory is short."""
-        room, text = self._pool.waiting_room(needs, asked)
+        room, text = self._pool.room_for_states(needs, asked)
         if text is not None and not self._told_shortage:
             self._told_shortage = True
             self.tell(NoticeReport("object store", text))
@@ -104,7 +104,7 @@ class RayExecutor:
     def cancel(self, job: Job) -> None:
         """Take a job out of the queue, or end the worker that does it."""
         self._pool.cancel(self, job)
-        self._held.pop(job, None)
+        self._states.pop(job, None)
 
     def wait(self, timeout_s: float) -> Sequence[Report]:
         """Reports since the last call; blocks for the pool's next message, which may concern another run."""
@@ -128,7 +128,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """End all jobs; with the last run of a pool all its actors."""
-        self._held.clear()
+        self._states.clear()
         self._forget_average()
         self._pool.leave(self)
 
@@ -136,9 +136,9 @@ class RayExecutor:
         """Keep a report for the next call of `wait`."""
         self._reports.append(report)
 
-    def hold(self, job: Job, pieces: list[ObjectRef[Any]]) -> None:
+    def keep_state(self, job: Job, pieces: list[ObjectRef[Any]]) -> None:
         """Keep the pieces of a job's state for the average."""
-        self._held[job] = pieces
+        self._states[job] = pieces
 
     def read_average(self, found: ObjectRef[Any]) -> None:
         """Take in an answer of an averaging actor."""
@@ -179,7 +179,7 @@ class RayExecutor:
         died = self._pool.averagers.died(error)
         for spec, shift in self._averaging.values():
             self.note(shift.over(Job("average", spec.round), "machine"))
-        self._held = {job: [] for job in self._held}
+        self._states = {job: [] for job in self._states}
         self._forget_average()
         self.tell(AveragerLostReport(first_line(error), died=died))
 

@@ -139,11 +139,11 @@ def command_of(pid: int) -> str:
 
 def _below(pid: int) -> list[int]:
     parents = _parents()
-    found, waiting = [], [pid]
-    while waiting:
-        below = parents.get(waiting.pop(), [])
+    found, to_visit = [], [pid]
+    while to_visit:
+        below = parents.get(to_visit.pop(), [])
         found += below
-        waiting += below
+        to_visit += below
     return found
 
 

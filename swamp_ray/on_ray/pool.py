@@ -19,7 +19,7 @@ from swamp_ray.errors import RunError, UserError
 from swamp_ray.method.events import Job
 from swamp_ray.on_ray.actors import Spares
 from swamp_ray.on_ray.averagers import Averagers
-from swamp_ray.on_ray.cluster import answers, check_alive, connect, living_nodes
+from swamp_ray.on_ray.cluster import COUNT_NODES_S, answers, check_alive, connect, living_nodes
 from swamp_ray.on_ray.pool_jobs import JobState, Member, PooledJob, WorkerRun
 from swamp_ray.on_ray.ranked_worker import end_worker
 from swamp_ray.on_ray.start_workers import WorkerStarter
@@ -27,6 +27,7 @@ from swamp_ray.on_ray.workers import Workers
 from swamp_ray.run.capacity import Resources, capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.run.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.run.messages import (
+    BlockedByLease,
     Handle,
     JobAdvancedReport,
     JobBlockedReport,
@@ -34,7 +35,6 @@ from swamp_ray.run.messages import (
     JobFinishedReport,
     JobSpec,
     JobStartedReport,
-    LeaseHeld,
     NoticeReport,
     Outcome,
     Report,
@@ -50,8 +50,6 @@ from swamp_ray.training.results import Progress
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STOP_INTERVAL_S = 0.1
-LOOK_S = 5.0
-"""So often the nodes of the cluster are counted."""
 
 
 class Pool:
@@ -90,7 +88,7 @@ class Pool:
         self._starter = WorkerStarter(members, storage, data, self._resources, self._in_group, spares)
         self._workers = Workers(self._start_worker, self.num_workers, self._places,
                                 describe_resources(self._resources, self._ranks), end_worker)
-        self._next_look = time.monotonic() + LOOK_S
+        self._next_look = time.monotonic() + COUNT_NODES_S
         self._queue: JobQueue[Member] = JobQueue()
         self._running: dict[Any, WorkerRun] = {}
         self.averagers = Averagers(members, storage, spares)
@@ -114,7 +112,7 @@ class Pool:
             self.close()
             return
         self._queue.forget(lambda entry: entry.owner is executor)
-        self._stop_waiting_for(lambda pooled: pooled.owner is executor)
+        self._mark_unwanted_where(lambda pooled: pooled.owner is executor)
 
     def submit(self, executor: Member, spec: JobSpec, start: Handle, mask_bits: Handle, values: Handle | None,
                urgent: bool) -> None:
@@ -128,7 +126,7 @@ class Pool:
     def cancel(self, executor: Member, job: Job) -> None:
         """Take a job out of the queue, or stop waiting for it; its worker is ended once its other wanted jobs end."""
         self._queue.forget(lambda entry: entry.owner is executor and entry.spec.job == job)
-        self._stop_waiting_for(lambda pooled: pooled.owner is executor and pooled.spec.job == job)
+        self._mark_unwanted_where(lambda pooled: pooled.owner is executor and pooled.spec.job == job)
 
     def pump(self, timeout_s: float) -> None:
         """Wait for the next stream item, the averager, or a worker that has started, and tell whom it concerns.
@@ -141,12 +139,12 @@ class Pool:
         self._fill()
         if self._queue and not self._running:
             self._look_at_silence()
-        averages = {found: executor for executor in self._owners for found in executor.waiting}
-        waiting: list[Any] = [*self._running, *averages, *self._workers.waiting]
-        if not waiting:
+        averages = {found: executor for executor in self._owners for found in executor.awaited}
+        awaited: list[Any] = [*self._running, *averages, *self._workers.awaited]
+        if not awaited:
             time.sleep(timeout_s)
             return
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s, fetch_local=False)
+        ready, _ = ray.wait(awaited, num_returns=1, timeout=timeout_s, fetch_local=False)
         check_alive()  # else the deaths of its workers would be told one by one, and each job tried again
         for found in ready:
             if found in self._running:
@@ -163,10 +161,10 @@ class Pool:
                    if executor is None or any(pooled.owner is executor for pooled in running.wanted)]
         for running in stopped:
             ray.cancel(running.stream)
-        waiting = [running.actor.ready.remote() for running in stopped]
+        stopping = [running.actor.ready.remote() for running in stopped]
         end = time.monotonic() + grace_s
-        while waiting and time.monotonic() < end and not hurry():
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=STOP_INTERVAL_S)
+        while stopping and time.monotonic() < end and not hurry():
+            _, stopping = ray.wait(stopping, num_returns=len(stopping), timeout=STOP_INTERVAL_S)
 
     def close(self) -> None:
         """End all actors, or leave those that are idle to the next pool; an embedded Ray ends as well."""
@@ -179,14 +177,14 @@ class Pool:
                 end_worker(actor)
         for running in self._running.values():
             for pooled in running.wanted:
-                self._stop_waiting(pooled)
+                self._mark_unwanted(pooled)
         self._running.clear()
         self.averagers.forget()
         self._owners.clear()
         self._queue = JobQueue()
         self._connection.close()
 
-    def waiting_room(self, needs: RoundBytes, asked: int) -> tuple[int, str | None]:
+    def room_for_states(self, needs: RoundBytes, asked: int) -> tuple[int, str | None]:
         """How many states of a member's round may wait, and what to say where there is too little memory for it.
 
         Members of a pool share the nodes' object stores.
@@ -197,7 +195,7 @@ class Pool:
             store_bytes = node.get("object_store_memory", 0.0)
             if workers and store_bytes:
                 share = store_bytes / max(1, len(self._owners))
-                room = min(room, needs.waiting_room(share, workers, asked))
+                room = min(room, needs.room_for_states(share, workers, asked))
                 text = text or shortage(needs.needed(workers, 0), store_bytes)
         return room, text
 
@@ -216,7 +214,7 @@ class Pool:
         """Now and then: nodes that have joined take waiting jobs; those that have left are not counted on any more."""
         if self._in_group or time.monotonic() < self._next_look:
             return
-        self._next_look = time.monotonic() + LOOK_S
+        self._next_look = time.monotonic() + COUNT_NODES_S
         execution = self._prepared.config.execution
         if execution.num_workers is not None or execution.autoscaling or not (fitting := self._places()):
             return
@@ -310,7 +308,7 @@ class Pool:
         elif isinstance(said, Progress):
             if pooled.is_wanted:
                 pooled.owner.tell(JobAdvancedReport(pooled.spec.job, said))
-        elif isinstance(said, LeaseHeld):
+        elif isinstance(said, BlockedByLease):
             self._end_job(running, pooled, "given back", JobBlockedReport(pooled.spec, said.held))
         elif isinstance(said, PackedJobFailed):
             kind = kind_of(said.error)
@@ -338,12 +336,12 @@ class Pool:
             pooled.owner.tell(report)
 
     def _finish(self, running: WorkerRun, pooled: PooledJob) -> None:
-        """A job has ended with a result; its state is held for the average if all of it has come along."""
+        """A job has ended with a result; its state waits for the average if all of it has come along."""
         assert pooled.outcome is not None
         pieces = [] if pooled.lacks_pieces else pooled.pieces
         if pooled.is_wanted and pieces:
-            pooled.owner.hold(pooled.spec.job, pieces)
-        report = JobFinishedReport(pooled.spec.job, pooled.outcome, held=bool(pieces))
+            pooled.owner.keep_state(pooled.spec.job, pieces)
+        report = JobFinishedReport(pooled.spec.job, pooled.outcome, in_memory=bool(pieces))
         self._end_job(running, pooled, "done", report)
 
     def _end_all(self, running: WorkerRun, error_of: Callable[[Job], BaseException],
@@ -366,17 +364,17 @@ class Pool:
         words = memory_error(error) if out_of_memory(error) else error
         self._end_all(running, lambda _: words, kind)
 
-    def _stop_waiting(self, pooled: PooledJob) -> None:
+    def _mark_unwanted(self, pooled: PooledJob) -> None:
         """Nobody waits for a job from now on."""
         pooled.owner.note(pooled.times("stopped"))
         pooled.state = JobState.UNWANTED
 
-    def _stop_waiting_for(self, unwanted: Callable[[PooledJob], bool]) -> None:
+    def _mark_unwanted_where(self, unwanted: Callable[[PooledJob], bool]) -> None:
         """Nobody waits for these jobs from now on: a worker that does nothing else is ended."""
         for running in list(self._running.values()):
             for pooled in running.wanted:
                 if unwanted(pooled):
-                    self._stop_waiting(pooled)
+                    self._mark_unwanted(pooled)
             self._free_if_unused(running)
 
     # What becomes of their workers

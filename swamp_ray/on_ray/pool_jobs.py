@@ -20,7 +20,7 @@ class Member(Protocol):
     member: int
 
     @property
-    def waiting(self) -> Sequence[ObjectRef[Any]]:
+    def awaited(self) -> Sequence[ObjectRef[Any]]:
         """References whose arrival `read_average` is told of."""
         ...
 
@@ -32,7 +32,7 @@ class Member(Protocol):
         """Take the times of a job that has ended."""
         ...
 
-    def hold(self, job: Job, pieces: list[ObjectRef[Any]]) -> None:
+    def keep_state(self, job: Job, pieces: list[ObjectRef[Any]]) -> None:
         """Keep the pieces of a job's state for the average."""
         ...
 

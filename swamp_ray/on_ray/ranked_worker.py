@@ -87,7 +87,7 @@ class RankedActor:
 
         Args:
             member: Which of the runs.
-            item: What to do.
+            spec: What to do.
             given: References to start, mask and values.
         """
         last, group = 0.0, self._living()

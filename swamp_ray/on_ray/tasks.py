@@ -15,9 +15,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from swamp_ray.config.sections import ExecutionConfig
 from swamp_ray.errors import RunError, SwampError
 from swamp_ray.on_ray.actors import worker_environment
-from swamp_ray.on_ray.cluster import answers, check_alive, living_nodes
+from swamp_ray.on_ray.cluster import COUNT_NODES_S, answers, check_alive, living_nodes
 from swamp_ray.on_ray.nodes import check_shared
-from swamp_ray.on_ray.pool import LOOK_S
 from swamp_ray.on_ray.workers import Workers
 from swamp_ray.run.capacity import capacity, describe_resources, pool_size, worker_resources
 from swamp_ray.run.failures import kind_of, memory_error
@@ -92,7 +91,7 @@ class Farm:
         self._running: dict[ObjectRef[Any], tuple[Any, int]] = {}
         self._tries: Counter[int] = Counter()
         self._not_started = 0
-        self._next_look = time.monotonic() + LOOK_S
+        self._next_look = time.monotonic() + COUNT_NODES_S
 
     def run(self, pieces: Sequence[Any], check: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Any]]:
         """Do all pieces; gives the index and the result of each as it is done.
@@ -105,16 +104,16 @@ class Farm:
             RunError: A piece, or the start of a worker, failed too often for reasons of the machine.
             SwampError: What a piece raised, as itself; other errors likewise.
         """
-        waiting = deque(range(len(pieces)))
-        while waiting or self._running:
+        queue = deque(range(len(pieces)))
+        while queue or self._running:
             check()
             check_alive()
             self._look_at_nodes()
-            self._workers.grow(len(waiting))
-            while waiting and (actor := self._workers.take()) is not None:
-                index = waiting.popleft()
+            self._workers.grow(len(queue))
+            while queue and (actor := self._workers.take()) is not None:
+                index = queue.popleft()
                 self._running[actor.do.remote(pieces[index])] = actor, index
-            if waiting and not self._running and (text := self._workers.silence()) is not None:
+            if queue and not self._running and (text := self._workers.silence()) is not None:
                 self._say(text)
             for reference in self._ready():
                 if reference not in self._running:
@@ -122,7 +121,7 @@ class Farm:
                     continue
                 index = self._running[reference][1]
                 if (found := self._take(reference)) is None:
-                    waiting.appendleft(index)
+                    queue.appendleft(index)
                 else:
                     yield index, found[0]
 
@@ -134,7 +133,7 @@ class Farm:
         self._running.clear()
 
     def _ready(self) -> list[ObjectRef[Any]]:
-        asked = [*self._running, *self._workers.waiting]
+        asked = [*self._running, *self._workers.awaited]
         if not asked:
             time.sleep(WAIT_S)
             return []
@@ -184,7 +183,7 @@ class Farm:
         """Now and then: nodes that have joined take pieces too."""
         if time.monotonic() < self._next_look:
             return
-        self._next_look = time.monotonic() + LOOK_S
+        self._next_look = time.monotonic() + COUNT_NODES_S
         if self._execution.num_workers is None and (places := self._places()):
             self._workers.most = min(places, self._most)
 

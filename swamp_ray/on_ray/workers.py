@@ -64,7 +64,7 @@ class Workers:
         return list(self._starting.values())
 
     @property
-    def waiting(self) -> list[ObjectRef[Any]]:
+    def awaited(self) -> list[ObjectRef[Any]]:
         """References that are ready when a worker has answered, or has turned out to be dead."""
         return list(self._starting)
 

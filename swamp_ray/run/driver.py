@@ -33,7 +33,7 @@ from swamp_ray.method.events import (
     RecordRound,
     ReleaseState,
     RoundAveragedEvent,
-    RoundReleasedEvent,
+    RoundResumedEvent,
     StateLostEvent,
     SubmitJob,
     trunk_of,
@@ -92,7 +92,7 @@ class Driver:
         reporter: Who is told.
         make_executor: Called when the first job is needed.
         stopping: What the user or the system has asked for.
-        hold_after: Rounds after which the next one waits for :meth:`release`: a scheduler may stop the run there.
+        pause_after: Rounds after which the next one waits for :meth:`resume_after`: a scheduler may stop the run there.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Driver:
         reporter: Reporter,
         make_executor: ExecutorFactory,
         stopping: Stopping | None = None,
-        hold_after: Collection[int] = (),
+        pause_after: Collection[int] = (),
     ) -> None:
         self._prepared, self._store, self._journal, self._reporter = prepared, store, journal, reporter
         self._make_executor, self._stopping = make_executor, stopping or Stopping()
@@ -127,15 +127,15 @@ class Driver:
         self._pending: deque[Instruction] = deque()
         execution, particles = prepared.config.execution, prepared.config.particles
         self._leases = Leases(store.place, execution.lease_expiry_s)
-        self._waiting = LeaseWatch(execution.lease_expiry_s)
+        self._lease_watch = LeaseWatch(execution.lease_expiry_s)
         self._machine = Rounds(
             prepared.plan,
             dense=prepared.dense is not None,
             mask=prepared.mask is not None,
             combine=particles.combine,
             max_retries=execution.max_retries,
-            max_waiting=execution.max_waiting_states,
-            hold_after=hold_after,
+            max_waiting_states=execution.max_waiting_states,
+            pause_after=pause_after,
             policy=Policy(particles.on_failure, particles.max_reseeds, particles.min_count, particles.quorum),
             decisions=journal.decisions(),
         )
@@ -166,7 +166,7 @@ class Driver:
         for plan in self._prepared.plan:
             self._tell_dropped(self._machine.dropped(plan.index))
         self._pending.extend(self._machine.start())
-        self._settle()
+        self._carry_out_pending()
 
     @property
     def over(self) -> bool:
@@ -181,9 +181,9 @@ class Driver:
     def step(self, wait_s: float) -> None:
         """Process events; block up to ``wait_s`` for a report; submit the jobs that follow."""
         self._reporter.tick()
-        for event in [*self._look_after_waiting(), *self._passed_deadlines()]:
+        for event in [*self._look_at_leases(), *self._passed_deadlines()]:
             self._pending.extend(self._machine.handle(event))
-        self._settle()
+        self._carry_out_pending()
         if self.over:
             return
         reports = self._wait(wait_s)
@@ -191,12 +191,12 @@ class Driver:
         for report in reports:
             for event in self._translate(report):
                 self._pending.extend(self._machine.handle(event))
-        self._settle()
+        self._carry_out_pending()
 
-    def release(self, index: int) -> None:
-        """Let the rounds after ``index`` begin, after which the run was told to hold."""
-        self._pending.extend(self._machine.handle(RoundReleasedEvent(index)))
-        self._settle()
+    def resume_after(self, index: int) -> None:
+        """Let the rounds after ``index`` begin, after which the run was told to pause."""
+        self._pending.extend(self._machine.handle(RoundResumedEvent(index)))
+        self._carry_out_pending()
 
     def check(self) -> None:
         """Raise what the run has failed of, if it has.
@@ -223,7 +223,7 @@ class Driver:
         self.check()
         return [self.record(plan.index) for plan in self._prepared.plan]
 
-    def _settle(self) -> None:
+    def _carry_out_pending(self) -> None:
         """Carry out all pending instructions and those that follow from them; check that the run is still ours."""
         self._carry_out_all(self._pending)
         self._journal.check_claim()
@@ -281,11 +281,11 @@ class Driver:
             case AddState(round=index, particle=particle):
                 job = Job("particle", index, particle)
                 if lost := self._flush_from_storage():
-                    self._executor_now().drop(job)
+                    self._executor_now().release(job)
                     return lost
                 self._executor_now().add(job, self._outcomes[job], self._size(index), from_storage=False)
             case ReleaseState(round=index, particle=particle):
-                self._executor_now().drop(Job("particle", index, particle))
+                self._executor_now().release(Job("particle", index, particle))
             case RecordDecision(decision=decision):
                 self._journal.decided(decision)
                 self._tell(decision)
@@ -308,7 +308,7 @@ class Driver:
         outcome = self._stored.outcome(spec, verify=spec.job.kind not in ("particle", "trunk"))
         if outcome is not None:
             self._reporter.job_submitted(spec)
-            return self._finished(spec.job, outcome, held=False, found=True)
+            return self._finished(spec.job, outcome, in_memory=False, found=True)
         if spec.program is not None and (error := recall_divergence(self._store, spec)) is not None:
             self._reporter.job_submitted(spec)
             return [self._failed(spec.job, error, "diverged")]
@@ -336,7 +336,7 @@ class Driver:
         else:
             self._reporter.warning(f"{trunk} is trained again, because its state was not kept (keep.particles) and "
                                    "particles that part from it are not stored")
-            self._stored.evicted.add(trunk)
+            self._stored.deleted.add(trunk)
         self._inputs.of(trunk).forget_trunk()
         return [StateLostEvent(trunk, str(error), damaged)]
 
@@ -390,23 +390,23 @@ class Driver:
         """Additions from storage wait until it is clear that the average itself is not stored.
 
         Returns:
-            The losses of those that were let go; nothing is added then, and the round's average begins anew.
+            The losses of those whose states were deleted; nothing is added then, and the round's average begins anew.
         """
-        waiting, self._from_storage = self._from_storage, []
-        gone = [job for job in waiting if lacks_state(self._store, self._outcomes[job].name)]
+        additions, self._from_storage = self._from_storage, []
+        gone = [job for job in additions if lacks_state(self._store, self._outcomes[job].name)]
         if gone:
             return self._train_again(gone)
-        for job in waiting:
+        for job in additions:
             self._executor_now().add(job, self._outcomes[job], self._size(job.round), from_storage=True)
         return []
 
     def _train_again(self, gone: list[Job]) -> list[Event]:
         """Retrain particles whose states `keep.particles` had deleted."""
-        if not self._stored.evicted.issuperset(gone):
+        if not self._stored.deleted.issuperset(gone):
             which = ", ".join(str(job.particle) for job in gone)
             self._reporter.warning(f"round {gone[0].round}: the states of particles {which} were not kept "
                                    "(keep.particles) and are trained again, because their average is not stored")
-        self._stored.evicted.update(gone)
+        self._stored.deleted.update(gone)
         self._deadlines.pop(gone[0].round, None)
         for job in gone:
             del self._outcomes[job]
@@ -417,7 +417,7 @@ class Driver:
     def _translate(self, report: Report) -> list[Event]:
         about_a_job = isinstance(report, JobStartedReport | JobAdvancedReport | JobFinishedReport | JobFailedReport)
         if about_a_job and report.job not in self._machine.open_jobs:
-            self._executor_now().drop(report.job)
+            self._executor_now().release(report.job)
             return []
         match report:
             case JobStartedReport(start=start):
@@ -427,15 +427,15 @@ class Driver:
                 self._journal.advanced(job, progress)
                 self._reporter.job_advanced(job, progress)
                 return []
-            case JobFinishedReport(job=job, outcome=outcome, held=held):
+            case JobFinishedReport(job=job, outcome=outcome, in_memory=in_memory):
                 self._journal.trained(job, outcome.trained_epochs)
-                if held and job.kind != "particle":
-                    self._executor_now().drop(job)
-                return self._finished(job, outcome, held, found=False)
+                if in_memory and job.kind != "particle":
+                    self._executor_now().release(job)
+                return self._finished(job, outcome, in_memory, found=False)
             case JobFailedReport(job=job, error=error, kind=kind):
                 return [self._failed(job, error, kind)]
             case JobBlockedReport(spec=spec, held=held):
-                if self._waiting.add(spec, held):
+                if self._lease_watch.add(spec, held):
                     self._reporter.job_blocked(spec.job, held.who)
                 return []
             case RoundAveragedReport(round=index, name=name):
@@ -464,7 +464,7 @@ class Driver:
                 self._error = None
                 return [StateLostEvent(job, reason)]
 
-    def _finished(self, job: Job, outcome: Outcome, held: bool, found: bool) -> list[Event]:
+    def _finished(self, job: Job, outcome: Outcome, in_memory: bool, found: bool) -> list[Event]:
         self._outcomes[job] = outcome
         self._given.pop(job, None)
         if job == DENSE:
@@ -479,7 +479,7 @@ class Driver:
         self._reporter.job_finished(job, found)
         if job.kind == "particle" and (deadline_s := self._prepared.config.particles.deadline_s) is not None:
             self._deadlines.setdefault(job.round, time.monotonic() + deadline_s)
-        return [JobFinishedEvent(job, self._score(job, outcome), held and job.kind == "particle")]
+        return [JobFinishedEvent(job, self._score(job, outcome), in_memory and job.kind == "particle")]
 
     def _failed(self, job: Job, error: BaseException, kind: FailureKind) -> JobFailedEvent:
         reason = str(error).strip() or type(error).__name__
@@ -550,16 +550,16 @@ class Driver:
 
     # What others are training
 
-    def _look_after_waiting(self) -> list[Event]:
+    def _look_at_leases(self) -> list[Event]:
         """Take up the jobs whose holders have finished, gone or fallen silent."""
         events: list[Event] = []
-        for spec in self._waiting.due():
+        for spec in self._lease_watch.due():
             if spec.job not in self._machine.open_jobs:
-                self._waiting.remove(spec.job)
+                self._lease_watch.remove(spec.job)
                 continue
-            stale = self._waiting.look(spec.job, self._leases.look(self._waiting.key(spec.job)))
+            stale = self._lease_watch.look(spec.job, self._leases.look(self._lease_watch.key(spec.job)))
             if stale is not None:
-                self._waiting.remove(spec.job)
+                self._lease_watch.remove(spec.job)
                 if stale:
                     self._reporter.warning(f"{spec.job}: whoever trained it gives no sign of life; taking over")
                 events += self._submit(SubmitJob(spec.job, spec.attempt, urgent=True, reseed=spec.reseed), stale)
@@ -587,7 +587,7 @@ class Driver:
             self._sized = job.round
             needs = round_bytes(self._prepared, self._prepared.plan[job.round])
             asked = self._prepared.config.execution.max_waiting_states
-            self._machine.limit_waiting(executor.waiting_room(needs, asked))
+            self._machine.limit_waiting_states(executor.room_for_states(needs, asked))
 
     def _size(self, index: int) -> int:
         """Elements of each state of a round."""

@@ -18,6 +18,7 @@ from swamp_ray.run.averager import Averager
 from swamp_ray.run.failures import kind_of, memory_error, out_of_memory
 from swamp_ray.run.messages import (
     AverageSpec,
+    BlockedByLease,
     Handle,
     JobAdvancedReport,
     JobBlockedReport,
@@ -25,7 +26,6 @@ from swamp_ray.run.messages import (
     JobFinishedReport,
     JobSpec,
     JobStartedReport,
-    LeaseHeld,
     Outcome,
     Report,
     RoundAveragedReport,
@@ -45,7 +45,7 @@ from swamp_ray.storage.artifacts import without_advice
 from swamp_ray.training.arithmetic import applied
 from swamp_ray.training.packs.pack import Pack
 from swamp_ray.training.results import Progress
-from swamp_ray.user_code.loading import held
+from swamp_ray.user_code.loading import frozen
 
 
 class InlineExecutor:
@@ -61,7 +61,7 @@ class InlineExecutor:
         self._stopping = stopping
         prepared.code.check_imported()
         self._code = contextlib.ExitStack()
-        self._code.enter_context(held(prepared.code.digests))
+        self._code.enter_context(frozen(prepared.code.digests))
         self._worker = Worker(prepared.config, prepared.data, prepared.arithmetic, storage)
         self._shards = [Shard(prepared.config, prepared.layout, storage, index)
                         for index in range(num_shards(prepared.config, prepared.layout))]
@@ -70,7 +70,7 @@ class InlineExecutor:
         self._running: _Running | None = None
         self._prepared = prepared
         self._pack: Pack | None = None
-        self._held: dict[Job, list[CompactState]] = {}
+        self._states: dict[Job, list[CompactState]] = {}
         self._reports: list[Report] = []
         self._where = Whereabouts(socket.gethostname(), prepared.arithmetic.device)
         self._worked: list[JobTimes] = []
@@ -91,18 +91,18 @@ class InlineExecutor:
     def add(self, job: Job, outcome: Outcome, size: int, from_storage: bool) -> None:
         """Average a state now."""
         shards = self._shards[:len(spans(size, len(self._shards)))]
-        pieces = [None] * len(shards) if from_storage else self._held.pop(job)
+        pieces = [None] * len(shards) if from_storage else self._states.pop(job)
         try:
             for shard, piece in zip(shards, pieces, strict=True):
                 shard.add(job.round, job.particle, outcome.name, outcome.digest, size, piece)
         except CorruptArtifactError as error:
             self._reports.append(StateLostReport(job, without_advice(error)))
 
-    def drop(self, job: Job) -> None:
-        """Release a held state."""
-        self._held.pop(job, None)
+    def release(self, job: Job) -> None:
+        """Release a state that waits for the average."""
+        self._states.pop(job, None)
 
-    def waiting_room(self, needs: RoundBytes, asked: int) -> int:
+    def room_for_states(self, needs: RoundBytes, asked: int) -> int:
         """As many as were asked for: jobs finish in order, and none waits."""
         return asked
 
@@ -114,7 +114,7 @@ class InlineExecutor:
             self._over(running, job, "stopped")
             if not running.open:
                 self._end(running)
-        self._held.pop(job, None)
+        self._states.pop(job, None)
 
     def average(self, spec: AverageSpec, start: Handle, mask_bits: Handle) -> None:
         """Close the round's average now."""
@@ -192,12 +192,12 @@ class InlineExecutor:
             following = islice(running.steps, message.num_pieces)
             pieces = [piece for _, piece in following if isinstance(piece, CompactState)]
             if job in running.open and pieces:
-                self._held[job] = pieces
-            finished = JobFinishedReport(job, message, held=job in self._held)
+                self._states[job] = pieces
+            finished = JobFinishedReport(job, message, in_memory=job in self._states)
             self._report(running, job, finished, "done", message.trained_epochs)
         elif isinstance(message, Progress):
             self._report(running, job, JobAdvancedReport(job, message))
-        elif isinstance(message, LeaseHeld):
+        elif isinstance(message, BlockedByLease):
             self._report(running, job, JobBlockedReport(spec, message.held), "given back")
         elif isinstance(message, PackedJobFailed):
             kind = kind_of(message.error)

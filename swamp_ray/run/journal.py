@@ -343,7 +343,7 @@ class Journal:
             if self._jobs is None:
                 self._jobs = open_lines(Spot(impatient(self._rundir.place), self._rundir.jobs.key))
             self._jobs.append(sealed(record.line()))
-            self._jobs.settle(epochs_wait_s if isinstance(record, JobEpoch) else FLUSH_S)
+            self._jobs.flush_if_due(epochs_wait_s if isinstance(record, JobEpoch) else FLUSH_S)
 
     def incident(self, who: Job | str, reason: str, kind: str, attempt: int | None = None, reseed: int = 0) -> None:
         """Note a failure, whether or not it is overcome.
@@ -417,7 +417,7 @@ class Journal:
         for name, metrics in (("as_trained", outcome.info.get("as_trained")), ("end", metrics_at_end)):
             if metrics is not None:
                 self._log_once(kind=f"{job.kind}_{name}", **where, **flat(metrics))
-        self._metrics.settle()
+        self._metrics.flush_if_due()
 
     def _log_once(self, **fields: Any) -> None:
         """Write a line of metrics, unless there is one about the same."""

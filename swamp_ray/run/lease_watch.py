@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from swamp_ray.method.events import Job
 from swamp_ray.run.messages import JobSpec
-from swamp_ray.storage.leases import Held, Watch, artifact_lease
+from swamp_ray.storage.leases import HeldLease, Watch, artifact_lease
 
 LOOK_S = 1.0
 
@@ -29,7 +29,7 @@ class LeaseWatch:
         self._looked: float | None = None
         self._named: set[tuple[Job, str]] = set()
 
-    def add(self, spec: JobSpec, held: Held) -> bool:
+    def add(self, spec: JobSpec, held: HeldLease) -> bool:
         """Let a job wait; True if its holder was not named before."""
         self._items[spec.job] = spec
         self._keys[spec.job] = held.key or artifact_lease(spec.named.name)
@@ -50,7 +50,7 @@ class LeaseWatch:
         """Where the lease lies that a job waits for; an earlier version's lies under another name."""
         return self._keys[job]
 
-    def look(self, job: Job, held: Held | None) -> bytes | None:
+    def look(self, job: Job, held: HeldLease | None) -> bytes | None:
         """What is to be done with a job, given its lease.
 
         Returns:

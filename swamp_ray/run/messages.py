@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from swamp_ray.method.events import Job
 from swamp_ray.run.object_store_memory import RoundBytes
 from swamp_ray.run.timesheet import JobStart, JobTimes
-from swamp_ray.storage.leases import Held
+from swamp_ray.storage.leases import HeldLease
 from swamp_ray.storage.recipes import Measurement, Named
 from swamp_ray.training.arithmetic import SINGLE, form_and_width
 from swamp_ray.training.mask_before import MaskProgram
@@ -108,10 +108,10 @@ class AverageSpec:
 
 
 @dataclass(frozen=True)
-class LeaseHeld:
+class BlockedByLease:
     """A worker does not train the job, because another process holds its lease."""
 
-    held: Held
+    held: HeldLease
 
 
 # What an executor reports
@@ -135,11 +135,11 @@ class JobAdvancedReport:
 
 @dataclass(frozen=True)
 class JobFinishedReport:
-    """A job is finished; ``held``: the executor keeps its state for the average."""
+    """A job is finished; ``in_memory``: the executor keeps its state for the average."""
 
     job: Job
     outcome: Outcome
-    held: bool
+    in_memory: bool
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class JobBlockedReport:
     """A job was returned by its worker, because another run trains the same at the moment."""
 
     spec: JobSpec
-    held: Held
+    held: HeldLease
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,11 @@ class Executor(Protocol):
         """Let a particle's state, of so many elements, enter the average of its round."""
         ...
 
-    def drop(self, job: Job) -> None:
-        """Release a state that is held for the average."""
+    def release(self, job: Job) -> None:
+        """Release a state that waits for the average."""
         ...
 
-    def waiting_room(self, needs: RoundBytes, asked: int) -> int:
+    def room_for_states(self, needs: RoundBytes, asked: int) -> int:
         """How many finished states of a round fit into memory while they wait for the average; at most ``asked``."""
         ...
 

@@ -38,7 +38,7 @@ class RoundBytes:
         """
         return self.fixed + (workers + waiting + 1) * self.state
 
-    def waiting_room(self, store_bytes: float, workers: int, asked: int) -> int:
+    def room_for_states(self, store_bytes: float, workers: int, asked: int) -> int:
         """How many states may wait on such a node without being written to disk, at most as many as were asked for."""
         if self.state == 0:
             return asked

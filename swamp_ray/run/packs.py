@@ -72,7 +72,7 @@ def train_packed(
     Args:
         pack: The seats.
         workers: Each job's own run.
-        items: The jobs.
+        specs: The jobs.
         inputs: Of each, start, mask and surviving values.
         stop: Asked after every step of each job.
     """

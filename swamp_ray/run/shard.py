@@ -80,10 +80,10 @@ class Shard(ScoredSlice):
         Args:
             round_index: A new one starts a new average, and so does a particle that is not after the last one.
             particle: Index of the particle.
-            name: Its artifact, read where ``packed`` is None.
+            name: Its artifact, read where ``compact`` is None.
             digest: What names the state that must be averaged.
             size: Elements of the whole state.
-            packed: Its slice, if that is still in memory.
+            compact: Its slice, if that is still in memory.
         """
         if self._round != round_index or (self._added and particle <= self._added[-1]):
             self._mean.clear()

@@ -14,7 +14,7 @@ from typing import Any
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.errors import UserError
 from swamp_ray.user_code.importing import import_module, is_import_path, refuse_main, split_path
-from swamp_ray.user_code.loading import hold, taken
+from swamp_ray.user_code.loading import freeze, taken
 from swamp_ray.user_code.project import explore
 
 
@@ -100,11 +100,11 @@ class Code:
         Raises:
             UserError: A module cannot be imported here, or is another one; both places are named.
         """
-        hold({})
+        freeze({})
         adopt_path(self.search)
         here = take_up(self.paths)
         self.compare(here)
-        hold(here.digests)
+        freeze(here.digests)
 
     def compare(self, here: Code) -> None:
         """Refuse user code that differs from this.
@@ -184,11 +184,11 @@ def named_import_paths(plain: Any) -> dict[str, str]:
 def _named(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Texts under the keys ``name`` and ``score``, and the values of a space for such options."""
     if isinstance(value, Mapping):
-        for key, spec in value.items():
-            yield from _named(spec, f"{path}.{key}" if path else str(key))
+        for key, item in value.items():
+            yield from _named(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, Sequence) and not isinstance(value, str):
-        for spec in value:
-            yield from _named(spec, path)
+        for item in value:
+            yield from _named(item, path)
     elif isinstance(value, str) and {"name", "score"} & set(path.split(".")):
         yield path, value
 
@@ -232,7 +232,7 @@ def _code(paths: Mapping[str, str]) -> Code:
     for name in map(_module_of, paths.values()):
         project = taken(name)
         if project is not None:
-            modules |= {one: Module(part.text.digest, str(part.found.file)) for one, part in project.parts.items()}
+            modules |= {one: Module(part.text.digest, str(part.location.file)) for one, part in project.parts.items()}
             packages |= project.packages
     return Code(dict(paths), modules, packages, own_path(), socket.gethostname())
 

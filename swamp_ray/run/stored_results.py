@@ -24,7 +24,7 @@ class StoredResults:
         reporter: Who is told.
 
     Attributes:
-        evicted: Jobs whose state `keep.particles` had deleted, and which are done again for that reason.
+        deleted: Jobs whose state `keep.particles` had deleted, and which are done again for that reason.
     """
 
     def __init__(self, store: ArtifactStore, journal: Journal, reporter: Reporter) -> None:
@@ -32,7 +32,7 @@ class StoredResults:
         self._journal = journal
         self._reporter = reporter
         self._told_of_measuring: set[bool] = set()
-        self.evicted: set[Job] = set()
+        self.deleted: set[Job] = set()
 
     def outcome(self, spec: JobSpec, verify: bool) -> Outcome | None:
         """The stored outcome of a job, with this run's kind of metrics; None where a worker has to do the job.
@@ -44,7 +44,7 @@ class StoredResults:
         found = self.find(spec.job, spec.named, verify)
         if found is None:
             return None
-        if spec.job in self.evicted and lacks_state(self._store, found.name):
+        if spec.job in self.deleted and lacks_state(self._store, found.name):
             return None
         return self._as_measured_here(spec, found)
 
@@ -79,7 +79,7 @@ class StoredResults:
             return measured_anew(spec, outcome, evaluation.name, evaluation.info["metrics"])
         lacks = lacks_state(self._store, found.name)
         if lacks:
-            self.evicted.add(spec.job)
+            self.deleted.add(spec.job)
         if lacks not in self._told_of_measuring:
             self._told_of_measuring.add(lacks)
             self._tell_of_measuring(lacks)

@@ -23,7 +23,7 @@ from swamp_ray.errors import CorruptArtifactError, DivergedError, MissingPayload
 from swamp_ray.run.averager import MASK_FILE, described_mask
 from swamp_ray.run.failures import recall_divergence, remember_divergence
 from swamp_ray.run.lookup import discard_named, evaluation_of, every_named, is_measured_alike, measured_anew, outcome_of
-from swamp_ray.run.messages import JobSpec, LeaseHeld, Outcome
+from swamp_ray.run.messages import BlockedByLease, JobSpec, Outcome
 from swamp_ray.run.shard import num_shards
 from swamp_ray.run.state import State
 from swamp_ray.sparsity.bits import layer_counts
@@ -34,7 +34,7 @@ from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore, Manifest
 from swamp_ray.storage.forks import put_fork
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.job_log import JobLog
-from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease, is_free
+from swamp_ray.storage.leases import HeldLease, Lease, Leases, artifact_lease, is_free
 from swamp_ray.storage.place import Place
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.states import put_state, read_state
@@ -51,7 +51,7 @@ from swamp_ray.training.training_run import GradientRequest, TrainingRun, begin_
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
 
-Message = Progress | Outcome | CompactState | LeaseHeld
+Message = Progress | Outcome | CompactState | BlockedByLease
 """What a worker says while it does a job."""
 Steps = Generator[Message | GradientRequest, Any]
 """A training job that asks for the gradients of its batches."""
@@ -103,7 +103,7 @@ class Worker:
         asked to stop writes a checkpoint and ends without an outcome.
 
         Args:
-            item: What to do.
+            spec: What to do.
             start: The rewind weights (or the initialisation) and the buffers.
             mask_bits: The round's mask, one bit a prunable weight.
             values: Surviving weights to start from instead of ``start``'s, or where the round's trunk has stopped.
@@ -129,7 +129,7 @@ class Worker:
         """Train a particle. The caller applies the arithmetic.
 
         Args:
-            item, start, mask_bits, values, stop: As for :meth:`run`.
+            spec, start, mask_bits, values, stop: As for :meth:`run`.
             seat: Of a pack, whose owner is asked for gradients; None: this worker's own trainer computes them.
         """
         mask = self._mask(mask_bits)
@@ -138,9 +138,9 @@ class Worker:
                 yield from found
                 return
             lease = self._lease(spec, log)
-            if isinstance(lease, Held):
+            if isinstance(lease, HeldLease):
                 log(f"{spec.job}: is being trained by {lease.who}")
-                yield LeaseHeld(lease)
+                yield BlockedByLease(lease)
                 return
             with lease or contextlib.nullcontext():
                 # Whoever had the lease before may have finished since the look above.
@@ -159,7 +159,7 @@ class Worker:
             try:
                 compact = read_state(self.store, manifest)
             except MissingPayloadError:
-                continue  # let go to save space, and needed once more
+                continue  # deleted to save space, and needed once more
             log(f"{spec.job}: found {manifest.name[:12]} in storage")
             outcome = outcome_of(manifest)
             if spec.job.kind == "trunk":
@@ -179,7 +179,7 @@ class Worker:
             log(f"{spec.job}: measured anew, {_metrics_text(found.info['metrics'])}")
         return measured_anew(spec, outcome, named.name, found.info["metrics"])
 
-    def _lease(self, spec: JobSpec, log: Any) -> Lease | Held | None:
+    def _lease(self, spec: JobSpec, log: Any) -> Lease | HeldLease | None:
         """The right to train, or who has it; None where the storage fails, since leases only save work."""
         holder = replace(self._holder, session=spec.session)
         try:

@@ -1,4 +1,4 @@
-"""Masks as packed bits, as they travel and are stored: counting, and choosing among the weights that they keep.
+"""Masks as bits, as they travel and are stored: counting, and choosing among the weights that they keep.
 
 One bit a prunable weight, the first in the highest bit of its byte, as `masks.to_bits` writes them. Nothing here
 unpacks more than a block at a time, so that a mask over ten billion weights takes 1.25 GB and not ten.
@@ -98,25 +98,25 @@ def _deposit(bits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 def _deposit_block(block: np.ndarray, num: int, chosen: np.ndarray) -> np.ndarray:
     """The same for a block that keeps ``num`` weights."""
-    packed = np.zeros(num // 8 + 3, dtype=np.uint8)
-    packed[:(chosen.size + 7) // 8] = np.packbits(chosen)
+    choice_bits = np.zeros(num // 8 + 3, dtype=np.uint8)
+    choice_bits[:(chosen.size + 7) // 8] = np.packbits(chosen)
     if num == 8 * block.size:
-        return packed[:block.size]
+        return choice_bits[:block.size]
     kept = block != 0
     if np.count_nonzero(kept) > _FEW * block.size:
-        return _deposit_bytes(block, packed)
+        return _deposit_bytes(block, choice_bits)
     out = np.zeros_like(block)
     places = np.flatnonzero(kept)
-    out[places] = _deposit_bytes(block[places], packed)
+    out[places] = _deposit_bytes(block[places], choice_bits)
     return out
 
 
-def _deposit_bytes(block: np.ndarray, packed: np.ndarray) -> np.ndarray:
-    """The same byte by byte, with the choices packed into bits and at least two bytes of zeros after them."""
+def _deposit_bytes(block: np.ndarray, choice_bits: np.ndarray) -> np.ndarray:
+    """The same byte by byte, with the choices as bits and at least two bytes of zeros after them."""
     # The eight choices from any one on lie within two bytes.
-    windows = packed.astype(np.uint16)
+    windows = choice_bits.astype(np.uint16)
     windows <<= 8
-    windows[:-1] |= packed[1:]
+    windows[:-1] |= choice_bits[1:]
     starts = np.zeros(block.size + 1, dtype=np.int32)
     np.cumsum(np.bitwise_count(block), out=starts[1:])
     starts = starts[:-1]

@@ -76,7 +76,7 @@ def spans(size: int, num_shards: int) -> list[tuple[int, int]]:
 
 
 def compact_model(model: nn.Module, layout: Layout, mask: np.ndarray) -> CompactState:
-    """Pack a model's parameters, on whatever device they are.
+    """The compact state of a model's parameters, on whatever device they are.
 
     Raises:
         RunError: A weight outside the mask is not zero.
@@ -90,7 +90,7 @@ def compact_model(model: nn.Module, layout: Layout, mask: np.ndarray) -> Compact
 
 
 def load_compact_(model: nn.Module, layout: Layout, mask: np.ndarray, compact: CompactState) -> None:
-    """Write a packed network into a model's parameters, in place; pruned weights become 0."""
+    """Write a compact state into a model's parameters, in place; pruned weights become 0."""
     parameters = _parameters(model)
     with torch.no_grad():
         for name, array in full_state(compact, layout, mask).items():
@@ -100,7 +100,7 @@ def load_compact_(model: nn.Module, layout: Layout, mask: np.ndarray, compact: C
 def compact_state(
     state: Mapping[str, np.ndarray | Tensor], layout: Layout, mask: np.ndarray, *, drop_outside: bool = False
 ) -> CompactState:
-    """Pack full arrays by parameter name.
+    """The compact state of full arrays by parameter name.
 
     Args:
         state: At least all parameters of the layout; further entries are ignored.
@@ -127,7 +127,7 @@ def full_state(compact: CompactState, layout: Layout, mask: np.ndarray) -> dict[
     """Full arrays by parameter name: prunable ones with zeros outside the mask, then the rest.
 
     Raises:
-        ValueError: The packed arrays are not of this layout and mask.
+        ValueError: The arrays are not of this layout and mask.
     """
     if compact.rest.shape != (layout.num_rest,):
         raise ValueError(f"the rest must have {layout.num_rest} elements, but got {compact.rest.shape}")
@@ -149,7 +149,7 @@ def to_bytes(
     """Safetensors bytes; equal content gives equal bytes.
 
     Args:
-        compact: The network.
+        compact: The state.
         metadata: JSON, stored under the one key ``swamp`` (several keys would come out in random order).
         others: Further arrays by name.
     """
@@ -163,7 +163,7 @@ def to_bytes(
 
 
 def from_bytes(data: bytes) -> tuple[CompactState, dict[str, Any]]:
-    """A packed network and its metadata.
+    """A compact state and its metadata.
 
     Raises:
         CorruptArtifactError: The bytes are not those of :func:`to_bytes`.
@@ -174,9 +174,9 @@ def from_bytes(data: bytes) -> tuple[CompactState, dict[str, Any]]:
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(json.loads(data[8:8 + length])["__metadata__"][METADATA_KEY])
     except (SafetensorError, KeyError, ValueError) as error:
-        raise CorruptArtifactError(f"these bytes are not a packed network: {error}") from error
+        raise CorruptArtifactError(f"these bytes are not a compact state: {error}") from error
     if any(array.dtype != np.float32 or array.ndim != 1 for array in (compact.values, compact.rest)):
-        raise CorruptArtifactError("a packed network must be two float32 vectors")
+        raise CorruptArtifactError("a compact state must be two float32 vectors")
     return compact, metadata
 
 

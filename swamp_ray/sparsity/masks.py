@@ -234,7 +234,7 @@ def flatten(tensors: Sequence[Tensor]) -> np.ndarray:
 
 
 def to_bits(mask: np.ndarray) -> np.ndarray:
-    """A mask as packed bits, uint8 ``[ceil(P / 8)]``, first weight in the highest bit; unused bits are 0."""
+    """A mask as bits, uint8 ``[ceil(P / 8)]``, first weight in the highest bit; unused bits are 0."""
     return np.packbits(mask)
 
 

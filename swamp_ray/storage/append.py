@@ -34,7 +34,7 @@ class PartWriter:
         """Add bytes; they are not written yet."""
         self._buffer.append(data)
 
-    def settle(self, every_s: float = FLUSH_S) -> None:
+    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
         """Write what was appended, unless that has been tried within ``every_s``.
 
         Raises:

@@ -206,7 +206,7 @@ class ArtifactStore:
             self.place.remove(key)
             self._sweep(name, None, dropped)
 
-    def let_go(self, name: str, file: str) -> None:
+    def delete_payload(self, name: str, file: str) -> None:
         """Remove a payload of a result and keep its manifest: what it says stays true, and the bytes can be made again.
 
         No error if the result or the payload is not there; a payload that another slot names as well is kept.

@@ -73,16 +73,16 @@ def _project(start: _Module) -> list[_Module]:
     top = start.name.partition(".")[0]
     root = _root(start)
     found: dict[str, _Module] = {}
-    waiting = [start.name]
-    seen = set(waiting)
-    while waiting:
-        name = waiting.pop()
+    to_visit = [start.name]
+    seen = set(to_visit)
+    while to_visit:
+        name = to_visit.pop()
         module = start if name == start.name else _locate(name)
         if module is None or not _belongs(module, top, root):
             continue
         found[name] = module
         names = [*_parents(name), *_imports(module)]
-        waiting += [other for other in dict.fromkeys(names) if other not in seen]
+        to_visit += [other for other in dict.fromkeys(names) if other not in seen]
         seen.update(names)
     return list(found.values())
 

@@ -92,26 +92,26 @@ class EventFiles:
         _check_package()
         self._spot, self._afresh = spot, afresh
         self._temporary = Path(tempfile.mkdtemp(prefix="swamp-events-")) if made_folder(spot) is None else None
-        self._waiting: dict[str, list[tuple[Scalar, float]]] = {}
+        self._buffered: dict[str, list[tuple[Scalar, float]]] = {}
         self._open: dict[str, Any] = {}
         self._begun: set[str] = set()
         self._gave_up = False
         if afresh and spot.place.entries(spot.key):
             # Files of an earlier version lie in the folder itself.
-            self._waiting[""] = []
+            self._buffered[""] = []
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take the numbers of a line of metrics; they are written by the next :meth:`flush`."""
         for scalar in scalars(line):
-            self._waiting.setdefault(scalar.run, []).append((scalar, line["time"]))
+            self._buffered.setdefault(scalar.run, []).append((scalar, line["time"]))
 
     def flush(self) -> None:
         """Write what was added. After a failure, such as a full disk, nothing more is written: no run fails of it."""
-        waiting, self._waiting = self._waiting, {}
+        buffered, self._buffered = self._buffered, {}
         if self._gave_up:
             return
         try:
-            for run, points in waiting.items():
+            for run, points in buffered.items():
                 self._write(run, points)
         except (OSError, RunError):
             self._gave_up = True

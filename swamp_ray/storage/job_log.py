@@ -48,7 +48,7 @@ class JobLog:
                     file.write(text.encode())
             elif self._parts is not None:
                 self._parts.append(text.encode())
-                self._parts.settle()
+                self._parts.flush_if_due()
 
     def close(self) -> None:
         """Write the lines that wait."""

@@ -122,7 +122,7 @@ class Lines(Protocol):
         """Add one line; RunError if it could not be written."""
         ...
 
-    def settle(self, every_s: float = FLUSH_S) -> None:
+    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
         """A group of lines is complete: a crash may lose all of it from now on, but not a part of it.
 
         In an object store it is written, unless the last write is less than ``every_s`` ago.
@@ -198,7 +198,7 @@ class LineWriter:
         line = dump_json(dict(record)) + b"\n"
         self._patience.call(lambda: self._append(line))
 
-    def settle(self, every_s: float = FLUSH_S) -> None:
+    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
         """Lines are written when they are appended."""
 
     def flush(self) -> None:
@@ -281,9 +281,9 @@ class LineParts:
         if self._durable:
             self._parts.flush()
 
-    def settle(self, every_s: float = FLUSH_S) -> None:
+    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
         """Write what there is, unless that has just been done."""
-        self._parts.settle(every_s)
+        self._parts.flush_if_due(every_s)
 
     def flush(self) -> None:
         """Write what there is."""

@@ -9,12 +9,12 @@ from swamp_ray.config.reading import parse_stored_config
 from swamp_ray.errors import SwampError
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
-from swamp_ray.storage.states import let_go_state
+from swamp_ray.storage.states import delete_state
 from swamp_ray.storage.usage import other_runs, read_usage
 
 
 class StateKeeper:
-    """Lets go of the states that a policy does not keep; their manifests, and with them all metrics, stay.
+    """Deletes the states that a policy does not keep; their manifests, and with them all metrics, stay.
 
     A state that another run of the storage root keeps by a policy of its own, or has noted for a round that it has not
     recorded yet, stays: it is looked at again whenever a round is recorded.
@@ -41,12 +41,12 @@ class StateKeeper:
         with contextlib.suppress(SwampError, OSError):
             needed = self._needed_elsewhere() if over else set[str]()
             for found in over:
-                self._kept[found] = [name for name in self._kept[found] if not self._let_go(name, needed)]
+                self._kept[found] = [name for name in self._kept[found] if not self._delete(name, needed)]
 
-    def _let_go(self, name: str, needed: set[str]) -> bool:
+    def _delete(self, name: str, needed: set[str]) -> bool:
         if name in needed:
             return False
-        let_go_state(self._store, name)
+        delete_state(self._store, name)
         return True
 
     def _needed_elsewhere(self) -> set[str]:

@@ -56,14 +56,14 @@ def keep_sources(rundir: RunDir, config: SwampConfig) -> None:
     texts: dict[str, bytes] = {}
     for name, part in parts.items():
         data = _bytes(part)
-        if part.found.file.suffix == ".py" and len(data) <= LARGEST_BYTES:
+        if part.location.file.suffix == ".py" and len(data) <= LARGEST_BYTES:
             texts[name] = _without_secrets(conceal(data.decode(errors="replace"))).encode()
     _put_by_earlier(rundir, texts)
     for name, text in texts.items():
         rundir.spot(f"sources/{name}.py").write(text)
     first = parts.get(next(iter(paths.values())).partition(":")[0])
     if first is not None:
-        manifest["project"] = _commit_of(first.found.file.parent)
+        manifest["project"] = _commit_of(first.location.file.parent)
     rundir.spot(MANIFEST).write(dump_json(manifest, indent=2) + b"\n")
 
 
@@ -192,7 +192,7 @@ def _digest(text: str) -> str:
 
 def _bytes(part: Part) -> bytes:
     try:
-        return part.found.file.read_bytes()
+        return part.location.file.read_bytes()
     except OSError:
         return b""
 

@@ -40,7 +40,7 @@ def artifact_lease(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldLease:
     """Somebody's lease as it was read.
 
     Attributes:
@@ -80,7 +80,7 @@ class Watch:
         self._expiry_s, self._clock = expiry_s, clock
         self._seen: dict[str, tuple[bytes, float]] = {}
 
-    def stale(self, key: str, held: Held) -> bool:
+    def stale(self, key: str, held: HeldLease) -> bool:
         """Whether the lease can be taken over: its holder is gone, or was silent since it was first seen like this."""
         now = self._clock()
         content, since = self._seen.get(key, (None, now))
@@ -102,7 +102,7 @@ class Leases:
         self.place, self.expiry_s = place, expiry_s
         self.interval_s = expiry_s / BEATS
 
-    def acquire(self, key: str, holder: Holder, stale: bytes = b"") -> Lease | Held:
+    def acquire(self, key: str, holder: Holder, stale: bytes = b"") -> Lease | HeldLease:
         """Take a lease that is free, whose holder is gone, or that was seen to be stale.
 
         Args:
@@ -127,7 +127,7 @@ class Leases:
             _ours.discard(lease.token)
         return found
 
-    def _take(self, key: str, lease: Lease, holder: Holder, stale: bytes) -> Lease | Held:
+    def _take(self, key: str, lease: Lease, holder: Holder, stale: bytes) -> Lease | HeldLease:
         for _ in range(TRIES):
             if self.place.write(key, lease.content, keep_existing=True):
                 return lease.start()
@@ -141,9 +141,9 @@ class Leases:
                 return held
             if self.place.swap(key, lease.content, expected=held.content):
                 return lease.start()
-        return self.look(key) or Held(b"", key=key)
+        return self.look(key) or HeldLease(b"", key=key)
 
-    def look(self, key: str) -> Held | None:
+    def look(self, key: str) -> HeldLease | None:
         """Who holds a lease; None if it is free. Raises RunError if the storage cannot be read."""
         try:
             content = self.place.read(key)
@@ -263,7 +263,7 @@ class Lease:
             self.confirm()
             yield
 
-    def _lose(self, held: Held | None) -> None:
+    def _lose(self, held: HeldLease | None) -> None:
         what = f"the {self._key.partition('s/')[0]} {self._holder.run!r}"
         if held is not None:
             self.loss = (f"another process works on {what} now ({held.holder or 'unknown'}): this one was silent for "
@@ -372,7 +372,7 @@ def claim(
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Lease | Held:
+) -> Lease | HeldLease:
     """Take a lease that one process alone should have; one whose holder cannot be seen is watched first.
 
     On this machine a holder that lives is respected however silent it is: it may only have been stopped for a while.
@@ -392,7 +392,7 @@ def claim(
         RunError: The storage cannot be read or written.
     """
     watch = Watch(leases.expiry_s, clock)
-    first: Held | None = None
+    first: HeldLease | None = None
     stale = b""
     while True:
         found = leases.acquire(key, holder, stale)
@@ -413,7 +413,7 @@ def claim(
         sleep(min(1.0, leases.interval_s))
 
 
-def is_free(held: Held, holder: Holder, stale: bytes = b"") -> bool:
+def is_free(held: HeldLease, holder: Holder, stale: bytes = b"") -> bool:
     """Whether a holder may take a lease over: its own run had it, or whoever had it is gone or was seen to be stale."""
     if held.content == stale or held.life == "gone":
         return True
@@ -428,14 +428,14 @@ def is_free(held: Held, holder: Holder, stale: bytes = b"") -> bool:
     return before is not None and bool(before.session and holder.session) and before.run == holder.run
 
 
-def _parse(content: bytes) -> Held:
+def _parse(content: bytes) -> HeldLease:
     """A lease from its bytes; a damaged one is held by nobody that is known, until it expires."""
     try:
         body: Any = json.loads(content)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        return Held(content)
+        return HeldLease(content)
     token, expiry_s = body.get("token"), body.get("expiry_s")
     seconds = min(expiry_s, LONGEST_EXPIRY_S) if isinstance(expiry_s, int | float) and expiry_s >= 0 else 0.0
-    return Held(content, parse_holder(body.get("holder")), token if isinstance(token, str) else "", seconds)
+    return HeldLease(content, parse_holder(body.get("holder")), token if isinstance(token, str) else "", seconds)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from swamp_ray.storage.leases import EXPIRY_S, Held, Leases, Watch
+from swamp_ray.storage.leases import EXPIRY_S, HeldLease, Leases, Watch
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.tables import duration
 
@@ -38,7 +38,7 @@ def life_by_lease(leases: Leases, key: str, status: str, watch: Watch | None = N
     return _life_elsewhere(leases, key, held, watch)
 
 
-def _life_elsewhere(leases: Leases, key: str, held: Held, watch: Watch | None) -> Life:
+def _life_elsewhere(leases: Leases, key: str, held: HeldLease, watch: Watch | None) -> Life:
     host = held.holder.host if held.holder is not None else "another machine"
     if watch is not None and watch.stale(key, held):
         return Life(False, KILLED)

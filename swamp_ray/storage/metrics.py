@@ -70,9 +70,9 @@ class MetricsLog:
         if self._events is not None:
             self._events.add(plain)
 
-    def settle(self) -> None:
+    def flush_if_due(self) -> None:
         """The lines so far belong together: in an object store they are written now, or later as a whole."""
-        self._lines.settle()
+        self._lines.flush_if_due()
         if self._events is not None:
             self._events.flush()
 

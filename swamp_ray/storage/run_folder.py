@@ -24,7 +24,7 @@ from swamp_ray.storage.json_lines import (
     salvage_lines,
     sealed,
 )
-from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, Held, Lease, Leases, claim, held_by
+from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, HeldLease, Lease, Leases, claim, held_by
 from swamp_ray.storage.local import shown
 from swamp_ray.storage.place import Place, check_key
 from swamp_ray.storage.places import Spot, as_place, local_path
@@ -243,7 +243,7 @@ class RunDir:
         """The same folder, whose files are written only while a lease is held: it is confirmed before each write."""
         return RunDir(held_by(self.place, lease), self.name)
 
-    def held(self) -> Held | None:
+    def held(self) -> HeldLease | None:
         """Who works on the run, or did and was killed; None if nobody does."""
         return self.leases().look(self.lease_key)
 

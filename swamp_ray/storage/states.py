@@ -36,8 +36,8 @@ def state_payloads(
     """File names and payloads of a state, or of a slice of it that begins and ends with a chunk.
 
     Args:
-        packed: The state, or the slice.
-        metadata: As for `packing.to_bytes`; every chunk has it.
+        compact: The state, or the slice.
+        metadata: As for `compact.to_bytes`; every chunk has it.
         first: Which element of the whole state the slice begins with.
         size: Elements of the whole state.
     """
@@ -82,10 +82,10 @@ def lacks_state(store: ArtifactStore, name: str) -> bool:
     return any(store.lacks(name, file) for file in state_files(store.file_names(name)))
 
 
-def let_go_state(store: ArtifactStore, name: str) -> None:
-    """Remove the state of a result, and keep what its manifest says."""
+def delete_state(store: ArtifactStore, name: str) -> None:
+    """Delete the state of a result, and keep what its manifest says."""
     for file in state_files(store.file_names(name)):
-        store.let_go(name, file)
+        store.delete_payload(name, file)
 
 
 def _checked(compact: CompactState, files: Sequence[str], span: tuple[int, int] | None) -> CompactState:

@@ -208,7 +208,7 @@ def ticket_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], meta:
             time, path or run name belongs here.
 
     Returns:
-        A file with the tensors by name, the masks as packed bits (uint8) under ``swamp.mask/<name>``, and one metadata
+        A file with the tensors by name, the masks as bits (uint8) under ``swamp.mask/<name>``, and one metadata
         key ``swamp``.
 
     Raises:
@@ -226,9 +226,9 @@ def ticket_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], meta:
         if outside := _num_outside(tensors[name], mask):
             raise RunError(f"{name}: {outside} weights outside the mask are not zero, so this is not a ticket.")
     header = {"format": TICKET_FORMAT, "mask_shapes": {name: list(mask.shape) for name, mask in bits.items()}, **meta}
-    packed = {MASK_PREFIX + name: torch.from_numpy(sparsity_masks.to_bits(mask.numpy().reshape(-1)))
+    mask_bits = {MASK_PREFIX + name: torch.from_numpy(sparsity_masks.to_bits(mask.numpy().reshape(-1)))
               for name, mask in bits.items()}
-    everything = {**tensors, **packed}
+    everything = {**tensors, **mask_bits}
     header["digest"] = _digest(header, everything)
     # A second metadata key would come out in random order and change the bytes.
     return safetensors.torch.save(everything, {METADATA_KEY: canonical_json(header).decode()})

@@ -250,10 +250,10 @@ def _check_imports(submission: Submission, upload: Upload) -> list[str]:
     elsewhere = []
     for option, path in submission.own_code().items():
         for name, part in explore([path.partition(":")[0]]).parts.items():
-            if not part.found.file.is_relative_to(upload.folder):
+            if not part.location.file.is_relative_to(upload.folder):
                 elsewhere.append(name.partition(".")[0])
                 continue
-            relative = part.found.file.relative_to(upload.folder).as_posix()
+            relative = part.location.file.relative_to(upload.folder).as_posix()
             if relative not in upload.sizes:
                 _refuse_left_out(upload, relative, option)
     return elsewhere

@@ -1,7 +1,7 @@
 """The member runs of one setting, side by side: one for each seed, on one pool of workers.
 
 A member is what ``swamp run`` would do with its config. The team goes from milestone to milestone: one is reached
-once every member has recorded its round, and members may be held there until the team is told to go on.
+once every member has recorded its round, and members may pause there until the team is told to go on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from swamp_ray.data.samples import Data
 from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.method.events import Job, RoundPlan
 from swamp_ray.on_ray.actors import Spares
-from swamp_ray.on_ray.choose_packing import measure_here, measure_on_ray, recorded_packing, settled, workers_for
+from swamp_ray.on_ray.choose_packing import (
+    measure_here,
+    measure_on_ray,
+    recorded_packing,
+    with_chosen_packing,
+    workers_for,
+)
 from swamp_ray.on_ray.executor import RayExecutor
 from swamp_ray.on_ray.pool import Pool
 from swamp_ray.on_ray.sending import sendable
@@ -89,7 +95,7 @@ class Team:
         device: Kind of device that particles train on.
         data: The decoded data, if somebody has it; else it is read.
         at_sparsity: Milestones; empty: every round is one.
-        hold: Nothing trains beyond a milestone before the team goes on.
+        pause: Nothing trains beyond a milestone before the team goes on.
         num_workers: Workers side by side; None: as the config says and the cluster can hold.
         worker_deadline_s: Seconds without any worker after which the team fails.
         stopping: Asked whether to end.
@@ -107,7 +113,7 @@ class Team:
         *,
         data: Data | None = None,
         at_sparsity: Sequence[float] = (),
-        hold: bool = False,
+        pause: bool = False,
         num_workers: int | None = None,
         worker_deadline_s: float | None = None,
         stopping: Stopping | None = None,
@@ -120,7 +126,7 @@ class Team:
         self._stopping = stopping or Stopping()
         self._members = _prepare_all(configs, device, data)
         self._milestones = milestone_rounds(self._members[0].plan, at_sparsity)
-        self._hold = self._milestones if hold else []
+        self._pauses = self._milestones if pause else []
         self._pool: Pool | None = None
         self._logs: list[JobLog] = []
         self._journals: list[Journal] = []
@@ -156,7 +162,7 @@ class Team:
                     reached += 1
                     records = [driver.record(index) for driver in self._drivers]
                     yield Milestone(reached, index, records[0].sparsity, records)
-                    self._release(index)
+                    self._resume_after(index)
                 for driver in self._drivers:
                     driver.check()  # one can fail as soon as it begins, of what an earlier attempt has recorded
                 if all(driver.over for driver in self._drivers):
@@ -185,7 +191,8 @@ class Team:
         place = open_place(self._configs[0].storage, self._configs[0].execution.storage_patience_s)
         store = ArtifactStore(place)
         rundirs = [RunDir(place, str(prepared.config.name)) for prepared in self._members]
-        self._members = [knowing_older_runs(prepared, place) for prepared in self._settled(place, rundirs[0])]
+        chosen = self._with_chosen_packing(place, rundirs[0])
+        self._members = [knowing_older_runs(prepared, place) for prepared in chosen]
         journals = [Journal(rundir, store) for rundir in rundirs]
         for journal, prepared in zip(journals, self._members, strict=True):
             journal.check(prepared, self._code_changed)
@@ -196,15 +203,15 @@ class Team:
             log = JobLog(place, rundir.log(journal.num_attempts, "driver").key)
             self._logs.append(log)
             self._drivers.append(Driver(prepared, store, journal, _RunLog(log), self._maker(member), self._stopping,
-                                        self._hold))
+                                        self._pauses))
         for driver in self._drivers:
             driver.begin()
 
-    def _settled(self, place: Place, rundir: RunDir) -> list[Prepared]:
+    def _with_chosen_packing(self, place: Place, rundir: RunDir) -> list[Prepared]:
         """The members with their packing decided; it is the same for all of them."""
         first = self._members[0]
         inline = first.config.execution.executor == "inline"
-        chosen = settled(
+        chosen = with_chosen_packing(
             first, place, recorded_packing(rundir), lambda: self._num_workers or workers_for(first, first.most_jobs),
             measure_here if inline else measure_on_ray)
         return [prepared.packed(chosen.arithmetic.packing) for prepared in self._members]
@@ -225,10 +232,10 @@ class Team:
         for driver in active:
             driver.step(WAIT_S / len(active))
 
-    def _release(self, index: int) -> None:
-        if index in self._hold:
+    def _resume_after(self, index: int) -> None:
+        if index in self._pauses:
             for driver in self._drivers:
-                driver.release(index)
+                driver.resume_after(index)
 
     def _stop_work(self) -> None:
         grace_s = self._configs[0].execution.grace_s

@@ -92,7 +92,7 @@ class Trials:
         seeds: Of every setting.
         device: Kind of device that particles train on.
         at_sparsity: Milestones; empty: every round.
-        hold: Nothing trains beyond a milestone before it was reported and Tune has decided.
+        pause: Nothing trains beyond a milestone before it was reported and Tune has decided.
         worker_deadline_s: Seconds without any worker after which a trial fails.
         count_workers: How many workers a setting has; None: one for each particle of its largest round.
         data: Object references of decoded data by their section of the config.
@@ -106,7 +106,7 @@ class Trials:
     seeds: Sequence[int]
     device: str
     at_sparsity: Sequence[float] = ()
-    hold: bool = False
+    pause: bool = False
     worker_deadline_s: float | None = None
     count_workers: Callable[[Setting], int] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class Trials:
         self._take_over_code(configs[0], needs_data=reference is None)
         team = Team(
             configs, self.device, data=None if reference is None else ray.get(reference),
-            at_sparsity=self.at_sparsity, hold=self.hold, num_workers=self.num_workers(setting),
+            at_sparsity=self.at_sparsity, pause=self.pause, num_workers=self.num_workers(setting),
             worker_deadline_s=self.worker_deadline_s, stopping=RemoteStopping(self.stop), spares=_spares,
             code_changed=self.code_changed)
         last: dict[str, Any] = {"milestone": 0, COMPLETE: False}

@@ -24,7 +24,7 @@ _LIBRARY_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
 @dataclass(frozen=True)
-class Found:
+class ModuleLocation:
     """A module that Python would import.
 
     Attributes:
@@ -81,7 +81,7 @@ class Found:
         return str(source).encode("utf-8", "surrogatepass")
 
 
-def find(name: str) -> Found | None:
+def find(name: str) -> ModuleLocation | None:
     """The module of a name; None where Python has none, or where it has no file, as a namespace package."""
     if name == "__main__":
         return _main()
@@ -94,7 +94,7 @@ def find(name: str) -> Found | None:
         return None
     is_package = spec.submodule_search_locations is not None
     package = name if is_package else name.rpartition(".")[0]
-    return Found(name, Path(os.path.abspath(spec.origin)), is_package, spec.loader, package)
+    return ModuleLocation(name, Path(os.path.abspath(spec.origin)), is_package, spec.loader, package)
 
 
 def _search(name: str) -> ModuleSpec | None:
@@ -147,35 +147,35 @@ def _loaded_spec(name: str) -> ModuleSpec | None:
     return spec if is_there else None
 
 
-def _main() -> Found | None:
+def _main() -> ModuleLocation | None:
     if SCRIPT is None:
         return None
     package = getattr(sys.modules["__main__"], "__package__", None) or ""
-    return Found("__main__", SCRIPT[0], False, None, package)
+    return ModuleLocation("__main__", SCRIPT[0], False, None, package)
 
 
-def is_standard(found: Found) -> bool:
+def is_standard(location: ModuleLocation) -> bool:
     """Whether a module belongs to Python itself."""
     folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     folders += [f"{folder}/lib-dynload" for folder in folders]
-    return str(found.folder) in {os.path.realpath(folder) for folder in folders}
+    return str(location.folder) in {os.path.realpath(folder) for folder in folders}
 
 
-def release_of(found: Found) -> str | None:
+def release_of(location: ModuleLocation) -> str | None:
     """``"name==version"`` of the installed distribution that a module belongs to; None if it is nobody's, or changes.
 
     A distribution that is installed in place (``pip install -e``), or from a folder of this machine, changes without
     its version: its modules are sources as any others. One of a version control system has its commit in the text.
     """
-    folder = str(found.folder)
+    folder = str(location.folder)
     if not os.path.isdir(folder):  # an archive
         return None
     stamp = os.stat(folder).st_mtime_ns
     if not _holds_distributions(folder, stamp):
         return None
-    candidates = _releases(found.name.partition(".")[0], folder, stamp)
+    candidates = _releases(location.name.partition(".")[0], folder, stamp)
     if len(candidates) > 1:  # a namespace that they share
-        relative = os.path.relpath(os.path.realpath(found.file.parent) + os.sep + found.file.name, folder)
+        relative = os.path.relpath(os.path.realpath(location.file.parent) + os.sep + location.file.name, folder)
         candidates = [one for one in candidates if f"\n{relative}," in _record(one)]
     return ",".join(sorted(map(_spelled, candidates))) or None
 

@@ -23,7 +23,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from swamp_ray.errors import UserError
-from swamp_ray.user_code.finding import Found
+from swamp_ray.user_code.finding import ModuleLocation
 from swamp_ray.user_code.project import Part, Project, explore
 from swamp_ray.user_code.source_text import Text, understand
 
@@ -41,7 +41,7 @@ class _State:
         self.ran: WeakKeyDictionary[ModuleType, _Ran] = WeakKeyDictionary()
         self.projects: dict[str, Project] = {}
         self.watched: dict[str, Part] = {}
-        self.held: list[Mapping[str, str]] = []
+        self.frozen: list[Mapping[str, str]] = []
         self.releases: dict[str, str] = {}
 
 
@@ -80,7 +80,7 @@ def take_up(names: Iterable[str]) -> Project:
         _check_releases(project)
         stale = [name for name, part in project.parts.items() if not _is_current(name, part)]
         if stale:
-            _refuse_while_held(stale, project)
+            _refuse_while_frozen(stale, project)
             _forget(project, stale)
         for name in names:
             _state.projects[name] = project if len(names) == 1 else explore([name], _as_taken)
@@ -111,34 +111,34 @@ def restored_on_failure() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(digests: Mapping[str, str]) -> Iterator[None]:
+def frozen(digests: Mapping[str, str]) -> Iterator[None]:
     """In this block no module of a project is imported in another version than this one.
 
     Args:
         digests: Of the modules, by name.
     """
-    _state.held.append(digests)
+    _state.frozen.append(digests)
     try:
         yield
     finally:
-        _state.held.remove(digests)
+        _state.frozen.remove(digests)
 
 
-def hold(digests: Mapping[str, str]) -> None:
-    """The same from now on, in a process that works for one run at a time: what it held before is let go."""
-    _state.held[:] = [digests]
+def freeze(digests: Mapping[str, str]) -> None:
+    """The same from now on, in a process that works for one run at a time: what it froze before may change again."""
+    _state.frozen[:] = [digests]
 
 
-def _as_taken(found: Found) -> Text:
-    part = _state.watched.get(found.name)
-    return found.read() if part is None else part.text
+def _as_taken(location: ModuleLocation) -> Text:
+    part = _state.watched.get(location.name)
+    return location.read() if part is None else part.text
 
 
-def _refuse_while_held(stale: Sequence[str], project: Project) -> None:
+def _refuse_while_frozen(stale: Sequence[str], project: Project) -> None:
     for name in stale:
-        if any(name in digests for digests in _state.held):
+        if any(name in digests for digests in _state.frozen):
             raise UserError(f"the module {name!r} has changed, and another run of this process is using it",
-                            where=str(project.parts[name].found.file), do="Wait until that run has ended.")
+                            where=str(project.parts[name].location.file), do="Wait until that run has ended.")
 
 
 def _check_releases(project: Project) -> None:
@@ -158,25 +158,25 @@ def _is_current(name: str, part: Part) -> bool:
     file = str(getattr(module, "__file__", None) or "")
     ran = _state.ran.get(module)
     if ran is None:
-        if not (_same_file(file, part.found) and _is_old(module, part.found)):
+        if not (_same_file(file, part.location) and _is_old(module, part.location)):
             return False
         _state.ran[module] = _Ran(part.text.digest, file)
         return True
-    return ran.digest == part.text.digest and not ran.mixed and _same_file(file, part.found)
+    return ran.digest == part.text.digest and not ran.mixed and _same_file(file, part.location)
 
 
-def _same_file(file: str, found: Found) -> bool:
-    return file == str(found.file) or os.path.realpath(file) == os.path.realpath(found.file)
+def _same_file(file: str, location: ModuleLocation) -> bool:
+    return file == str(location.file) or os.path.realpath(file) == os.path.realpath(location.file)
 
 
-def _is_old(module: ModuleType, found: Found) -> bool:
+def _is_old(module: ModuleType, location: ModuleLocation) -> bool:
     """Whether a module that the user imported himself has certainly been read from what its file holds now."""
     started = _started_s()
-    changed = _changed_ns(found.file)
+    changed = _changed_ns(location.file)
     if started is None or changed is None or changed / 1e9 > started - _MARGIN_S:
         return False
     cached = str(getattr(module, "__cached__", None) or "")
-    if not cached.endswith(tuple(BYTECODE_SUFFIXES)) or found.file.suffix != ".py":
+    if not cached.endswith(tuple(BYTECODE_SUFFIXES)) or location.file.suffix != ".py":
         return True
     with contextlib.suppress(OSError):
         # Bytecode that is older than its source was taken only because both fell into the same second.
@@ -208,12 +208,12 @@ def _started_s() -> float | None:
 def _forget(project: Project, stale: Sequence[str]) -> None:
     """Take the modules of a project out of ``sys.modules``."""
     for name in stale:
-        if project.parts[name].found.is_compiled:
+        if project.parts[name].location.is_compiled:
             raise UserError(f"the module {name!r} was built anew after this process had imported it, and machine code "
-                            "cannot be imported twice", where=str(project.parts[name].found.file), do=_AGAIN)
+                            "cannot be imported twice", where=str(project.parts[name].location.file), do=_AGAIN)
     if "__main__" in project.parts:
         raise UserError(f"the module {stale[0]!r} has changed since this script imported it, and the script holds what "
-                        "it was before", where=str(project.parts[stale[0]].found.file),
+                        "it was before", where=str(project.parts[stale[0]].location.file),
                         do=f"{_AGAIN} Or put the network into a module of its own.")
     for name in project.parts:
         module = sys.modules.pop(name, None)
@@ -258,7 +258,7 @@ class _Loader(SourceFileLoader):
         data = self.get_data(path)
         package = fullname if self.is_package(fullname) else fullname.rpartition(".")[0]
         self.digest = understand(data, ".py", package).digest
-        for digests in _state.held:
+        for digests in _state.frozen:
             if digests.get(fullname, self.digest) != self.digest:
                 raise UserError(f"the module {fullname!r} was changed while a run that uses it was going on",
                                 where=path, do="Start the run again; what was trained with the code before is kept.")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from swamp_ray.user_code.finding import OWN_PACKAGE, Found, find, is_standard, release_of
+from swamp_ray.user_code.finding import OWN_PACKAGE, ModuleLocation, find, is_standard, release_of
 from swamp_ray.user_code.source_text import Text, parents
 
 ELSEWHERE = frozenset({"torch", "numpy", "swamp-ray"})
@@ -20,11 +20,11 @@ class Part:
     """A module of the user's.
 
     Attributes:
-        found: Where it lies.
+        location: Where it lies.
         text: What it consists of.
     """
 
-    found: Found
+    location: ModuleLocation
     text: Text
 
 
@@ -49,7 +49,7 @@ class Project:
         return found
 
 
-def explore(names: Iterable[str], read: Callable[[Found], Text] = Found.read) -> Project:
+def explore(names: Iterable[str], read: Callable[[ModuleLocation], Text] = ModuleLocation.read) -> Project:
     """Follow the imports of modules to all that they lead to.
 
     Args:
@@ -61,14 +61,14 @@ def explore(names: Iterable[str], read: Callable[[Found], Text] = Found.read) ->
     """
     importlib.invalidate_caches()
     walk = _Walk(read)
-    waiting = list(dict.fromkeys(names))
-    while waiting:
-        waiting += walk.visit(waiting.pop())
+    to_visit = list(dict.fromkeys(names))
+    while to_visit:
+        to_visit += walk.visit(to_visit.pop())
     return Project(walk.parts, walk.packages)
 
 
 class _Walk:
-    def __init__(self, read: Callable[[Found], Text]) -> None:
+    def __init__(self, read: Callable[[ModuleLocation], Text]) -> None:
         self.parts: dict[str, Part] = {}
         self.packages: dict[str, str] = {}
         self._read = read
@@ -82,20 +82,20 @@ class _Walk:
         self._seen.add(name)
         if self._closed.intersection([*parents(name), name]):
             return []  # inside of a package that is known to be a library
-        found = find(name)
-        if found is None:
+        location = find(name)
+        if location is None:
             return []
-        if is_standard(found):
+        if is_standard(location):
             self._closed.add(name)
             return []
-        release = release_of(found)
+        release = release_of(location)
         if release is not None:
             self._closed.add(name)
             for one in release.split(","):
                 self._note(one)
             return []
-        text = self._read(found)
-        self.parts[name] = Part(found, text)
+        text = self._read(location)
+        self.parts[name] = Part(location, text)
         return [*parents(name), *text.imports, *self._starred(text)]
 
     def _note(self, release: str) -> None:
@@ -107,7 +107,9 @@ class _Walk:
         """Modules that ``from package import *`` may import: those that the package's ``__all__`` names."""
         names = []
         for package in text.stars:
-            found = find(package)
-            if found is not None and found.is_package and not self._closed.intersection([*parents(package), package]):
-                names += [f"{package}.{name}" for name in self._read(found).exports]
+            location = find(package)
+            if location is None or not location.is_package:
+                continue
+            if not self._closed.intersection([*parents(package), package]):
+                names += [f"{package}.{name}" for name in self._read(location).exports]
         return names

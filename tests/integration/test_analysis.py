@@ -26,7 +26,7 @@ from swamp_ray.launch import run
 from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
-from swamp_ray.storage.states import let_go_state
+from swamp_ray.storage.states import delete_state
 from tests.dying import dying_measure
 from tests.helpers import descendants, tiny, wait_for
 
@@ -80,7 +80,7 @@ def test_rows_have_the_bits_of_inline_and_pieces_of_a_worker_that_dies_are_done_
 def test_an_error_in_a_piece_is_the_error_of_inline(storage: Path) -> None:
     rundir = RunDir(storage, "tiny")
     [first, *_] = rundir.read_rounds()[1]["artifacts"]["particles"]
-    let_go_state(ArtifactStore(rundir.place), first["name"])
+    delete_state(ArtifactStore(rundir.place), first["name"])
     notes, errors = Notes(), []
     for executor in ("inline", "ray"):
         with pytest.raises(UserError) as caught:

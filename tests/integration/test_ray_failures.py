@@ -126,6 +126,7 @@ def lost_object() -> Any:
     raise AssertionError("the object outlives its owner")
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("cluster")
 def test_states_that_are_lost_while_they_wait_are_read_from_storage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,7 +147,7 @@ def test_states_that_are_lost_while_they_wait_are_read_from_storage(
 
         def job_finished(self, job: Job, found: bool) -> None:
             if job == Job("particle", 0, 2):
-                held = executors[0]._held
+                held = executors[0]._states
                 assert sorted(job.particle for job in held) == [1, 2]
                 held.update({job: [lost_object()] for job in held})
                 marker.touch()

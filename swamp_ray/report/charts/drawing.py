@@ -40,7 +40,7 @@ def names_as_they_are(figure: Figure) -> Iterator[None]:
 
 
 def svg_of(figure: Figure, name: str) -> str:
-    """A figure as SVG; the same figure gives the same text. Its layout is settled then, for a PNG of it too."""
+    """A figure as SVG; the same figure gives the same text. Its layout is computed then, for a PNG of it too."""
     buffer = io.StringIO()
     with themed(), names_as_they_are(figure), matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -92,13 +92,13 @@ def merged(bins: Bins, fewest: int = FEWEST) -> list[dict[str, Any]]:
         accuracy). None where there is no sample.
     """
     ends: list[int] = []
-    waiting = 0
+    gathered = 0
     for place, count in enumerate(bins.count):
-        waiting += count
-        if waiting >= fewest:
+        gathered += count
+        if gathered >= fewest:
             ends.append(place + 1)
-            waiting = 0
-    if waiting or not ends:
+            gathered = 0
+    if gathered or not ends:
         ends = [*ends[:-1], NUM_BINS]
     bounds = zip([0, *ends], ends, strict=False)
     return [_group(bins, start, end) for start, end in bounds if sum(bins.count[start:end])]

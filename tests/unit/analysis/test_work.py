@@ -22,7 +22,7 @@ from swamp_ray.launch import run
 from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
-from swamp_ray.storage.states import let_go_state
+from swamp_ray.storage.states import delete_state
 from tests.helpers import tiny
 
 
@@ -130,7 +130,7 @@ def test_a_network_that_is_not_stored_any_more_is_refused_unless_it_was_measured
     found, rundir = analysed(storage, "particles", rounds=[1]), RunDir(storage, "tiny")
     for record in rundir.read_rounds():
         for particle in record["artifacts"]["particles"]:
-            let_go_state(ArtifactStore(rundir.place), particle["name"])
+            delete_state(ArtifactStore(rundir.place), particle["name"])
     assert analysed(storage, "particles", rounds=[1]) == found
     with pytest.raises(UserError, match="states of round 0 of 'tiny' are no longer in the storage"):
         analysed(storage, "particles", rounds=[0])

@@ -30,7 +30,7 @@ from swamp_ray.method.events import (
     ReleaseState,
     RoundAveragedEvent,
     RoundPlan,
-    RoundReleasedEvent,
+    RoundResumedEvent,
     StateLostEvent,
     StopRun,
     SubmitJob,
@@ -57,8 +57,8 @@ class World:
     """Carries instructions out, knows what may happen next, and objects to what must not happen."""
 
     machine: Rounds
-    max_waiting: int
-    hold: bool = False
+    max_waiting_states: int
+    pause: bool = False
     best: bool = False
     policy: Policy = field(default_factory=Policy)
     decisions: list[Decision] = field(default_factory=list)
@@ -67,13 +67,13 @@ class World:
     running: list[Job] = field(default_factory=list)
     attempts: dict[Job, int] = field(default_factory=dict)
     done: set[Job] = field(default_factory=set)
-    held: set[Job] = field(default_factory=set)
+    in_memory: set[Job] = field(default_factory=set)
     round: int = -1
     added: list[int] = field(default_factory=list)
     averaging: bool = False
     averaged: list[int] = field(default_factory=list)
     recorded: list[int] = field(default_factory=list)
-    released: list[int] = field(default_factory=list)
+    resumed: list[int] = field(default_factory=list)
     failed: str | None = None
     log: list[Instruction] = field(default_factory=list)
 
@@ -98,15 +98,15 @@ class World:
                         self.attempts.pop(job, None)  # it is submitted anew
                     self.running.remove(job)
                 case ReleaseState(round=index, particle=n):
-                    assert particle(index, n) in self.held, "only held states can be dropped"
-                    self.held.remove(particle(index, n))
+                    assert particle(index, n) in self.in_memory, "only states in memory can be released"
+                    self.in_memory.remove(particle(index, n))
                 case CloseAverage(round=index, particles=particles):
                     assert index == self.machine.current
                     assert not self.averaging, "a round is closed once per averager"
                     assert list(particles) == self.added, "the average consists of what was added"
                     assert self.added == ([self._best(index)] if self.best else self._entering(index))
                     assert len(self._entering(index)) >= min(self.policy.min_count, self._num(index))
-                    assert not self.held, "a closed round holds no state"
+                    assert not self.in_memory, "a closed round holds no state"
                     self.averaging = True
                 case RecordRound(round=index):
                     assert evaluation(index) in self.done
@@ -115,7 +115,7 @@ class World:
                     self.recorded.append(index)
                 case StopRun(reason=reason):
                     self.failed = reason
-        assert len(self.held) <= self.max_waiting
+        assert len(self.in_memory) <= self.max_waiting_states
         assert self.machine.open_jobs == frozenset(self.running) or self.failed
         assert self.machine.finished == (self.failed is not None or len(self.recorded) == len(self.machine.plan))
 
@@ -129,14 +129,14 @@ class World:
             assert not self._lacks_trunk(do.job), "particles part from a trunk that has trained"
             assert do.job.round == 0 or do.job.round - 1 in self.averaged
             assert do.job.round == len(self.averaged)
-            assert not self.hold or do.job.round == 0 or do.job.round - 1 in self.released
+            assert not self.pause or do.job.round == 0 or do.job.round - 1 in self.resumed
             assert do.job.particle < self._num(do.job.round)
             if do.job.round != self.round:
                 self.round, self.added, self.averaging, self.deadline = do.job.round, [], False, False
         if do.job.kind == "evaluation":
             assert do.job.round in self.averaged
             last = do.job.round + 1 == len(self.machine.plan)
-            assert do.urgent == (last or (self.hold and do.job.round not in self.released)) or do.attempt > 0
+            assert do.urgent == (last or (self.pause and do.job.round not in self.resumed)) or do.attempt > 0
         self.running.append(do.job)
 
     def _add(self, add: AddState) -> None:
@@ -146,8 +146,8 @@ class World:
         assert add.particle not in self.added, "each once for each averager"
         if not self.best:
             assert [*self.added, add.particle] == self._entering(add.round)[:len(self.added) + 1], "in index order"
-        assert add.from_storage == (job not in self.held)
-        self.held.discard(job)
+        assert add.from_storage == (job not in self.in_memory)
+        self.in_memory.discard(job)
         self.added.append(add.particle)
 
     def _lacks_trunk(self, job: Job) -> bool:
@@ -190,12 +190,12 @@ class World:
             assert job in self.running
         self.decisions.append(decision)
 
-    def finish(self, job: Job, held: bool = True) -> None:
+    def finish(self, job: Job, in_memory: bool = True) -> None:
         self.running.remove(job)
         self.done.add(job)
-        if held and job.kind == "particle":
-            self.held.add(job)
-        self.obey_after(JobFinishedEvent(job, self.scores.get(job, 0.0), held and job.kind == "particle"))
+        if in_memory and job.kind == "particle":
+            self.in_memory.add(job)
+        self.obey_after(JobFinishedEvent(job, self.scores.get(job, 0.0), in_memory and job.kind == "particle"))
 
     def obey_after(self, event: Event) -> None:
         # The bound holds once the machine has answered.
@@ -220,9 +220,9 @@ class World:
         self.averaged.append(self.machine.current)
         self.obey_after(RoundAveragedEvent(self.machine.current))
 
-    def release(self, index: int) -> None:
-        self.released.append(index)
-        self.obey_after(RoundReleasedEvent(index))
+    def resume(self, index: int) -> None:
+        self.resumed.append(index)
+        self.obey_after(RoundResumedEvent(index))
 
     def lose_averager(self) -> None:
         self.added, self.averaging = [], False
@@ -236,7 +236,7 @@ class World:
             self.attempts.pop(job, None)
             self.obey_after(StateLostEvent(job, "its file is damaged"))
             return
-        self.held.discard(job)
+        self.in_memory.discard(job)
         self.attempts.pop(job, None)  # it is a new job, whose attempts are counted anew
         self.added, self.averaging, self.deadline = [], False, False
         self.obey_after(StateLostEvent(job, "its file is damaged"))
@@ -248,29 +248,29 @@ class World:
 
     def choices(self) -> list[tuple[str, Job | None]]:
         """Everything that may happen now in the ordinary course."""
-        held = [index for index in self.recorded if self.hold and index not in self.released]
+        paused = [index for index in self.recorded if self.pause and index not in self.resumed]
         return [*(("finish", job) for job in self.running), *([("close", None)] if self.averaging else []),
-                *(("release", evaluation(index)) for index in held if index + 1 < len(self.machine.plan))]
+                *(("resume", evaluation(index)) for index in paused if index + 1 < len(self.machine.plan))]
 
-    def act(self, choice: tuple[str, Job | None], held: bool = True) -> None:
+    def act(self, choice: tuple[str, Job | None], in_memory: bool = True) -> None:
         if choice[1] is None:
             self.close()
-        elif choice[0] == "release":
-            self.release(choice[1].round)
+        elif choice[0] == "resume":
+            self.resume(choice[1].round)
         else:
-            self.finish(choice[1], held)
+            self.finish(choice[1], in_memory)
 
 
 def world_of(
-    *num_particles: int, dense: bool = False, combine: str = "average", max_retries: int = 3, max_waiting: int = 8,
-    hold: bool = False, scores: dict[Job, float] | None = None, policy: Policy | None = None,
-    decisions: Sequence[Decision] = (), trunk: bool = False,
+    *num_particles: int, dense: bool = False, combine: str = "average", max_retries: int = 3,
+    max_waiting_states: int = 8, pause: bool = False, scores: dict[Job, float] | None = None,
+    policy: Policy | None = None, decisions: Sequence[Decision] = (), trunk: bool = False,
 ) -> World:
     policy = policy or Policy()
     machine = Rounds(plan_of(*num_particles, trunk=trunk), dense=dense, combine=combine, max_retries=max_retries,
-                     max_waiting=max_waiting, policy=policy, decisions=decisions,
-                     hold_after=range(len(num_particles)) if hold else ())
-    return World(machine, max_waiting, hold, combine == "best", policy, list(decisions),
+                     max_waiting_states=max_waiting_states, policy=policy, decisions=decisions,
+                     pause_after=range(len(num_particles)) if pause else ())
+    return World(machine, max_waiting_states, pause, combine == "best", policy, list(decisions),
                  scores=scores or {}).start()
 
 
@@ -282,12 +282,12 @@ def replay(path: list[int], **settings: bool | int | str) -> World:
 
 
 class TestEveryOrder:
-    @pytest.mark.parametrize("max_waiting", [0, 1, 8])
+    @pytest.mark.parametrize("max_waiting_states", [0, 1, 8])
     @pytest.mark.parametrize("combine", ["average", "best"])
-    @pytest.mark.parametrize("hold", [False, True])
-    def test_two_rounds_of_three_particles(self, max_waiting: int, combine: str, hold: bool) -> None:
+    @pytest.mark.parametrize("pause", [False, True])
+    def test_two_rounds_of_three_particles(self, max_waiting_states: int, combine: str, pause: bool) -> None:
         settings: dict[str, bool | int | str] = {
-            "max_waiting": max_waiting, "combine": combine, "hold": hold}
+            "max_waiting_states": max_waiting_states, "combine": combine, "pause": pause}
         complete = 0
         todo: list[list[int]] = [[]]
         while todo:
@@ -300,15 +300,15 @@ class TestEveryOrder:
             else:
                 assert world.choices(), "never stuck"
             todo += [[*path, index] for index in range(len(world.choices()))]
-        # 3! orders of each round; without a hold the first evaluation falls into any of 6 places of the
+        # 3! orders of each round; without a pause the first evaluation falls into any of 6 places of the
         # second round: before, between and after 3 particles, the average and the last evaluation.
-        assert complete == (36 if hold else 36 * 6)
+        assert complete == (36 if pause else 36 * 6)
 
     @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
     @pytest.mark.parametrize("moment", range(5))
-    @pytest.mark.parametrize("max_waiting", [0, 1, 8])
-    def test_averager_lost_at_any_moment(self, order: tuple[int, ...], moment: int, max_waiting: int) -> None:
-        world = world_of(3, 1, max_waiting=max_waiting)
+    @pytest.mark.parametrize("max_waiting_states", [0, 1, 8])
+    def test_averager_lost_at_any_moment(self, order: tuple[int, ...], moment: int, max_waiting_states: int) -> None:
+        world = world_of(3, 1, max_waiting_states=max_waiting_states)
         for step, n in enumerate(order):
             if step == moment:
                 world.lose_averager()
@@ -330,24 +330,24 @@ class TestEveryOrder:
 class TestRandomOrders:
     @given(
         seed=st.integers(0, 2**32), num_particles=st.lists(st.integers(1, 6), min_size=1, max_size=4),
-        dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting=st.integers(0, 3),
-        hold=st.booleans(), max_retries=st.integers(0, 3), trouble=st.floats(0, 0.5), trunk=st.booleans(),
+        dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting_states=st.integers(0, 3),
+        pause=st.booleans(), max_retries=st.integers(0, 3), trouble=st.floats(0, 0.5), trunk=st.booleans(),
     )
     def test_the_invariants_hold(
-        self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting: int,
-        hold: bool, max_retries: int, trouble: float, trunk: bool,
+        self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting_states: int,
+        pause: bool, max_retries: int, trouble: float, trunk: bool,
     ) -> None:
         draw = random.Random(seed)
         scores = {particle(r, n): float(draw.randrange(3)) for r, num in enumerate(num_particles) for n in range(num)}
         world = world_of(*num_particles, dense=dense, combine=combine, max_retries=max_retries, scores=scores,
-                         max_waiting=max_waiting, hold=hold, trunk=trunk)
+                         max_waiting_states=max_waiting_states, pause=pause, trunk=trunk)
         losses, states = {-1: 0}, {DENSE: 0}
         while not world.machine.finished:
             current = world.machine.current
             if draw.random() < trouble:
                 self._trouble(world, draw, losses, states)
             elif world.choices():
-                world.act(draw.choice(world.choices()), held=draw.random() < 0.8)
+                world.act(draw.choice(world.choices()), in_memory=draw.random() < 0.8)
             assert world.choices() or world.machine.finished, "never stuck"
             assert world.machine.current >= current
         assert all(count <= max_retries + 1 for count in [*world.attempts.values(), *losses.values(), *states.values()])
@@ -376,7 +376,7 @@ class TestRandomOrders:
                 world.ignores(AveragerLostEvent("nothing was in it"))
         elif kind == 2 and world.done:
             job = draw.choice(sorted(world.done, key=str))
-            world.ignores(draw.choice([JobFinishedEvent(job, 9.0, held=True), JobFailedEvent(job, "late")]))
+            world.ignores(draw.choice([JobFinishedEvent(job, 9.0, in_memory=True), JobFailedEvent(job, "late")]))
         elif kind == 3:
             job = draw.choice([*(trunk_of(plan.index) for plan in world.machine.plan),
                                *(Job("particle", r, n) for r in range(len(world.machine.plan)) for n in range(6))])
@@ -498,7 +498,7 @@ class TestPoliciesInEveryOrder:
         todo: list[list[int]] = [[]]
         while todo:
             path = todo.pop()
-            world = world_of(3, 1, combine=combine, policy=policy, scores=scores, max_waiting=1)
+            world = world_of(3, 1, combine=combine, policy=policy, scores=scores, max_waiting_states=1)
             for index in path:
                 self._choices(world, policy)[index]()
             if world.machine.finished:
@@ -526,19 +526,20 @@ class TestPoliciesInEveryOrder:
 class TestPoliciesAtRandom:
     @given(
         seed=st.integers(0, 2**32), num_particles=st.lists(st.integers(2, 6), min_size=1, max_size=3),
-        dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting=st.integers(0, 3),
+        dense=st.booleans(), combine=st.sampled_from(["average", "best"]), max_waiting_states=st.integers(0, 3),
         on_failure=st.sampled_from(["stop", "retry", "drop"]), max_reseeds=st.integers(1, 3),
         min_count=st.integers(1, 2), quorum=st.sampled_from([None, 2, 3]), trouble=st.floats(0, 0.4),
     )
     def test_the_invariants_hold_and_what_was_decided_is_decided_again(
-        self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting: int,
+        self, seed: int, num_particles: list[int], dense: bool, combine: str, max_waiting_states: int,
         on_failure: Literal["stop", "retry", "drop"], max_reseeds: int, min_count: int, quorum: int | None,
         trouble: float,
     ) -> None:
         draw = random.Random(seed)
         scores = {particle(r, n): float(draw.randrange(3)) for r, num in enumerate(num_particles) for n in range(num)}
         policy = Policy(on_failure, max_reseeds, min_count, quorum)
-        settings: dict[str, Any] = {"dense": dense, "combine": combine, "max_waiting": max_waiting, "scores": scores}
+        settings: dict[str, Any] = {"dense": dense, "combine": combine, "max_waiting_states": max_waiting_states,
+                                    "scores": scores}
         world = world_of(*num_particles, policy=policy, **settings)
         while not world.machine.finished:
             self._step(world, draw, trouble)
@@ -560,7 +561,7 @@ class TestPoliciesAtRandom:
     def _step(self, world: World, draw: random.Random, trouble: float) -> None:
         current = world.machine.current
         if draw.random() >= trouble:
-            world.act(draw.choice(world.choices()), held=draw.random() < 0.8)
+            world.act(draw.choice(world.choices()), in_memory=draw.random() < 0.8)
             return
         trainings = [job for job in world.running if job.kind != "evaluation"]
         kind = draw.randrange(5)
@@ -578,7 +579,7 @@ class TestPoliciesAtRandom:
             late = draw.choice(world.decisions)
             if late.drops:
                 world.ignores(draw.choice([
-                    JobFinishedEvent(late.job, 9.0, held=True), JobFailedEvent(late.job, "late"),
+                    JobFinishedEvent(late.job, 9.0, in_memory=True), JobFailedEvent(late.job, "late"),
                     JobFailedEvent(late.job, "late", "diverged"), StateLostEvent(late.job, "late")]))
             world.ignores(DeadlinePassedEvent(current + 1))
 
@@ -660,9 +661,9 @@ class TestQuorum:
         world.finish(particle(0, 0))
         world.finish(particle(0, 2))
         world.pass_deadline()
-        world.ignores(JobFinishedEvent(particle(0, 1), 1.0, held=True))
+        world.ignores(JobFinishedEvent(particle(0, 1), 1.0, in_memory=True))
         world.close()
-        world.ignores(JobFinishedEvent(particle(0, 1), 1.0, held=True))
+        world.ignores(JobFinishedEvent(particle(0, 1), 1.0, in_memory=True))
 
     def test_without_a_quorum_nothing_is_dropped(self) -> None:
         world = world_of(3)
@@ -688,7 +689,7 @@ class TestDamagedStates:
     def test_the_particle_is_done_again_and_the_average_begins_anew(self) -> None:
         world = world_of(3)
         for n in range(3):
-            world.finish(particle(0, n), held=False)
+            world.finish(particle(0, n), in_memory=False)
         world.lose_state(particle(0, 1))
         assert world.log[-1].__class__ is SubmitJob
         assert world.machine.open_jobs == {particle(0, 1)}
@@ -732,8 +733,8 @@ class TestOrderOfWork:
         world.close()
         assert world.log[-1] == SubmitJob(evaluation(0), 0, urgent=True)
 
-    def test_a_round_that_is_held_waits_for_its_release(self) -> None:
-        world = world_of(1, 1, hold=True)
+    def test_a_paused_round_waits_until_it_is_resumed(self) -> None:
+        world = world_of(1, 1, pause=True)
         world.finish(particle(0, 0))
         world.close()
         assert world.log[-1] == SubmitJob(evaluation(0), 0, urgent=True)
@@ -741,13 +742,13 @@ class TestOrderOfWork:
         assert world.log[-1] == RecordRound(0)
         assert not world.running
         assert not world.machine.finished
-        world.release(0)
+        world.resume(0)
         assert world.log[-1] == SubmitJob(particle(1, 0))
-        world.ignores(RoundReleasedEvent(0))
+        world.ignores(RoundResumedEvent(0))
 
-    def test_a_release_in_advance_lets_the_rounds_follow_each_other(self) -> None:
-        world = world_of(1, 1, hold=True)
-        world.release(0)
+    def test_resuming_in_advance_lets_the_rounds_follow_each_other(self) -> None:
+        world = world_of(1, 1, pause=True)
+        world.resume(0)
         world.finish(particle(0, 0))
         world.close()
         assert world.log[-2:] == [SubmitJob(particle(1, 0)), SubmitJob(evaluation(0))]
@@ -764,7 +765,7 @@ class TestOrderOfWork:
         assert world.recorded == [0, 1, 2]
 
     def test_states_furthest_from_their_turn_are_dropped(self) -> None:
-        world = world_of(5, max_waiting=2)
+        world = world_of(5, max_waiting_states=2)
         for n in (4, 2, 3):
             world.finish(particle(0, n))
         assert world.log[-1] == ReleaseState(0, 4)
@@ -777,7 +778,7 @@ class TestOrderOfWork:
 
     def test_what_was_not_held_comes_from_storage(self) -> None:
         world = world_of(1)
-        world.finish(particle(0, 0), held=False)
+        world.finish(particle(0, 0), in_memory=False)
         assert world.log[-2] == AddState(0, 0, from_storage=True)
 
 
@@ -792,7 +793,7 @@ class TestBest:
         machine.start()
         found: list[Instruction] = []
         for n in order:
-            found += machine.handle(JobFinishedEvent(particle(0, n), scores[n], held=True))
+            found += machine.handle(JobFinishedEvent(particle(0, n), scores[n], in_memory=True))
         assert [item for item in found if isinstance(item, AddState)] == [AddState(0, winner)]
         assert found[-1] == CloseAverage(0, (winner,))
         released = sorted(item.particle for item in found if isinstance(item, ReleaseState))

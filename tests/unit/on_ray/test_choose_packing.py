@@ -12,7 +12,7 @@ import torch
 
 from swamp_ray.commands.check import packing_lines
 from swamp_ray.launch import run
-from swamp_ray.on_ray.choose_packing import FOLDER, choose, describe, measure_here, recorded_choice, settled
+from swamp_ray.on_ray.choose_packing import FOLDER, choose, describe, measure_here, recorded_choice, with_chosen_packing
 from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.local_place import LocalPlace
@@ -66,30 +66,30 @@ class Bench:
         return [self.known[packing] for packing in packings]
 
 
-def settle(prepared: Prepared, storage: Path, bench: Bench, recorded: str | None = None, workers: int = 1) -> str:
-    return settled(prepared, LocalPlace(storage), recorded, lambda: workers, bench).arithmetic.packing
+def packing_of(prepared: Prepared, storage: Path, bench: Bench, recorded: str | None = None, workers: int = 1) -> str:
+    return with_chosen_packing(prepared, LocalPlace(storage), recorded, lambda: workers, bench).arithmetic.packing
 
 
 def test_it_is_made_once_in_a_storage_root_and_followed_by_others(tmp_path: Path) -> None:
     bench = Bench(single_1=1.0, stacked_2=0.6, stacked_3=0.5, stacked_4=0.3)
-    assert settle(prepare(tiny(tmp_path, **AUTO)), tmp_path, bench) == "stacked:3"
+    assert packing_of(prepare(tiny(tmp_path, **AUTO)), tmp_path, bench) == "stacked:3"
     assert bench.asked == [["single:1", "stacked:2", "stacked:3"]]
     again = prepare(tiny(tmp_path, seed=5, name="other", pruning__target=0.5, **AUTO))
-    assert settle(again, tmp_path, bench, workers=3) == "stacked:3", "even with other workers"
+    assert packing_of(again, tmp_path, bench, workers=3) == "stacked:3", "even with other workers"
     assert recorded_choice(again, LocalPlace(tmp_path)) == "stacked:3"
     assert packing_lines(again, LocalPlace(tmp_path)) == [
         "packing: a worker trains 3 particles at a time, as one stacked computation"]
     assert len(bench.asked) == 1
     more = prepare(tiny(tmp_path, particles__count=4, **AUTO))
-    assert settle(more, tmp_path, bench) == "stacked:4"
+    assert packing_of(more, tmp_path, bench) == "stacked:4"
     assert bench.asked[1:] == [["stacked:4"]], "the others are known"
-    assert settle(prepare(tiny(tmp_path, model__name="lenet_300_100", **AUTO)), tmp_path, bench) == "stacked:3"
+    assert packing_of(prepare(tiny(tmp_path, model__name="lenet_300_100", **AUTO)), tmp_path, bench) == "stacked:3"
     assert len(bench.asked) == 3, "another network is measured for itself"
 
 
 def test_a_run_that_goes_on_is_packed_as_before(tmp_path: Path) -> None:
     bench = Bench(single_1=1.0, stacked_2=0.9, stacked_3=0.9)
-    assert settle(prepare(tiny(tmp_path, **AUTO)), tmp_path, bench, recorded="stacked:2") == "stacked:2"
+    assert packing_of(prepare(tiny(tmp_path, **AUTO)), tmp_path, bench, recorded="stacked:2") == "stacked:2"
     assert bench.asked == []
     assert not (tmp_path / FOLDER).exists()
 
@@ -98,7 +98,7 @@ def test_what_the_config_decides_is_not_measured(tmp_path: Path) -> None:
     bench = Bench()
     for value, expected in ((1, "single:1"), (2, "stacked:2")):
         prepared = prepare(tiny(tmp_path, execution__particles_per_worker=value))
-        assert settle(prepared, tmp_path, bench) == expected
+        assert packing_of(prepared, tmp_path, bench) == expected
     assert bench.asked == []
 
 
@@ -107,16 +107,16 @@ def test_what_the_config_decides_is_not_measured(tmp_path: Path) -> None:
 def test_a_damaged_record_is_measured_anew(tmp_path: Path, damage: bytes) -> None:
     bench = Bench(single_1=1.0, stacked_2=0.6, stacked_3=0.5)
     prepared = prepare(tiny(tmp_path, **AUTO))
-    settle(prepared, tmp_path, bench)
+    packing_of(prepared, tmp_path, bench)
     [record] = (tmp_path / FOLDER).glob("*/*.json")
     record.write_bytes(damage)
     assert "cannot be read" in packing_lines(prepared, LocalPlace(tmp_path))[0]
     said: list[str] = []
-    again = settled(prepared, LocalPlace(tmp_path), None, lambda: 1, bench, said.append)
+    again = with_chosen_packing(prepared, LocalPlace(tmp_path), None, lambda: 1, bench, said.append)
     assert again.arithmetic.packing == "stacked:3"
     assert f"cannot be read in {record}" in said[0]
     assert len(bench.asked) == 2
-    assert settle(prepared, tmp_path, bench) == "stacked:3"
+    assert packing_of(prepared, tmp_path, bench) == "stacked:3"
     assert len(bench.asked) == 2, "the damaged record was replaced"
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_measured_is_not_packed_and_not_recorded(tmp_path: Path) 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     prepared = prepare(tiny(tmp_path, **AUTO))
-    chosen = settled(prepared, LocalPlace(tmp_path), None, lambda: 1, fails, said.append)
+    chosen = with_chosen_packing(prepared, LocalPlace(tmp_path), None, lambda: 1, fails, said.append)
     assert chosen.arithmetic.packing == "single:1"
     assert said[1] == "nothing could be measured (CUDA out of memory): particles train one by one"
     assert not (tmp_path / FOLDER).exists()

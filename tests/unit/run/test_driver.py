@@ -31,7 +31,7 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.seeding import derive_seed
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.holders import this_process
-from swamp_ray.storage.leases import Held, artifact_lease
+from swamp_ray.storage.leases import HeldLease, artifact_lease
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.training.models import build_model
 from swamp_ray.training.trainer import initial_model
@@ -503,7 +503,7 @@ def test_a_run_that_was_taken_over_while_it_was_silent_ends_and_leaves_the_recor
         def job_finished(self, job: Job, found: bool) -> None:
             if job == Job("dense"):
                 [beating] = [thread for thread in set(threading.enumerate()) - earlier if "lease" in thread.name]
-                while isinstance(rundir.leases().acquire(rundir.lease_key, successor, content_of(rundir)), Held):
+                while isinstance(rundir.leases().acquire(rundir.lease_key, successor, content_of(rundir)), HeldLease):
                     pass  # it has just given a sign of life
                 beating.join(60)
                 before.append(rundir.run_json_path.read_bytes())

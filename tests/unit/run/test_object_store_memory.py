@@ -39,7 +39,7 @@ def test_values_that_travel_count_as_well(tmp_path: Path) -> None:
 ])
 def test_no_more_states_wait_than_fit(store: float, workers: int, asked: int, room: int) -> None:
     needs = RoundBytes(fixed=100 * MB, state=100 * MB)
-    assert needs.waiting_room(store, workers, asked) == room
+    assert needs.room_for_states(store, workers, asked) == room
     assert room == 0 or needs.needed(workers, room) <= 0.8 * store
     assert needs.needed(workers, room + 1) > 0.8 * store or room == asked
 

@@ -142,7 +142,7 @@ def test_files_that_cannot_be_written_end_no_run(tmp_path: Path) -> None:
         (tmp_path / "tensorboard/round-00").write_text("in the way")
         for line in given:
             log.log(**line)
-            log.settle()
+            log.flush_if_due()
     assert len(read_jsonl(tmp_path / "metrics.jsonl")) == len(given)
 
 

@@ -144,7 +144,7 @@ class Removes(Reporter):
 
     def job_finished(self, job: Job, found: bool) -> None:
         if job == Job("particle", 0, 2) and not self.warnings:
-            ArtifactStore(self.storage).let_go(self.items[Job("particle", 0, 0)].named.name, STATE)
+            ArtifactStore(self.storage).delete_payload(self.items[Job("particle", 0, 0)].named.name, STATE)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -166,11 +166,11 @@ def test_a_damaged_record_of_another_run_keeps_every_state(tmp_path: Path) -> No
 
 def test_letting_go_keeps_the_manifest_and_putting_brings_the_payload_back(tmp_path: Path) -> None:
     store, name = ArtifactStore(tmp_path), "a" * 64
-    store.let_go(name, STATE)
+    store.delete_payload(name, STATE)
     manifest = store.put(name, {STATE: b"state", "other": b"kept"}, {"accuracy": 0.5})
-    store.let_go(name, STATE)
-    store.let_go(name, STATE)
-    store.let_go(name, "no such file")
+    store.delete_payload(name, STATE)
+    store.delete_payload(name, STATE)
+    store.delete_payload(name, "no such file")
     assert store.find(name) == manifest
     assert store.lacks(name, STATE)
     assert not store.lacks(name, "other")

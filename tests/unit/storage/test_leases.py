@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from swamp_ray.errors import RunError
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.holders import Holder, this_process
-from swamp_ray.storage.leases import Held, Lease, Leases, Watch, artifact_lease, claim
+from swamp_ray.storage.leases import HeldLease, Lease, Leases, Watch, artifact_lease, claim
 from swamp_ray.storage.local_place import LocalPlace
 
 NAME = "ab" * 32
@@ -69,13 +69,13 @@ def leases(place: Stubborn) -> Leases:
     return Leases(place, NEVER_S)
 
 
-def taken(found: Lease | Held) -> Lease:
+def taken(found: Lease | HeldLease) -> Lease:
     assert isinstance(found, Lease), found
     return found
 
 
-def refused(found: Lease | Held) -> Held:
-    assert isinstance(found, Held)
+def refused(found: Lease | HeldLease) -> HeldLease:
+    assert isinstance(found, HeldLease)
     return found
 
 
@@ -126,7 +126,7 @@ def test_each_beat_is_seen_and_a_beating_lease_never_goes_stale(leases: Leases) 
 def test_a_silent_lease_goes_stale_by_the_watchers_clock_alone() -> None:
     clock = Clock()
     watch = Watch(30.0, clock)
-    held = Held(b"as it was", AWAY)
+    held = HeldLease(b"as it was", AWAY)
     assert not watch.stale(KEY, held)
     clock.now += 29.9
     assert not watch.stale(KEY, held)
@@ -139,7 +139,7 @@ def test_a_silent_lease_goes_stale_by_the_watchers_clock_alone() -> None:
 def test_a_holder_that_beats_slowly_is_given_its_own_time() -> None:
     clock = Clock()
     watch = Watch(1.0, clock)
-    held = Held(b"slow", AWAY, expiry_s=100.0)
+    held = HeldLease(b"slow", AWAY, expiry_s=100.0)
     assert not watch.stale(KEY, held)
     clock.now += 99.0
     assert not watch.stale(KEY, held)
@@ -150,9 +150,9 @@ def test_a_holder_that_beats_slowly_is_given_its_own_time() -> None:
 def test_a_watcher_that_slept_takes_nothing_over_from_a_holder_that_moved() -> None:
     clock = Clock()
     watch = Watch(30.0, clock)
-    assert not watch.stale(KEY, Held(b"1", AWAY))
+    assert not watch.stale(KEY, HeldLease(b"1", AWAY))
     clock.now += 1000.0
-    assert not watch.stale(KEY, Held(b"2", AWAY))
+    assert not watch.stale(KEY, HeldLease(b"2", AWAY))
 
 
 def test_a_dead_process_on_this_machine_loses_its_lease_at_once(leases: Leases) -> None:
@@ -293,7 +293,7 @@ class Claim:
         self.clock, self.said = Clock(), list[str]()
         self._leases = leases
 
-    def __call__(self, holder: Holder = HERE) -> Lease | Held:
+    def __call__(self, holder: Holder = HERE) -> Lease | HeldLease:
         return claim(self._leases, "runs/tiny/lease", holder, self.said.append, self.clock, self.clock.sleep)
 
 

@@ -11,7 +11,7 @@ from swamp_ray.cli import main
 from swamp_ray.launch import run
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.holders import this_process
-from swamp_ray.storage.leases import Held, Lease, Leases, artifact_lease
+from swamp_ray.storage.leases import HeldLease, Lease, Leases, artifact_lease
 from swamp_ray.storage.places import open_place
 from tests.helpers import ticket_digests, tiny
 
@@ -42,7 +42,7 @@ def test_of_racers_for_a_stale_lease_in_a_bucket_one_wins(remote: str) -> None:
     leases = Leases(open_place(remote), NEVER_S)
     silent = leases.acquire(KEY, AWAY)
     assert isinstance(silent, Lease)
-    assert isinstance(leases.acquire(KEY, HERE), Held)
+    assert isinstance(leases.acquire(KEY, HERE), HeldLease)
     [winner] = race(leases, stale=silent.content)
     silent.beat()
     assert silent.lost

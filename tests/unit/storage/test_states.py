@@ -10,8 +10,8 @@ from swamp_ray.sparsity import compact as packing
 from swamp_ray.sparsity.compact import CompactState, chunks, spans, to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.states import (
+    delete_state,
     lacks_state,
-    let_go_state,
     put_state,
     read_state,
     state_digest,
@@ -128,7 +128,7 @@ def test_what_was_let_go_is_lacking_and_can_be_put_again(tmp_path: Path) -> None
     store, whole = ArtifactStore(tmp_path), state()
     manifest = put_state(store, NAME, whole, {}, {"fact": 1})
     assert not lacks_state(store, NAME)
-    let_go_state(store, NAME)
+    delete_state(store, NAME)
     assert lacks_state(store, NAME)
     with pytest.raises(MissingPayloadError):
         read_state(store, manifest)

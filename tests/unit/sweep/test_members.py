@@ -33,9 +33,9 @@ def members(storage: Path, seeds: Sequence[int] = (0, 1), **values: Any) -> list
     return [tiny(storage, name=f"seed{seed}", seed=seed, **{**SMALL, **values}) for seed in seeds]
 
 
-def team(storage: Path, *, seeds: Sequence[int] = (0, 1), at_sparsity: Sequence[float] = (), hold: bool = False,
+def team(storage: Path, *, seeds: Sequence[int] = (0, 1), at_sparsity: Sequence[float] = (), pause: bool = False,
          stopping: Stopping | None = None, **values: Any) -> Team:
-    return Team(members(storage, seeds, **values), "cpu", at_sparsity=at_sparsity, hold=hold, stopping=stopping)
+    return Team(members(storage, seeds, **values), "cpu", at_sparsity=at_sparsity, pause=pause, stopping=stopping)
 
 
 def to_the_end(storage: Path, **values: Any) -> list[Milestone]:
@@ -139,7 +139,7 @@ def test_a_sparsity_beyond_the_target_has_no_milestone() -> None:
 
 def test_two_milestones_in_one_round_are_both_reached(tmp_path: Path) -> None:
     """Between 0 and 0.5 there is no round: settings with smaller steps have one there, and all count alike."""
-    found = to_the_end(tmp_path, at_sparsity=[0.2, 0.4], hold=True, pruning__target=0.5)
+    found = to_the_end(tmp_path, at_sparsity=[0.2, 0.4], pause=True, pruning__target=0.5)
     assert [(one.number, one.round) for one in found] == [(1, 1), (2, 1)]
     assert statuses(tmp_path) == ["complete", "complete"]
 
@@ -149,7 +149,7 @@ def test_two_milestones_in_one_round_are_both_reached(tmp_path: Path) -> None:
 
 def test_nothing_is_trained_beyond_a_milestone_that_is_held(tmp_path: Path) -> None:
     counts = []
-    for _ in team(tmp_path, hold=True).milestones():
+    for _ in team(tmp_path, pause=True).milestones():
         counts.append(num_trained(tmp_path))
     dense, particles = 2, 2 * 2
     assert counts == [dense + particles, dense + 2 * particles, dense + 3 * particles]
@@ -157,14 +157,14 @@ def test_nothing_is_trained_beyond_a_milestone_that_is_held(tmp_path: Path) -> N
 
 def test_between_held_milestones_nobody_waits(tmp_path: Path) -> None:
     counts = []
-    for _ in team(tmp_path, hold=True, at_sparsity=[0.5]).milestones():
+    for _ in team(tmp_path, pause=True, at_sparsity=[0.5]).milestones():
         counts.append(num_trained(tmp_path))
     assert counts == [2 + 2 * 4]
     assert num_trained(tmp_path) == 2 + 3 * 4
 
 
 def test_holding_changes_no_result(tmp_path: Path) -> None:
-    to_the_end(tmp_path / "held", hold=True)
+    to_the_end(tmp_path / "held", pause=True)
     to_the_end(tmp_path / "free")
     for name in ("seed0", "seed1"):
         assert ticket_digests(tmp_path / "held", name) == ticket_digests(tmp_path / "free", name)
@@ -174,7 +174,7 @@ def test_holding_changes_no_result(tmp_path: Path) -> None:
 
 
 def test_a_team_that_is_stopped_at_a_milestone_leaves_everything_in_order(tmp_path: Path) -> None:
-    milestones = team(tmp_path, hold=True).milestones()
+    milestones = team(tmp_path, pause=True).milestones()
     next(milestones)
     assert next(milestones).round == 1
     milestones.close()
@@ -274,7 +274,7 @@ def failure(failing: Team) -> tuple[str, list[int]]:
 
 
 def test_a_member_that_diverges_ends_the_team_with_advice_and_what_is_finished_is_kept(tmp_path: Path) -> None:
-    text, found = failure(team(tmp_path, hold=True, **diverging(1, 1)))
+    text, found = failure(team(tmp_path, pause=True, **diverging(1, 1)))
     assert text.startswith("round 1, particle 1 diverged: the loss was nan at step 0 (epoch 0, learning rate ")
     assert "set particles.on_failure to retry (another seed) or drop (go on without it)" in text
     assert f"delete {tmp_path}/artifacts/" in text
@@ -290,15 +290,15 @@ def test_a_member_that_diverges_ends_the_team_with_advice_and_what_is_finished_i
     assert trained(tmp_path)[0] <= 1 + 2 * 2, "the other member goes on with what it has"
 
 
-@pytest.mark.parametrize(("round_index", "particle", "milestones", "hold"), [
+@pytest.mark.parametrize(("round_index", "particle", "milestones", "pause"), [
     (0, 0, [], False), (0, 1, [], True), (1, 0, [0], True)])
 def test_a_divergence_that_is_known_already_ends_the_team_again(
-    tmp_path: Path, round_index: int, particle: int, milestones: list[int], hold: bool,
+    tmp_path: Path, round_index: int, particle: int, milestones: list[int], pause: bool,
 ) -> None:
     """A second attempt finds everything up to there in the storage, and must not take the setting for complete."""
     values = diverging(round_index, particle)
     for _ in range(2):
-        text, found = failure(team(tmp_path, hold=hold, **values))
+        text, found = failure(team(tmp_path, pause=pause, **values))
         assert text.startswith(f"round {round_index}, particle {particle} diverged")
         assert found == milestones
         assert statuses(tmp_path) == ["failed", "failed"]
@@ -353,7 +353,7 @@ def test_data_that_are_there_are_not_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("policy", "kept"), [("all", [2, 2, 2]), ("last", [0, 0, 2]), ("none", [0, 0, 0])])
 def test_states_of_particles_are_kept_as_the_policy_says(tmp_path: Path, policy: str, kept: list[int]) -> None:
-    to_the_end(tmp_path, hold=True, keep__particles=policy)
+    to_the_end(tmp_path, pause=True, keep__particles=policy)
     store = ArtifactStore(tmp_path)
     for seed in (0, 1):
         rounds = RunDir(tmp_path, f"seed{seed}").read_rounds()
@@ -365,9 +365,9 @@ def test_states_of_particles_are_kept_as_the_policy_says(tmp_path: Path, policy:
 
 
 def test_a_team_that_lets_go_of_states_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
-    milestones = team(tmp_path, hold=True, keep__particles="none").milestones()
+    milestones = team(tmp_path, pause=True, keep__particles="none").milestones()
     next(milestones)
     milestones.close()
-    to_the_end(tmp_path, hold=True, keep__particles="none")
+    to_the_end(tmp_path, pause=True, keep__particles="none")
     assert trained(tmp_path) == [7, 7]
     assert not math.isnan(RunDir(tmp_path, "seed1").read_rounds()[-1]["spread"])

@@ -237,7 +237,7 @@ def test_a_trial_reports_its_milestones_and_then_that_it_is_over(tmp_path: Path)
 
 
 def test_a_trial_that_is_stopped_gives_its_runs_back(tmp_path: Path) -> None:
-    going = trials(tmp_path, hold=True).reports(SETTING)
+    going = trials(tmp_path, pause=True).reports(SETTING)
     next(going)
     going.close()
     for seed in (0, 1):
@@ -314,7 +314,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_what_is_not_all_there_any_more_is_made_whole_and_reported(stored: Path, damage: str, seed: int) -> None:
     first = again(stored)
     DAMAGES[damage](stored / f"runs/s-target0.75-seed{seed}")

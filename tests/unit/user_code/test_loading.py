@@ -16,7 +16,7 @@ from swamp_ray.errors import UserError
 from swamp_ray.run.shared_code import NO_CODE, Code, adopt_path, own_path, take_up
 from swamp_ray.storage.code_digest import digest_sources
 from swamp_ray.user_code.importing import import_module, load_object
-from swamp_ray.user_code.loading import held, hold
+from swamp_ray.user_code.loading import freeze, frozen
 from tests.unit.user_code.conftest import Write
 
 PATH = "uc_net:value"
@@ -141,10 +141,10 @@ def test_in_the_course_of_a_run_no_other_version_is_imported(write: Write) -> No
     write({"uc_net.py": "def value():\n    import uc_late\n    return uc_late.x\n", "uc_late.py": "x = 1\n"})
     code = take_up({"model.name": PATH})
     write({"uc_late.py": "x = 2\n"})
-    with held(code.digests), pytest.raises(UserError, match="'uc_late' was changed while a run"):
+    with frozen(code.digests), pytest.raises(UserError, match="'uc_late' was changed while a run"):
         load_object(PATH, "model.name")()
     write({"uc_net.py": "value = 3\n"})
-    with held(code.digests), pytest.raises(UserError, match="another run of this process"):
+    with frozen(code.digests), pytest.raises(UserError, match="another run of this process"):
         take_up({"model.name": PATH})
     assert take_up({"model.name": PATH}).digests != code.digests
 
@@ -174,7 +174,7 @@ def test_a_worker_refuses_other_code(write: Write, change: dict[str, str], words
         with pytest.raises(UserError, match=words):
             code.take_over()
     finally:
-        hold({})
+        freeze({})
 
 
 def test_a_worker_on_another_machine_names_both_places() -> None:
@@ -204,7 +204,7 @@ def test_without_user_code_there_is_nothing_to_compare() -> None:
     NO_CODE.check_unchanged()
     assert take_up({}).modules == {}
     NO_CODE.take_over()
-    hold({})
+    freeze({})
 
 
 def test_a_function_from_before_an_edit_is_not_taken_for_the_new_one(write: Write) -> None:

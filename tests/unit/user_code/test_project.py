@@ -174,4 +174,4 @@ def test_the_working_folder_need_not_be_on_the_path(write: Write, monkeypatch: p
     root = write({"uc_here.py": ""}, on_path=False)
     monkeypatch.chdir(root)
     assert parts("uc_here") == {"uc_here"}
-    assert os.fspath(explore(["uc_here"]).parts["uc_here"].found.file) == str(root / "uc_here.py")
+    assert os.fspath(explore(["uc_here"]).parts["uc_here"].location.file) == str(root / "uc_here.py")
