@@ -22,8 +22,9 @@ from swamp_ray.process_state import computing
 from swamp_ray.run.capacity import check_address, check_device, unused_settings
 from swamp_ray.run.disk_space import estimate
 from swamp_ray.run.driver import Driver, ExecutorFactory
-from swamp_ray.run.journal import CodeChanged, Journal
+from swamp_ray.run.journal import Journal
 from swamp_ray.run.messages import Executor, RoundRecord
+from swamp_ray.run.name_check import CodeChanged, check_name
 from swamp_ray.run.older_runs import knowing_older_runs
 from swamp_ray.run.placement import check_labels
 from swamp_ray.run.prepare import Prepared, device_kind, prepare
@@ -101,7 +102,7 @@ def _run(
         _check_room(prepared, rundir.place)
     store.check_writable()
     journal = Journal(rundir, store)
-    journal.check(prepared, code_changed)
+    check_name(rundir, prepared, code_changed)
     try:
         journal.open(prepared, reporter.warning)
         driver = Driver(prepared, store, journal, reporter, executor, stopping)

@@ -21,7 +21,7 @@ from swamp_ray.process_state import computing
 from swamp_ray.run.capacity import pool_size, this_machine
 from swamp_ray.run.costs import planned_costs
 from swamp_ray.run.disk_space import estimate, free_bytes
-from swamp_ray.run.journal import Journal
+from swamp_ray.run.name_check import check_name
 from swamp_ray.run.object_store_memory import round_bytes
 from swamp_ray.run.older_runs import knowing_older_runs
 from swamp_ray.run.prepare import Prepared, device_kind, prepare
@@ -29,7 +29,6 @@ from swamp_ray.run.starting_weights import skips_own, take_whole_start_
 from swamp_ray.run.state import State, state_of
 from swamp_ray.sparsity.masks import clean_name
 from swamp_ray.sparsity.selection import layer_budgets
-from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.place import Place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
@@ -330,7 +329,7 @@ def name_lines(prepared: Prepared, rundir: RunDir) -> list[str]:
     if prepared.open_packings:  # how particles are packed is measured as the run starts
         return []
     try:
-        Journal(rundir, ArtifactStore(rundir.place)).check(knowing_older_runs(prepared, rundir.place))
+        check_name(rundir, knowing_older_runs(prepared, rundir.place))
     except SwampError as error:
         return [f"[yellow]warning: swamp run would refuse this: {escape(str(error))}[/yellow]"]
     return []

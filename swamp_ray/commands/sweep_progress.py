@@ -17,7 +17,7 @@ from swamp_ray.commands.sweep_status import SweepView
 from swamp_ray.config.sweep_settings import Setting, Sweep, describe
 from swamp_ray.errors import Interrupted, RunError, SwampError
 from swamp_ray.report.charts.sweeps import write_figures
-from swamp_ray.run.journal import CodeChanged
+from swamp_ray.run.name_check import CodeChanged
 from swamp_ray.run.signals import Stopping
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.sweep_folder import SweepDir

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import platform
-import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from swamp_ray.config.reading import differences, dump_config, parse_stored_config
-from swamp_ray.config.schema import SwampConfig
-from swamp_ray.credentials import Concealer, concealed_arguments, concealed_tree, credentials_in
-from swamp_ray.errors import CorruptArtifactError, RunError, UserError
-from swamp_ray.method.events import DENSE, Decision, Job, RoundPlan
+from swamp_ray.config.reading import dump_config, parse_stored_config
+from swamp_ray.credentials import Concealer, credentials_in
+from swamp_ray.errors import CorruptArtifactError, RunError
+from swamp_ray.method.events import DENSE, Decision, Job
 from swamp_ray.run.messages import Outcome, RoundRecord
-from swamp_ray.run.older_runs import FORMER_DIGESTS, former_digests
 from swamp_ray.run.prepare import Prepared
-from swamp_ray.run.provenance import PACKAGES, commit, now, version
+from swamp_ray.run.provenance import now
+from swamp_ray.run.run_record import attempt_record, run_record, was_measured_with
 from swamp_ray.run.timesheet import JobStart, JobTimes
 from swamp_ray.run.worker import BUFFERS_FILE
 from swamp_ray.sparsity.compact import full_state
@@ -31,16 +27,15 @@ from swamp_ray.sparsity.masks import split
 from swamp_ray.storage.append import FLUSH_S
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.find import CONFIG_DIGEST, is_edited
 from swamp_ray.storage.json_lines import Lines, open_lines, sealed
 from swamp_ray.storage.kept_sources import code_changes, keep_sources
 from swamp_ray.storage.leases import Lease, LeaseLostError
 from swamp_ray.storage.metrics import MetricsLog, mend_jsonl, salvage_jsonl, since_afresh, write_parquet
-from swamp_ray.storage.names import canonical_json, digest_bytes
+from swamp_ray.storage.names import digest_bytes
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.records import JobEnded, JobEpoch, JobLine, JobStarted
 from swamp_ray.storage.retrying import impatient
-from swamp_ray.storage.run_folder import RunDir, check_run_record
+from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import read_state
 from swamp_ray.storage.tickets import ticket_bytes
 from swamp_ray.training.results import Progress
@@ -52,9 +47,6 @@ EPOCHS_WAIT_S = 30.0
 EPOCHS_WAIT_SHARE = 0.01
 """How long the lines of finished epochs wait for others before an object store gets them: seconds at least, and this
 share of the time since the attempt began."""
-
-CodeChanged = Literal["refuse", "retrain"]
-"""What becomes of a run whose user code has changed since it was begun."""
 
 
 class Journal:
@@ -85,93 +77,9 @@ class Journal:
         """The run's folder; while the journal is open it is written to only while the run is held."""
         return self._rundir
 
-    def check(self, prepared: Prepared, code_changed: CodeChanged = "refuse") -> None:
-        """Refuse a name that was used with another recipe, with other code or under another arithmetic.
-
-        Args:
-            prepared: The run.
-            code_changed: ``retrain``: what other code decides is trained anew under the same name.
-
-        Raises:
-            UserError: With the differences, old -> new.
-        """
-        text, run = self._rundir.read_config(), self._rundir.read_run()
-        if run:
-            check_run_record(run, self._rundir.run_json)
-        if text is not None:
-            then = parse_stored_config(text, source=str(self._rundir.config))
-            changed = differences(then.full_recipe(), prepared.config.full_recipe())
-            is_same_recipe = bool(run) and run.get("recipe") in _recipe_digests(prepared)
-            if (changed and is_same_recipe) or (not is_same_recipe and is_edited(self._rundir, run or {})):
-                raise self._edited(changed)
-            if changed:
-                raise self._taken("with another recipe", changed)
-            self._check_kept(prepared, then, run or {})
-        elif run and run.get("recipe") not in (None, *_recipe_digests(prepared)):
-            raise self._taken("with another recipe", [f"its config.yaml is missing; digest of the recipe: "
-                                                      f"{run['recipe'][:12]} -> {_recipe_digests(prepared)[0][:12]}"])
-        self._check_data(prepared, (run or {}).get("data", {}))
-        if code_changed == "refuse" and text is not None:
-            self._check_code(prepared)
-        start = _start_digest(prepared)
-        if run and run.get("start") not in (None, start):
-            raise self._taken("from another start", [f"start_from: {run['start'][:12]} -> {start[:12]}"])
-        if run and run.get("arithmetic"):
-            changed = differences(run["arithmetic"], prepared.arithmetic.as_dict())
-            if changed:
-                raise self._taken("under another arithmetic", changed)
-
-    def _check_data(self, prepared: Prepared, then: dict[str, Any]) -> None:
-        """Refuse other training samples; how networks are tested may change, and they are measured anew."""
-        recipes = prepared.recipes
-        old, new = then.get("training_digest"), recipes.training_data
-        if old is None:  # of an earlier version, which had one digest for all splits
-            old = then.get("digest")
-            new = old if old in recipes.before.data else prepared.data.digest
-        if old is not None and old != new:
-            raise self._taken("on other data", [f"data: {old[:12]} -> {new[:12]}"])
-
-    def _check_kept(self, prepared: Prepared, then: SwampConfig, run: dict[str, Any]) -> None:
-        """Refuse to measure in another way where the networks are not there any more."""
-        if then.keep.particles == "all" or not self._rundir.read_rounds():
-            return
-        was = _was_measured(prepared, run, then)
-        if was is None or was == prepared.recipes.measured:
-            return
-        now = prepared.config
-        changed = differences(
-            {"averaging.statistics": then.averaging.statistics, "data.limit_test": then.data.limit_test},
-            {"averaging.statistics": now.averaging.statistics, "data.limit_test": now.data.limit_test})
-        raise UserError(
-            f"the run {self._rundir.name!r} was measured in another way, and the states of its particles were not kept "
-            f"(keep.particles: {then.keep.particles}) and cannot be measured anew:\n  " + "\n  ".join(changed) + "\n",
-            do="Set these options as they were, to go on; or choose another name with --name: what was not kept is "
-               "trained again then.", where=str(self._rundir.spot()))
-
     def _records_of_lines(self) -> list[Spot]:
         found = self._unheld
         return [found.rounds, found.results, found.decisions, found.metrics, found.jobs]
-
-    def _check_code(self, prepared: Prepared) -> None:
-        changed = code_changes(self._rundir, prepared.config)
-        if changed:
-            raise UserError(
-                f"the run {self._rundir.name!r} exists already with other code:\n  " + "\n  ".join(changed) + "\n",
-                do="Choose another name with --name, undo the change, or go on with --code-changed retrain: what the "
-                   "code decides is trained anew under this name.", where=str(self._rundir.spot()))
-
-    def _edited(self, changed: list[str]) -> UserError:
-        differing = "".join(f"\n  {line}" for line in changed)
-        return UserError(
-            f"config.yaml of the run {self._rundir.name!r} was changed after the run (recipe differs){differing}\n",
-            do="Undo the change in that file, to go on with the run; or choose another name with --name.",
-            where=str(self._rundir.config))
-
-    def _taken(self, how: str, changed: list[str]) -> UserError:
-        return UserError(
-            f"the run {self._rundir.name!r} exists already {how}:\n  " + "\n  ".join(changed) + "\n",
-            do="Choose another name with --name; finished particles that both have in common are shared.",
-            where=str(self._rundir.spot()))
 
     @property
     def session(self) -> str:
@@ -195,7 +103,7 @@ class Journal:
         earlier = self._rundir.read_run() or {}
         text = self._rundir.read_config()
         then = None if text is None else parse_stored_config(text, source=str(self._rundir.config))
-        was_measured = None if then is None else _was_measured(prepared, earlier, then)
+        was_measured = None if then is None else was_measured_with(prepared, earlier, then)
         has_other_code = bool(code_changes(self._unheld, prepared.config))
         if has_other_code:
             self._rundir.put_rounds_aside()
@@ -205,26 +113,8 @@ class Journal:
         self._rundir.write_config(config_text, private=bool(credentials_in(plain)))
         if unverified := self._unheld.unverified(*self._records_of_lines()):
             say(f"not verified, since an older version wrote them without checksums: {', '.join(unverified)}")
-        attempt: dict[str, Any] = {
-            "started": now(), "argv": concealed_arguments(sys.argv), "host": socket.gethostname(),
-            "python": platform.python_version(),
-            "versions": {name: version(name) for name in PACKAGES}, "commit": commit(), "facts": prepared.facts,
-            "executor": prepared.config.execution.executor, "workers": 0, "trained_epochs": 0, "trained": 0, "found": 0,
-            "incidents": [],
-        }
-        run = earlier | {
-            "name": self._rundir.name, "status": "running", "arithmetic": prepared.arithmetic.as_dict(),
-            "data": _data_of(prepared, earlier.get("data", {})), "measured": prepared.recipes.measured,
-            "recipe": _recipe_digests(prepared)[0], CONFIG_DIGEST: digest_bytes(config_text.encode()),
-            "start": _start_digest(prepared),
-            "num_prunable": prepared.layout.num_prunable, "num_parameters": prepared.layout.num_parameters,
-            "notes": list(prepared.notes), "flops": _flops_of(prepared),
-            "layers": [[layer.name, layer.size] for layer in prepared.layout.layers],
-            "primary": prepared.task.primary, "shown_as": dict(prepared.task.shown_as),
-            "higher_is_better": prepared.task.higher_is_better,
-            "rounds": [_plan_record(plan) for plan in prepared.plan],
-            "attempts": [*earlier.get("attempts", []), attempt],
-        }
+        attempt = attempt_record(prepared)
+        run = run_record(earlier, self._rundir.name, prepared, config_text, attempt)
         self._run, self._attempt, self._saved = run, attempt, self._rundir.run_json.read()
         self._save()
         if mended := mend_jsonl(self._rundir.metrics):
@@ -487,53 +377,9 @@ def flat(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {f"{part}/{name}": value for part, values in metrics.items() for name, value in values.items()}
 
 
-def _plan_record(plan: RoundPlan) -> dict[str, Any]:
-    """A planned round in ``run.json``, where only those with a trunk say so."""
-    fields = asdict(plan)
-    if not plan.has_trunk:
-        del fields["has_trunk"]
-    return fields
-
-
-def _flops_of(prepared: Prepared) -> dict[str, Any]:
-    """FLOPs of a forward pass of one sample with every weight, or why they cannot be counted."""
-    found = prepared.flops
-    return {"reason": found.reason} if found.network is None else {"forward": found.network.dense}
-
-
 def _distinct(lines: list[tuple[Any, ...]], path: Spot) -> set[tuple[Any, ...]]:
     try:
         return set(lines)
     except TypeError as error:
         raise CorruptArtifactError(f"{path}: a line is not what was written ({error}). Restore the file, or delete "
                                    "that line.") from error
-
-
-def _data_of(prepared: Prepared, then: dict[str, Any]) -> dict[str, Any]:
-    """The run's data as ``run.json`` has them, with the digests by which results of earlier versions are found."""
-    former = former_digests(then)
-    return {**concealed_tree(prepared.data.description), "digest": prepared.data.digest,
-            "training_digest": prepared.recipes.training_data, **({FORMER_DIGESTS: former} if former else {})}
-
-
-def _was_measured(prepared: Prepared, run: dict[str, Any], config: SwampConfig) -> dict[str, Any] | None:
-    """What the run's metrics so far are metrics of; None where that is not known."""
-    if "measured" in run:
-        return run["measured"]
-    return prepared.recipes.before.measured(str(run.get("data", {}).get("digest")), config.averaging.statistics)
-
-
-def _recipe_digests(prepared: Prepared) -> list[str]:
-    """Digest of the recipe, and those of earlier versions, in whose recipes the way of measuring stood too."""
-    recipe, config = prepared.config.recipe(), prepared.config
-    found = [recipe]
-    for setting in ("unaugmented", "augmented"):
-        found.append({**recipe, "averaging": {**recipe["averaging"], "statistics": setting},
-                      "data": {**recipe["data"], "limit_test": config.data.limit_test}})
-    return [digest_bytes(canonical_json(one)) for one in found]
-
-
-def _start_digest(prepared: Prepared) -> str:
-    """Digest of the weights before the first training, and of the mask that a ticket brought along."""
-    state = prepared.recipes.state_digest(prepared.initial.parameters, prepared.initial.buffers)
-    return digest_bytes((state + prepared.recipes.mask_digest(prepared.first_mask)).encode())

@@ -20,7 +20,7 @@ from swamp_ray.config.yaml_reading import dump_yaml
 from swamp_ray.data.datasets import DATASETS, load_data
 from swamp_ray.errors import UserError
 from swamp_ray.on_ray.sending import sendable
-from swamp_ray.run.journal import CodeChanged
+from swamp_ray.run.name_check import CodeChanged
 from swamp_ray.run.prepare import prepare
 from swamp_ray.run.shared_code import adopt_path, named_import_paths
 from swamp_ray.sparsity.scores import make_score

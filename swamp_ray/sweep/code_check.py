@@ -9,7 +9,7 @@ from typing import Any
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sweep_settings import Setting, Sweep, label, setting_key
 from swamp_ray.errors import UserError
-from swamp_ray.run.journal import CodeChanged
+from swamp_ray.run.name_check import CodeChanged
 from swamp_ray.storage.kept_sources import code_changes
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir

@@ -26,8 +26,9 @@ from swamp_ray.on_ray.pool import Pool
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.driver import WAIT_S, Driver
 from swamp_ray.run.inline_executor import InlineExecutor
-from swamp_ray.run.journal import CodeChanged, Journal
+from swamp_ray.run.journal import Journal
 from swamp_ray.run.messages import Executor, RoundRecord
+from swamp_ray.run.name_check import CodeChanged, check_name
 from swamp_ray.run.older_runs import knowing_older_runs
 from swamp_ray.run.prepare import Prepared, prepare
 from swamp_ray.run.reporter import Reporter
@@ -194,8 +195,8 @@ class Team:
         chosen = self._with_chosen_packing(place, rundirs[0])
         self._members = [knowing_older_runs(prepared, place) for prepared in chosen]
         journals = [Journal(rundir, store) for rundir in rundirs]
-        for journal, prepared in zip(journals, self._members, strict=True):
-            journal.check(prepared, self._code_changed)
+        for rundir, prepared in zip(rundirs, self._members, strict=True):
+            check_name(rundir, prepared, self._code_changed)
         for member, (rundir, journal) in enumerate(zip(rundirs, journals, strict=True)):
             prepared = self._members[member]
             journal.open(prepared)

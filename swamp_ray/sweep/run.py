@@ -41,7 +41,7 @@ from swamp_ray.on_ray.lifeline import LOOK_S, NO_ANSWER
 from swamp_ray.on_ray.nodes import check_shared
 from swamp_ray.run.capacity import capacity, check_address, this_machine, worker_resources
 from swamp_ray.run.disk_space import free_bytes
-from swamp_ray.run.journal import CodeChanged
+from swamp_ray.run.name_check import CodeChanged
 from swamp_ray.run.placement import check_labels, eligible
 from swamp_ray.run.prepare import device_kind
 from swamp_ray.run.provenance import PACKAGES, commit, now, version

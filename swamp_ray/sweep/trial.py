@@ -26,8 +26,9 @@ from swamp_ray.method.events import RoundPlan
 from swamp_ray.on_ray.actors import Spares
 from swamp_ray.on_ray.cluster import living_nodes
 from swamp_ray.run.capacity import this_machine
-from swamp_ray.run.journal import CodeChanged, flat
+from swamp_ray.run.journal import flat
 from swamp_ray.run.messages import RoundRecord
+from swamp_ray.run.name_check import CodeChanged
 from swamp_ray.run.placement import eligible
 from swamp_ray.run.shared_code import Code, import_paths, joined
 from swamp_ray.run.signals import Stopping

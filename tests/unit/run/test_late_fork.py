@@ -71,7 +71,7 @@ def test_a_trunk_is_trained_once_a_round_and_recorded(tmp_path: Path) -> None:
     for record in done.records:
         assert record.artifacts["trunk"]["name"] == watcher.specs[trunk_of(record.round)].named.name
     frame = pd.read_parquet(Path(done.rundir.metrics_parquet.location))
-    epochs = frame[frame["kind"].isin(["trunk_epoch", "particle_epoch"])].groupby(["kind", "round"]).size()
+    epochs: Any = frame[frame["kind"].isin(["trunk_epoch", "particle_epoch"])].groupby(["kind", "round"]).size()
     assert [int(epochs["trunk_epoch", index]) for index in range(3)] == [2, 2, 2]
     assert [int(epochs["particle_epoch", index]) for index in range(3)] == [6, 6, 6]
     about = json.loads((tmp_path / "runs/tiny/run.json").read_text())
