@@ -43,6 +43,7 @@ from swamp_ray.method.events import (
     SubmitJob,
     trunk_of,
 )
+from swamp_ray.method.retries import Retries
 
 
 @dataclass
@@ -90,17 +91,12 @@ class Rounds:
         self.failed: str | None = None
         self._before = [job for job, wanted in ((DENSE, dense), (MASK, mask)) if wanted]
         self._combine = combine
-        self._max_retries, self._max_waiting_states = max_retries, max_waiting_states
+        self._max_waiting_states = max_waiting_states
         self._pauses, self._policy = set(pause_after), policy or Policy()
         self._decisions = list(decisions)
-        self._reseeds: dict[Job, int] = {}
-        for decision in decisions:
-            if decision.what == "reseed":
-                self._reseeds[decision.job] = max(decision.attempt, self._reseeds.get(decision.job, 0))
+        self._retries = Retries(max_retries, decisions)
         self._round = _Round()
-        self._open: dict[Job, int] = {}
-        self._averager_losses = 0
-        self._losses: dict[Job, int] = {}
+        self._open: set[Job] = set()
         self._averaged: set[int] = set()
         self._recorded: set[int] = set()
 
@@ -146,15 +142,24 @@ class Rounds:
         return self._on_averager_lost(event)
 
     def _do(self, job: Job, *, urgent: bool = False) -> SubmitJob:
-        attempt = self._open.setdefault(job, 0)
-        return SubmitJob(job, attempt, urgent, self._reseeds.get(job, 0))
+        self._open.add(job)
+        return SubmitJob(job, self._retries.attempt(job), urgent, self._retries.seeds_before(job))
+
+    def _close(self, job: Job) -> bool:
+        """Whether a job was open, which it is not any more."""
+        was_open = job in self._open
+        self._open.discard(job)
+        self._retries.forget(job)
+        return was_open
 
     def _go_on_before(self) -> list[Instruction]:
         """The next of the jobs that come before the rounds, one after the other; then the first round."""
         return [self._do(self._before.pop(0))] if self._before else self._begin(0)
 
     def _begin(self, index: int) -> list[Instruction]:
-        self.current, self._round, self._averager_losses = index, _Round(), 0
+        self.current = index
+        self._round = _Round()
+        self._retries.begin_round()
         self._round.dropped = {decision.particle for decision in self.dropped(index)}
         wanted = self._wanted()
         if not wanted:
@@ -177,7 +182,7 @@ class Rounds:
         return [n for n in range(self.plan[self.current].num_particles) if n not in self._round.dropped]
 
     def _on_finished(self, event: JobFinishedEvent) -> list[Instruction]:
-        if self._open.pop(event.job, None) is None:
+        if not self._close(event.job):
             return []
         if event.job in (DENSE, MASK):
             return self._go_on_before()
@@ -229,17 +234,17 @@ class Rounds:
             return []
         if event.kind == "diverged":
             return self._on_diverged(event.job, event.reason)
-        self._open[event.job] += 1
-        if event.kind == "machine" and self._open[event.job] <= self._max_retries:
+        if self._retries.after_failure(event):
             return [self._do(event.job, urgent=True)]
-        attempts = self._open[event.job]
+        attempts = self._retries.attempt(event.job)
         times = f" after {attempts} attempts" if attempts > 1 else ""
         return self._fail(f"{event.job} failed{times}: {event.reason}")
 
     def _on_diverged(self, job: Job, reason: str) -> list[Instruction]:
-        policy, seeds = self._policy, self._reseeds.get(job, 0) + 1
+        policy = self._policy
+        seeds = self._retries.seeds_before(job) + 1
         if policy.on_failure == "retry" and seeds <= policy.max_reseeds:
-            self._reseeds[job], self._open[job] = seeds, 0
+            self._retries.take_next_seed(job)
             decision = Decision(job.round, job.particle, "reseed", reason, seeds)
             return [self._decide(decision), self._do(job, urgent=True)]
         if policy.on_failure == "drop" and job.kind == "particle":
@@ -252,9 +257,9 @@ class Rounds:
         return self._fail(f"{job} diverged{times}: {reason}")
 
     def _drop(self, job: Job, what: Literal["drop", "quorum"], reason: str) -> Instruction:
-        del self._open[job]
+        self._close(job)
         self._round.dropped.add(job.particle)
-        return self._decide(Decision(job.round, job.particle, what, reason, self._reseeds.get(job, 0)))
+        return self._decide(Decision(job.round, job.particle, what, reason, self._retries.seeds_before(job)))
 
     def _decide(self, decision: Decision) -> Instruction:
         self._decisions.append(decision)
@@ -302,9 +307,9 @@ class Rounds:
         state = self._round
         if self.current in self._averaged or self.current < 0:
             return []
-        self._averager_losses += 1
-        if self._averager_losses > self._max_retries:
-            return self._fail(f"the averaging actor died {self._averager_losses} times: {event.reason}")
+        why_not = self._retries.after_lost_averager()
+        if why_not is not None:
+            return self._fail(f"{why_not}: {event.reason}")
         instructions: list[Instruction] = [AddState(self.current, n, from_storage=True) for n in state.added]
         if state.closing:
             instructions.append(CloseAverage(self.current, tuple(state.added)))
@@ -317,9 +322,9 @@ class Rounds:
             return self._on_trunk_lost(event)
         if job.round != self.current or self.current in self._averaged or job.particle not in state.finished:
             return []
-        self._losses[job] = self._losses.get(job, 0) + event.damaged
-        if self._losses[job] > self._max_retries:
-            return self._fail(f"the state of {job} was lost {self._losses[job]} times: {event.reason}")
+        why_not = self._retries.after_lost_state(job, event.damaged)
+        if why_not is not None:
+            return self._fail(f"{why_not}: {event.reason}")
         del state.finished[job.particle]
         state.in_memory.discard(job.particle)
         state.added.clear()
@@ -334,13 +339,13 @@ class Rounds:
         instructions: list[Instruction] = []
         for particle in self._wanted():
             waiting = Job("particle", self.current, particle)
-            if self._open.pop(waiting, None) is not None:
+            if self._close(waiting):
                 instructions.append(CancelJob(waiting))
         if job in self._open:
             return instructions
-        self._losses[job] = self._losses.get(job, 0) + event.damaged
-        if self._losses[job] > self._max_retries:
-            return self._fail(f"the state of {job} was lost {self._losses[job]} times: {event.reason}")
+        why_not = self._retries.after_lost_state(job, event.damaged)
+        if why_not is not None:
+            return self._fail(f"{why_not}: {event.reason}")
         return [*instructions, self._do(job)]
 
     def _fail(self, reason: str) -> list[Instruction]:
