@@ -10,8 +10,11 @@ from tests.chaos.harness import WEIGHTS, disturb, fault_kinds
 
 
 @pytest.mark.chaos
-def test_six_faults_change_no_byte_and_no_finished_particle_is_trained_again(tmp_path: Path) -> None:
-    kinds = fault_kinds(6, seed=0)
+@pytest.mark.parametrize("kinds", [
+    pytest.param(["worker", "averager", "node", "driver", "write"], id="one of each kind"),
+    pytest.param(fault_kinds(20, seed=0), id="twenty", marks=pytest.mark.nightly),
+])
+def test_faults_change_no_byte_and_no_finished_particle_is_trained_again(tmp_path: Path, kinds: list[str]) -> None:
     assert set(kinds) == set(WEIGHTS), "every kind is among them"
     tally = disturb(tmp_path, kinds, seed=0, say=print)
     assert [fault.kind for fault in tally.faults] == kinds

@@ -104,6 +104,7 @@ def test_a_stopped_run_leaves_checkpoints_and_goes_on_to_the_same_bytes(
     assert ticket_digests(tmp_path / "results") == undisturbed
 
 
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     process = start(tmp_path)
     wait_for(lambda: training(tmp_path), process)

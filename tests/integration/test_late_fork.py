@@ -47,6 +47,7 @@ def test_a_worker_that_dies_in_a_trunk_changes_no_byte(tmp_path: Path) -> None:
     assert [one["who"] for one in about["attempts"][0]["incidents"]] == [str(trunk_of(1))]
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("cluster")
 def test_with_ranks_the_trunk_has_as_many(tmp_path: Path) -> None:
     given: dict[str, Any] = {"particle__num_workers": 2, "particles__count": 2, "pruning__target": 0.0}

@@ -40,6 +40,7 @@ class KillsAShard(Reporter):
         self.warnings.append(text)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("cluster")
 def test_two_averaging_actors_of_which_one_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Known(RayExecutor):

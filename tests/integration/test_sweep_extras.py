@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray import tune
 
 from swamp_ray.config.sweep_reading import build_sweep
@@ -27,14 +26,11 @@ BEST = 0.3
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """The one Ray of this file, of two cores."""
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-    monkeypatch.undo()
+def quiet_tune(cluster: None) -> Iterator[None]:
+    """The shared Ray of two cores, without Tune's newer output."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AIR_NEW_OUTPUT", "0")
+        yield
 
 
 def accuracy(setting: Setting, milestone: int = 3) -> float:

@@ -73,6 +73,7 @@ def test_a_module_that_changes_before_workers_have_it_ends_the_run_with_its_name
     assert not any(store.find(line["name"]) for line in noted), "nothing was trained"
 
 
+@pytest.mark.nightly
 def test_a_sweep_whose_code_has_changed_is_refused_and_retrains_only_that(folder: Path, tmp_path: Path) -> None:
     (folder / "user_code_other.py").write_text(NET.replace("user_code_helper.ACT()", "nn.Sigmoid()").replace(
         "import user_code_helper\n", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Planned:
         return [program.rate.at(min(program.num_steps - 1, int(share * program.num_steps))) for share in shares]
 
 
+@cache
 def planned(path: Path) -> Planned:
     config = load_config(path)
     num_train, num_classes, shape = DATASETS[config.data.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,17 @@ def sweep_of(name: str) -> Sweep:
     return load_sweep(CONFIGS / "sweeps" / f"{name}.yaml")
 
 
-def planned(sweep: Sweep) -> SweepPlan:
-    return plan_sweep(sweep, "cpu", [NODE])
+@cache
+def planned(name: str) -> SweepPlan:
+    """The plan of a shipped sweep, made once."""
+    return plan_sweep(sweep_of(name), "cpu", [NODE])
 
 
-def epochs(sweep: Sweep) -> dict[str, float]:
+def epochs(name: str) -> dict[str, float]:
     """What each setting trains in its rounds, by label, for one of its seeds."""
-    plan = planned(sweep)
-    return {key: sum(one.epochs for one in found if one.kind == "particle") / len(sweep.config.seeds)
-            for key, found in plan.trainings.items()}
+    num_seeds = len(sweep_of(name).config.seeds)
+    return {key: sum(one.epochs for one in found if one.kind == "particle") / num_seeds
+            for key, found in planned(name).trainings.items()}
 
 
 class TestEveryFile:
@@ -54,7 +57,7 @@ class TestEveryFile:
     def test_all_its_settings_can_run(self, path: Path) -> None:
         sweep = load_sweep(path)
         check_search(sweep)
-        plan = planned(sweep)
+        plan = planned(path.stem)
         check_search(sweep, plan.num_milestones)
         assert plan.invalid == {}
         assert set(plan.settings) == {label(setting) for setting in sweep.settings()}
@@ -77,7 +80,7 @@ class TestEveryFile:
 class TestRateByRounds:
     def test_all_settings_pass_the_same_sparsities(self) -> None:
         sweep = sweep_of("rate_x_rounds")
-        layout = planned(sweep).example.layout
+        layout = planned("rate_x_rounds").example.layout
         passed = set()
         for setting in sweep.settings():
             pruning = sweep.member(setting, 0).pruning
@@ -89,7 +92,7 @@ class TestRateByRounds:
         assert len(survivors) == 3
 
     def test_rates_and_lengths_that_belong_together_train_equally_long(self) -> None:
-        found = epochs(sweep_of("rate_x_rounds"))
+        found = epochs("rate_x_rounds")
         matched = {key: value for key, value in found.items()
                    if key.startswith(("rate0.2-length7-", "rate0.36-length13-", "rate0.5904-length22.75-"))}
         assert list(matched.values()) == pytest.approx([3 * 91] * 3)
@@ -97,15 +100,14 @@ class TestRateByRounds:
 
 class TestMethodComparison:
     def test_all_methods_train_equally_long(self) -> None:
-        sweep = sweep_of("method_comparison")
-        found = epochs(sweep)
+        found = epochs("method_comparison")
         assert len(found) == len(ARMS)
         assert list(found.values()) == pytest.approx([512] * len(found), rel=0.01)
 
     def test_all_methods_have_the_same_rounds_and_dense_phase(self) -> None:
         sweep = sweep_of("method_comparison")
         assert sweep.config.varied == []
-        assert planned(sweep).num_distinct("dense") == len(sweep.config.seeds)
+        assert planned("method_comparison").num_distinct("dense") == len(sweep.config.seeds)
 
     @pytest.mark.parametrize("method", ARMS)
     def test_a_method_is_its_arm_but_for_lengths(self, method: str) -> None:
@@ -128,10 +130,10 @@ def test_the_search_draws_distinct_settings_that_asha_can_compare() -> None:
     sweep = sweep_of("lr_search")
     assert sweep.config.compares
     assert len(sweep.settings()) == sweep.config.num_samples
-    assert planned(sweep).num_milestones == len(sweep.config.at_sparsity)
+    assert planned("lr_search").num_milestones == len(sweep.config.at_sparsity)
 
 
 def test_the_grid_of_sparsities_and_particles_shares_most_of_its_work() -> None:
-    plan = planned(sweep_of("sparsity_x_particles"))
+    plan = planned("sparsity_x_particles")
     assert plan.is_exact
     assert plan.named("particle") > 2 * plan.num_distinct("particle")

@@ -276,7 +276,9 @@ def test_a_network_that_warns_trains_where_warnings_are_errors(tmp_path: Path) -
         assert losses(tmp_path, "within", model={"name": "their_net:Warns"}) == expected
 
 
-@pytest.mark.parametrize("caller", ["a function mode", "a default device", "a device context", "inference mode"])
+@pytest.mark.parametrize("caller", [
+    "a default device", "inference mode",
+    *(pytest.param(caller, marks=pytest.mark.nightly) for caller in ("a function mode", "a device context"))])
 def test_tickets_are_read_loaded_and_evaluated_whatever_the_caller_does(tmp_path: Path, caller: str) -> None:
     result = SwampTrainer(config_of(tmp_path, "run"), quiet=True).fit()
     rundir = RunDir(tmp_path / "results" / "run", "run")

@@ -50,17 +50,13 @@ def edit(storage: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("command", SHOWN_BY, ids=lambda command: command[0])
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ("length: 1 epoch", "length: 3 epochs", True),
-    ("executor: inline", "executor: inline  # a remark", False),
-    ("lease_expiry_s: 30.0", "lease_expiry_s: 61.0", False),
-])
-def test_whoever_shows_the_run_says_that_its_recipe_was_edited(
-    storage: Path, command: tuple[str, ...], old: str, new: str, said: bool
-) -> None:
+def test_whoever_shows_the_run_says_that_its_recipe_was_edited(storage: Path, command: tuple[str, ...]) -> None:
     assert CHANGED not in shown(storage, command)
-    edit(storage, old, new)
-    assert (CHANGED in shown(storage, command)) == said
+    edit(storage, "executor: inline", "executor: inline  # a remark")
+    edit(storage, "lease_expiry_s: 30.0", "lease_expiry_s: 61.0")
+    assert CHANGED not in shown(storage, command), "neither is part of the recipe"
+    edit(storage, "length: 1 epoch", "length: 3 epochs")
+    assert CHANGED in shown(storage, command)
 
 
 def test_status_says_that_a_config_was_edited_beyond_reading(storage: Path) -> None:

@@ -213,9 +213,11 @@ def packing_squares(values: np.ndarray) -> list[float]:
             pairwise([*range(0, values.size, CHUNK), values.size])]
 
 
-@pytest.mark.parametrize("changed", [{}, {"pruning__scope": "erk"}, {"pruning__score": "movement"},
-                                     {"particles__combine": "best"}, {"rewind__weights": "none"},
-                                     {"execution__max_waiting_states": 0}])
+@pytest.mark.parametrize("changed", [
+    {}, {"pruning__scope": "erk"}, {"particles__combine": "best"},
+    *(pytest.param(changed, marks=pytest.mark.nightly) for changed in (
+        {"pruning__score": "movement"}, {"rewind__weights": "none"}, {"execution__max_waiting_states": 0})),
+])
 def test_runs_end_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
 ) -> None:

@@ -77,7 +77,7 @@ def allocated_bytes(folder: Path, *given: Any) -> int:
     (config_of("resnet20", 32), 0.03),
     (config_of("resnet20", 32, micro_batch=8, optimizer="adamw", execution={"precision": "bf16"}), 0.03),
     (config_of("wrn_28_2", 8), 0.03),
-    (config_of("vgg16_bn", 4, momentum=0.0), 0.05),
+    pytest.param(config_of("vgg16_bn", 4, momentum=0.0), 0.05, marks=pytest.mark.nightly),
     (config_of("lenet_300_100", 64, momentum=0.0), 0.1),
 ], ids=lambda value: f"{value.model.name}-{value.training.optimizer}" if isinstance(value, SwampConfig) else "")
 def test_what_is_foreseen_is_what_is_allocated(config: SwampConfig, within: float, tmp_path: Path) -> None:
