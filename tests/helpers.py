@@ -15,6 +15,8 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import DataConfig
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.samples import Data
+from swamp_ray.storage.artifacts import ArtifactStore
+from swamp_ray.storage.named_folder import NamedFolder
 from swamp_ray.storage.places import open_place
 from swamp_ray.training.packs.pack import Pack
 from swamp_ray.training.results import Gradients, Progress
@@ -64,6 +66,21 @@ def ticket_digests(storage: Path | str, name: str = "tiny") -> dict[str, str]:
     place, folder = open_place(storage), f"runs/{name}/tickets"
     return {sparsity: hashlib.sha256(place.read(f"{folder}/{sparsity}/model.safetensors")).hexdigest()
             for sparsity in place.folders(folder)}
+
+
+def folder_of(folder: NamedFolder) -> Path:
+    """The folder of a run or a sweep in a storage root that is a folder."""
+    return Path(folder.spot().location)
+
+
+def root_of(holder: NamedFolder | ArtifactStore) -> Path:
+    """The storage root, which is a folder."""
+    return Path(holder.place.uri)
+
+
+def artifacts_of(store: ArtifactStore) -> Path:
+    """The folder of artifacts of a storage root that is a folder."""
+    return root_of(store) / "artifacts"
 
 
 def descendants(pid: int) -> list[int]:

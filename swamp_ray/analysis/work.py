@@ -15,8 +15,7 @@ from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.launch import connected, device_of
 from swamp_ray.run.shared_code import Code
 from swamp_ray.run.signals import Stopping
-from swamp_ray.storage.append import read_growing
-from swamp_ray.storage.json_lines import dump_json, load_json, open_lines, sealed, unsealed
+from swamp_ray.storage.json_lines import Lines, dump_json, load_json, sealed, unsealed
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.tables import counted, duration
@@ -76,7 +75,7 @@ def rows_of(divided: Divided, do: Do, bench: Bench, rounds: Sequence[int], place
             if divided.longest_s is not None and place.execution.executor == "inline":
                 longest_s = divided.longest_s(bench, items[todo[0]]) * len(todo)
                 progress.note(f"this takes up to {duration(longest_s)}; what is measured is kept if it is interrupted")
-            with contextlib.closing(open_lines(spot, durable=True)) as lines:
+            with Lines(spot, durable=True) as lines:
                 for number, value in _done(do, bench, [items[index] for index in todo], place, progress):
                     index = todo[number]
                     lines.append(sealed({"key": keys[index], "item": items[index].text, "value": value}))
@@ -104,7 +103,7 @@ def kept_rows(divided: Divided, bench: Bench) -> list[Row]:
 def read_items(spot: Spot) -> dict[str, Any]:
     """What was measured before, by name; a line that is damaged is as good as none."""
     found = {}
-    for line in read_growing(spot).splitlines():
+    for line in spot.read_appended().splitlines():
         with contextlib.suppress(ValueError, RecursionError, CorruptArtifactError, AttributeError, KeyError, TypeError):
             record = unsealed(load_json(line), spot)
             found[record["key"]] = record["value"]

@@ -78,22 +78,16 @@ def _memory() -> Iterator[str]:
 
 
 def _storage(storage: str) -> Iterator[str]:
-    from swamp_ray.run.disk_space import free_inodes
     from swamp_ray.storage.artifacts import ArtifactStore
 
     store = ArtifactStore(storage)
-    root = store.place.locate("")
-    if not isinstance(root, Path):
+    with store.place.on_trial():
         store.check_writable()
-        yield f"{root} can be written"
+        free, inodes = store.place.free_bytes(), store.place.free_files()
+    if free is None:
+        yield f"{store.place.locate('')} can be written"
         return
-    existed = root.exists()
-    store.check_writable()
-    free = shutil.disk_usage(root).free
-    if not existed:
-        shutil.rmtree(root)
     yield f"{storage} can be written, {size(free)} are free"
-    inodes = free_inodes(str(storage))
     if inodes is not None and inodes < FEW_FILES:
         yield f"but no more than {inodes:,} further files fit there, whatever their size: its inodes are used up"
 

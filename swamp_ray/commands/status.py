@@ -14,7 +14,6 @@ from rich.text import Text
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.method.events import DENSE, Job, trunk_of
 from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
-from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.find import edit_in_words, find_run
 from swamp_ray.storage.leases import Watch, artifact_lease
@@ -184,7 +183,7 @@ class _EpochsSoFar:
             line = self._last.get(work)
             return "" if line is None else f", epoch {line.epoch}/{line.num_epochs}"
         log = self._rundir.log(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
-        epoch = last_epoch(read_growing(log).decode(errors="replace"))
+        epoch = last_epoch(log.read_appended().decode(errors="replace"))
         return "" if epoch is None else f", epoch {epoch[0]}/{epoch[1]}"
 
 

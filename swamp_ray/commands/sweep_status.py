@@ -22,7 +22,7 @@ from rich.text import Text
 from swamp_ray.commands.status import REFRESH_S
 from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.storage.find import find_sweep
-from swamp_ray.storage.leases import Leases, Watch
+from swamp_ray.storage.leases import Watch
 from swamp_ray.storage.liveness import Life, life_by_lease
 from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.storage.sweep_folder import SweepDir
@@ -147,7 +147,7 @@ class SweepView:
                                       "same sweep command begins it anew.")
         trials, damage = self._settings.salvage()
         self._damage = [*([lost] if lost else []), *damage]
-        self.life = life_by_lease(Leases(self._sweepdir.place), self._sweepdir.lease_key,
+        self.life = life_by_lease(self._sweepdir.leases(), self._sweepdir.lease_key,
                                   str(self._record.get("status", "running")), self._watch)
         if lost and not self.life.running:
             self.life = Life(False, "its state is not known")

@@ -32,12 +32,11 @@ def check_shared(place: Place, ask: Ask | None = None) -> None:
     Raises:
         UserError: Some nodes do not see the file; they are named.
     """
-    if not isinstance(place.locate(""), Path):
+    if place.is_seen_by_all:
         return
     content = uuid.uuid4().hex
     key = f".probe-{content[:12]}"
-    file = place.locate(key)
-    assert isinstance(file, Path)
+    file = Path(place.locate(key))
     place.write(key, content.encode())
     try:
         answers = (ask or ask_nodes)(file, content)

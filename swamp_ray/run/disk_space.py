@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from swamp_ray.errors import SwampError
 from swamp_ray.method.events import RoundPlan
@@ -91,20 +88,7 @@ def estimate(prepared: Prepared) -> Space:
 
 def free_inodes(storage: str) -> int | None:
     """How many more files the file system of a storage root can hold; None for an object store, or without a bound."""
-    folder = _existing_folder(storage)
-    if folder is None:
-        return None
-    found = os.statvfs(folder)
-    return found.f_favail if found.f_files else None
-
-
-def _existing_folder(storage: str) -> Path | None:
-    folder = open_place(storage).locate("")
-    if not isinstance(folder, Path):
-        return None
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
+    return open_place(storage).free_files()
 
 
 def _num_files(prepared: Prepared) -> int:
@@ -115,8 +99,7 @@ def _num_files(prepared: Prepared) -> int:
 
 def free_bytes(storage: str) -> int | None:
     """Free bytes of the file system that a storage root lies on, or will lie on; None for an object store."""
-    folder = _existing_folder(storage)
-    return None if folder is None else shutil.disk_usage(folder).free
+    return open_place(storage).free_bytes()
 
 
 def state_bytes(prepared: Prepared, survivors: int) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,14 @@ from swamp_ray.run.timesheet import JobStart, JobTimes
 from swamp_ray.run.worker import BUFFERS_FILE
 from swamp_ray.sparsity.compact import full_state
 from swamp_ray.sparsity.masks import split
-from swamp_ray.storage.append import FLUSH_S
 from swamp_ray.storage.arrays import arrays_from_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
-from swamp_ray.storage.json_lines import Lines, open_lines, sealed
+from swamp_ray.storage.json_lines import Lines, sealed
 from swamp_ray.storage.kept_sources import code_changes, keep_sources
 from swamp_ray.storage.leases import Lease, LeaseLostError
 from swamp_ray.storage.metrics import MetricsLog, mend_jsonl, salvage_jsonl, since_afresh, write_parquet
 from swamp_ray.storage.names import digest_bytes
+from swamp_ray.storage.place import FLUSH_S
 from swamp_ray.storage.places import Spot
 from swamp_ray.storage.records import JobEnded, JobEpoch, JobLine, JobStarted
 from swamp_ray.storage.retrying import impatient
@@ -179,8 +178,7 @@ class Journal:
         """
         if self._lease is not None and self._lease.lost:
             raise LeaseLostError(self._lease.loss)
-        if isinstance(self._rundir.spot().location, Path):
-            self._rundir.place.size("")  # fails if the root is not there any more
+        self._rundir.place.check_pinned()
 
     @property
     def num_attempts(self) -> int:
@@ -231,7 +229,7 @@ class Journal:
         epochs_wait_s = max(EPOCHS_WAIT_S, EPOCHS_WAIT_SHARE * (time.monotonic() - self._began))
         with contextlib.suppress(RunError, OSError):
             if self._jobs is None:
-                self._jobs = open_lines(Spot(impatient(self._rundir.place), self._rundir.jobs.key))
+                self._jobs = Lines(Spot(impatient(self._rundir.place), self._rundir.jobs.key))
             self._jobs.append(sealed(record.line()))
             self._jobs.flush_if_due(epochs_wait_s if isinstance(record, JobEpoch) else FLUSH_S)
 

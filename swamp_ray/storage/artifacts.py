@@ -21,7 +21,7 @@ from swamp_ray.errors import CorruptArtifactError, MissingPayloadError, RunError
 from swamp_ray.storage.local import TEMPORARY_SUFFIX
 from swamp_ray.storage.names import canonical_json, digest_bytes
 from swamp_ray.storage.place import Place
-from swamp_ray.storage.places import as_place, local_path
+from swamp_ray.storage.places import as_place
 from swamp_ray.storage.retrying import PassingError
 
 RESULT = "result"
@@ -81,16 +81,6 @@ class ArtifactStore:
 
     def __init__(self, storage: str | Path | Place) -> None:
         self.place = as_place(storage)
-
-    @property
-    def storage(self) -> Path:
-        """A local storage root's folder; an error in an object store."""
-        return local_path(self.place)
-
-    @property
-    def root(self) -> Path:
-        """A local storage root's folder of artifacts; an error in an object store."""
-        return self.storage / _ROOT
 
     def put(self, name: str, files: Mapping[str, bytes], info: Mapping[str, object], slot: str = RESULT) -> Manifest:
         """Store payloads and then the manifest that makes them exist.
@@ -247,7 +237,7 @@ class ArtifactStore:
                 raise
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             reason = getattr(cause, "strerror", None) or error
-            kind = "a folder that can be written" if isinstance(self.place.locate(""), Path) else "writable"
+            kind = "a folder that can be written" if self.place.path_of("") is not None else "writable"
             raise UserError(f"the storage root must be {kind} ({reason})", where="storage", got=self.place.uri,
                             do="Choose another with --storage, or change its rights.") from error
 

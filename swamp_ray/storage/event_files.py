@@ -9,15 +9,13 @@ import contextlib
 import importlib.util
 import itertools
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.storage.places import Spot, made_folder
+from swamp_ray.storage.local import opened_folder
+from swamp_ray.storage.places import Spot, working_folder
 
 PLACING = ("time", "kind", "round", "particle", "epoch", "step")
 """Fields of a line of metrics that say what it is about; all others are values."""
@@ -90,8 +88,9 @@ class EventFiles:
 
     def __init__(self, spot: Spot, afresh: bool = False) -> None:
         _check_package()
-        self._spot, self._afresh = spot, afresh
-        self._temporary = Path(tempfile.mkdtemp(prefix="swamp-events-")) if made_folder(spot) is None else None
+        self._afresh = afresh
+        self._ending = contextlib.ExitStack()
+        self._folder = self._ending.enter_context(working_folder(spot, keep=True))
         self._buffered: dict[str, list[tuple[Scalar, float]]] = {}
         self._open: dict[str, Any] = {}
         self._begun: set[str] = set()
@@ -123,13 +122,8 @@ class EventFiles:
             with contextlib.suppress(OSError):
                 writer.close()
         self._open.clear()
-        if self._temporary is None:
-            return
         with contextlib.suppress(RunError):
-            for path in sorted(path for path in self._temporary.rglob("*") if path.is_file()):
-                name = path.relative_to(self._temporary).as_posix()
-                self._spot.place.write(f"{self._spot.key}/{name}", path.read_bytes())
-        shutil.rmtree(self._temporary, ignore_errors=True)
+            self._ending.close()
 
     def _write(self, run: str, points: list[tuple[Scalar, float]]) -> None:
         from tensorboardX.proto import event_pb2
@@ -152,23 +146,15 @@ class EventFiles:
         from tensorboardX.proto import event_pb2
 
         messages: Any = event_pb2
-        folder = self._folder(run)
+        folder = self._folder / run
+        with opened_folder(folder, self._folder, make=True):
+            pass  # it is there now, and no link leads to it
         writer = EventsWriter(str(folder / "events"), f".{os.getpid()}.{next(_files):06d}")
         if self._afresh and run not in self._begun:
             restart = messages.SessionLog(status=messages.SessionLog.START)
             writer.write_event(messages.Event(step=0, session_log=restart))
         self._begun.add(run)
         return writer
-
-    def _folder(self, run: str) -> Path:
-        if self._temporary is not None:
-            folder = self._temporary / run
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
-        found = made_folder(Spot(self._spot.place, f"{self._spot.key}/{run}".rstrip("/")))
-        if found is None:
-            raise RunError(f"{self._spot} is no folder")
-        return found
 
 
 def _check_package() -> None:

@@ -9,22 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from swamp_ray.errors import CorruptArtifactError
-from swamp_ray.storage.append import FLUSH_S, PartWriter, read_growing
-from swamp_ray.storage.leases import holding
-from swamp_ray.storage.local import write_error
-from swamp_ray.storage.local_place import LocalPlace
-from swamp_ray.storage.places import Spot, as_spot, inner_place
-from swamp_ray.storage.retrying import patience_of
+from swamp_ray.storage.place import FLUSH_S
+from swamp_ray.storage.places import Spot, as_spot
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_BLOCK_BYTES = 1 << 16
 CHECK_KEY = "check"
 
 
@@ -90,7 +84,7 @@ def salvage_lines(where: Path | Spot, fits: Callable[[dict[str, Any]], bool] = l
         where: The file.
         fits: Whether an object is what was written; one that is not counts as damaged.
     """
-    data = read_growing(as_spot(where))
+    data = as_spot(where).read_appended()
     end = data.rfind(b"\n") + 1
     records, damaged, changed, intact = [], [], [], []
     unverified = 0
@@ -115,40 +109,52 @@ def salvage_lines(where: Path | Spot, fits: Callable[[dict[str, Any]], bool] = l
                     tuple(intact))
 
 
-class Lines(Protocol):
-    """JSON lines that grow, wherever they lie."""
-
-    def append(self, record: Mapping[str, object]) -> None:
-        """Add one line; RunError if it could not be written."""
-        ...
-
-    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
-        """A group of lines is complete: a crash may lose all of it from now on, but not a part of it.
-
-        In an object store it is written, unless the last write is less than ``every_s`` ago.
-        """
-        ...
-
-    def flush(self) -> None:
-        """Have everything written when this returns."""
-        ...
-
-    def close(self) -> None:
-        """Flush, and end; a second call does nothing."""
-        ...
-
-
-def open_lines(where: Path | Spot, *, durable: bool = False) -> Lines:
-    """Go on with a file of JSON lines, or begin it.
+class Lines:
+    """JSON lines that grow, wherever they lie; whatever a crash left torn at the end is removed first.
 
     Args:
         where: The file; in an object store its lines are numbered objects under its key.
         durable: Each line is written, and on the disk, when `append` returns.
+
+    Raises:
+        RunError: It could not be opened.
     """
-    spot = as_spot(where)
-    if isinstance(spot.location, Path):
-        return LineWriter(spot, durable=durable)
-    return LineParts(spot, durable=durable)
+
+    def __init__(self, where: Path | Spot, *, durable: bool = False) -> None:
+        spot = as_spot(where)
+        self._lines = spot.place.appender(spot.key, durable=durable, is_line=_is_line)
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Add one line. Raises RunError if it could not be written; no part of it stays then."""
+        self._lines.append(dump_json(dict(record)) + b"\n")
+
+    def append_bytes(self, lines: bytes) -> None:
+        """Add whole lines that were written before; RunError as for `append`."""
+        self._lines.append(lines)
+
+    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
+        """A group of lines is complete, see :meth:`swamp_ray.storage.place.Appender.flush_if_due`."""
+        self._lines.flush_if_due(every_s)
+
+    def flush(self) -> None:
+        """Have everything written when this returns."""
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Flush, and end; a second call does nothing."""
+        self._lines.close()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def append_line(where: Path | Spot, record: Mapping[str, object]) -> None:
+    """Add one line with its checksum, durably."""
+    with Lines(where, durable=True) as lines:
+        lines.append(sealed(record))
 
 
 def sealed(record: Mapping[str, object]) -> dict[str, object]:
@@ -179,119 +185,8 @@ def _check(record: Mapping[str, object]) -> str:
     return hashlib.sha256(dump_json(dict(record))).hexdigest()[:16]
 
 
-class LineWriter:
-    """Appends JSON lines to one file; whatever a crash left torn at its end is removed first.
-
-    Args:
-        where: The file, in a folder; created with its folders if it is missing.
-        durable: Wait for the disk after each line.
-    """
-
-    def __init__(self, where: Path | Spot, *, durable: bool = False) -> None:
-        self._spot, self._durable = as_spot(where), durable
-        self._patience = patience_of(self._spot.place)
-        self._descriptor = -1
-        self._patience.call(self._open)
-
-    def append(self, record: Mapping[str, object]) -> None:
-        """Add one line. Raises RunError if it could not be written; no part of it stays then."""
-        line = dump_json(dict(record)) + b"\n"
-        self._patience.call(lambda: self._append(line))
-
-    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
-        """Lines are written when they are appended."""
-
-    def flush(self) -> None:
-        """Lines are written when they are appended."""
-
-    def _open(self) -> None:
-        self.close()
-        place = inner_place(self._spot.place)
-        assert isinstance(place, LocalPlace)
-        with holding(self._spot.place):
-            self._descriptor = place.open_append(self._spot.key)
-            try:
-                self._drop_torn_end()
-            except OSError as error:
-                raise write_error(place.path(self._spot.key), error) from error
-
-    def _append(self, line: bytes) -> None:
-        if self._descriptor < 0:
-            self._open()
-        with holding(self._spot.place):
-            self._write(line)
-
-    def _write(self, line: bytes) -> None:
-        end = os.fstat(self._descriptor).st_size
-        try:
-            if os.write(self._descriptor, line) < len(line):
-                # A second write reports why the first one was cut short.
-                os.write(self._descriptor, line)
-            if self._durable:
-                os.fsync(self._descriptor)
-        except OSError as error:
-            try:
-                os.ftruncate(self._descriptor, end)
-            except OSError:
-                # Opened again, for the next line, the file is freed of what is torn.
-                self.close()
-            raise write_error(Path(self._spot.location), error) from error
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> LineWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _drop_torn_end(self) -> None:
-        size = os.fstat(self._descriptor).st_size
-        end = self._line_start(size)
-        last = self._line_start(end - 1) if end else 0
-        if end and _parse_line(os.pread(self._descriptor, end - last, last)) is None:
-            end = last
-        if end < size:
-            os.ftruncate(self._descriptor, end)
-
-    def _line_start(self, position: int) -> int:
-        """Where the line begins in which `position` lies: one past the newline before it, or 0."""
-        while position > 0:
-            start = max(0, position - _BLOCK_BYTES)
-            newline = os.pread(self._descriptor, position - start, start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            position = start
-        return 0
-
-
-class LineParts:
-    """JSON lines as numbered objects of an object store, see `PartWriter`."""
-
-    def __init__(self, spot: Spot, *, durable: bool = False) -> None:
-        self._parts, self._durable = PartWriter(spot), durable
-
-    def append(self, record: Mapping[str, object]) -> None:
-        """Add one line; it is written at once where that was asked for."""
-        self._parts.append(dump_json(dict(record)) + b"\n")
-        if self._durable:
-            self._parts.flush()
-
-    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
-        """Write what there is, unless that has just been done."""
-        self._parts.flush_if_due(every_s)
-
-    def flush(self) -> None:
-        """Write what there is."""
-        self._parts.flush()
-
-    def close(self) -> None:
-        """Write what there is."""
-        self._parts.flush()
+def _is_line(line: bytes) -> bool:
+    return _parse_line(line) is not None
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:

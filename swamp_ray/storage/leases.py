@@ -14,13 +14,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from swamp_ray.errors import RunError
 from swamp_ray.storage.holders import Holder, Life, parse_holder
-from swamp_ray.storage.place import Entry, Place
+from swamp_ray.storage.place import Place
 from swamp_ray.storage.retrying import PatientPlace, impatient
+from swamp_ray.storage.wrapped_place import WrappedPlace
 
 LEASE_FILE = ".lease.json"
 """The name with a dot cannot be that of a slot of an artifact, whose manifest is ``<slot>.json``."""
@@ -29,6 +29,8 @@ EXPIRY_S = 30.0
 BEATS = 5
 LONGEST_EXPIRY_S = 3600.0
 TRIES = 5
+
+_T = TypeVar("_T")
 
 _ours: set[str] = set()
 """Tokens of the leases that this process holds."""
@@ -283,7 +285,7 @@ class Lease:
                            "holder": asdict(self._holder)}, sort_keys=True).encode()
 
 
-class HeldPlace:
+class HeldPlace(WrappedPlace):
     """A place that is written to only while a lease is held, which is confirmed before every write.
 
     Args:
@@ -292,25 +294,13 @@ class HeldPlace:
     """
 
     def __init__(self, inner: Place, lease: Lease) -> None:
-        self.inner, self.lease = inner, lease
+        super().__init__(inner)
+        self.lease = lease
 
-    @property
-    def uri(self) -> str:
-        """The inner place's."""
-        return self.inner.uri
-
-    def locate(self, key: str) -> Path | str:
-        """The inner place's."""
-        return self.inner.locate(key)
-
-    def read(self, key: str) -> bytes:
-        """All bytes of an object."""
-        return self.inner.read(key)
-
-    def write(self, key: str, data: bytes, *, keep_existing: bool = False, private: bool = False) -> bool:
-        """Write an object, if the lease is held."""
+    def writing(self, operation: Callable[[], _T]) -> _T:
+        """Carry out a write in a moment in which the lease is held."""
         with self.lease.holding():
-            return self.inner.write(key, data, keep_existing=keep_existing, private=private)
+            return operation()
 
     def swap(self, key: str, data: bytes, expected: bytes) -> bool:
         """Replace an object that holds what is expected, if the lease is held."""
@@ -318,51 +308,12 @@ class HeldPlace:
         self.lease.confirm()
         return self.inner.swap(key, data, expected)
 
-    def remove(self, key: str, *, durable: bool = True) -> None:
-        """Remove an object, if the lease is held."""
-        with self.lease.holding():
-            self.inner.remove(key, durable=durable)
-
-    def size(self, key: str) -> int | None:
-        """Bytes of an object."""
-        return self.inner.size(key)
-
-    def entries(self, folder: str) -> list[Entry]:
-        """The objects directly under a prefix."""
-        return self.inner.entries(folder)
-
-    def folders(self, folder: str) -> list[str]:
-        """The prefixes directly under a prefix."""
-        return self.inner.folders(folder)
-
-    def others(self, folder: str) -> dict[str, str]:
-        """What is neither an object nor a prefix."""
-        return self.inner.others(folder)
-
-    def locked(self, folder: str) -> contextlib.AbstractContextManager[None]:
-        """The inner place's."""
-        return self.inner.locked(folder)
-
-    def pin(self) -> None:
-        """The inner place's."""
-        self.inner.pin()
-
-    def unpin(self) -> None:
-        """The inner place's."""
-        self.inner.unpin()
-
 
 def held_by(place: Place, lease: Lease) -> Place:
     """The same place, written to only while a lease is held."""
     if isinstance(place, PatientPlace):
         return PatientPlace(HeldPlace(place.inner, lease), place.patience)
     return HeldPlace(place, lease)
-
-
-def holding(place: Place) -> contextlib.AbstractContextManager[None]:
-    """A moment for one write to a place: of one that a lease guards, with the lease held."""
-    found = impatient(place)
-    return found.lease.holding() if isinstance(found, HeldPlace) else contextlib.nullcontext()
 
 
 def claim(

@@ -145,8 +145,8 @@ def link_error(path: Path) -> RunError:
                     "it leads to to its place, or use the folder that it leads to as the storage root.")
 
 
-def read_file(path: Path) -> bytes:
-    """All bytes of a file. Links are followed; what is no file is named and never waited for.
+def read_file(path: Path, start: int = 0) -> bytes:
+    """All bytes of a file from ``start`` on. Links are followed; what is no file is named and never waited for.
 
     Raises:
         RunError: It is a folder, a pipe, a device or a socket, or a link that leads nowhere.
@@ -157,6 +157,7 @@ def read_file(path: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         # Looked at again: it may have been replaced meanwhile.
         _check_regular(path, os.fstat(descriptor))
+        file.seek(start)
         return file.read()
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from swamp_ray.errors import RunError
+from swamp_ray.storage.append import FileAppender
 from swamp_ray.storage.local import (
     kind_of,
     link_error,
@@ -23,7 +25,7 @@ from swamp_ray.storage.local import (
     write_atomic,
     write_error,
 )
-from swamp_ray.storage.place import Entry, check_key
+from swamp_ray.storage.place import Appender, Entry, IsLine, Through, check_key, directly
 from swamp_ray.storage.retrying import PassingError, storage_error
 
 LOCK_S = 10.0
@@ -113,6 +115,67 @@ class LocalPlace:
         return {path.name: kind_of(status.st_mode) for path, status in self._children(folder)
                 if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))}
 
+    def appender(self, key: str, *, durable: bool = False, is_line: IsLine | None = None,
+                 through: Through = directly) -> Appender:
+        """Append to one file."""
+        return FileAppender(self.path(key), lambda: self._open_append(key), through, durable=durable, is_line=is_line)
+
+    def read_appended(self, key: str, start: int = 0) -> bytes:
+        """A file's bytes."""
+        path = self._known(key)
+        try:
+            with _told(path, "read"):
+                return read_file(path, start)
+        except FileNotFoundError:
+            return b""
+
+    def appended(self, folder: str) -> list[tuple[str, float]]:
+        """The files in a folder."""
+        return [(entry.name, entry.modified_s) for entry in self.entries(folder)]
+
+    def rewrite_appended(self, key: str, data: bytes) -> bool:
+        """Replace the file."""
+        return self.write(key, data)
+
+    def remove_appended(self, key: str) -> None:
+        """Remove the file."""
+        self.remove(key)
+
+    def path_of(self, key: str) -> Path | None:
+        """The file of a key."""
+        return self.path(key)
+
+    @property
+    def is_seen_by_all(self) -> bool:
+        """No: on another machine a folder of this name may be another one."""
+        return False
+
+    def free_bytes(self) -> int | None:
+        """Free bytes of the file system that the folder lies on, or will lie on."""
+        return shutil.disk_usage(self._existing_folder()).free
+
+    def free_files(self) -> int | None:
+        """Inodes that are left; None of a file system without a bound."""
+        found = os.statvfs(self._existing_folder())
+        return found.f_favail if found.f_files else None
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """Remove the folder at the end if it is new and nothing lies in it."""
+        was_there = self.root.exists()
+        try:
+            yield
+        finally:
+            if not was_there:
+                for folder, _, _ in os.walk(self.root, topdown=False):
+                    with suppress(OSError):
+                        os.rmdir(folder)
+
+    @property
+    def has_locks(self) -> bool:
+        """Yes, as far as the file system has them."""
+        return True
+
     @contextmanager
     def locked(self, folder: str) -> Iterator[None]:
         """Hold the lock that `swap` takes; without effect where there is no such folder."""
@@ -134,11 +197,15 @@ class LocalPlace:
         """Know the folder by what it is, and no longer by its path alone; without effect while there is none."""
         self._pinned = self._pinned or _identity(self.root)
 
+    def check_pinned(self) -> None:
+        """Raise RunError if the folder was moved, deleted or replaced."""
+        self._known("")
+
     def unpin(self) -> None:
         """Know the folder by its path again."""
         self._pinned = None
 
-    def open_append(self, key: str) -> int:
+    def _open_append(self, key: str) -> int:
         """A descriptor that reads a file and writes at its end; it is created with its folders.
 
         Raises:
@@ -159,7 +226,7 @@ class LocalPlace:
             raise RunError(f"{path} is {kind_of(mode)}, and not a file. Move it away: it does not belong there.")
         return descriptor
 
-    def made_folder(self, key: str) -> Path:
+    def made_folder(self, key: str) -> Path | None:
         """A folder that others write into by its path; it is created, and no link leads to it.
 
         Raises:
@@ -171,6 +238,12 @@ class LocalPlace:
                 return path
         except OSError as error:
             raise write_error(path, error) from error
+
+    def _existing_folder(self) -> Path:
+        folder = self.root
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return folder
 
     def _prepared(self, key: str) -> Path:
         """The file of a key, about to be written: the root is there."""

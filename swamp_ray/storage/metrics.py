@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 from swamp_ray.storage.event_files import EventFiles
 from swamp_ray.storage.json_lines import (
     CHECK_KEY,
+    Lines,
     Salvaged,
     dump_json,
     load_json,
-    open_lines,
-    read_lines,
     salvage_lines,
     sealed,
 )
@@ -50,7 +49,7 @@ class MetricsLog:
     def __init__(
         self, jsonl: str | Path | Spot, tensorboard: str | Path | Spot | None = None, afresh: bool = False
     ) -> None:
-        self._lines = open_lines(as_spot(jsonl))
+        self._lines = Lines(as_spot(jsonl))
         self._events = None if tensorboard is None else EventFiles(as_spot(tensorboard), afresh)
         if afresh:
             self._lines.append(sealed({"time": time.time(), "kind": AFRESH}))
@@ -98,15 +97,6 @@ class MetricsLog:
         self.close()
 
 
-def read_jsonl(where: str | Path | Spot) -> list[dict[str, Any]]:
-    """All lines in order; a missing file has none, and a last line that a crash cut off is ignored.
-
-    Raises:
-        CorruptArtifactError: If a line before the last is damaged.
-    """
-    return read_lines(as_spot(where))
-
-
 def read_metrics(where: str | Path | Spot) -> list[dict[str, Any]]:
     """The lines of a run's metrics that can be read, and hold today."""
     return since_afresh(salvage_lines(as_spot(where)).records)
@@ -140,8 +130,7 @@ def mend_jsonl(where: str | Path | Spot) -> str:
     damaged = [number for number in found.damaged if number < found.num_lines or number in found.changed]
     if not damaged:
         return ""
-    if isinstance(spot.location, Path):
-        spot.write(b"".join(line + b"\n" for line in found.intact))
+    spot.place.rewrite_appended(spot.key, b"".join(line + b"\n" for line in found.intact))
     several = len(damaged) > 1
     return (f"{spot}: line{'s' * several} {', '.join(map(str, damaged[:5]))} of {found.num_lines} "
             f"{'are' if several else 'is'} not what was written and left out; what stored results hold of "

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from swamp_ray.errors import RunError, UserError
-from swamp_ray.storage.place import Entry, check_key
+from swamp_ray.storage.append import PartAppender, parts_of, read_parts
+from swamp_ray.storage.place import Appender, Entry, IsLine, Through, check_key, directly
 from swamp_ray.storage.retrying import PassingError
 
 try:
@@ -131,12 +132,68 @@ class ObjectPlace:
         """Nothing: an object store has objects alone."""
         return {}
 
+    def appender(self, key: str, *, durable: bool = False, is_line: IsLine | None = None,
+                 through: Through = directly) -> Appender:
+        """Append numbered objects, none of which is ever torn."""
+        return PartAppender(self, key, through, durable=durable)
+
+    def read_appended(self, key: str, start: int = 0) -> bytes:
+        """The bytes of all parts together."""
+        return read_parts(self, key, start)
+
+    def appended(self, folder: str) -> list[tuple[str, float]]:
+        """The prefixes directly under a prefix that hold something."""
+        found = [(name, self.entries(f"{folder}/{name}")) for name in self.folders(folder)]
+        return [(name, max(entry.modified_s for entry in parts)) for name, parts in found if parts]
+
+    def rewrite_appended(self, key: str, data: bytes) -> bool:
+        """Never done: several objects cannot be replaced at once."""
+        return False
+
+    def remove_appended(self, key: str) -> None:
+        """Remove all parts."""
+        for name, _ in parts_of(self, key):
+            self.remove(f"{key}/{name}")
+
+    def path_of(self, key: str) -> Path | None:
+        """None: there are no files."""
+        return None
+
+    def made_folder(self, key: str) -> Path | None:
+        """None: there are no folders."""
+        return None
+
+    @property
+    def is_seen_by_all(self) -> bool:
+        """Yes: a URL leads everywhere to the same."""
+        return True
+
+    def free_bytes(self) -> int | None:
+        """None: there is no bound."""
+        return None
+
+    def free_files(self) -> int | None:
+        """None: there is no bound."""
+        return None
+
+    def on_trial(self) -> contextlib.AbstractContextManager[None]:
+        """Without effect: there are no empty prefixes."""
+        return contextlib.nullcontext()
+
+    @property
+    def has_locks(self) -> bool:
+        """No: conditional puts stand in for them."""
+        return False
+
     def locked(self, folder: str) -> contextlib.AbstractContextManager[None]:
         """Without effect: an object store has no locks. Conditional puts stand in for them."""
         return contextlib.nullcontext()
 
     def pin(self) -> None:
         """Without effect: a bucket is known by its name."""
+
+    def check_pinned(self) -> None:
+        """Without effect as well."""
 
     def unpin(self) -> None:
         """Without effect as well."""

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+FLUSH_S = 5.0
+"""How long lines wait for others before an object store gets them."""
+
+IsLine = Callable[[bytes], bool]
+Through = Callable[[Callable[[], Any]], Any]
+"""Carries out an operation that it is given, and returns what that returns."""
 
 _KEY = re.compile(r"(?!.*(^|/)\.\.?(/|$))[A-Za-z0-9._=-]+(/[A-Za-z0-9._=-]+)*")
 
@@ -18,6 +26,34 @@ class Entry:
     name: str
     size: int
     modified_s: float
+
+
+def directly(operation: Callable[[], Any]) -> Any:
+    """Carry out an operation, with nothing around it."""
+    return operation()
+
+
+class Appender(Protocol):
+    """Adds lines to the end of something that grows."""
+
+    def append(self, line: bytes) -> None:
+        """Add a line with its newline; RunError if it could not be written, and no part of it stays then."""
+        ...
+
+    def flush_if_due(self, every_s: float = FLUSH_S) -> None:
+        """A group of lines is complete: a crash may lose all of it from now on, but not a part of it.
+
+        Where each write is an object of its own, nothing is written within ``every_s`` of the last try.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Have everything written when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Flush, and end; a second call does nothing."""
+        ...
 
 
 class Place(Protocol):
@@ -71,12 +107,78 @@ class Place(Protocol):
         """What is neither an object nor a prefix, by name: ``"a link"``, ``"a named pipe"`` and so on."""
         ...
 
+    # What grows. It is not `read` and `written`, but appended to.
+
+    def appender(self, key: str, *, durable: bool = False, is_line: IsLine | None = None,
+                 through: Through = directly) -> Appender:
+        """Go on with something that grows, or begin it.
+
+        Args:
+            key: Where it lies.
+            durable: Each line is written, and on the disk, when `append` returns.
+            is_line: Whether a last line is one that was written. What a crash left instead is removed.
+            through: Each write goes through it.
+        """
+        ...
+
+    def read_appended(self, key: str, start: int = 0) -> bytes:
+        """What was appended, from a byte on; nothing if that is nothing."""
+        ...
+
+    def appended(self, folder: str) -> list[tuple[str, float]]:
+        """Names of what grows directly under a prefix, and when it did so last (seconds, by the place's clock)."""
+        ...
+
+    def rewrite_appended(self, key: str, data: bytes) -> bool:
+        """Replace what was appended, at once; False, and nothing changed, where that cannot be done."""
+        ...
+
+    def remove_appended(self, key: str) -> None:
+        """Remove what was appended; no error if there is nothing."""
+        ...
+
+    # What other programs and other machines see of it.
+
+    def path_of(self, key: str) -> Path | None:
+        """Where any program finds an object as a file; None where it cannot."""
+        ...
+
+    def made_folder(self, key: str) -> Path | None:
+        """A folder for files of other programs, created without following links; None where there are no folders."""
+        ...
+
+    @property
+    def is_seen_by_all(self) -> bool:
+        """Whether every machine that knows the place's name sees the same objects."""
+        ...
+
+    def free_bytes(self) -> int | None:
+        """How much more it can hold; None where there is no bound."""
+        ...
+
+    def free_files(self) -> int | None:
+        """How many more objects it can hold, whatever their size; None where there is no bound."""
+        ...
+
+    def on_trial(self) -> AbstractContextManager[None]:
+        """Leave no empty place behind, if there was none before the block."""
+        ...
+
+    @property
+    def has_locks(self) -> bool:
+        """Whether `locked` keeps others out."""
+        ...
+
     def locked(self, folder: str) -> AbstractContextManager[None]:
         """Keep the swaps of other processes under a prefix waiting, where the place can do that."""
         ...
 
     def pin(self) -> None:
         """From now on a place that was moved, deleted or replaced by another is an error, and not made anew."""
+        ...
+
+    def check_pinned(self) -> None:
+        """Raise RunError if the place was pinned, and is not there any more."""
         ...
 
     def unpin(self) -> None:

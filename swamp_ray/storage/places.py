@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +40,10 @@ class Spot:
             return self.place.read(self.key)
         except FileNotFoundError:
             return None
+
+    def read_appended(self, start: int = 0) -> bytes:
+        """What was appended, from a byte on; nothing if that is nothing."""
+        return self.place.read_appended(self.key, start)
 
     def write(self, data: bytes, *, private: bool = False) -> None:
         """Replace the object; `private`: for the owner's eyes only."""
@@ -78,24 +85,28 @@ def as_place(storage: str | Path | Place) -> Place:
     return open_place(storage) if isinstance(storage, str | Path) else storage
 
 
-def inner_place(place: Place) -> Place:
-    """The place itself, without what tries again or asks for permission on the way to it."""
-    inner: Place | None = getattr(place, "inner", None)
-    return place if inner is None else inner_place(inner)
+@contextmanager
+def working_folder(where: Spot, *, keep: bool) -> Iterator[Path]:
+    """A folder for files that another library writes.
 
+    Args:
+        where: Where they belong. Where the place has folders that is the one, created without following links; else it
+            is a temporary one.
+        keep: The files of a temporary one are written to where they belong at the end of the block.
 
-def made_folder(where: Spot) -> Path | None:
-    """A folder of a local storage root, created without following links; None in an object store."""
-    place = inner_place(where.place)
-    return place.made_folder(where.key) if isinstance(place, LocalPlace) else None
-
-
-def local_path(where: Place | Spot) -> Path:
-    """Where something lies in a local storage root. Raises UserError for an object store."""
-    location = where.location if isinstance(where, Spot) else where.locate("")
-    if not isinstance(location, Path):
-        raise UserError("this needs a storage root that is a folder", got=str(location), where="storage")
-    return location
+    Raises:
+        RunError: A link is in the way, or, at the end, a file could not be written.
+    """
+    folder = where.place.made_folder(where.key)
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="swamp-", ignore_cleanup_errors=True) as name:
+        temporary = Path(name)
+        yield temporary
+        files = [path for path in temporary.rglob("*") if path.is_file()] if keep else []
+        for path in sorted(files):
+            where.place.write(f"{where.key}/{path.relative_to(temporary).as_posix()}", path.read_bytes())
 
 
 def as_spot(where: str | Path | Spot) -> Spot:

@@ -7,12 +7,11 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TypeVar
 
 from swamp_ray.errors import RunError
-from swamp_ray.storage.place import Entry, Place
+from swamp_ray.storage.place import Place
+from swamp_ray.storage.wrapped_place import WrappedPlace
 
 DEFAULT_PATIENCE_S = 60.0
 FIRST_PAUSE_S = 0.1
@@ -101,7 +100,7 @@ class Patience:
         self._sleep(pause)
 
 
-class PatientPlace:
+class PatientPlace(WrappedPlace):
     """A place whose operations are tried again, see `Patience`.
 
     Args:
@@ -110,20 +109,16 @@ class PatientPlace:
     """
 
     def __init__(self, inner: Place, patience: Patience) -> None:
-        self.inner, self.patience = inner, patience
+        super().__init__(inner)
+        self.patience = patience
 
-    @property
-    def uri(self) -> str:
-        """The inner place's."""
-        return self.inner.uri
+    def reading(self, operation: Callable[[], _T]) -> _T:
+        """Carry out an operation, more than once if need be."""
+        return self.patience.call(operation)[0]
 
-    def locate(self, key: str) -> Path | str:
-        """The inner place's."""
-        return self.inner.locate(key)
-
-    def read(self, key: str) -> bytes:
-        """All bytes of an object."""
-        return self.patience.call(lambda: self.inner.read(key))[0]
+    def writing(self, operation: Callable[[], _T]) -> _T:
+        """Carry out an operation, more than once if need be."""
+        return self.patience.call(operation)[0]
 
     def write(self, key: str, data: bytes, *, keep_existing: bool = False, private: bool = False) -> bool:
         """Write an object; one that is kept may be what an earlier try of this very call has written."""
@@ -136,38 +131,6 @@ class PatientPlace:
         swapped, again = self.patience.call(lambda: self.inner.swap(key, data, expected))
         return swapped or (again and self._holds(key, data))
 
-    def remove(self, key: str, *, durable: bool = True) -> None:
-        """Remove an object."""
-        self.patience.call(lambda: self.inner.remove(key, durable=durable))
-
-    def size(self, key: str) -> int | None:
-        """Bytes of an object."""
-        return self.patience.call(lambda: self.inner.size(key))[0]
-
-    def entries(self, folder: str) -> list[Entry]:
-        """The objects directly under a prefix."""
-        return self.patience.call(lambda: self.inner.entries(folder))[0]
-
-    def folders(self, folder: str) -> list[str]:
-        """The prefixes directly under a prefix."""
-        return self.patience.call(lambda: self.inner.folders(folder))[0]
-
-    def others(self, folder: str) -> dict[str, str]:
-        """What is neither an object nor a prefix."""
-        return self.patience.call(lambda: self.inner.others(folder))[0]
-
-    def locked(self, folder: str) -> AbstractContextManager[None]:
-        """The inner place's."""
-        return self.inner.locked(folder)
-
-    def pin(self) -> None:
-        """The inner place's."""
-        self.inner.pin()
-
-    def unpin(self) -> None:
-        """The inner place's."""
-        self.inner.unpin()
-
     def _holds(self, key: str, data: bytes) -> bool:
         try:
             return self.read(key) == data
@@ -178,8 +141,3 @@ class PatientPlace:
 def impatient(place: Place) -> Place:
     """The same place without second tries: for what is not worth waiting for, such as log lines."""
     return place.inner if isinstance(place, PatientPlace) else place
-
-
-def patience_of(place: Place) -> Patience:
-    """The patience of a place; one try where it has none."""
-    return place.patience if isinstance(place, PatientPlace) else Patience(0)

@@ -5,66 +5,40 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from swamp_ray.errors import CorruptArtifactError, RunError, UserError
-from swamp_ray.storage.append import growing, move_growing, read_growing
-from swamp_ray.storage.holders import this_process
+from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.storage.json_lines import (
     CHECK_KEY,
+    Lines,
     Salvaged,
-    dump_json,
-    is_sealed,
+    append_line,
     load_json,
-    open_lines,
     read_lines,
     salvage_lines,
-    sealed,
 )
-from swamp_ray.storage.leases import EXPIRY_S, LEASE_FILE, HeldLease, Lease, Leases, claim, held_by
-from swamp_ray.storage.local import shown
-from swamp_ray.storage.place import Place, check_key
-from swamp_ray.storage.places import Spot, as_place, local_path
+from swamp_ray.storage.named_folder import NamedFolder
+from swamp_ray.storage.place import check_key
+from swamp_ray.storage.places import Spot
 from swamp_ray.storage.records import JobLine, is_job_line, parse_job_lines
 
 
-class RunDir:
-    """The files of one run under ``STORAGE/runs/<name>``. Nothing is created before something is written.
+class RunDir(NamedFolder):
+    """The files of one run under ``STORAGE/runs/<name>``."""
 
-    What the run itself reads and writes are spots of its storage root. The ``..._path`` are where the same files lie in
-    a local one; in an object store they are errors.
-
-    Args:
-        storage: Storage root: a folder, a URL, or its place.
-        name: Name of the run: letters, digits, dot, underscore and hyphen.
-
-    Raises:
-        UserError: If the name is not allowed, or the storage root is none.
-    """
-
-    def __init__(self, storage: str | Path | Place, name: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", name) or not name.strip("."):
-            raise UserError("a run's name must consist of 1 to 200 letters, digits, '.', '_' and '-'", got=shown(name),
-                            where="name", do="Choose another, e.g. resnet20-swamp.")
-        self.place = as_place(storage)
-        self.name = name
-
-    def spot(self, file: str = "") -> Spot:
-        """A file of the run by its name in the run's folder; ``""``: the folder itself."""
-        return Spot(self.place, "/".join(filter(None, [f"runs/{self.name}", file])))
-
-    @property
-    def config(self) -> Spot:
-        """The configuration as resolved."""
-        return self.spot("config.yaml")
+    kind = "run"
+    longest_name = 200
+    other_name = "Choose another, e.g. resnet20-swamp."
+    config_file = "config.yaml"
+    record_file = "run.json"
 
     @property
     def run_json(self) -> Spot:
         """Versions, command, hardware, attempts."""
-        return self.spot("run.json")
+        return self.record
 
     @property
     def rounds(self) -> Spot:
@@ -142,127 +116,9 @@ class RunDir:
         return [self.spot(f"tickets/{folder}{f'-{number}' if number > 1 else ''}/model.safetensors")
                 for folder, number in zip(folders, numbers, strict=True)]
 
-    @property
-    def storage(self) -> Path:
-        """The storage root."""
-        return local_path(self.place)
-
-    @property
-    def path(self) -> Path:
-        """The run's folder."""
-        return local_path(self.spot())
-
-    @property
-    def config_path(self) -> Path:
-        """See `config`."""
-        return local_path(self.config)
-
-    @property
-    def run_json_path(self) -> Path:
-        """See `run_json`."""
-        return local_path(self.run_json)
-
-    @property
-    def rounds_path(self) -> Path:
-        """See `rounds`."""
-        return local_path(self.rounds)
-
-    @property
-    def results_path(self) -> Path:
-        """See `results`."""
-        return local_path(self.results)
-
-    @property
-    def decisions_path(self) -> Path:
-        """See `decisions`."""
-        return local_path(self.decisions)
-
-    @property
-    def metrics_path(self) -> Path:
-        """See `metrics`."""
-        return local_path(self.metrics)
-
-    @property
-    def jobs_path(self) -> Path:
-        """See `jobs`."""
-        return local_path(self.jobs)
-
-    @property
-    def metrics_parquet_path(self) -> Path:
-        """See `metrics_parquet`."""
-        return local_path(self.metrics_parquet)
-
-    @property
-    def report_path(self) -> Path:
-        """See `report`."""
-        return local_path(self.report)
-
-    @property
-    def tensorboard_path(self) -> Path:
-        """See `tensorboard`."""
-        return local_path(self.tensorboard)
-
-    def log_path(self, attempt: int, what: str) -> Path:
-        """See `log`."""
-        return local_path(self.log(attempt, what))
-
-    def ticket_path(self, sparsity: float) -> Path:
-        """See `ticket`."""
-        return local_path(self.ticket(sparsity))
-
-    def relative(self, path: Path) -> str:
-        """A path inside the storage root as text to be written into files: it stays true when the root moves."""
-        return path.absolute().relative_to(self.storage).as_posix()
-
-    @property
-    def lease_key(self) -> str:
-        """Where the lease of the process that works on the run lies."""
-        return f"runs/{self.name}/{LEASE_FILE}"
-
-    def hold(self, expiry_s: float = EXPIRY_S, say: Callable[[str], None] = lambda _: None) -> Lease:
-        """Claim the run for this process, until it ends or the lease is released.
-
-        A dead process on this machine is succeeded at once, one elsewhere when it has been silent for long enough.
-
-        Args:
-            expiry_s: Seconds without a sign of life.
-            say: Told when a process elsewhere has to be watched.
-
-        Raises:
-            UserError: Another process holds the run; it is named.
-            RunError: The storage cannot be read or written.
-        """
-        found = claim(self.leases(expiry_s), self.lease_key, this_process(self.name), say)
-        if isinstance(found, Lease):
-            return found
-        raise UserError(f"the run {self.name!r} is being worked on by {found.holder or 'another process'}",
-                        where=str(self.spot()),
-                        do="Wait for it, watch it with swamp status, or choose another name with --name.")
-
-    def held_by(self, lease: Lease) -> RunDir:
-        """The same folder, whose files are written only while a lease is held: it is confirmed before each write."""
-        return RunDir(held_by(self.place, lease), self.name)
-
-    def held(self) -> HeldLease | None:
-        """Who works on the run, or did and was killed; None if nobody does."""
-        return self.leases().look(self.lease_key)
-
-    def leases(self, expiry_s: float = EXPIRY_S) -> Leases:
-        """The leases of the storage root."""
-        return Leases(self.place, expiry_s)
-
     def write_config(self, text: str, *, private: bool = False) -> None:
         """Write the resolved configuration; `private`: it holds credentials, and nobody else may read it."""
         self.config.write(text.encode(), private=private)
-
-    def read_config(self) -> str | None:
-        """The resolved configuration, None if there is no such run yet."""
-        data = self.config.read()
-        try:
-            return None if data is None else data.decode()
-        except UnicodeDecodeError as error:
-            raise CorruptArtifactError(f"{self.config}: this is not the text that was written ({error.reason}). "
-                                       "Restore the file, or delete it and run the same command again.") from error
 
     def write_run(self, record: Mapping[str, object], before: bytes | None = None) -> bytes:
         """Replace ``run.json``.
@@ -275,28 +131,15 @@ class RunDir:
         Returns:
             Its bytes.
         """
-        data = dump_json(sealed(record), indent=2) + b"\n"
-        has_locks = isinstance(self.run_json.location, Path)
-        if has_locks or before is None or not self.place.swap(self.run_json.key, data, expected=before):
+        data = self._dump_record(record)
+        may_replace = self.place.has_locks or before is None
+        if may_replace or not self.place.swap(self.run_json.key, data, expected=before or b""):
             self.run_json.write(data)
         return data
 
     def read_run(self) -> dict[str, Any] | None:
         """What ``run.json`` holds, None if it is missing or empty. Raises CorruptArtifactError if it is damaged."""
-        data = self.run_json.read()
-        if not data:
-            return None
-        try:
-            record = load_json(data)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise CorruptArtifactError(f"{self.run_json}: this is not the JSON object that was written. Restore "
-                                       "the file or delete it; it only describes the run.")
-        if not is_sealed(record):
-            raise CorruptArtifactError(f"{self.run_json}: this is not what was written: it has changed since. Restore "
-                                       "the file or delete it; it only describes the run.")
-        return {key: value for key, value in record.items() if key != CHECK_KEY}
+        return self._load_record()
 
     def unverified(self, *files: Spot) -> list[str]:
         """Names of files that hold something without a checksum, as older versions wrote it.
@@ -320,17 +163,21 @@ class RunDir:
         """Record a finished round; `record` has a key ``round``. A later record of the same round replaces it."""
         if "round" not in record:
             raise ValueError("the record of a round needs the key 'round'")
-        with contextlib.closing(open_lines(self.rounds, durable=True)) as lines:
-            lines.append(sealed(record))
+        append_line(self.rounds, record)
 
     def put_rounds_aside(self) -> None:
         """Move the records of finished rounds to ``rounds.earlier.jsonl``, behind those that lie there already."""
-        move_growing(self.rounds, self.spot("rounds.earlier.jsonl"))
+        data = self.rounds.read_appended()
+        whole_lines = data[:data.rfind(b"\n") + 1]
+        if whole_lines:
+            with Lines(self.spot("rounds.earlier.jsonl"), durable=True) as lines:
+                lines.append_bytes(whole_lines)
+        # Only now: a crash before leaves lines in both files, never in neither.
+        self.place.remove_appended(self.rounds.key)
 
     def append_decision(self, record: Mapping[str, object]) -> None:
         """Record a decision; it is durable when this returns."""
-        with contextlib.closing(open_lines(self.decisions, durable=True)) as lines:
-            lines.append(sealed(record))
+        append_line(self.decisions, record)
 
     def read_decisions(self) -> list[dict[str, Any]]:
         """All decisions, in the order in which they were made. Raises CorruptArtifactError if one is damaged."""
@@ -367,8 +214,7 @@ class RunDir:
 
     def append_result(self, record: Mapping[str, object]) -> None:
         """Note an artifact before it is looked for, so that it is never without a run that names it."""
-        with contextlib.closing(open_lines(self.results, durable=True)) as lines:
-            lines.append(sealed(record))
+        append_line(self.results, record)
 
     def read_results(self) -> list[dict[str, Any]]:
         """The artifacts that the run has noted, in order. Raises CorruptArtifactError if a line has changed."""
@@ -382,16 +228,16 @@ class RunDir:
         """The log files of an attempt, by what `log` calls them."""
         folder = f"{self.spot().key}/logs/attempt-{attempt}"
         return {name.removesuffix(".log"): Spot(self.place, f"{folder}/{name}")
-                for name, _ in growing(self.place, folder) if name.endswith(".log")}
+                for name, _ in self.place.appended(folder) if name.endswith(".log")}
 
     def last_log_lines(self, num: int) -> list[tuple[Spot, str]]:
         """The logs that were written last, the newest at the end, each with its last line; empty ones are left out."""
         folder = f"{self.spot().key}/logs"
         found = [(modified, Spot(self.place, f"{folder}/{attempt}/{name}"))
                  for attempt in self.place.folders(folder)
-                 for name, modified in growing(self.place, f"{folder}/{attempt}") if name.endswith(".log")]
+                 for name, modified in self.place.appended(f"{folder}/{attempt}") if name.endswith(".log")]
         newest = [spot for _, spot in sorted(found, key=lambda one: one[0])[-num:]]
-        texts = [(spot, read_growing(spot).decode(errors="replace").splitlines()) for spot in newest]
+        texts = [(spot, spot.read_appended().decode(errors="replace").splitlines()) for spot in newest]
         return [(spot, lines[-1]) for spot, lines in texts if lines]
 
 

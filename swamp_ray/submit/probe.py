@@ -74,25 +74,20 @@ def _of_the_cluster(storage: str, paths: Sequence[str]) -> dict[str, Any]:
 
 def _storage_problem(storage: str, num_nodes: int) -> str | None:
     """What is wrong with the storage root, None if it can be written and all nodes see it."""
-    from pathlib import Path
-
     from swamp_ray.errors import SwampError
     from swamp_ray.on_ray.nodes import check_shared
     from swamp_ray.storage.places import open_place
 
     try:
         place = open_place(storage, PATIENCE_S)
-        root = place.locate("")
-        is_new = isinstance(root, Path) and not root.exists()
         key = ".probe-write"
-        place.write(key, b"")
-        try:
-            if num_nodes > 1:
-                check_shared(place)
-        finally:
-            place.remove(key, durable=False)
-            if is_new and isinstance(root, Path):
-                root.rmdir()
+        with place.on_trial():
+            place.write(key, b"")
+            try:
+                if num_nodes > 1:
+                    check_shared(place)
+            finally:
+                place.remove(key, durable=False)
     except (SwampError, OSError) as error:
         return str(error)
     return None

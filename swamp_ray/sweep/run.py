@@ -11,7 +11,6 @@ import math
 import platform
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -50,7 +49,7 @@ from swamp_ray.run.signals import Stopping, handled
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.leases import Lease
 from swamp_ray.storage.place import Place
-from swamp_ray.storage.places import made_folder, open_place
+from swamp_ray.storage.places import open_place, working_folder
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 from swamp_ray.sweep.code_check import check_code
@@ -439,12 +438,8 @@ class _Sweep:
     @contextlib.contextmanager
     def _tune_folder(self) -> Iterator[str]:
         """Where Tune keeps its own files; beside a storage in an object store they are not kept."""
-        folder = made_folder(self.dir.tune)
-        if folder is not None:
+        with working_folder(self.dir.tune, keep=False) as folder:
             yield str(folder)
-        else:
-            with tempfile.TemporaryDirectory(prefix="swamp-tune-") as temporary:
-                yield temporary
 
     def _warn(self) -> None:
         if self.plan.invalid:

@@ -80,7 +80,7 @@ def carry_out(request: dict[str, Any]) -> dict[str, Any]:
         done = run(config, actor, executor=FromTheBack if request.get("from_the_back") else None)
     except SwampError as error:
         return {"error": str(error), "pid": os.getpid()}
-    attempt = json.loads(done.rundir.run_json_path.read_text())["attempts"][-1]
+    attempt = json.loads(Path(done.rundir.run_json.location).read_text())["attempts"][-1]
     return {"blocked": actor.blocked, "attempt": attempt, "pid": os.getpid()}
 
 

@@ -19,7 +19,7 @@ from swamp_ray.method.events import Job
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.training.results import Progress
 from tests.faults import epoch_seed
-from tests.helpers import ticket_digests, tiny
+from tests.helpers import folder_of, ticket_digests, tiny
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def ranked(
 
 
 def incidents(done: Run) -> list[tuple[str, str, str]]:
-    attempt = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]
+    attempt = json.loads(Path(done.rundir.run_json.location).read_text())["attempts"][0]
     return [(one["who"], one["kind"], one["reason"]) for one in attempt["incidents"]]
 
 
@@ -56,7 +56,7 @@ def test_a_rank_that_is_killed_changes_no_byte(tmp_path: Path) -> None:
     assert incidents(undisturbed) == decisions
     lost = ("round 0, particle 0", "machine", "rank 1 of 2 was lost: its process or its node has gone")
     assert incidents(killed) == [lost, *decisions]
-    log = next((killed.rundir.path / "logs/attempt-1").glob("round-0-particle-0.log")).read_text()
+    log = next((folder_of(killed.rundir) / "logs/attempt-1").glob("round-0-particle-0.log")).read_text()
     assert "attempt 1, from step 5," in log, "from the checkpoint of its first epoch"
     assert ticket_digests(tmp_path / "a") == ticket_digests(tmp_path / "b")
 
@@ -77,7 +77,7 @@ def test_ranks_that_are_asked_to_stop_write_a_checkpoint_together(tmp_path: Path
     with pytest.raises(Interrupted):
         ranked(tmp_path / "a", reporter=Interrupts(), **long)
     done = ranked(tmp_path / "a", **long)
-    log = next((done.rundir.path / "logs/attempt-2").glob("round-0-particle-0.log")).read_text()
+    log = next((folder_of(done.rundir) / "logs/attempt-2").glob("round-0-particle-0.log")).read_text()
     assert 0 < int(re.findall(r"from step (\d+),", log)[0]) < 400 * 5
     ranked(tmp_path / "b", **long)
     assert ticket_digests(tmp_path / "a") == ticket_digests(tmp_path / "b")

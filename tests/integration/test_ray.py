@@ -29,7 +29,7 @@ from swamp_ray.storage.leases import Lease, Leases, artifact_lease
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.sweep.members import Team
-from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny
+from tests.helpers import TINY, command_line, descendants, folder_of, ticket_digests, tiny
 
 
 class Killer(Reporter):
@@ -72,9 +72,9 @@ def test_ray_gives_the_bytes_of_the_inline_executor(
 ) -> None:
     done = on_ray(tmp_path, execution__num_workers=workers)
     assert ticket_digests(tmp_path) == undisturbed
-    record = json.loads(done.rundir.run_json_path.read_text())
+    record = json.loads(Path(done.rundir.run_json.location).read_text())
     assert record["attempts"][0]["workers"] == workers
-    logs = sorted(path.name for path in (done.rundir.path / "logs" / "attempt-1").iterdir())
+    logs = sorted(path.name for path in (folder_of(done.rundir) / "logs" / "attempt-1").iterdir())
     assert logs == sorted(["dense-phase.log", *(f"round-{r}-particle-{n}.log" for r in range(3) for n in range(3)),
                            *(f"round-{r}-evaluation.log" for r in range(3))])
 
@@ -115,7 +115,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_particle_goes_on(tmp_path: 
     done = on_ray(tmp_path / "killed", reporter, round__length=12)
     assert reporter.killed
     assert ticket_digests(tmp_path / "killed") == ticket_digests(tmp_path / "undisturbed")
-    incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
+    incidents = json.loads(Path(done.rundir.run_json.location).read_text())["attempts"][0]["incidents"]
     assert len(incidents) == len(reporter.failures) == 1
     assert "round" in incidents[0]["who"]
     [broken], others = _broken_and_others(done.rundir)
@@ -148,7 +148,7 @@ def test_packed_on_ray_it_is_the_same_even_if_a_worker_with_a_pack_is_killed(tmp
     done = on_ray(tmp_path / "ray", reporter, **values, execution__num_workers=1)
     assert reporter.killed
     assert ticket_digests(tmp_path / "ray") == ticket_digests(tmp_path / "inline")
-    incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
+    incidents = json.loads(Path(done.rundir.run_json.location).read_text())["attempts"][0]["incidents"]
     assert {one["who"] for one in incidents} == {"round 0, particle 0", "round 0, particle 1"}
     [one, two], _ = _broken_and_others(done.rundir)
     assert one | {"particle": two["particle"], "ended": two["ended"]} == two, "they shared a worker, and its end"
@@ -276,13 +276,13 @@ def test_workers_are_scheduled_on_gpus(tmp_path: Path, undisturbed: dict[str, st
 
     counter = Counter()
     done = on_ray(tmp_path / "whole", counter, execution__num_gpus=1, execution__num_cpus=0.5)
-    assert json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["workers"] == 2
+    assert json.loads(Path(done.rundir.run_json.location).read_text())["attempts"][0]["workers"] == 2
     assert counter.used == 2
     assert ticket_digests(tmp_path / "whole") == undisturbed
     half = on_ray(tmp_path / "half", execution__num_gpus=0.4, execution__num_cpus=0.1, particles__count=5,
                   pruning__target=0.0, averaging__within="none", round__length=1,
                   training__schedule__warmup=0)
-    workers = json.loads(half.rundir.run_json_path.read_text())["attempts"][0]["workers"]
+    workers = json.loads(Path(half.rundir.run_json.location).read_text())["attempts"][0]["workers"]
     assert workers == 4, "two workers of 0.4 GPUs fit on each of two GPUs"
 
 

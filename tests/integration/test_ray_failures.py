@@ -21,7 +21,7 @@ from swamp_ray.on_ray.executor import RayExecutor
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
 from tests.faults import epoch_seed, uneven
-from tests.helpers import ticket_digests, tiny
+from tests.helpers import folder_of, ticket_digests, tiny
 
 pytestmark = pytest.mark.chaos
 
@@ -33,7 +33,7 @@ def faulty(storage: Path, reporter: Reporter | None = None, *, executor: str = "
 
 
 def incidents(done: Run) -> list[dict[str, Any]]:
-    return json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
+    return json.loads(Path(done.rundir.run_json.location).read_text())["attempts"][0]["incidents"]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -43,7 +43,7 @@ def test_a_particle_whose_worker_runs_out_of_memory_goes_on_in_another(tmp_path:
     [incident] = incidents(done)
     assert (incident["who"], incident["kind"], incident["attempt"]) == ("round 0, particle 1", "machine", 0)
     assert incident["reason"].startswith("out of memory: CUDA out of memory. Tried to allocate 20.00 GiB.\n")
-    log = next((done.rundir.path / "logs/attempt-1").glob("round-0-particle-1.log")).read_text()
+    log = next((folder_of(done.rundir) / "logs/attempt-1").glob("round-0-particle-1.log")).read_text()
     assert "attempt 1, from step 5," in log
     faulty(tmp_path / "b", executor="inline", **fault)
     assert ticket_digests(tmp_path / "a") == ticket_digests(tmp_path / "b")

@@ -56,7 +56,7 @@ def test_a_lost_node_costs_no_result(nodes: Cluster, tmp_path: Path) -> None:
     assert reporter.failures == [Job("particle", 0, 0)], "what was finished before is not trained again"
     assert sum("no living node can hold one" in text for text in reporter.warnings) == 1, "it is said once"
     assert ticket_digests(tmp_path / "lost") == ticket_digests(tmp_path / "undisturbed")
-    incidents = json.loads(done.rundir.run_json_path.read_text())["attempts"][0]["incidents"]
+    incidents = json.loads(Path(done.rundir.run_json.location).read_text())["attempts"][0]["incidents"]
     kinds = [(one["who"], one["kind"]) for one in incidents]
     assert ("round 0, particle 0", "machine") in kinds
     assert ("workers", "machine") in kinds

@@ -137,6 +137,6 @@ def test_a_killed_run_is_taken_over_from_its_last_checkpoint(tmp_path: Path, oth
     assert "a: stopped without a word (killed?); the same command goes on, 0 of 2 rounds" in shown
     assert "round 0: 1 of 1 particles done" in shown
     again = run(tiny(tmp_path, name="a", **values))
-    assert json.loads(again.rundir.run_json_path.read_text())["attempts"][-1]["trained"] == 0
+    assert json.loads(Path(again.rundir.run_json.location).read_text())["attempts"][-1]["trained"] == 0
     assert ticket_digests(tmp_path, "a") == ticket_digests(tmp_path, "b")
     assert not leases_left(tmp_path)

@@ -83,7 +83,7 @@ def test_a_sweep_whose_code_has_changed_is_refused_and_retrains_only_that(folder
                          "space": {"model.name": {"grid": models}}})
     first = run_sweep(sweep)
     changed, same = (record["runs"][0] for record in first.records.values())
-    rounds = RunDir(tmp_path / "swept", same).rounds_path
+    rounds = Path(RunDir(tmp_path / "swept", same).rounds.location)
     before = rounds.stat().st_mtime_ns, (tmp_path / "swept/sweeps/s/trials.jsonl").read_bytes()
     (folder / "user_code_helper.py").write_text(HELPER.format("Tanh"))
     with pytest.raises(UserError, match=r"(?s)sweep 's' exists already with other code.*module user_code_helper: .*"

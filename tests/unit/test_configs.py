@@ -26,6 +26,7 @@ from swamp_ray.storage.states import read_state
 from swamp_ray.training.models import build_model
 from swamp_ray.training.program import Program, TrainingSpec, dense_program, round_program
 from swamp_ray.training.trainer import ParticleTrainer
+from tests.helpers import root_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")
@@ -268,7 +269,7 @@ class TestStartingWeights:
         trained = any(not np.array_equal(rewind[key], initial[key]) for key in initial)
         assert trained == (origin != "init")
         if origin == "average":
-            store = ArtifactStore(done.rundir.storage)
+            store = ArtifactStore(root_of(done.rundir))
             average = store.find(done.records[0].artifacts["average"]["name"])
             assert average is not None
             rewind = full_state(read_state(store, average), layout, first[0].mask)

@@ -104,11 +104,11 @@ def test_a_token_given_to_a_run_stands_in_no_file_that_others_can_read(
                   particles__count=1, model__options={"api_token": SECRET})
     run(config)
     held = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
-    assert held == [RunDir(tmp_path, "tiny").config_path]
+    assert held == [Path(RunDir(tmp_path, "tiny").config.location)]
     assert held[0].stat().st_mode & 0o077 == 0
     about = RunDir(tmp_path, "tiny").read_run() or {}
     assert about["attempts"][0]["argv"][-1] == f"model.options.api_token={HIDDEN}"
-    ticket = load_ticket(RunDir(tmp_path, "tiny").ticket_path(0.0))
+    ticket = load_ticket(Path(RunDir(tmp_path, "tiny").ticket(0.0).location))
     assert ticket.meta["model"]["options"] == {"api_token": HIDDEN}
     again = run(config)
     assert (again.rundir.read_run() or {})["attempts"][-1]["trained"] == 0
@@ -116,4 +116,4 @@ def test_a_token_given_to_a_run_stands_in_no_file_that_others_can_read(
 
 def test_a_config_without_credentials_can_be_read_by_a_group(tmp_path: Path) -> None:
     run(tiny(tmp_path, pruning__target=0.0, particles__count=1))
-    assert RunDir(tmp_path, "tiny").config_path.stat().st_mode & 0o040
+    assert Path(RunDir(tmp_path, "tiny").config.location).stat().st_mode & 0o040

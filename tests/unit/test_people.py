@@ -138,10 +138,10 @@ def test_status_of_an_unfinished_run_names_what_is_missing(storage: Path, tmp_pa
     rundir = find_run("tiny", str(storage))
     target = tmp_path / "runs" / "half"
     target.mkdir(parents=True)
-    (target / "config.yaml").write_bytes(rundir.config_path.read_bytes())
+    (target / "config.yaml").write_bytes(Path(rundir.config.location).read_bytes())
     record = rundir.read_run() or {}
     RunDir(tmp_path, "half").write_run({**record, "status": "running"})
-    (target / "rounds.jsonl").write_text(rundir.rounds_path.read_text().splitlines()[0] + "\n{torn")
+    (target / "rounds.jsonl").write_text(Path(rundir.rounds.location).read_text().splitlines()[0] + "\n{torn")
     done = swamp("status", "half", "--storage", str(tmp_path))
     assert "half: stopped without a word (killed?); the same command goes on, 1 of 3 rounds" in done.output
     assert "missing: rounds 1 (50.0 %), 2 (75.0 %)" in done.output

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from swamp_ray.method.events import Job
 from swamp_ray.report.load.missing import TRAINED
 from swamp_ray.report.load.runs import ReportRun
-from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.liveness import life_of
 from swamp_ray.storage.older_job_logs import training_of, unfinished
 from swamp_ray.storage.records import JobEpoch, JobStarted
@@ -136,4 +135,4 @@ def _logs(run: ReportRun, attempt: int) -> Iterator[tuple[Job, str]]:
     for name, spot in run.rundir.logs(attempt).items():
         job = training_of(name)
         if job is not None:
-            yield job, read_growing(spot).decode(errors="replace")
+            yield job, spot.read_appended().decode(errors="replace")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from swamp_ray.report.load.runs import ReportRun
-from swamp_ray.storage.append import read_growing
 from swamp_ray.storage.kept_sources import changes_in_words
 from swamp_ray.storage.liveness import life_of
 from swamp_ray.text.tables import counted, ranges
@@ -54,7 +53,7 @@ def unknown_trainings(run: ReportRun) -> list[tuple[int, int]]:
 
 def has_no_jobs(run: ReportRun) -> bool:
     """Whether who trained what was never written down, or its file is gone as a whole."""
-    return not run.jobs and not read_growing(run.rundir.jobs)
+    return not run.jobs and not run.rundir.jobs.read_appended()
 
 
 def particles_of(record: Mapping[str, Any]) -> list[int]:

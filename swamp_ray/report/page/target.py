@@ -54,9 +54,9 @@ class Target:
             UserError: One could not be written.
         """
         with self._told():
-            location = self.locate(self.page)
-            if isinstance(location, Path):
-                return _replace_all(location.parent, files, self._below(location))
+            path = self._path()
+            if path is not None:
+                return _replace_all(path.parent, files, self._below(path))
             assert self.place is not None
             return [self._put(self.place, name, data) for name, data in files]
 
@@ -67,15 +67,19 @@ class Target:
             UserError: Nothing can be written there.
         """
         with self._told():
-            location = self.locate(self.page)
-            if isinstance(location, Path):
-                _refuse_links(location, self._below(location))
-                _try(location)
+            path = self._path()
+            if path is not None:
+                _refuse_links(path, self._below(path))
+                _try(path)
                 return
             assert self.place is not None
             probe = f"{self.folder}/.probe-{uuid.uuid4().hex[:12]}"
             self._put(self.place, probe, b"")
             self.place.remove(self._key(probe), durable=False)
+
+    def _path(self) -> Path | None:
+        """The page, where it is a file that is put in place together with those beside it."""
+        return Path(self.root, self.page) if self.place is None else self.place.path_of(self._key(self.page))
 
     def _below(self, page: Path) -> Path:
         """The folder below which no link is followed: the storage root, or the one that the user has named."""

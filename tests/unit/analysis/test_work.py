@@ -122,7 +122,7 @@ def test_what_decides_the_figures_is_in_the_name_of_a_piece(
     assert len(set(before)) == 4
     rundir = RunDir(storage, "tiny")
     rundir.write_config(dump_config(tiny(storage, **{"pruning__target": 0.5, **change})))
-    rundir.run_json_path.unlink()  # it holds the data's digest, and others are refused
+    Path(rundir.run_json.location).unlink()  # it holds the data's digest, and others are refused
     assert (keys() != before) is counts
 
 

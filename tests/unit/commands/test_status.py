@@ -18,12 +18,12 @@ from swamp_ray.config.reading import dump_config
 from swamp_ray.method.events import DENSE, Job
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.holders import Holder, this_process
-from swamp_ray.storage.json_lines import open_lines, sealed
+from swamp_ray.storage.json_lines import Lines, sealed
 from swamp_ray.storage.leases import Watch, artifact_lease
 from swamp_ray.storage.liveness import life_of
 from swamp_ray.storage.records import JobEpoch, JobStarted
 from swamp_ray.storage.run_folder import RunDir
-from tests.helpers import tiny
+from tests.helpers import root_of, tiny
 
 HERE = this_process("tiny")
 DEAD = replace(HERE, pid=2**22 + 1)
@@ -74,7 +74,7 @@ def test_a_process_elsewhere_is_named_with_its_last_sign_of_life(rundir: RunDir)
     lease = hold(rundir, AWAY)
     assert said(rundir)[0].startswith("tiny: running on elsewhere.example, last seen ")
     past = time.time() - 3 * 3600
-    os.utime(rundir.storage / rundir.lease_key, (past, past))
+    os.utime(root_of(rundir) / rundir.lease_key, (past, past))
     assert said(rundir)[0].startswith("tiny: not heard of for 3")
     assert "on elsewhere.example (killed?); the same command goes on" in said(rundir)[0]
     lease.beat()
@@ -85,7 +85,7 @@ def test_watching_ends_when_a_process_elsewhere_falls_silent(rundir: RunDir) -> 
     now = 0.0
     watch = Watch(30.0, lambda: now)
     lease = hold(rundir, AWAY)
-    record = json.loads(rundir.run_json_path.read_text())
+    record = json.loads(Path(rundir.run_json.location).read_text())
     for _ in range(3):
         assert life_of(rundir, record, watch).running
         now += 3599.0
@@ -99,7 +99,7 @@ def test_watching_ends_when_a_process_elsewhere_falls_silent(rundir: RunDir) -> 
 def epoch_lines(rundir: RunDir, particle: int, epochs: int, attempt: int = 1, begins: bool = True) -> None:
     """What a driver notes of a particle that was given out, and has trained so many epochs of ten."""
     about: dict[str, Any] = {"kind": "particle", "round": 0, "particle": particle, "attempt": attempt}
-    with contextlib.closing(open_lines(rundir.jobs)) as lines:
+    with contextlib.closing(Lines(rundir.jobs)) as lines:
         if begins:
             lines.append(sealed(JobStarted(**about, worker=0, host="h", device="cpu", retry=0, reseed=0,
                                            began=1e9).line()))
@@ -127,12 +127,12 @@ def test_epochs_of_open_particles_are_those_of_this_attempts_last_try(rundir: Ru
 def test_of_an_earlier_versions_run_epochs_are_those_of_the_logs(rundir: RunDir) -> None:
     names = {DENSE: NAMES[4]} | {Job("particle", 0, number): NAMES[number] for number in range(4)}
     write(rundir, names=names)
-    store = ArtifactStore(rundir.storage)
+    store = ArtifactStore(root_of(rundir))
     store.put(NAMES[4], {}, {})
     store.put(NAMES[0], {}, {})
     store.put(NAMES[1], {}, {"epoch": 3}, CHECKPOINT)
     store.put(NAMES[2], {}, {"epoch": 5}, CHECKPOINT)
-    log = rundir.log_path(1, "round-0-particle-1")
+    log = Path(rundir.log(1, "round-0-particle-1").location)
     log.parent.mkdir(parents=True)
     log.write_text("2026-01-01 00:00:00 epoch 4/10: loss 0.1\n")
     hold(rundir, AWAY, artifact_lease(NAMES[1]))
@@ -151,7 +151,7 @@ def test_the_dense_phase_is_accounted_for_until_it_is_done(rundir: RunDir) -> No
     with hold(rundir, HERE):
         assert "dense phase: queued" in said(rundir)
     assert "dense phase: missing" in said(rundir)
-    ArtifactStore(rundir.storage).put(NAMES[4], {}, {})
+    ArtifactStore(root_of(rundir)).put(NAMES[4], {}, {})
     assert not any(line.startswith("dense phase") for line in said(rundir))
 
 

@@ -25,7 +25,7 @@ from swamp_ray.storage.json_lines import read_lines
 from swamp_ray.storage.kept_sources import changes_in_words, code_changes, keep_sources
 from swamp_ray.storage.metrics import read_metrics
 from swamp_ray.storage.run_folder import RunDir
-from tests.helpers import tiny
+from tests.helpers import folder_of, tiny
 
 MODULE = '''"""Mine."""
 from torch import nn
@@ -89,7 +89,7 @@ def test_changed_code_is_refused_with_what_changed(
     with pytest.raises(UserError, match=f"other code(.|\n)*{said}(.|\n)*--code-changed retrain"):
         run(config)
     assert (done.rundir.read_run() or {})["status"] == "complete"
-    print_evaluation([str(done.rundir.path)], None, as_json=False)
+    print_evaluation([str(folder_of(done.rundir))], None, as_json=False)
     assert said in capsys.readouterr().err
     again = run(config, code_changed="retrain")
     assert (again.rundir.read_run() or {})["attempts"][-1]["trained"] == 2
@@ -124,19 +124,20 @@ def test_comments_docstrings_and_declared_versions_change_nothing(tmp_path: Path
 
 
 def test_the_sources_are_kept_with_the_run_without_keys(tmp_path: Path, edit: Edit) -> None:
-    folder = run(tiny(tmp_path / "storage", **VALUES)).rundir.path / "sources"
+    folder = folder_of(run(tiny(tmp_path / "storage", **VALUES)).rundir) / "sources"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["modules"]) == {"changing_net", "changing_helper"}
     text = (folder / "changing_net.py").read_text()
     assert "abcdefghijklmnop" not in text
     assert text == MODULE.replace("abcdefghijklmnop", "***")
-    assert not (run(tiny(tmp_path / "storage", name="built-in", pruning__target=0.0)).rundir.path / "sources").exists()
+    built_in = run(tiny(tmp_path / "storage", name="built-in", pruning__target=0.0))
+    assert not (folder_of(built_in.rundir) / "sources").exists()
 
 
 def test_the_sources_of_each_attempt_are_kept(tmp_path: Path, edit: Edit) -> None:
     config = tiny(tmp_path / "storage", **VALUES)
     rundir = run(config).rundir
-    folder = rundir.path / "sources"
+    folder = folder_of(rundir) / "sources"
     first = {file.name: file.read_text() for file in folder.iterdir()}
     keep_sources(rundir, config)
     assert not (folder / "earlier").exists()
@@ -157,7 +158,7 @@ def test_a_damaged_manifest_of_sources_costs_nothing(tmp_path: Path, edit: Edit,
     config = tiny(tmp_path / "storage", **VALUES)
     rundir = RunDir(tmp_path / "storage", "tiny")
     keep_sources(rundir, config)
-    folder = rundir.path / "sources"
+    folder = folder_of(rundir) / "sources"
     (folder / "manifest.json").write_text(manifest)
     edit("changing_net.py", MODULE.replace("* 1.0", "* 2.0"))
     assert "cannot be compared" not in changes_in_words(rundir, config)
@@ -235,4 +236,4 @@ def test_analyze_and_report_say_that_the_code_has_changed(
     for found in (capsys.readouterr().err, on_page):
         assert (sentence in found) == bool(said)
         assert said in found
-        assert not said or str(rundir.path / "sources") in found
+        assert not said or str(folder_of(rundir) / "sources") in found

@@ -35,7 +35,7 @@ from swamp_ray.storage.leases import HeldLease, artifact_lease
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.training.models import build_model
 from swamp_ray.training.trainer import initial_model
-from tests.helpers import ticket_digests, tiny
+from tests.helpers import artifacts_of, ticket_digests, tiny
 
 
 class Watcher(Reporter):
@@ -202,7 +202,7 @@ def test_a_damaged_result_is_computed_again_with_the_same_bytes(tmp_path: Path, 
     store = ArtifactStore(tmp_path)
     average = store.find(done.records[0].artifacts["average"]["name"])
     assert average is not None
-    path = store.root / average.name[:2] / average.name / f"{average.files[file].sha256}.safetensors"
+    path = artifacts_of(store) / average.name[:2] / average.name / f"{average.files[file].sha256}.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
@@ -221,7 +221,7 @@ def test_a_damaged_particle_state_is_trained_again(tmp_path: Path) -> None:
         particle = store.find(record.artifacts["particles"][1]["name"])
         assert particle is not None
         entry = particle.files["state.safetensors"]
-        path = store.root / particle.name[:2] / particle.name / f"{entry.sha256}.safetensors"
+        path = artifacts_of(store) / particle.name[:2] / particle.name / f"{entry.sha256}.safetensors"
         path.write_bytes(path.read_bytes()[:-4])
     _, watcher = watched(tmp_path)
     assert watcher.trained.count(Job("particle", 0, 1)) == 1
@@ -250,7 +250,8 @@ def test_a_damaged_state_among_new_ones_is_trained_again(tmp_path: Path) -> None
     store.discard(record.artifacts["particles"][2]["name"], "result")
     particle = store.find(record.artifacts["particles"][0]["name"])
     assert particle is not None
-    path = store.root / particle.name[:2] / particle.name / f"{particle.files['state.safetensors'].sha256}.safetensors"
+    file = f"{particle.files['state.safetensors'].sha256}.safetensors"
+    path = artifacts_of(store) / particle.name[:2] / particle.name / file
     path.write_bytes(b"")
     _, watcher = watched(tmp_path)
     assert [job for job in watcher.trained if job.kind == "particle"] == [
@@ -264,7 +265,7 @@ def test_a_damaged_dense_phase_is_trained_again_with_the_same_bytes(tmp_path: Pa
     store = ArtifactStore(tmp_path)
     dense = store.find(first.items[Job("dense")].named.name)
     assert dense is not None
-    path = store.root / dense.name[:2] / dense.name / f"{dense.files['state.safetensors'].sha256}.safetensors"
+    path = artifacts_of(store) / dense.name[:2] / dense.name / f"{dense.files['state.safetensors'].sha256}.safetensors"
     path.write_bytes(b"damaged")
     _, watcher = watched(tmp_path)
     assert watcher.trained == [Job("dense")]
@@ -315,14 +316,15 @@ def test_an_interrupted_particle_goes_on_at_its_checkpoint_with_the_same_bytes(t
 
 def test_the_metrics_agree_with_the_records(tmp_path: Path) -> None:
     done, _ = watched(tmp_path)
-    frame = pd.read_parquet(done.rundir.metrics_parquet_path)
+    frame = pd.read_parquet(Path(done.rundir.metrics_parquet.location))
     rounds = frame[frame["kind"] == "round"]
     assert list(rounds["test/accuracy"]) == [record.average["test"]["accuracy"] for record in done.records]
     assert len(frame[frame["kind"] == "particle_epoch"]) == 3 * 3 * 2
     watched(tmp_path)
-    assert len(pd.read_parquet(done.rundir.metrics_parquet_path)) == len(frame), "a second attempt logs nothing twice"
-    runs = {path.parent.relative_to(done.rundir.tensorboard_path).as_posix()
-            for path in done.rundir.tensorboard_path.rglob("events*")}
+    again = pd.read_parquet(Path(done.rundir.metrics_parquet.location))
+    assert len(again) == len(frame), "a second attempt logs nothing twice"
+    runs = {path.parent.relative_to(Path(done.rundir.tensorboard.location)).as_posix()
+            for path in Path(done.rundir.tensorboard.location).rglob("events*")}
     particles = {f"particle-{number:02d}" for number in range(3)}
     trainings = {f"round-{index:02d}/{particle}" for index in range(3) for particle in particles}
     assert runs == {"dense", "average", "particles_mean", "particles_std", *particles, *trainings}
@@ -506,11 +508,11 @@ def test_a_run_that_was_taken_over_while_it_was_silent_ends_and_leaves_the_recor
                 while isinstance(rundir.leases().acquire(rundir.lease_key, successor, content_of(rundir)), HeldLease):
                     pass  # it has just given a sign of life
                 beating.join(60)
-                before.append(rundir.run_json_path.read_bytes())
+                before.append(Path(rundir.run_json.location).read_bytes())
 
     with pytest.raises(RunError, match="another process works on the run 'tiny' now"):
         run(tiny(tmp_path, execution__lease_expiry_s=1.0), Silent())
-    assert rundir.run_json_path.read_bytes() == before[0]
+    assert Path(rundir.run_json.location).read_bytes() == before[0]
     held = rundir.held()
     assert held is not None
     assert held.holder == successor

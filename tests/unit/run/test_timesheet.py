@@ -105,7 +105,7 @@ def test_an_interrupted_run_has_what_was_running_and_the_next_attempt_what_was_l
     with pytest.raises(Interrupted):
         run(tiny(disturbed, **SMALL), executor=Interrupting)
     assert [(line["kind"], line["how"]) for line in jobs(disturbed)] == [("dense", "done"), ("particle", "stopped")]
-    with RunDir(disturbed, "tiny").jobs_path.open("ab") as file:
+    with Path(RunDir(disturbed, "tiny").jobs.location).open("ab") as file:
         file.write(b'{"attempt": 1, "kind": "par')  # torn, as by a kill
     run(tiny(disturbed, **SMALL))
     attempts = Counter(line["attempt"] for line in jobs(disturbed))
@@ -117,13 +117,13 @@ def test_an_interrupted_run_has_what_was_running_and_the_next_attempt_what_was_l
 
 def test_a_run_that_finds_everything_records_no_job(tmp_path: Path) -> None:
     run(tiny(tmp_path, **SMALL))
-    before = RunDir(tmp_path, "tiny").jobs_path.read_bytes()
+    before = Path(RunDir(tmp_path, "tiny").jobs.location).read_bytes()
     run(tiny(tmp_path, **SMALL))
-    assert RunDir(tmp_path, "tiny").jobs_path.read_bytes() == before
+    assert Path(RunDir(tmp_path, "tiny").jobs.location).read_bytes() == before
 
 
 def test_where_it_cannot_be_written_the_run_goes_on(tmp_path: Path) -> None:
-    RunDir(tmp_path, "tiny").jobs_path.mkdir(parents=True)
+    Path(RunDir(tmp_path, "tiny").jobs.location).mkdir(parents=True)
     done: Run = run(tiny(tmp_path, **SMALL))
     assert len(done.records) == 2
 

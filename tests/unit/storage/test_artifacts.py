@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from swamp_ray.errors import CorruptArtifactError, RunError, UserError
 from swamp_ray.storage.artifacts import STALE_S, ArtifactStore, Manifest
+from tests.helpers import root_of
 from tests.unit.storage.processes import REPOSITORY, run_python
 
 NAME = "ab" * 32
@@ -33,7 +34,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def folder_of(store: ArtifactStore, name: str = NAME) -> Path:
-    return store.storage / "artifacts" / name[:2] / name
+    return root_of(store) / "artifacts" / name[:2] / name
 
 
 def payload_of(store: ArtifactStore, manifest: Manifest, file: str) -> Path:
@@ -49,7 +50,7 @@ def test_what_was_put_is_found_and_read(store: ArtifactStore) -> None:
     manifest = store.put(NAME, FILES, info)
     assert manifest.info == {"accuracy": 0.5, "trace": [1, 2], "text": "ä"}
     assert manifest.num_bytes == 700
-    again = ArtifactStore(store.storage)
+    again = ArtifactStore(root_of(store))
     assert again.find(NAME) == manifest
     assert read_all(again, manifest) == FILES
     assert store.find(OTHER) is None
@@ -321,6 +322,7 @@ def test_a_writer_killed_before_any_file_operation_leaves_old_or_new_and_can_be_
 ENDLESS_WRITER = """
 import sys
 from swamp_ray.storage.artifacts import ArtifactStore
+from tests.helpers import folder_of, root_of
 store = ArtifactStore(sys.argv[1])
 number = int(sys.argv[2])
 while True:
@@ -337,7 +339,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint_no_older_than_t
     pauses = random.Random(0)
     last = 0
     for _ in range(8):
-        writer = subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, str(store.storage), str(last)],
+        writer = subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, str(root_of(store)), str(last)],
                                   cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
         first = int(writer.stdout.readline())
@@ -386,7 +388,7 @@ def test_a_limit_on_file_size_is_an_error_and_harms_nothing(store: ArtifactStore
             ArtifactStore(sys.argv[1]).put("ab" * 32, {"w": b"y" * 100_000}, {}, slot="checkpoint")
         except RunError as error:
             print(error)
-        """, store.storage)
+        """, root_of(store))
     assert "could not be written" in done.stdout, done.stderr
     assert store.find(NAME, "checkpoint") == kept
     assert store.read(kept, "w") == b"x" * 5000

@@ -97,13 +97,12 @@ def test_check_writable(store: ArtifactStore) -> None:
         ArtifactStore("s3://nowhere/x").check_writable()
 
 
-def test_paths_of_files_are_refused_where_there_are_none(store: ArtifactStore, remote: str) -> None:
-    with pytest.raises(UserError, match="a storage root that is a folder, but got 's3://"):
-        _ = store.storage
+def test_nothing_of_an_object_store_is_a_file_or_a_folder(store: ArtifactStore, remote: str) -> None:
     rundir = RunDir(remote, "r")
     assert str(rundir.config) == f"{remote}/runs/r/config.yaml"
-    with pytest.raises(UserError, match="a storage root that is a folder"):
-        _ = rundir.config_path
+    assert rundir.place.path_of(rundir.config.key) is None
+    assert rundir.place.made_folder("tensorboard") is None
+    assert (store.place.free_bytes(), store.place.free_files(), store.place.has_locks) == (None, None, False)
 
 
 KILLED_BEFORE_EVERY_OPERATION = """
@@ -181,6 +180,7 @@ def test_a_writer_killed_before_any_request_leaves_old_or_new_and_can_be_repeate
 ENDLESS_WRITER = """
 import sys
 from swamp_ray.storage.artifacts import ArtifactStore
+from tests.helpers import root_of
 store = ArtifactStore(sys.argv[1])
 number = int(sys.argv[2])
 while True:

@@ -168,7 +168,7 @@ def test_a_damaged_record_of_a_sweep_is_refused_where_it_is_read(tmp_path: Path)
 def test_status_tells_an_averaged_round_from_one_whose_particles_are_done(storage: Path) -> None:
     rundir = RunDir(storage, "tiny")
     names = {(use.kind, use.round): use.name for use in read_usage(rundir).uses}
-    rundir.rounds_path.unlink()
+    Path(rundir.rounds.location).unlink()
     rundir.write_run({**(rundir.read_run() or {}), "status": "interrupted"})
     store = ArtifactStore(storage)
     assert "2 of 2 particles done; averaged and evaluated; only the round's record is missing" in swamp(

@@ -75,9 +75,9 @@ def test_a_run_names_every_artifact_that_it_has_used(storage: Path) -> None:
 
 
 def test_a_second_attempt_notes_nothing_twice(storage: Path) -> None:
-    before = RunDir(storage, "tiny").results_path.read_bytes()
+    before = Path(RunDir(storage, "tiny").results.location).read_bytes()
     run(tiny(storage, particles__count=2, pruning__target=0.5))
-    assert RunDir(storage, "tiny").results_path.read_bytes() == before
+    assert Path(RunDir(storage, "tiny").results.location).read_bytes() == before
 
 
 def test_what_runs_name_is_never_removed(storage: Path) -> None:
@@ -306,8 +306,8 @@ def test_wrong_use_is_refused(tmp_path: Path, storage: Path) -> None:
 
 def test_records_are_checked_line_by_line(storage: Path) -> None:
     rundir = RunDir(storage, "tiny")
-    record = json.loads(rundir.rounds_path.read_text().splitlines()[0])
+    record = json.loads(Path(rundir.rounds.location).read_text().splitlines()[0])
     record["average"]["test"]["accuracy"] = 0.123
-    rundir.rounds_path.write_text(json.dumps(record) + "\n")
+    Path(rundir.rounds.location).write_text(json.dumps(record) + "\n")
     with pytest.raises(CorruptArtifactError, match=r"rounds\.jsonl"):
         rundir.read_rounds()

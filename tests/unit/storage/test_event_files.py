@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from swamp_ray.storage.event_files import scalars
-from swamp_ray.storage.metrics import MetricsLog, read_jsonl
+from swamp_ray.storage.json_lines import read_lines
+from swamp_ray.storage.metrics import MetricsLog
 
 Points = dict[str, dict[str, list[tuple[int, float]]]]
 
@@ -109,7 +110,7 @@ def test_points_have_the_time_of_their_line(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard/average"))
     events.Reload()
     (event,) = events.Scalars("round/sparsity")
-    assert abs(event.wall_time - read_jsonl(tmp_path / "metrics.jsonl")[0]["time"]) < 1e-3
+    assert abs(event.wall_time - read_lines(tmp_path / "metrics.jsonl")[0]["time"]) < 1e-3
 
 
 def older(folder: Path) -> None:
@@ -143,7 +144,7 @@ def test_files_that_cannot_be_written_end_no_run(tmp_path: Path) -> None:
         for line in given:
             log.log(**line)
             log.flush_if_due()
-    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == len(given)
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == len(given)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
@@ -152,4 +153,4 @@ def test_a_full_disk_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with Path("/dev/full").open("wb", buffering=0) as full:
         monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda _: full)
         write(tmp_path, *given)
-    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == len(given)
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == len(given)

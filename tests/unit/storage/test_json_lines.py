@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swamp_ray.errors import CorruptArtifactError, RunError
-from swamp_ray.storage.json_lines import LineWriter, dump_json, load_json, read_lines
+from swamp_ray.storage.json_lines import Lines, dump_json, load_json, read_lines
 
 RECORDS = [{"round": 0, "text": "ä\n"}, {"round": 1, "nested": {"a": [1, None]}}, {"round": 2, "loss": 0.1}]
 
 
 def write_all(path: Path, records: list[dict[str, object]]) -> None:
-    with LineWriter(path) as lines:
+    with Lines(path) as lines:
         for record in records:
             lines.append(record)
 
@@ -67,7 +67,7 @@ def test_damage_before_the_last_line_is_an_error_with_its_number(tmp_path: Path)
 
 def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="could not be written"):
-        LineWriter(tmp_path)
+        Lines(tmp_path)
 
 
 json_values = st.recursive(

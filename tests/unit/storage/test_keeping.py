@@ -24,7 +24,7 @@ from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import lacks_state
 from swamp_ray.storage.usage import read_usage
-from tests.helpers import ticket_digests, tiny
+from tests.helpers import root_of, ticket_digests, tiny
 
 STATE = "state.safetensors"
 
@@ -51,7 +51,7 @@ def watched(storage: Path, **values: object) -> tuple[Run, Watcher]:
 
 def states(done: Run) -> list[list[bool]]:
     """By round: which particles' states are there."""
-    store = ArtifactStore(done.rundir.storage)
+    store = ArtifactStore(root_of(done.rundir))
     names = [[entry["name"] for entry in record.artifacts["particles"]] for record in done.records]
     return [[not store.lacks(name, STATE) for name in one] for one in names]
 
@@ -69,7 +69,7 @@ def test_a_policy_frees_states_and_changes_nothing_else(
     done, watcher = watched(tmp_path, keep__particles=policy)
     assert states(done) == [[one] * 3 for one in kept]
     assert done.records == everything.records
-    assert ticket_digests(tmp_path) == ticket_digests(everything.rundir.storage)
+    assert ticket_digests(tmp_path) == ticket_digests(root_of(everything.rundir))
     again, second = watched(tmp_path, keep__particles=policy)
     assert again.records == done.records
     assert not second.trained
@@ -94,7 +94,7 @@ def test_states_that_are_needed_once_more_are_trained_again_and_nothing_is_calle
     assert len(watcher.warnings) == 1
     assert "keep.particles" in watcher.warnings[0]
     assert not (again.rundir.read_run() or {})["attempts"][-1]["incidents"]
-    assert ticket_digests(tmp_path) == ticket_digests(everything.rundir.storage)
+    assert ticket_digests(tmp_path) == ticket_digests(root_of(everything.rundir))
     assert again.records == done.records
 
 

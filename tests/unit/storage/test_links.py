@@ -18,13 +18,14 @@ from swamp_ray.storage import cleanup as pruning
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.cleanup import remove, survey
 from swamp_ray.storage.job_log import JobLog
-from swamp_ray.storage.json_lines import open_lines
+from swamp_ray.storage.json_lines import Lines
 from swamp_ray.storage.local_place import LocalPlace
 from swamp_ray.storage.metrics import MetricsLog
 from swamp_ray.storage.place import Place
 from swamp_ray.storage.places import Spot, open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.usage import run_dirs
+from tests.helpers import folder_of
 
 OLD, LINKED = "ab" + "0" * 62, "ab" + "1" * 62
 
@@ -136,7 +137,7 @@ WRITES: dict[str, Callable[[Place, str], object]] = {
     "first write": lambda place, key: place.write(key, b"new", keep_existing=True),
     "remove": lambda place, key: place.remove(key),
     "swap": lambda place, key: place.swap(key, b"new", expected=b"mine"),
-    "append": lambda place, key: open_lines(Spot(place, key)).append({"a": 1}),
+    "append": lambda place, key: Lines(Spot(place, key)).append({"a": 1}),
     "events": lambda place, key: MetricsLog(Spot(place, "metrics.jsonl"), Spot(place, key)).close(),
 }
 
@@ -168,7 +169,7 @@ def test_a_link_in_place_of_a_file_is_replaced_or_refused_and_what_it_leads_to_s
     place.write("ticket", b"new")
     assert place.read("ticket") == b"new"
     with pytest.raises(RunError, match="is a link"):
-        open_lines(Spot(place, "rounds.jsonl"))
+        Lines(Spot(place, "rounds.jsonl"))
     assert contents(foreign) == before
 
 
@@ -202,8 +203,8 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path, kind: str, 
     rundir = RunDir(tmp_path / "s", "q")
     rundir.write_config("seed: 0")
     rundir.write_run({"status": "running", "rounds": [], "attempts": []})
-    (rundir.path / file).unlink(missing_ok=True)
-    make(rundir.path / file)
+    (folder_of(rundir) / file).unlink(missing_ok=True)
+    make(folder_of(rundir) / file)
     commands = {"rounds.jsonl": [["report", "q"], ["prune-storage"]], "results.jsonl": [["prune-storage"]]}
     for command in commands.get(file, [["status", "q"]]):
         done = CliRunner().invoke(main, [*command, "--storage", str(tmp_path / "s")])

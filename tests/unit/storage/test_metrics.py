@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp_ray.storage.metrics import MetricsLog, read_jsonl, write_parquet
+from swamp_ray.storage.json_lines import read_lines
+from swamp_ray.storage.metrics import MetricsLog, write_parquet
 
 
 def log_all(path: Path, records: list[dict[str, Any]], tensorboard: Path | None = None) -> None:
@@ -31,7 +32,7 @@ RECORDS: list[dict[str, Any]] = [
 def test_lines_are_on_disk_at_once_and_are_what_was_logged(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "m.jsonl", None)
     log.log(kind="epoch", round=0, loss=0.5, accuracy=None)
-    (line,) = read_jsonl(tmp_path / "m.jsonl")
+    (line,) = read_lines(tmp_path / "m.jsonl")
     assert abs(line.pop("time") - (tmp_path / "m.jsonl").stat().st_mtime) < 60
     assert line == {"kind": "epoch", "round": 0, "loss": 0.5}
     log.close()
@@ -43,9 +44,9 @@ def test_a_second_attempt_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     log_all(path, [{"kind": "epoch", "step": 1}])
     with path.open("ab") as file:
         file.write(b'{"time": 17')
-    assert [line["step"] for line in read_jsonl(path)] == [1]
+    assert [line["step"] for line in read_lines(path)] == [1]
     log_all(path, [{"kind": "epoch", "step": 2}])
-    assert [line["step"] for line in read_jsonl(path)] == [1, 2]
+    assert [line["step"] for line in read_lines(path)] == [1, 2]
 
 
 def test_parquet_agrees_with_the_lines(tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_parquet_agrees_with_the_lines(tmp_path: Path) -> None:
     assert types["step"] == types["images"] == pa.int64()
     assert types["lr"] == pa.float64()
     assert types["matching"] == pa.bool_()
-    for row, line in zip(table.to_pylist(), read_jsonl(tmp_path / "m.jsonl"), strict=True):
+    for row, line in zip(table.to_pylist(), read_lines(tmp_path / "m.jsonl"), strict=True):
         assert repr({name: value for name, value in row.items() if value is not None}) == repr(
             {name: (float(line[name]) if name == "lr" else line[name]) for name in table.column_names if name in line})
 
@@ -75,7 +76,7 @@ def test_no_mixture_of_values_keeps_the_table_from_being_written(
     log_all(folder / "m.jsonl", records)
     write_parquet(folder / "m.jsonl", folder / "m.parquet")
     table = pq.read_table(folder / "m.parquet")
-    lines = read_jsonl(folder / "m.jsonl")
+    lines = read_lines(folder / "m.jsonl")
     assert table.num_rows == len(records)
     assert sorted([value is None for value in row.values()] for row in table.to_pylist()) == sorted(
         [line.get(name) is None for name in table.column_names] for line in lines)

@@ -314,7 +314,7 @@ def test_a_round_that_is_repeated_under_another_mask_has_the_seeds_and_the_progr
     values: dict[str, Any] = {"averaging__within": "none", "round__schedule": "retrain"}
     before = prepare(tiny(tmp_path, **values))
     done = run(tiny(tmp_path, pruning__target=0.5))
-    path = str(done.rundir.ticket_path(done.records[1].sparsity))
+    path = str(Path(done.rundir.ticket(done.records[1].sparsity).location))
 
     def prepared(**start: Any) -> Prepared:
         return prepare(tiny(tmp_path, **values, start_from={"path": path, **start}))

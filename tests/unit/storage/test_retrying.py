@@ -15,7 +15,7 @@ import pytest
 from swamp_ray.errors import RunError
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.job_log import JobLog
-from swamp_ray.storage.json_lines import open_lines, read_lines
+from swamp_ray.storage.json_lines import Lines, read_lines
 from swamp_ray.storage.local import write_error
 from swamp_ray.storage.local_place import LocalPlace
 from swamp_ray.storage.places import Spot, open_place
@@ -192,7 +192,7 @@ def test_a_server_that_fails_for_good_is_an_error_after_the_configured_time(s3: 
 def test_lines_that_grow_on_a_server_that_fails_are_all_there_once(s3: str, remote: str) -> None:
     spot = Spot(open_place(remote), "runs/r/rounds.jsonl")
     for number in range(4):
-        lines = open_lines(spot, durable=True)
+        lines = Lines(spot, durable=True)
         fail(s3, 2, "before" if number % 2 else "after")
         lines.append({"round": number})
         lines.close()

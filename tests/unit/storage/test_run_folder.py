@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from swamp_ray.errors import CorruptArtifactError, UserError
 from swamp_ray.storage.run_folder import RunDir
+from tests.helpers import folder_of
 
 
 @pytest.fixture
@@ -17,19 +18,19 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_the_files_of_a_run_have_the_names_of_the_design(run: RunDir, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "my-run.1"
-    assert run.path == folder
-    assert run.config_path == folder / "config.yaml"
-    assert run.run_json_path == folder / "run.json"
-    assert run.rounds_path == folder / "rounds.jsonl"
-    assert run.metrics_path == folder / "metrics.jsonl"
-    assert run.metrics_parquet_path == folder / "metrics.parquet"
-    assert run.report_path == folder / "report.html"
-    assert run.tensorboard_path == folder / "tensorboard"
-    assert run.log_path(1, "round-03-particle-1") == folder / "logs" / "attempt-1" / "round-03-particle-1.log"
-    assert run.log_path(1, "../../x").parent == folder / "logs" / "attempt-1"
-    assert run.ticket_path(0.95) == folder / "tickets" / "0.9500" / "model.safetensors"
-    assert run.ticket_path(0.0) == folder / "tickets" / "0.0000" / "model.safetensors"
-    assert run.relative(run.ticket_path(0.5)) == "runs/my-run.1/tickets/0.5000/model.safetensors"
+    assert folder_of(run) == folder
+    assert Path(run.config.location) == folder / "config.yaml"
+    assert Path(run.run_json.location) == folder / "run.json"
+    assert Path(run.rounds.location) == folder / "rounds.jsonl"
+    assert Path(run.metrics.location) == folder / "metrics.jsonl"
+    assert Path(run.metrics_parquet.location) == folder / "metrics.parquet"
+    assert Path(run.report.location) == folder / "report.html"
+    assert Path(run.tensorboard.location) == folder / "tensorboard"
+    assert Path(run.log(1, "round-03-particle-1").location) == folder / "logs" / "attempt-1" / "round-03-particle-1.log"
+    assert Path(run.log(1, "../../x").location).parent == folder / "logs" / "attempt-1"
+    assert Path(run.ticket(0.95).location) == folder / "tickets" / "0.9500" / "model.safetensors"
+    assert Path(run.ticket(0.0).location) == folder / "tickets" / "0.0000" / "model.safetensors"
+    assert run.ticket(0.5).key == "runs/my-run.1/tickets/0.5000/model.safetensors"
 
 
 def test_asking_for_names_creates_nothing(run: RunDir, tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_rounds_at_the_usual_rate_never_share_a_ticket_file(num_prunable: int) -
     run = RunDir("storage", "run")
     counts = [int(num_prunable * 0.8**round_ + 0.5) for round_ in range(90)]
     distinct = [count for count in dict.fromkeys(counts) if count > 100]
-    paths = {run.ticket_path(1 - count / num_prunable) for count in distinct}
+    paths = {Path(run.ticket(1 - count / num_prunable).location) for count in distinct}
     assert len(paths) == len(distinct)
     assert not any(path.parent.name.startswith("1") for path in paths)
 
@@ -66,10 +67,10 @@ def test_config_and_run_are_replaced(run: RunDir) -> None:
 
 def test_a_damaged_run_json_is_an_error_and_an_empty_one_is_none(run: RunDir) -> None:
     run.write_run({"a": 1})
-    run.run_json_path.write_bytes(b"")
+    Path(run.run_json.location).write_bytes(b"")
     assert run.read_run() is None
     for damaged in (b'{"a"', b"[]", b"\0\0"):
-        run.run_json_path.write_bytes(damaged)
+        Path(run.run_json.location).write_bytes(damaged)
         with pytest.raises(CorruptArtifactError, match=r"run\.json"):
             run.read_run()
 
@@ -82,7 +83,7 @@ def test_the_last_record_of_a_round_counts(run: RunDir) -> None:
 
 def test_a_torn_round_is_ignored_and_overwritten(run: RunDir) -> None:
     run.append_round({"round": 0})
-    with run.rounds_path.open("ab") as file:
+    with Path(run.rounds.location).open("ab") as file:
         file.write(b'{"round": 1, "acc')
     assert run.read_rounds() == [{"round": 0}]
     run.append_round({"round": 1, "x": 5})

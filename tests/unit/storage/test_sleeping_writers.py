@@ -27,19 +27,19 @@ from swamp_ray.storage.place import Place
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
-from tests.helpers import ticket_digests, tiny
+from tests.helpers import folder_of, ticket_digests, tiny
 from tests.unit.storage.processes import REPOSITORY
 
 WRITER = """
 import sys
 from swamp_ray.errors import RunError
-from swamp_ray.storage.json_lines import open_lines
+from swamp_ray.storage.json_lines import Lines
 from swamp_ray.storage.run_folder import RunDir
 
 unheld = RunDir(sys.argv[1], "q")
 lease = unheld.hold(expiry_s=0.2)
 rundir = unheld.held_by(lease)
-metrics = open_lines(rundir.metrics)
+metrics = Lines(rundir.metrics)
 ticket = rundir.ticket(0.5)
 number = 0
 print("ready", flush=True)
@@ -92,11 +92,11 @@ def test_a_process_that_was_stopped_at_any_moment_overwrites_nothing_of_its_succ
             except RunError:
                 writer.send_signal(signal.SIGCONT)  # stopped in the middle of a write, which nobody may overtake
         rundir.held_by(lease).write_run({"writer": "successor"})
-        before = contents(rundir.path)
+        before = contents(folder_of(rundir))
         writer.send_signal(signal.SIGCONT)
         said = writer.communicate(timeout=60)[0]
         assert "LeaseLostError another process works on the run 'q' now (process" in said
-        assert contents(rundir.path) == before
+        assert contents(folder_of(rundir)) == before
         assert rundir.read_run() == {"writer": "successor"}
         lease.release()
 
@@ -142,7 +142,7 @@ def test_a_holder_whose_lease_is_gone_says_so_and_not_that_another_works(tmp_pat
     lease = unheld.hold(expiry_s=60)
     rundir = unheld.held_by(lease)
     rundir.write_config("seed: 0")
-    shutil.move(unheld.path, tmp_path / "runs" / "moved")
+    shutil.move(folder_of(unheld), tmp_path / "runs" / "moved")
     with pytest.raises(LeaseLostError, match="moved or deleted"):
         rundir.append_round({"round": 0})
     lease.release()

@@ -18,6 +18,7 @@ from swamp_ray.storage.states import (
     state_files,
     state_payloads,
 )
+from tests.helpers import artifacts_of
 
 NAME = "ab" * 32
 
@@ -98,7 +99,7 @@ def test_an_evaluation_has_no_state(tmp_path: Path) -> None:
 
 def damaged(store: ArtifactStore, manifest: Manifest, index: int) -> Path:
     entry = manifest.files[state_files(manifest.files)[index]]
-    return store.root / NAME[:2] / NAME / f"{entry.sha256}.safetensors"
+    return artifacts_of(store) / NAME[:2] / NAME / f"{entry.sha256}.safetensors"
 
 
 def test_damage_concerns_the_slices_that_hold_it(tmp_path: Path) -> None:

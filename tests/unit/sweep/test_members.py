@@ -87,7 +87,7 @@ def test_a_single_member_is_a_run(tmp_path: Path) -> None:
 def test_what_a_member_says_of_itself_is_in_a_log_of_its_own(tmp_path: Path) -> None:
     to_the_end(tmp_path)
     for seed in (0, 1):
-        text = RunDir(tmp_path, f"seed{seed}").log_path(1, "driver").read_text()
+        text = Path(RunDir(tmp_path, f"seed{seed}").log(1, "driver").location).read_text()
         assert [f"round {index} recorded" in text for index in range(4)] == [True, True, True, False]
 
 
@@ -309,7 +309,7 @@ def test_a_policy_for_divergence_holds_in_a_team(tmp_path: Path) -> None:
     first, second = to_the_end(tmp_path, **values)
     assert [len(record.dropped) for record in first.records] == [0, 1]
     assert [len(record.dropped) for record in second.records] == [0, 0]
-    assert "goes on without particle 1" in RunDir(tmp_path, "seed1").log_path(1, "driver").read_text()
+    assert "goes on without particle 1" in Path(RunDir(tmp_path, "seed1").log(1, "driver").location).read_text()
 
 
 def test_a_name_that_stands_for_another_recipe_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from swamp_ray.storage.places import open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.sweep.members import Milestone
 from swamp_ray.sweep.trial import FreeSettings, Trials, anchored, plain_setting, reason_of, report_of, standard_error
-from tests.helpers import TINY, tiny
+from tests.helpers import TINY, folder_of, tiny
 
 BASE: dict[str, Any] = {
     **TINY, "model": {"name": "mlp", "options": {"hidden": [8]}}, "round": {"length": 1},
@@ -147,7 +147,7 @@ def test_paths_are_absolute_for_whoever_works_elsewhere(tmp_path: Path, monkeypa
     assert remote.start_from is not None
     assert remote.start_from.path == "s3://bucket/t.safetensors"
     monkeypatch.chdir("/")
-    assert RunDir(found.storage, "tiny").path == tmp_path / "results/runs/tiny"
+    assert folder_of(RunDir(found.storage, "tiny")) == tmp_path / "results/runs/tiny"
 
 
 def test_a_setting_of_a_tuner_of_ones_own_names_options(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from swamp_ray.report.load.runs import ReportRun, read_runs
 from swamp_ray.report.page import building
 from swamp_ray.report.page.card import card
 from swamp_ray.report.page.contents import WORKERS
-from swamp_ray.storage.json_lines import dump_json, open_lines, sealed
+from swamp_ray.storage.json_lines import Lines, dump_json, sealed
 from swamp_ray.storage.records import JobEnded, JobEpoch, JobStarted
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.tables import ranges
@@ -217,7 +217,7 @@ def with_killed_attempt(copy: Path) -> RunDir:
 
 
 def write_jobs(rundir: RunDir, lines: list[dict[str, Any]]) -> None:
-    with contextlib.closing(open_lines(rundir.jobs)) as jobs:
+    with contextlib.closing(Lines(rundir.jobs)) as jobs:
         for line in lines:
             jobs.append(sealed(line))
 

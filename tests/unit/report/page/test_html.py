@@ -63,7 +63,7 @@ def html(runs: list[ReportRun]) -> str:
 
 def parquet_of(run: ReportRun) -> Any:
     """Its metrics.parquet; pandas' types of what is taken out of it are too many."""
-    return pd.read_parquet(run.rundir.metrics_parquet_path)
+    return pd.read_parquet(Path(run.rundir.metrics_parquet.location))
 
 
 def test_the_table_of_rounds_is_what_the_parquet_file_holds(swamp: ReportRun) -> None:
