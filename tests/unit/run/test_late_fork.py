@@ -19,7 +19,7 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import lacks_state
 from swamp_ray.training.results import Progress
-from tests.helpers import ticket_digests, tiny
+from tests.helpers import artifacts_of, ticket_digests, tiny
 
 FORKED: dict[str, Any] = {"particles__fork_at": 0.5, "averaging__start": 0.75, "round__length": 4}
 TRUNKS = [trunk_of(0), trunk_of(1), trunk_of(2)]
@@ -62,7 +62,7 @@ def state_path(storage: Path, name: str) -> Path:
     store = ArtifactStore(storage)
     manifest = store.find(name)
     assert manifest is not None
-    return store.root / name[:2] / name / f"{manifest.files['state.safetensors'].sha256}.safetensors"
+    return artifacts_of(store) / name[:2] / name / f"{manifest.files['state.safetensors'].sha256}.safetensors"
 
 
 def test_a_trunk_is_trained_once_a_round_and_recorded(tmp_path: Path) -> None:
