@@ -92,6 +92,10 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=5e-4, ge=0.0, description="Coefficient of the weight decay.")
     decay_norm_and_bias: bool = Field(default=True, description="Apply weight decay to biases and normalisation too.")
     clip_norm: float | None = Field(default=None, gt=0.0, description="Largest Euclidean norm of the gradient.")
+    sam_rho: float | None = Field(
+        default=None, gt=0.0, description="SAM: each step's gradient is taken so far up the batch's own gradient, in "
+        "the norm over all weights. Every step then takes two gradients."
+    )
     schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
@@ -101,6 +105,11 @@ class TrainingConfig(Section):
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise ValueError("nesterov needs optimizer: sgd with momentum > 0")
         return self
+
+    @property
+    def gradients_per_step(self) -> int:
+        """How many gradients of a batch one optimiser step takes: two under SAM."""
+        return 1 if self.sam_rho is None else 2
 
 
 class DenseConfig(Section):

@@ -195,7 +195,8 @@ def _digest(prepared: Prepared) -> str:
     train = prepared.data.train
     shapes = [[str(np.asarray(leaf).dtype), list(np.asarray(leaf).shape[1:])] for leaf in leaves(train.arrays)] \
         if isinstance(train, ArraySamples) else []
-    return digest_bytes(canonical_json({
+    sam = {} if config.training.sam_rho is None else {"gradients_per_step": config.training.gradients_per_step}
+    return digest_bytes(canonical_json(sam | {
         "model": config.model.model_dump(mode="json"), "task": config.task.model_dump(mode="json"), "samples": shapes,
         "image_size": config.data.image_size, "batch_size": config.training.batch_size,
         "micro_batch": config.training.micro_batch, "arithmetic": prepared.arithmetic.alone.as_dict(),

@@ -138,6 +138,8 @@ class Recipes:
             self._shared["machine"] = facts
         self._optimizer = config.training.model_dump(
             mode="json", exclude={"batch_size", "micro_batch", "lr", "weight_decay", "schedule"})
+        if config.training.sam_rho is None:  # names from before there was SAM stay
+            del self._optimizer["sam_rho"]
 
     @property
     def training_data(self) -> str:

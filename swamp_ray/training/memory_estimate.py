@@ -123,7 +123,8 @@ def _weight_bytes(config: SwampConfig, model: nn.Module, masked: bool) -> int:
     means = 2 if config.averaging.within != "none" else 0  # in float64
     prunable = find_prunable(model, config.pruning.include, config.pruning.exclude).num_prunable
     state = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-    return state + (moments + means) * trained + (4 * prunable if masked else 0)
+    returns = 0 if training.sam_rho is None else trained  # what SAM's steps go back to
+    return state + (moments + means) * trained + returns + (4 * prunable if masked else 0)
 
 
 def _data_bytes(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> int:

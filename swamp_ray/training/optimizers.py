@@ -69,6 +69,9 @@ class MaskedStep:
         weights: The prunable tensors.
         masks: One 0/1 tensor a prunable tensor, or None where nothing is pruned.
         clip_norm: Largest Euclidean norm of the gradient over all parameters, or None.
+
+    Attributes:
+        parameters: All that the optimiser trains.
     """
 
     def __init__(
@@ -83,23 +86,27 @@ class MaskedStep:
         self._masks = list(masks) if masks is not None else []
         apply_mask_(self._weights, self._masks)
         self._clip_norm = clip_norm
-        self._parameters: list[Tensor] = []
+        self.parameters: list[Tensor] = []
         for group in optimizer.param_groups:
-            self._parameters += group["params"]
+            self.parameters += group["params"]
 
     def __call__(self, lr: float) -> None:
         """Take one step at a learning rate with the parameters' gradients, and clear them."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._mask_gradients()
+        self.mask_gradients()
         if self._clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self._clip_norm)
         self.optimizer.step()
-        # Like the optimiser's zero_grad, whose grouping by device and kind takes longer than a small network's step.
-        for parameter in self._parameters:
+        self.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        """Like the optimiser's zero_grad, whose grouping by device and kind takes longer than a small network's step."""
+        for parameter in self.parameters:
             parameter.grad = None
 
-    def _mask_gradients(self) -> None:
+    def mask_gradients(self) -> None:
+        """Set the gradients of pruned weights to zero."""
         if not self._weights:
             return
         gradients: list[Tensor] = []

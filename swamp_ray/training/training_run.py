@@ -28,12 +28,13 @@ from swamp_ray.sparsity.compact import CompactState, compact_model
 from swamp_ray.sparsity.masks import mask_tensors
 from swamp_ray.training.epoch_totals import EpochTotals
 from swamp_ray.training.fork import ForkPoint, fork_point, part_from_
-from swamp_ray.training.normalisation import has_batchnorm
+from swamp_ray.training.normalisation import has_batchnorm, norm_modules
 from swamp_ray.training.normalisation_checks import refuse_stateful_buffers
 from swamp_ray.training.optimizers import MaskedStep, build_optimizer
 from swamp_ray.training.program import TrainingSpec
 from swamp_ray.training.ranks import Ranks, TrainInstruction
 from swamp_ray.training.results import Arrays, Gradients, Progress, TrainedParticle
+from swamp_ray.training.sharpness import Ascent
 from swamp_ray.training.state_dict import refuse_moving_extra_state
 from swamp_ray.training.tasks import Batch
 from swamp_ray.training.trainer import ParticleTrainer
@@ -87,6 +88,9 @@ class TrainingRun:
         if not bool(mask.all()):
             masks = mask_tensors(trainer.layout, mask, device=trainer.device, like=weights)
         self.take_step = MaskedStep(self.optimizer, weights, masks, config.clip_norm)
+        self._ascent: Ascent | None = None
+        if config.sam_rho is not None:
+            self._ascent = Ascent(self.take_step, config.sam_rho, norm_modules(trainer.model, trainer.kept))
         self.mean: SnapshotMean | ExponentialMean | None = None
         if job.program.averaging == "swa":
             self.mean = SnapshotMean(self.parameters)
@@ -237,7 +241,7 @@ class TrainingRun:
             self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
             first=self.step - first, share=(self._ranks.rank, self._ranks.count))
         for batch in itertools.islice(batches, first + num - self.step):
-            loss, metrics = yield GradientRequest(batch)
+            loss, metrics = yield from self._gradients(batch)
             totals.add(loss, metrics)
             self.take_step(program.rate.at(self.step))
             self.step += 1
@@ -246,6 +250,23 @@ class TrainingRun:
                 self.mean.update(self.parameters)
             if stop():
                 break
+
+    def _gradients(self, batch: Batch) -> Generator[GradientRequest, Gradients, Gradients]:
+        """Ask for the gradients that the next step takes; under SAM twice. Loss and metrics are of the first time."""
+        ascent = self._ascent
+        if ascent is None:
+            return (yield GradientRequest(batch))
+        ascent.begin()
+        found = yield GradientRequest(batch)
+        ascent.climb()
+        try:
+            yield GradientRequest(batch)
+        except GeneratorExit:
+            # Stopped between the two passes: the step is taken anew when the run goes on.
+            ascent.abandon()
+            raise
+        ascent.descend()
+        return found
 
     def _mean_losses(self, losses: Tensor, first: int) -> np.ndarray:
         """An epoch's losses by step, averaged over all ranks; the first that is not finite ends the run."""

@@ -126,9 +126,10 @@ def _named(name: str, options: Mapping[str, Any]) -> str:
 def _training(run: ReportRun) -> str:
     training = run.config.training
     momentum = f", momentum {training.momentum:g}" if training.optimizer == "sgd" else ""
+    sam = "" if training.sam_rho is None else f", SAM of radius {training.sam_rho:g} (two gradients a step)"
     return (f"{training.optimizer.upper() if training.optimizer == 'sgd' else 'AdamW'}, batches of "
             f"{training.batch_size}, learning rate {training.lr:g} ({training.schedule.name}){momentum}, weight decay "
-            f"{training.weight_decay:g}")
+            f"{training.weight_decay:g}{sam}")
 
 
 def _machine(about: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -133,12 +133,17 @@ def _time_packing(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> _T
     runs = [_endless(_begin(seat, seed)) for seed, seat in enumerate(seats)]
     batches: dict[int, Batch] = {}
 
-    def step() -> Any:
-        """Take one step of every particle; the loss of the first one."""
+    def evaluate() -> Any:
+        """Compute a gradient for every particle, and let it go on; the loss of the first one."""
         answers = {0: seats[0].backward(batches[0])} if pack is None else pack.gradients(batches)
         for index, run in enumerate(runs):
             batches[index] = run.send(answers[index]).batch
         return answers[0][0]
+
+    def step() -> Any:
+        """Take one step of every particle; the loss of the first one, under SAM where its gradient was taken."""
+        losses = [evaluate() for _ in range(config.training.gradients_per_step)]
+        return losses[-1]
 
     with seats[0].randomness(0):
         for index, run in enumerate(runs):

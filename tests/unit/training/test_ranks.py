@@ -183,16 +183,18 @@ def train(prepared: Prepared, ranks: Ranks | None) -> dict[str, Any]:
     return facts(must_end(carry_on(start(prepared, ranks)(None), stop)))
 
 
-def plain(micro_batch: int | None, num_workers: int = 3) -> dict[str, Any]:
+def plain(micro_batch: int | None, num_workers: int = 3, sam_rho: float | None = None) -> dict[str, Any]:
     """Without normalisation over a batch, ranks compute what one would, but for the last bits."""
-    return {**SMALL, "model": {"name": "mlp"}, "training": {**SMALL["training"], "micro_batch": micro_batch},
+    return {**SMALL, "model": {"name": "mlp"},
+            "training": {**SMALL["training"], "micro_batch": micro_batch, "sam_rho": sam_rho},
             "particle": {"num_workers": num_workers}}
 
 
 @pytest.fixture(scope="module")
 def trained() -> list[list[Any]]:
     """By rank: what jobs on warm ranks gave, one after the other."""
-    found = on_ranks(3, lead_or_follow, [(SMALL, one_job_after_the_other), (plain(None), train), (plain(4), train)])
+    found = on_ranks(3, lead_or_follow, [
+        (SMALL, one_job_after_the_other), (plain(None), train), (plain(4), train), (plain(4, sam_rho=0.2), train)])
     for rank in found:
         assert isinstance(rank, list), rank
     return found
@@ -204,10 +206,12 @@ def test_ranks_that_were_stopped_in_an_epoch_go_on_with_the_same_bits(trained: l
     assert lead["resumed"] == lead["whole"]
 
 
-@pytest.mark.parametrize("micro_batch", [None, 4])
-def test_ranks_train_on_what_one_would_train_on(trained: list[list[Any]], micro_batch: int | None) -> None:
-    found = trained[0][1 if micro_batch is None else 2]
-    prepared = prepare(build_config(plain(micro_batch, 1)))
+@pytest.mark.parametrize(("index", "micro_batch", "sam_rho"), [(1, None, None), (2, 4, None), (3, 4, 0.2)])
+def test_ranks_train_on_what_one_would_train_on(
+    trained: list[list[Any]], index: int, micro_batch: int | None, sam_rho: float | None
+) -> None:
+    found = trained[0][index]
+    prepared = prepare(build_config(plain(micro_batch, 1, sam_rho)))
     with applied(prepared.arithmetic):
         alone = train(prepared, None)
     for one, other in zip(found["history"], alone["history"], strict=True):

@@ -205,6 +205,8 @@ CASES = [
         ("swa", "adamw", {"lr": 0.01}, {"execution": {"fused": False}}),
         ("none", "adamw", {"lr": 0.01}, {"execution": {"channels_last": False}}),
         ("ema", "adamw", {"lr": 0.01, "decay_norm_and_bias": False}, {"execution": {"precision": "bf16"}}),
+        ("none", "sgd", {"sam_rho": 0.1}, {}),
+        ("swa", "adamw", {"lr": 0.01, "sam_rho": 0.05, "micro_batch": 5}, {"execution": {"precision": "bf16"}}),
     ]
 ]
 

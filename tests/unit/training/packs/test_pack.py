@@ -208,6 +208,8 @@ CASES: dict[str, dict[str, Any]] = {
         "data": {"name": f"{MODULE}:text", "augment": "none", "options": {}}, "model": {"name": f"{MODULE}:Reader"},
         "task": {"name": f"{MODULE}:Reading"}},
     "one class of label, smoothed": {"task": {"label_smoothing": 0.1}},
+    "sharpness-aware": {"training": {"sam_rho": 0.1, "clip_norm": 0.5}, "averaging": {"within": "none"}},
+    "sharpness-aware, in parts": {"training": {"sam_rho": 0.1, "micro_batch": 3}},
 }
 
 
@@ -222,7 +224,7 @@ def test_a_packed_particle_is_the_particle_to_within_rounding(case: dict[str, An
 
 
 @pytest.mark.parametrize("case", [CASES["convolutions with batch normalisation"], CASES["matrices"],
-                                  CASES["odd parameters"]])
+                                  CASES["odd parameters"], CASES["sharpness-aware"]])
 def test_neither_neighbours_nor_padding_change_a_bit(case: dict[str, Any]) -> None:
     """The seat may: normalisation of 48 channels, of which the last 16 are another loop's."""
     config = configured(**case)
@@ -235,9 +237,12 @@ def test_neither_neighbours_nor_padding_change_a_bit(case: dict[str, Any]) -> No
     assert bits(together(pack_of(config, "stacked:3"), {2: SEEDS[2]})[2]) == bits(full[2]), "in a pack that is new"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stopped_after_any_steps_packed_particles_end_with_the_same_bits(precision: str) -> None:
-    config = configured(execution={"precision": precision}, averaging={"within": "swa", "start": 0.25})
+@pytest.mark.parametrize(("precision", "sam_rho"), [("fp32", None), ("bf16", None), ("fp32", 0.1)])
+def test_stopped_after_any_steps_packed_particles_end_with_the_same_bits(
+    precision: str, sam_rho: float | None
+) -> None:
+    config = configured(execution={"precision": precision}, averaging={"within": "swa", "start": 0.25},
+                        training={"sam_rho": sam_rho})
     pack = pack_of(config, "stacked:2")
     undisturbed = together(pack, {0: 11, 1: 12})
     disturbed = together(pack, {0: 11, 1: 12}, stops=[2, 6, 9])
@@ -316,7 +321,8 @@ class Rerun:
         pass
 
 
-@pytest.mark.parametrize("case", [{}, CASES["adamw, clipped, in parts"], CASES["odd parameters"]])
+@pytest.mark.parametrize("case", [{}, CASES["adamw, clipped, in parts"], CASES["odd parameters"],
+                                  CASES["sharpness-aware"]])
 def test_replayed_steps_give_the_bits_of_a_particle_alone(case: dict[str, Any]) -> None:
     """What is not CUDA's of the form ``graphs``: fixed memory for batches, results and gradients, in turns."""
     config = configured(**case)
