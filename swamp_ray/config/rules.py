@@ -17,6 +17,7 @@ from swamp_ray.config.sections import (
     RoundConfig,
     TrainingConfig,
 )
+from swamp_ray.config.structure import parse_structure
 from swamp_ray.user_code.importing import is_import_path
 
 
@@ -40,6 +41,7 @@ def contradictions(config: Sections) -> Iterator[str]:
     yield from _wrong_schedules(config)
     yield from _wrong_averages(config)
     yield from _wrong_forks(config)
+    yield from _wrong_structure(config)
     yield from _wrong_ranks(config)
     yield from _wrong_execution(config)
 
@@ -141,6 +143,35 @@ def _wrong_forks(config: Sections) -> Iterator[str]:
         yield (
             f"averaging.start must be left out, or equal particles.fork_at, where the rate of SWA begins: particles "
             f"stay at it from the fork on. Got {averaging.start:g} and {share:g}"
+        )
+
+
+def _wrong_structure(config: Sections) -> Iterator[str]:
+    pruning = config.pruning
+    structure = parse_structure(pruning.structure)
+    if structure is None:
+        return
+    if pruning.when == "before":
+        yield (
+            f"pruning.structure must be none with pruning.when: before, which chooses weights one by one, but got "
+            f"{structure.text}"
+        )
+    if config.averaging.num_shards not in ("auto", 1):
+        yield (
+            f"averaging.num_shards must be auto or 1 with pruning.structure: {structure.text}, whose units would lie "
+            f"in several shards, but got {config.averaging.num_shards}"
+        )
+    if not structure.keeps_pattern:
+        return
+    if pruning.scope == "erk":
+        yield (
+            f"pruning.scope: erk has no meaning with pruning.structure: {structure.text}, which gives every layer the "
+            "same density. Use global"
+        )
+    if not structure.has_target(pruning.target):
+        yield (
+            f"pruning.target must be {structure.target:.4g} with pruning.structure: {structure.text}, which keeps "
+            f"{structure.first} of every {structure.second} weights, but got {pruning.target:g}"
         )
 
 

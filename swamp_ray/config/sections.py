@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from swamp_ray.config.fields import Labels, Length, LengthField, Options, Section, Share, Sparsity
+from swamp_ray.config.structure import parse_structure
 
 
 class DataConfig(Section):
@@ -313,12 +314,22 @@ class PruningConfig(Section):
     scope: Literal["global", "uniform", "erk"] = Field(
         default="global", description="uniform, erk: every layer gets its own density."
     )
+    structure: str = Field(
+        default="none", description="none; N:M such as 2:4, of every M consecutive inputs N are kept; channels; "
+        "blocks:AxB of outputs x inputs. Units of weights are scored by their sum."
+    )
     include: tuple[str, ...] = Field(default=("*",), description="Patterns of parameter names that may be pruned.")
     exclude: tuple[str, ...] = Field(default=(), description="Patterns of parameter names that are never pruned.")
     empty_layers: Literal["warn", "refuse"] = Field(
         default="warn", description="What happens when a mask leaves a layer without a weight."
     )
     version: str | None = Field(default=None, description="Your own version of a score's code.")
+
+    @field_validator("structure")
+    @classmethod
+    def _known_structure(cls, value: str) -> str:
+        parse_structure(value)
+        return value
 
 
 class ExecutionConfig(Section):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.structure import NONE
 from swamp_ray.errors import RunError
 from swamp_ray.run.messages import AverageSpec
 from swamp_ray.run.shard import Closed, Shard
@@ -69,8 +70,7 @@ class Averager:
         files: dict[str, FileEntry] = {}
         if spec.next_survivors is not None:
             ask_all(shards, Shard.score, spec.seed, start, mask_bits)
-            scope = self.config.pruning.scope
-            following = select(self.layout, mask_bits, spec.next_survivors, scope, shards, counts)
+            following = self._select(spec.next_survivors, mask_bits, shards, counts)
             info |= described_mask(self.config, self.layout, following, counts)
             files[MASK_FILE] = self.store.write(spec.named.name, MASK_FILE, arrays_to_bytes({"bits": following}))
         for written in ask_all(shards, Shard.write, spec.named):
@@ -78,6 +78,16 @@ class Averager:
         info["seconds"] = time.perf_counter() - began
         self.store.finish(spec.named.name, files, info)
         return spec.named.name
+
+    def _select(
+        self, k: int, mask_bits: np.ndarray, shards: Sequence[Ask[Shard]], counts: Sequence[int]
+    ) -> np.ndarray:
+        """Bits of the next mask, which keeps k weights."""
+        pruning = self.config.pruning
+        if pruning.structure == NONE:
+            return select(self.layout, mask_bits, k, pruning.scope, shards, counts)
+        [only] = shards  # units would lie in several
+        return only(Shard.keep_units, k, mask_bits)()
 
 
 def described_mask(config: SwampConfig, layout: Layout, following: np.ndarray, counts: Sequence[int]

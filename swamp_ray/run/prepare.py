@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.structure import parse_structure
 from swamp_ray.credentials import concealed_tree
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.samples import Data, LazySamples
@@ -29,6 +30,8 @@ from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.masks import Layout, clean_name, find_prunable, flatten, prunable_tensors, to_bits
 from swamp_ray.sparsity.schedule import plan_survivors, survivors_at
 from swamp_ray.sparsity.scores import Survivors, checked_scores, make_score
+from swamp_ray.sparsity.structure import check_structure
+from swamp_ray.sparsity.unit_selection import plan_units
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.training.arithmetic import (
     SINGLE,
@@ -255,7 +258,7 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
         check_network_score(config, data, layout, task, kept)
     first_mask, start_notes = take_start_(config, model, layout)
     initial = state_of(model)
-    plan = _plan(config, layout, int(first_mask.sum()))
+    plan = _plan(config, layout, first_mask)
     device = device or device_kind(config)
     arithmetic = resolve_arithmetic(config.execution, device, model, config.particle.num_workers)
     most = max(one.num_particles for one in plan) * num_members
@@ -278,11 +281,17 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     return prepared
 
 
-def _plan(config: SwampConfig, layout: Layout, start: int) -> list[RoundPlan]:
-    """All rounds; the first mask, or what is pruned before the only round, has so many weights."""
+def _plan(config: SwampConfig, layout: Layout, mask: np.ndarray) -> list[RoundPlan]:
+    """All rounds, from the first mask, or from what is pruned before the only round."""
     pruning = config.pruning
+    start = int(mask.sum())
+    structure = parse_structure(pruning.structure)
+    if structure is not None:
+        check_structure(layout, structure)
     if pruning.when == "before":
         survivors = [survivors_at(layout.num_prunable, pruning.target, start)]
+    elif structure is not None:
+        survivors = plan_units(layout, structure, pruning.scope, pruning.rate, pruning.target, mask)
     else:
         survivors = plan_survivors(layout.num_prunable, pruning.rate, pruning.target,
                                    None if start == layout.num_prunable else start)

@@ -13,6 +13,7 @@ from math import ceil
 import numpy as np
 
 from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.structure import NONE, parse_structure
 from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.run.state import State
 from swamp_ray.sparsity.averaging import OrderedMean, square_sums
@@ -20,6 +21,7 @@ from swamp_ray.sparsity.compact import CompactState, chunks, spans
 from swamp_ray.sparsity.masks import Layout
 from swamp_ray.sparsity.scores import Survivors, checked_scores, make_score
 from swamp_ray.sparsity.selection import ScoredSlice
+from swamp_ray.sparsity.unit_selection import select_units
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import Named, average_recipe
@@ -33,13 +35,14 @@ AUTO_ELEMENTS = 1 << 28
 def num_shards(config: SwampConfig, layout: Layout) -> int:
     """How many averaging actors a run has; a slice is at least one chunk of a state.
 
-    A score of the user's own sees whole layers, and so all weights are in one place.
+    A score of the user's own sees whole layers, and a structure chooses whole units: all weights are in one place then.
     """
     size = layout.num_prunable + layout.num_rest
     asked = config.averaging.num_shards
     if asked == "auto":
         sees_layers = config.pruning.when == "rounds" and is_import_path(config.pruning.score)
-        asked = 1 if sees_layers else ceil(size / AUTO_ELEMENTS)
+        has_units = config.pruning.structure != NONE
+        asked = 1 if sees_layers or has_units else ceil(size / AUTO_ELEMENTS)
     return min(asked, len(chunks(size)))
 
 
@@ -125,6 +128,19 @@ class Shard(ScoredSlice):
         survivors = Survivors(self.layout, mask_bits, values, lambda layer: start.parameters[layer.name], self.first,
                               self._mean.borrow)
         self.scores = checked_scores(make_score(self.config.pruning.score, seed=seed), survivors)
+
+    def keep_units(self, k: int, mask_bits: np.ndarray) -> np.ndarray:
+        """The bits of the next mask of the run's structure, where this is the only slice; its scores are released.
+
+        Raises:
+            RunError: No mask of the structure keeps k weights.
+        """
+        pruning = self.config.pruning
+        structure = parse_structure(pruning.structure)
+        assert structure is not None
+        following = select_units(self.layout, mask_bits, k, pruning.scope, structure, self.scores)
+        self.scores = np.zeros(0, np.float32)
+        return following
 
     def _read(self, name: str, digest: str) -> CompactState:
         manifest = self.store.find(name)

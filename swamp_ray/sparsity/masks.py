@@ -31,7 +31,7 @@ class Layer:
     Attributes:
         name: Its parameter's clean name.
         shape: Its shape.
-        kind: conv, linear, attention or conv1d (Hugging Face's transposed linear layer).
+        kind: conv, transposed_conv, linear, attention or conv1d (Hugging Face's transposed linear layer).
         offset: Flat index of its first weight.
     """
 
@@ -161,7 +161,7 @@ def _kinds(model: nn.Module) -> dict[int, str]:
 
 def _weights(module: nn.Module) -> Iterator[tuple[Tensor, str]]:
     if isinstance(module, _ConvNd):
-        yield module.weight, "conv"
+        yield module.weight, "transposed_conv" if module.transposed else "conv"
     elif isinstance(module, nn.Linear):
         yield module.weight, "linear"
     elif isinstance(module, nn.MultiheadAttention):

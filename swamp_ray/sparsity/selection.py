@@ -197,15 +197,20 @@ def layer_budgets(layout: Layout, counts: Sequence[int], k: int, scope: str) -> 
         raise ValueError(f"budgets are for the scopes uniform and erk, but got {scope!r}")
     if not 0 <= k <= sum(counts):
         raise ValueError(f"k must be at least 0 and at most the {sum(counts)} survivors, but got {k}")
-    sizes = [layer.size for layer in layout.layers]
-    weights = [Fraction(size if scope == "uniform" else sum(layer.shape))
-               for size, layer in zip(sizes, layout.layers, strict=True)]
-    shares = _capped_shares(weights, [Fraction(count) for count in counts], Fraction(k))
+    shares = layer_shares(layout, counts, k, scope)
     budgets = [floor(share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda index: (budgets[index] - shares[index], index))
     for index in by_remainder[:k - sum(budgets)]:
         budgets[index] += 1
     return budgets
+
+
+def layer_shares(layout: Layout, counts: Sequence[int], k: int, scope: str) -> list[Fraction]:
+    """The exact shares that :func:`layer_budgets` rounds; none falls where k rises."""
+    sizes = [layer.size for layer in layout.layers]
+    weights = [Fraction(size if scope == "uniform" else sum(layer.shape))
+               for size, layer in zip(sizes, layout.layers, strict=True)]
+    return _capped_shares(weights, [Fraction(count) for count in counts], Fraction(k))
 
 
 def _capped_shares(weights: list[Fraction], caps: list[Fraction], total: Fraction) -> list[Fraction]:

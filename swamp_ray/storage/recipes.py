@@ -14,6 +14,7 @@ import numpy as np
 
 from swamp_ray.config.rules import SEES_NO_DATA
 from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.structure import NONE
 from swamp_ray.sparsity.masks import Layout, to_bits
 from swamp_ray.storage.code_digest import package_version
 from swamp_ray.storage.former_names import Before, Former, Recipe, metrics_of
@@ -218,6 +219,8 @@ class Recipes:
         if next_survivors is not None:
             pruning = self.config.pruning
             recipe |= {"scope": pruning.scope, "score": _code(pruning.score, {}, pruning.version)}
+            if pruning.structure != NONE:
+                recipe |= {"structure": pruning.structure}
             if pruning.score != "magnitude":
                 recipe |= {"start": start}
             if pruning.score == "random":

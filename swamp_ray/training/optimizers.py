@@ -101,7 +101,8 @@ class MaskedStep:
         self.clear_gradients()
 
     def clear_gradients(self) -> None:
-        """Like the optimiser's zero_grad, whose grouping by device and kind takes longer than a small network's step."""
+        """Remove the parameters' gradients."""
+        # Like the optimiser's zero_grad, whose grouping by device and kind takes longer than a small network's step.
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -63,7 +63,8 @@ class Ascent:
         self._step.clear_gradients()
 
     def descend(self) -> None:
-        """Put back the weights, from a copy, since subtracting would leave rounding; statistics are of the first pass."""
+        """Put back the weights, and the statistics as the first pass left them."""
+        # From a copy: to subtract the move would leave its rounding in the weights.
         _copy(self._step.parameters, self._weights)
         _copy(self._statistics, self._after)
 

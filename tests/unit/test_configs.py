@@ -12,6 +12,7 @@ import pytest
 
 from swamp_ray.config.reading import dump_config, load_config, parse_config, with_values
 from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.structure import parse_structure
 from swamp_ray.launch import run
 from swamp_ray.method.events import RoundPlan
 from swamp_ray.method.rounds import plan_rounds
@@ -21,6 +22,8 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.compact import CompactState, compact_state, full_state
 from swamp_ray.sparsity.masks import Layout, find_prunable
 from swamp_ray.sparsity.schedule import plan_survivors
+from swamp_ray.sparsity.structure import check_structure
+from swamp_ray.sparsity.unit_selection import plan_units
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import read_state
 from swamp_ray.training.models import build_model
@@ -77,7 +80,12 @@ def planned(path: Path) -> Planned:
     # A ticket that a config goes on from does not come with it: any mask with fewer weights than P will do.
     is_ticket = config.start_from is not None and "/tickets/" in config.start_from.path
     start = round(0.1074 * layout.num_prunable) if is_ticket else None
-    survivors = plan_survivors(layout.num_prunable, config.pruning.rate, config.pruning.target, start)
+    pruning = config.pruning
+    survivors = plan_survivors(layout.num_prunable, pruning.rate, pruning.target, start)
+    if (structure := parse_structure(pruning.structure)) is not None:
+        check_structure(layout, structure)
+        whole = np.ones(layout.num_prunable, dtype=bool)
+        survivors = plan_units(layout, structure, pruning.scope, pruning.rate, pruning.target, whole)
     counts = [config.particles.at(1 - kept / layout.num_prunable) for kept in survivors]
     rounds = plan_rounds(layout.num_prunable, survivors, counts)
     programs = [[round_program(config, steps, plan.index, n) for n in range(plan.num_particles)] for plan in rounds]
@@ -103,7 +111,8 @@ class TestEveryFile:
     @each_file
     def test_can_be_planned(self, path: Path) -> None:
         plan = planned(path)
-        assert plan.rounds[-1].sparsity == pytest.approx(plan.config.pruning.target, abs=1e-4)
+        near = 0.02 if plan.config.pruning.structure == "channels" else 1e-4
+        assert plan.rounds[-1].sparsity == pytest.approx(plan.config.pruning.target, abs=near)
         assert all(plan.config.particles.count <= count for count in plan.particles)
         assert all(program.num_steps > 0 for programs in plan.programs for program in programs)
 
@@ -150,12 +159,14 @@ class TestArms:
     def test_share_data_network_optimiser_and_lengths(self) -> None:
         common = ("seed", "data", "model", "task", "training", "dense")
         recipes = [arm(name).config.recipe() for name in ARMS]
+        assert [recipe["training"].pop("sam_rho") for recipe in recipes if "sam_rho" in recipe["training"]] == [0.05]
         assert all(recipe[section] == recipes[0][section] for recipe in recipes for section in common)
         assert {name for name in ARMS if arm(name).epochs(0) != 60} == {"imp_4t", "swamp_late_fork"}
 
     def test_most_share_their_sparsities(self) -> None:
         survivors = {name: [plan.survivors for plan in arm(name).rounds] for name in ARMS}
-        assert {name for name in ARMS if survivors[name] != survivors["imp"]} == {"continue_ticket", "one_shot"}
+        assert {name for name in ARMS if survivors[name] != survivors["imp"]} == {
+            "continue_ticket", "one_shot", "imp_2_4", "imp_blocks", "imp_channels"}
 
     def test_main_config_is_the_arm_swamp(self) -> None:
         assert load_config(CONFIGS / "cifar10_resnet20.yaml").recipe() == arm("swamp").config.recipe()
@@ -164,7 +175,8 @@ class TestArms:
         ("imp", 1, "none"), ("imp_swa", 1, "swa"), ("swamp_without_swa", 4, "none"), ("swamp", 4, "swa"),
         ("imp_rewind_init", 1, "none"), ("lr_rewinding", 1, "none"), ("imp_best_of_4", 4, "none"),
         ("imp_4t", 1, "none"), ("imp_ema", 1, "ema"), ("one_shot", 1, "none"), ("random_pruning", 1, "none"),
-        ("imp_erk", 1, "none"), ("imp_uniform", 1, "none"), ("continue_ticket", 4, "swa"),
+        ("imp_erk", 1, "none"), ("imp_uniform", 1, "none"), ("imp_sam", 1, "none"), ("imp_2_4", 1, "none"),
+        ("imp_blocks", 1, "none"), ("imp_channels", 1, "none"), ("continue_ticket", 4, "swa"),
         ("fine_tune_checkpoint", 4, "swa"),
     ])
     def test_particles_and_averaging(self, name: str, count: int, within: str) -> None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.structure import CHANNELS, Structure, parse_structure
 from swamp_ray.text.tables import percent
 
 
 def method_name(config: SwampConfig) -> str | None:
     """What the method is called in docs/arms.md; None where the options are nobody's arm."""
+    name = _name_without_sam(config)
+    if name is None or config.training.sam_rho is None:
+        return name
+    return f"{name} with SAM"
+
+
+def _name_without_sam(config: SwampConfig) -> str | None:
     particles, within = config.particles, config.averaging.within
     vary = particles.vary
     if config.start_from is not None or config.pruning.score != "magnitude" or config.pruning.scope != "global":
         return None
     if config.particles.fork_at and (config.particles.count == 1 or config.rewind.weights == "none"):
+        return None
+    if config.pruning.structure != "none":
         return None
     if config.rewind.weights == "none":
         return _without_rewinding(config)
@@ -81,6 +91,9 @@ def _training(config: SwampConfig) -> str:
             "length": particles.vary.length}
     if differing := [what for what, values in vary.items() if values]:
         text += f" They differ in {' and '.join(differing)}."
+    if config.training.sam_rho is not None:
+        text += (f" Each step takes its gradient {config.training.sam_rho:g} up the batch's own gradient (SAM), and so "
+                 "two gradients.")
     return " ".join([text, _within(config)]).strip()
 
 
@@ -130,5 +143,19 @@ def _pruning(config: SwampConfig) -> str:
             "random": "chosen at random"}.get(pruning.score, f"of lowest score ({pruning.score})")
     where = {"global": "over all layers at once", "uniform": "with one density for all layers",
              "erk": "with densities by layer (ERK)"}[pruning.scope]
+    structure = parse_structure(pruning.structure)
+    if structure is not None:
+        where = _structured(structure, where)
     return (f"Each round prunes {pruning.rate * 100:g} % of the weights that are left, those {what}, {where}, down to "
             f"{pruning.target * 100:g} % sparsity.")
+
+
+def _structured(structure: Structure, where: str) -> str:
+    """Among which weights a mask with structure chooses, in words."""
+    if structure.keeps_pattern:
+        return (f"among every {structure.second} consecutive inputs of an output, of which {structure.first} are left "
+                "in the end")
+    units = "whole output channels"
+    if structure.kind != CHANNELS:
+        units = f"blocks of {structure.first} outputs x {structure.second} inputs"
+    return f"in {units} by the sum of their scores, {where}"

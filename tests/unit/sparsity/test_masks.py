@@ -75,7 +75,7 @@ class TestFindPrunable:
     def test_takes_exactly_the_kinds_that_are_prunable(self) -> None:
         kinds = {layer.name: layer.kind for layer in find_prunable(Everything()).layers}
         assert kinds == {
-            "conv.weight": "conv", "up.weight": "conv", "head.weight": "linear",
+            "conv.weight": "conv", "up.weight": "transposed_conv", "head.weight": "linear",
             "attention.in_proj_weight": "attention", "attention.out_proj.weight": "linear",
             "cross.q_proj_weight": "attention", "cross.k_proj_weight": "attention",
             "cross.v_proj_weight": "attention", "cross.out_proj.weight": "linear",
