@@ -257,6 +257,8 @@ class _Budget:
 
     def finished(self, job: Job, found: bool) -> None:
         """A job is done, trained or found."""
+        if job.kind == "soup":
+            return
         if job.kind == "evaluation":
             self._rounds_done += 1
             return

@@ -17,7 +17,7 @@ from swamp_ray.config.sections import (
     RoundConfig,
     TrainingConfig,
 )
-from swamp_ray.config.structure import parse_structure
+from swamp_ray.structure import parse_structure
 from swamp_ray.user_code.importing import is_import_path
 
 

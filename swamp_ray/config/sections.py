@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from swamp_ray.config.fields import Labels, Length, LengthField, Options, Section, Share, Sparsity
-from swamp_ray.config.structure import parse_structure
+from swamp_ray.structure import parse_structure
 
 
 class DataConfig(Section):
@@ -231,7 +231,10 @@ class ParticlesConfig(Section):
         default=0.0, ge=0.0, lt=1.0, description="Share of a round that is trained once, as a trunk, before its "
         "particles part from it; whole epochs, where a round has several. swa: particles stay at averaging.lr."
     )
-    combine: Literal["average", "best"] = Field(default="average", description="best: the best on validation goes on.")
+    combine: Literal["average", "best", "greedy"] = Field(
+        default="average", description="best: the best on validation goes on; greedy: in the order of validation, "
+        "each that does not make the average worse there enters it."
+    )
     vary: VaryConfig = VaryConfig()
     on_failure: Literal["stop", "retry", "drop"] = Field(
         default="stop", description="A particle diverges: end the run, try another seed, or go on without it."

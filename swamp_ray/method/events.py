@@ -29,7 +29,10 @@ class RoundPlan:
 
 @dataclass(frozen=True)
 class Job:
-    """A job for a worker: the dense phase, the mask before training, a round's trunk, a particle, or an evaluation."""
+    """A job for a worker: the dense phase, the mask before training, a round's trunk, a particle, or an evaluation.
+
+    A soup is an average of some particles that is only measured; ``particle`` is the one that was put to the others.
+    """
 
     kind: str
     round: int = -1
@@ -40,7 +43,11 @@ class Job:
             return "dense phase"
         if self.kind == "mask":
             return "mask before training"
-        part = f"particle {self.particle}" if self.kind == "particle" else self.kind
+        part = self.kind
+        if self.kind == "particle":
+            part = f"particle {self.particle}"
+        elif self.kind == "soup":
+            part = f"soup with particle {self.particle}"
         return f"round {self.round}, {part}"
 
 
@@ -109,13 +116,15 @@ class Decision:
 class SubmitJob:
     """Put a job into the queue of workers; ``urgent`` jobs go to its front.
 
-    ``attempt`` counts the machine's failures with the present seed, ``reseed`` the seeds before it.
+    ``attempt`` counts the machine's failures with the present seed, ``reseed`` the seeds before it. ``particles`` are
+    those that a soup consists of, in index order.
     """
 
     job: Job
     attempt: int = 0
     urgent: bool = False
     reseed: int = 0
+    particles: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ class JobFinishedEvent:
 
     Attributes:
         job: The job.
-        score: A particle's validation metric, higher is better.
+        score: A particle's, or a soup's, validation metric, higher is better.
         in_memory: Whether the executor keeps the particle's state in memory for the average.
     """
 

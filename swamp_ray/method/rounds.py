@@ -12,7 +12,6 @@ carries the instructions out and reports what happened (both are in :mod:`swamp_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -44,6 +43,7 @@ from swamp_ray.method.events import (
     trunk_of,
 )
 from swamp_ray.method.retries import Retries
+from swamp_ray.method.soup import GreedySoup, comparable
 
 
 @dataclass
@@ -56,6 +56,7 @@ class _Round:
     dropped: set[int] = field(default_factory=set)
     deadline_passed: bool = False
     closing: bool = False
+    soup: GreedySoup | None = None
 
 
 class Rounds:
@@ -65,7 +66,8 @@ class Rounds:
         plan: All rounds.
         dense: Whether a dense phase comes first.
         mask: Whether a job chooses the first round's mask, after the dense phase.
-        combine: ``"average"`` of all particles, or ``"best"``: the one with the highest score.
+        combine: ``"average"`` of all particles, ``"best"``: the one with the highest score, or ``"greedy"``: the
+            average of those that do not lower its score.
         max_retries: How often a job is tried again after its worker died; the averager likewise.
         max_waiting_states: How many finished states may wait in memory for their turn.
         pause_after: Rounds after which nothing begins before a `RoundResumedEvent`: a scheduler may stop the run there.
@@ -143,7 +145,10 @@ class Rounds:
 
     def _do(self, job: Job, *, urgent: bool = False) -> SubmitJob:
         self._open.add(job)
-        return SubmitJob(job, self._retries.attempt(job), urgent, self._retries.seeds_before(job))
+        particles: tuple[int, ...] = ()
+        if job.kind == "soup" and self._round.soup is not None:
+            particles = self._round.soup.with_candidate
+        return SubmitJob(job, self._retries.attempt(job), urgent, self._retries.seeds_before(job), particles)
 
     def _close(self, job: Job) -> bool:
         """Whether a job was open, which it is not any more."""
@@ -191,6 +196,10 @@ class Rounds:
         if event.job.kind == "evaluation":
             self._recorded.add(event.job.round)
             return [RecordRound(event.job.round)]
+        if event.job.kind == "soup":
+            assert self._round.soup is not None
+            self._round.soup.judge(event.score)
+            return self._advance()
         self._round.finished[event.job.particle] = event.score
         if event.in_memory:
             self._round.in_memory.add(event.job.particle)
@@ -203,6 +212,12 @@ class Rounds:
         complete = len(state.finished) == len(turn)
         if self._combine == "best":
             turn = [self._best()] if complete else []
+        if self._combine == "greedy":
+            turn = []
+            if complete:
+                instructions += self._measure_soup()
+                turn = self._soup_members()
+                complete = bool(turn)
         for particle in turn[len(state.added):]:
             if particle not in state.finished:
                 break
@@ -226,8 +241,24 @@ class Rounds:
     def _best(self) -> int:
         """The particle with the highest score; equal scores keep the lower index, NaN is worse than any number."""
         scores = self._round.finished
-        return max(scores, key=lambda particle: (
-            -math.inf if math.isnan(scores[particle]) else scores[particle], -particle))
+        return max(scores, key=lambda particle: (comparable(scores[particle]), -particle))
+
+    def _measure_soup(self) -> list[Instruction]:
+        """Once all particles are finished: measure the average with the next of them, unless that is under way."""
+        state = self._round
+        if state.soup is None:
+            state.soup = GreedySoup.of(state.finished)
+        if state.soup.candidate is None:
+            return []
+        job = Job("soup", self.current, state.soup.candidate)
+        return [] if job in self._open else [self._do(job, urgent=True)]
+
+    def _soup_members(self) -> list[int]:
+        """The particles that enter the average; none before that is clear."""
+        soup = self._round.soup
+        if soup is None or soup.candidate is not None:
+            return []
+        return sorted(soup.kept)
 
     def _on_failed(self, event: JobFailedEvent) -> list[Instruction]:
         if event.job not in self._open:
@@ -329,6 +360,12 @@ class Rounds:
         state.in_memory.discard(job.particle)
         state.added.clear()
         state.closing = state.deadline_passed = False
+        if state.soup is not None:
+            # Which averages are measured is decided anew, from the same scores: those that were, are stored.
+            candidate = state.soup.candidate
+            if candidate is not None:
+                self._close(Job("soup", self.current, candidate))
+            state.soup = None
         return [self._do(job)]
 
     def _on_trunk_lost(self, event: StateLostEvent) -> list[Instruction]:

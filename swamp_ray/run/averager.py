@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.structure import NONE
 from swamp_ray.errors import RunError
 from swamp_ray.run.messages import AverageSpec
 from swamp_ray.run.shard import Closed, Shard
@@ -24,6 +23,7 @@ from swamp_ray.sparsity.selection import Ask, ask_all, select
 from swamp_ray.sparsity.thin_layers import thin_layers
 from swamp_ray.storage.arrays import arrays_from_bytes, arrays_to_bytes
 from swamp_ray.storage.artifacts import ArtifactStore, FileEntry, Manifest
+from swamp_ray.structure import NONE
 
 MASK_FILE = "next_mask.safetensors"
 

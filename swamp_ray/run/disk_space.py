@@ -215,7 +215,7 @@ def _present_bytes(prepared: Prepared) -> int:
 
 
 class _Stored:
-    """A run's results that are in the storage; the best of several particles is not worked out beforehand."""
+    """A run's results that are in the storage; which of several particles go on is not worked out beforehand."""
 
     def __init__(self, prepared: Prepared, store: ArtifactStore) -> None:
         self._prepared = prepared
@@ -231,6 +231,10 @@ class _Stored:
         return None if manifest is None else state_digest(manifest.files)
 
     def best(self, states: Sequence[str]) -> str | None:
+        """Not known."""
+        return None
+
+    def soup(self, states: Sequence[str]) -> str | None:
         """Not known."""
         return None
 

@@ -309,6 +309,8 @@ class Driver:
         if outcome is not None:
             self._reporter.job_submitted(spec)
             return self._finished(spec.job, outcome, in_memory=False, found=True)
+        if lost := self._gone_members(spec):
+            return lost
         if spec.program is not None and (error := recall_divergence(self._store, spec)) is not None:
             self._reporter.job_submitted(spec)
             return [self._failed(spec.job, error, "diverged")]
@@ -340,6 +342,14 @@ class Driver:
         self._inputs.of(trunk).forget_trunk()
         return [StateLostEvent(trunk, str(error), damaged)]
 
+    def _gone_members(self, spec: JobSpec) -> list[Event]:
+        """The losses of those particles of a soup that were let go: it is measured once they are trained again."""
+        gone: list[Job] = []
+        for job, outcome in self._outcomes.items():
+            if outcome.name in spec.members and job.round == spec.job.round and lacks_state(self._store, outcome.name):
+                gone.append(job)
+        return self._train_again(gone) if gone else []
+
     def _spec(self, instruction: SubmitJob) -> JobSpec:
         """All that a worker needs to know of a job."""
         job = instruction.job
@@ -352,6 +362,11 @@ class Driver:
         if job == MASK:
             return JobSpec(job, instruction.attempt, self._names.mask(origin).named, mask=self._prepared.mask,
                            log_path=log_path)
+        if job.kind == "soup":
+            members = [self._outcomes[Job("particle", job.round, one)] for one in instruction.particles]
+            result = self._names.soup(job, [member.digest for member in members], origin)
+            names = tuple(member.name for member in members)
+            return JobSpec(job, instruction.attempt, result.named, members=names, log_path=log_path)
         result = self._names.training(job, origin, instruction.reseed)
         spec = JobSpec(job, instruction.attempt, result.named, result.seed, result.program, log_path=log_path,
                        reseed=instruction.reseed,
@@ -433,7 +448,8 @@ class Driver:
                     self._executor_now().release(job)
                 return self._finished(job, outcome, in_memory, found=False)
             case JobFailedReport(job=job, error=error, kind=kind):
-                return [self._failed(job, error, kind)]
+                damaged = self._damaged_members(job) if isinstance(error, CorruptArtifactError) else []
+                return self._lose_damaged(damaged, str(error)) if damaged else [self._failed(job, error, kind)]
             case JobBlockedReport(spec=spec, held=held):
                 if self._lease_watch.add(spec, held):
                     self._reporter.job_blocked(spec.job, held.who)
@@ -457,12 +473,33 @@ class Driver:
             case StateLostReport(job=job) if lacks_state(self._store, self._outcomes[job].name):
                 return self._train_again([job])
             case StateLostReport(job=job, reason=reason):
-                self._reporter.warning(f"{job} is trained again, because its stored state is damaged: {reason}")
-                self._journal.incident(job, reason, "damaged")
-                self._deadlines.pop(job.round, None)
-                self._store.discard(self._outcomes.pop(job).name, RESULT)
-                self._error = None
-                return [StateLostEvent(job, reason)]
+                return self._lose_damaged([job], reason)
+
+    def _damaged_members(self, soup: Job) -> list[Job]:
+        """The particles of a soup whose stored states are not what was written."""
+        damaged: list[Job] = []
+        for job, outcome in self._outcomes.items():
+            if soup.kind != "soup" or outcome.name not in self._given[soup].members or job.round != soup.round:
+                continue
+            try:
+                manifest = self._store.find(outcome.name)
+                if manifest is None:
+                    damaged.append(job)
+                for file in () if manifest is None else manifest.files:
+                    self._store.read(manifest, file)
+            except CorruptArtifactError:
+                damaged.append(job)
+        return damaged
+
+    def _lose_damaged(self, jobs: Sequence[Job], reason: str) -> list[Event]:
+        """Retrain particles whose stored states are damaged."""
+        for job in jobs:
+            self._reporter.warning(f"{job} is trained again, because its stored state is damaged: {reason}")
+            self._journal.incident(job, reason, "damaged")
+            self._deadlines.pop(job.round, None)
+            self._store.discard(self._outcomes.pop(job).name, RESULT)
+        self._error = None
+        return [StateLostEvent(job, reason) for job in jobs]
 
     def _finished(self, job: Job, outcome: Outcome, in_memory: bool, found: bool) -> list[Event]:
         self._outcomes[job] = outcome
@@ -542,7 +579,7 @@ class Driver:
                                    "whole, and pruning.scope: erk or uniform divides the weights by layer")
 
     def _score(self, job: Job, outcome: Outcome) -> float:
-        if job.kind != "particle":
+        if job.kind not in ("particle", "soup"):
             return 0.0
         task = self._prepared.task
         value = float(outcome.info["metrics"]["validation"][task.primary])

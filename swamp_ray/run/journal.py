@@ -292,7 +292,7 @@ class Journal:
 
     def finished(self, job: Job, outcome: Outcome) -> None:
         """Write a job's metrics, as far as no earlier attempt has."""
-        if job.kind in ("evaluation", "mask"):
+        if job.kind in ("evaluation", "mask", "soup"):
             return
         self._attempt["found"] += outcome.trained_epochs == 0
         particle = job.particle if job.kind == "particle" else None

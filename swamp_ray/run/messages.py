@@ -32,6 +32,7 @@ class JobSpec:
         program: What a training run does; None for an evaluation, and for the mask before training.
         mask: How that mask is chosen.
         average: Evaluation: name of the average's artifact.
+        members: Evaluation of a soup: names of the artifacts that are averaged, in order.
         log_path: Log file of the job, relative to the storage root, or None.
         session: The attempt at the run that gives the job out.
         stale: The lease of a holder that was watched and shows no sign of life: it may be taken over.
@@ -48,6 +49,7 @@ class JobSpec:
     program: Program | None = None
     mask: MaskProgram | None = None
     average: str | None = None
+    members: tuple[str, ...] = ()
     log_path: str | None = None
     session: str = ""
     stale: bytes = b""

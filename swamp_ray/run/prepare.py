@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.structure import parse_structure
 from swamp_ray.credentials import concealed_tree
 from swamp_ray.data.datasets import load_data
 from swamp_ray.data.samples import Data, LazySamples
@@ -33,6 +32,7 @@ from swamp_ray.sparsity.scores import Survivors, checked_scores, make_score
 from swamp_ray.sparsity.structure import check_structure
 from swamp_ray.sparsity.unit_selection import plan_units
 from swamp_ray.storage.recipes import Recipes
+from swamp_ray.structure import parse_structure
 from swamp_ray.training.arithmetic import (
     SINGLE,
     Arithmetic,

@@ -55,6 +55,10 @@ class KnownResults(Protocol):
         """Digest of the state that goes on alone where the best one does; None if it is not known."""
         ...
 
+    def soup(self, states: Sequence[str]) -> str | None:
+        """Digest of what stands for the states that enter a greedy soup; None if it is not known which these are."""
+        ...
+
     def next_mask(self, result: NamedResult) -> str | None:
         """Digest of the mask that was chosen from an average, or before training; None if it is not known."""
         ...
@@ -115,6 +119,10 @@ class ResultNames:
         named = self._prepared.recipes.average(list(states), origin.mask, origin.start, following, seed)
         return NamedResult(Job("average", index), named, seed=seed)
 
+    def soup(self, job: Job, states: Sequence[str], origin: Origin) -> NamedResult:
+        """The metrics of an average of some of a round's particles, from the digests of their states, in order."""
+        return NamedResult(job, self._prepared.recipes.soup(list(states), origin.mask, origin.start))
+
     def evaluation(self, index: int, state: str, origin: Origin) -> NamedResult:
         """The metrics of a round's average, from the digest of its state."""
         named = self._prepared.recipes.evaluation(state, origin.mask, origin.start)
@@ -153,8 +161,10 @@ class ResultNames:
             particles = [self.training(Job("particle", plan.index, n), origin) for n in range(plan.num_particles)]
             yield from particles
             states = [known.state(particle) for particle in particles]
-            if prepared.config.particles.combine == "best" and len(states) > 1 and None not in states:
-                states = [known.best([state for state in states if state is not None])]
+            combine = prepared.config.particles.combine
+            if combine != "average" and len(states) > 1 and None not in states:
+                given = [state for state in states if state is not None]
+                states = [known.best(given) if combine == "best" else known.soup(given)]
             entering = [state for state in states if state is not None]
             if len(entering) < len(states):
                 return

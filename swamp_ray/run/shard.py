@@ -13,7 +13,6 @@ from math import ceil
 import numpy as np
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.structure import NONE, parse_structure
 from swamp_ray.errors import CorruptArtifactError, RunError
 from swamp_ray.run.state import State
 from swamp_ray.sparsity.averaging import OrderedMean, square_sums
@@ -26,6 +25,7 @@ from swamp_ray.storage.artifacts import ArtifactStore, FileEntry
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.recipes import Named, average_recipe
 from swamp_ray.storage.states import read_state, state_digest, state_payloads
+from swamp_ray.structure import NONE, parse_structure
 from swamp_ray.user_code.importing import is_import_path
 
 AUTO_ELEMENTS = 1 << 28

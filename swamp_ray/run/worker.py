@@ -26,6 +26,7 @@ from swamp_ray.run.lookup import discard_named, evaluation_of, every_named, is_m
 from swamp_ray.run.messages import BlockedByLease, JobSpec, Outcome
 from swamp_ray.run.shard import num_shards
 from swamp_ray.run.state import State
+from swamp_ray.sparsity.averaging import OrderedMean
 from swamp_ray.sparsity.bits import layer_counts
 from swamp_ray.sparsity.compact import CompactState, compact_state, spans
 from swamp_ray.sparsity.masks import from_bits, layer_densities, to_bits
@@ -337,14 +338,30 @@ class Worker:
         yield outcome_of(manifest)
 
     def _evaluate(self, spec: JobSpec, start: State, mask: np.ndarray, log: Any) -> Outcome:
-        assert spec.average is not None
-        average = self.store.find(spec.average)
-        if average is None:
-            raise CorruptArtifactError(f"the average {spec.average} of {spec.job} is not in the storage")
-        compact = read_state(self.store, average)
-        manifest = self._store_evaluation(spec, spec.named.name, compact, mask, start)
+        if spec.members:
+            manifest = self._store_soup(spec, mask, start)
+        else:
+            assert spec.average is not None
+            compact = self._read_stored(spec, spec.average, "average")
+            manifest = self._store_evaluation(spec, spec.named.name, compact, mask, start)
         log(f"{spec.job}: {_metrics_text(manifest.info['metrics'])}")
         return outcome_of(manifest)
+
+    def _read_stored(self, spec: JobSpec, name: str, what: str) -> CompactState:
+        manifest = self.store.find(name)
+        if manifest is None:
+            raise CorruptArtifactError(f"the {what} {name} of {spec.job} is not in the storage")
+        return read_state(self.store, manifest)
+
+    def _store_soup(self, spec: JobSpec, mask: np.ndarray, start: State) -> Manifest:
+        """Evaluate the average of particles, and store its metrics alone: the weights follow from the particles'."""
+        began = time.perf_counter()
+        mean = OrderedMean()
+        for name in spec.members:
+            mean.add(self._read_stored(spec, name, "particle"))
+        evaluation = self.trainer.evaluate(mean.mean(), mask, start.buffers)
+        info = {"metrics": evaluation.metrics, "seconds": time.perf_counter() - began, "work": str(spec.job)}
+        return self.store.put(spec.named.name, {}, info)
 
     def _store_evaluation(self, spec: JobSpec, name: str, compact: CompactState, mask: np.ndarray,
                           start: State) -> Manifest:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from swamp_ray.config.structure import CHANNELS, Structure
 from swamp_ray.errors import UserError
 from swamp_ray.sparsity.masks import Layer, Layout
+from swamp_ray.structure import CHANNELS, Structure
 
 
 def check_structure(layout: Layout, structure: Structure) -> None:
@@ -113,7 +113,7 @@ def kept_units(layer: Layer, structure: Structure, mask: np.ndarray) -> np.ndarr
         ValueError: The mask keeps a part of a unit.
     """
     kept = mask[layer.span][unit_indices(layer, structure)]
-    whole = kept.all(axis=1)
-    if np.any(kept.any(axis=1) != whole):
+    whole = np.all(kept, axis=1)
+    if np.any(np.any(kept, axis=1) != whole):
         raise ValueError(f"the mask keeps parts of {structure.text.partition(':')[0]} in {layer.name}")
     return whole

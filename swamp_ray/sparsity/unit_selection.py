@@ -16,13 +16,13 @@ from math import floor
 
 import numpy as np
 
-from swamp_ray.config.structure import Structure
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.sparsity.masks import Layout, from_bits, full_values, to_bits
 from swamp_ray.sparsity.schedule import plan_survivors
 from swamp_ray.sparsity.selection import layer_shares
 from swamp_ray.sparsity.structure import kept_of_groups, kept_units, unit_indices, unit_size
 from swamp_ray.sparsity.top_k import top_k
+from swamp_ray.structure import Structure
 
 
 def plan_units(

@@ -14,11 +14,11 @@ import numpy as np
 
 from swamp_ray.config.rules import SEES_NO_DATA
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.structure import NONE
 from swamp_ray.sparsity.masks import Layout, to_bits
 from swamp_ray.storage.code_digest import package_version
 from swamp_ray.storage.former_names import Before, Former, Recipe, metrics_of
 from swamp_ray.storage.names import canonical_json, digest_arrays, digest_bytes, name_of, source_digest
+from swamp_ray.structure import NONE
 from swamp_ray.training.arithmetic import SINGLE
 from swamp_ray.training.models import TORCHVISION
 from swamp_ray.user_code.importing import is_import_path
@@ -232,6 +232,10 @@ class Recipes:
         recipe = {**self._shared, "data": self._data.all, "statistics": self.before.statistics, "mask": mask,
                   "start": start}
         return Measurement(recipe, self.measured)
+
+    def soup(self, states: list[str], mask: str, start: str) -> Named:
+        """The metrics of the average of some of a round's particles: digests of their states, in order."""
+        return Named.of("soup", {**self.measurement(mask, start).recipe, "states": states})
 
     def evaluation(self, average: str, mask: str, start: str) -> Named:
         """The metrics of an average: digest of its state, of its mask, and of where its buffers come from."""

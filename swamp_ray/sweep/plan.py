@@ -222,6 +222,10 @@ class _Symbols:
         """A name of all that it is chosen from."""
         return name_of("best", {"of": list(states)})
 
+    def soup(self, states: Sequence[str]) -> str | None:
+        """A name of all that may enter."""
+        return name_of("greedy", {"of": list(states)})
+
     def next_mask(self, result: NamedResult) -> str | None:
         """The name of what it is chosen from, or chosen by."""
         return result.named.name
@@ -303,8 +307,8 @@ def _nothing_works(excluded: Mapping[str, Setting], invalid: Mapping[str, str]) 
 
 
 def _chooses(prepared: Prepared) -> bool:
-    """Whether some round goes on with one of several particles, which is not known beforehand."""
-    return prepared.config.particles.combine == "best" and any(plan.num_particles > 1 for plan in prepared.plan)
+    """Whether some round goes on with some of its particles, and it is not known beforehand with which."""
+    return prepared.config.particles.combine != "average" and any(plan.num_particles > 1 for plan in prepared.plan)
 
 
 def _leaders_first(named: Mapping[str, list[Training]]) -> list[str]:

@@ -12,7 +12,6 @@ import pytest
 
 from swamp_ray.config.reading import dump_config, load_config, parse_config, with_values
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.structure import parse_structure
 from swamp_ray.launch import run
 from swamp_ray.method.events import RoundPlan
 from swamp_ray.method.rounds import plan_rounds
@@ -26,6 +25,7 @@ from swamp_ray.sparsity.structure import check_structure
 from swamp_ray.sparsity.unit_selection import plan_units
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import read_state
+from swamp_ray.structure import parse_structure
 from swamp_ray.training.models import build_model
 from swamp_ray.training.program import Program, TrainingSpec, dense_program, round_program
 from swamp_ray.training.trainer import ParticleTrainer
@@ -167,6 +167,10 @@ class TestArms:
         survivors = {name: [plan.survivors for plan in arm(name).rounds] for name in ARMS}
         assert {name for name in ARMS if survivors[name] != survivors["imp"]} == {
             "continue_ticket", "one_shot", "imp_2_4", "imp_blocks", "imp_channels"}
+
+    def test_the_greedy_soup_is_the_soup_but_for_what_is_averaged(self) -> None:
+        greedy, soup = arm("soup_greedy").config, arm("sparse_model_soups").config
+        assert with_values(greedy, {"particles.combine": "average"}).recipe() == soup.recipe()
 
     def test_main_config_is_the_arm_swamp(self) -> None:
         assert load_config(CONFIGS / "cifar10_resnet20.yaml").recipe() == arm("swamp").config.recipe()

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "swamp_ray"
 # In order: each room knows itself and the rooms before it. A trailing slash means a folder.
 ROOMS: dict[str, tuple[str, ...]] = {
     "words": ("errors.py", "seeding.py", "credentials.py", "process_state.py", "random_state.py",
-              "version.py", "former_modules.py"),
+              "structure.py", "version.py", "former_modules.py"),
     "text": ("text/",),
     "user_code": ("user_code/",),
     "config": ("config/",),
@@ -40,7 +40,7 @@ ORDER = list(ROOMS)
 KNOW_RAY = {"on_ray", "sweep", "submit"}
 
 # Imported by `swamp --help`, which has to answer at once.
-LIGHT = ("__init__.py", "__main__.py", "cli.py", "errors.py", "seeding.py", "credentials.py")
+LIGHT = ("__init__.py", "__main__.py", "cli.py", "errors.py", "seeding.py", "credentials.py", "structure.py")
 LIGHT_ROOMS = ("text", "config")
 HEAVY = {"torch", "torchvision", "ray", "pandas", "pyarrow", "sklearn", "matplotlib"}
 

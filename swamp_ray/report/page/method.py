@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.structure import CHANNELS, Structure, parse_structure
+from swamp_ray.structure import CHANNELS, Structure, parse_structure
 from swamp_ray.text.tables import percent
 
 
@@ -37,8 +37,8 @@ def _name_without_sam(config: SwampConfig) -> str | None:
 def _without_rewinding(config: SwampConfig) -> str | None:
     vary = config.particles.vary
     varied = bool(vary.weight_decay or vary.lr or vary.length)
-    if config.round.schedule == "retrain" and varied and config.particles.combine == "average":
-        return "Sparse Model Soups"
+    if config.round.schedule == "retrain" and varied and config.particles.combine != "best":
+        return "Sparse Model Soups" + (", greedy" if config.particles.combine == "greedy" else "")
     alone = config.particles.count == 1 and not config.particles.schedule and config.averaging.within == "none"
     return "learning-rate rewinding" if alone and config.round.schedule == "full" else None
 
@@ -51,6 +51,8 @@ def _rewinding(config: SwampConfig, within: str) -> str | None:
         return {"none": "IMP", "swa": "IMP + SWA", "ema": "IMP with EMA"}[within]
     if particles.combine == "best":
         return f"IMP, best of {particles.count}" if within == "none" and not particles.fork_at else None
+    if particles.combine == "greedy":
+        return None
     if particles.fork_at:
         return {"swa": "SWAMP with a late fork", "none": "SWAMP without SWA, with a late fork"}.get(within)
     return {"swa": "SWAMP", "none": "SWAMP without SWA"}.get(within)
@@ -126,6 +128,9 @@ def _combination(config: SwampConfig) -> str:
         return ""
     if config.particles.combine == "best":
         return "The best particle on validation is the round's network."
+    if config.particles.combine == "greedy":
+        return ("The round's network is the average of the best particle on validation and of those that, in the order "
+                "of validation, do not make the average worse there (a greedy soup).")
     return "The average of the particles' weights is the round's network."
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from swamp_ray.config.reading import build_config, with_values
 from swamp_ray.config.schema import SwampConfig
-from swamp_ray.config.structure import parse_structure
 from swamp_ray.errors import Interrupted, UserError
 from swamp_ray.launch import run
 from swamp_ray.run.prepare import prepare
@@ -19,6 +18,7 @@ from swamp_ray.run.shard import num_shards
 from swamp_ray.sparsity.masks import find_prunable
 from swamp_ray.sparsity.structure import kept_of_groups, kept_units
 from swamp_ray.storage.tickets import load_ticket
+from swamp_ray.structure import parse_structure
 from swamp_ray.training.trainer import initial_model
 from tests.helpers import TINY, data_of, ticket_digests
 
@@ -119,9 +119,11 @@ def test_names_change_only_where_a_structure_is_used(tmp_path: Path) -> None:
 
 def test_all_weights_are_in_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("swamp_ray.run.shard.AUTO_ELEMENTS", 100)
-    monkeypatch.setattr("swamp_ray.sparsity.compact.CHUNK", 64, raising=False)
+    monkeypatch.setattr("swamp_ray.sparsity.compact.CHUNK", 64)
     config = fitting(tmp_path, "2:4")
-    assert num_shards(config, prepare(config).layout) == 1
+    layout = prepare(config).layout
+    assert num_shards(config, layout) == 1
+    assert num_shards(config_of(tmp_path, "none"), layout) > 1
 
 
 @pytest.mark.parametrize(("pruning", "message"), [

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from swamp_ray.config.structure import Structure, parse_structure
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.sparsity.masks import Layer, Layout, find_prunable, from_bits, to_bits
 from swamp_ray.sparsity.schedule import plan_survivors
 from swamp_ray.sparsity.selection import layer_shares
 from swamp_ray.sparsity.structure import check_structure, unit_indices
 from swamp_ray.sparsity.unit_selection import plan_units, select_units, units_by_layer
+from swamp_ray.structure import Structure, parse_structure
 
 Shapes = list[tuple[str, tuple[int, ...]]]
 

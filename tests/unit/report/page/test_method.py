@@ -17,6 +17,8 @@ NAMES = {
     "lr_rewinding": "learning-rate rewinding", "sparse_model_soups": "Sparse Model Soups",
     "one_shot": None, "random_pruning": None, "imp_erk": None, "imp_uniform": None, "imp_rewind_init": None,
     "continue_ticket": None, "fine_tune_checkpoint": None,
+    "imp_sam": "IMP with SAM", "soup_greedy": "Sparse Model Soups, greedy", "imp_2_4": None, "imp_blocks": None,
+    "imp_channels": None,
 }
 
 
@@ -40,6 +42,11 @@ def test_an_arm_is_called_what_it_is(arm: str) -> None:
     ("random_pruning", ["chosen at random"]),
     ("imp_erk", ["densities by layer (ERK)"]),
     ("sparse_model_soups", ["They differ in", "in later ones"]),
+    ("imp_sam", ["IMP with SAM.", "0.05 up the batch's own gradient (SAM), and so two gradients"]),
+    ("soup_greedy", ["do not make the average worse there (a greedy soup)"]),
+    ("imp_2_4", ["among every 4 consecutive inputs of an output, of which 2 are left in the end"]),
+    ("imp_blocks", ["in blocks of 4 outputs x 4 inputs by the sum of their scores, over all layers at once"]),
+    ("imp_channels", ["in whole output channels by the sum of their scores, with one density for all layers"]),
     ("fine_tune_checkpoint", ["from weights that were given"]),
 ])
 def test_the_sentences_say_what_is_done(arm: str, words: list[str]) -> None:
