@@ -302,7 +302,8 @@ def evaluate(runs: tuple[str, ...], storage: str | None, as_json: bool) -> None:
 
 @main.command(short_help="Look at a run's networks: connectivity, curvature, masks, ...")
 @click.argument("what", metavar="WHAT",
-                type=click.Choice(["connectivity", "landscape", "curvature", "particles", "calibration", "masks"]))
+                type=click.Choice(["connectivity", "landscape", "curvature", "particles", "calibration", "masks",
+                                 "lottery-pools"]))
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--round", "rounds", type=int, multiple=True, help="Only this round; may be given several times.")
 @STORAGE
@@ -324,6 +325,7 @@ def analyze(what: str, runs: tuple[str, ...], rounds: tuple[int, ...], storage: 
     particles     average and ensemble against how many particles enter
     calibration   whether predicted probabilities can be believed
     masks         overlap of rounds, and of runs at equal sparsity
+    lottery-pools tickets of neighbouring rounds, interpolated; the results are tickets
 
     \b
     Examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.find import config_of
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import lacks_state, read_state, state_digest
-from swamp_ray.storage.tickets import load_round_ticket
+from swamp_ray.storage.tickets import Ticket, load_round_ticket
 from swamp_ray.training.arithmetic import applied, machine_facts, resolve_arithmetic
 from swamp_ray.training.normalisation import StatisticsSource
 from swamp_ray.training.normalisation_checks import kept_statistics
@@ -88,10 +89,18 @@ class Bench:
     def mask(self, index: int) -> np.ndarray:
         """A round's mask, bool ``[P]``."""
         if index not in self._masks:
-            ticket = load_round_ticket(self.rundir, self._record(index))
+            ticket = self.ticket(index)
             parts = [ticket.masks[layer.name].numpy().reshape(-1) for layer in self.layout.layers]
             self._masks[index] = np.concatenate(parts)
         return self._masks[index]
+
+    def ticket(self, index: int) -> Ticket:
+        """A round's ticket."""
+        return load_round_ticket(self.rundir, self._record(index))
+
+    def ticket_folder(self, index: int) -> str:
+        """The name of the folder that a round's ticket lies in, which says its sparsity."""
+        return PurePosixPath(self._record(index)["ticket"]).parent.name
 
     def average(self, index: int) -> Point:
         """A round's averaged network."""

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from swamp_ray.analysis import items
+from swamp_ray.analysis import items, lottery_pools
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.calibration import NUM_BINS, calibration_rows
 from swamp_ray.analysis.growth import MAX_SUBSETS, growth
@@ -30,11 +30,18 @@ def calibration(bench: Bench, index: int) -> list[Row]:
     return calibration_rows(bench, index)
 
 
+def pools(bench: Bench, index: int) -> list[Row]:
+    """The Lottery Pool of a round."""
+    return [lottery_pools.lottery_pool(bench, index)]
+
+
 DIVIDED: dict[str, Divided] = {
     "connectivity": items.connectivity, "landscape": items.landscape, "curvature": items.curvature,
     "particles": by_round("particles", particles, "averages and ensembles of its particles", most=MAX_SUBSETS),
     "calibration": by_round("calibration", calibration, "probabilities of its average and its particles",
-                            stored_networks, bins=NUM_BINS)}
+                            stored_networks, bins=NUM_BINS),
+    lottery_pools.WHAT: by_round(lottery_pools.WHAT, pools, "its ticket interpolated with those of other rounds",
+                                 lottery_pools.pool_networks, coefficients=list(lottery_pools.COEFFICIENTS))}
 """Analyses whose pieces can be measured side by side."""
 
 

@@ -15,6 +15,8 @@ from rich.table import Table
 
 from swamp_ray.analysis.bench import Bench
 from swamp_ray.analysis.items import Row
+from swamp_ray.analysis.lottery_pools import WHAT as LOTTERY_POOLS
+from swamp_ray.analysis.lottery_pools import keep_pool
 from swamp_ray.analysis.measuring import DIVIDED, keep_rows, measure
 from swamp_ray.analysis.paths import instability
 from swamp_ray.analysis.progress import make_progress
@@ -119,10 +121,13 @@ def _analyze(what: str, benches: Sequence[Bench], rounds: Sequence[int], as_json
         else:
             rows = masks(bench, chosen)
             keep_rows(spot, head, "rows", rows, set(bench.rounds) == set(chosen))
+        spots = [keep_pool(bench, row) for row in rows] if what == LOTTERY_POOLS else []
         results[bench.rundir.name] = rows
         if not as_json:
             console.print(_table(what, bench, rows))
             console.print(f"all figures are in {display_path(str(spot))}", soft_wrap=True)
+            for ticket in spots:
+                console.print(f"ticket: {display_path(str(ticket))}", soft_wrap=True)
     between = masks_of_runs(benches) if what == "masks" and len(benches) > 1 else []
     for bench in benches if between else []:
         own = [row for row in between if bench.rundir.name in (row["first"], row["second"])]
@@ -146,6 +151,7 @@ CAPTIONS = {
     "particles": "mean over all choices of so many particles; ± standard deviation over them",
     "calibration": "test split; ECE: mean distance of accuracy and confidence over 15 bins of the largest "
                    "probability; particles: mean over them; the file has the bins",
+    LOTTERY_POOLS: "validation chooses who enters, with which coefficient (Yin et al., 2023); test is only reported",
     "masks": "overlap: weights in both over weights in either (Jaccard index); "
              "of a run's own masks, which are nested, it is the ratio of their densities",
 }
@@ -161,12 +167,14 @@ def with_error(value: float, error: float) -> str:
 
 def _table(what: str, bench: Bench, rows: Sequence[Row]) -> Table:
     columns = {"connectivity": _connectivity_cells, "landscape": _landscape_cells, "curvature": _curvature_cells,
-               "particles": _particles_cells, "calibration": _calibration_cells, "masks": _masks_cells}[what]
+               "particles": _particles_cells, "calibration": _calibration_cells, "masks": _masks_cells,
+               LOTTERY_POOLS: _pool_cells}[what]
     shown = [columns(row, bench) for row in rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title=f"{what} of {bench.rundir.name}",
                   title_justify="left", caption=CAPTIONS.get(what), caption_justify="left")
     for heading in shown[0]:
-        table.add_column(heading, justify="left" if heading in ("between", "network") else "right", no_wrap=True)
+        justify = "left" if heading in ("between", "network", "entered") else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
     for cells in shown:
         table.add_row(*cells.values())
     return table
@@ -215,6 +223,16 @@ def _calibration_cells(row: Row, bench: Bench) -> dict[str, str]:
     return {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "network": row["network"],
             "loss": f"{test['loss']:.4f}", "accuracy": f"{100 * test['accuracy']:.2f} %",
             "ECE": f"{100 * test['ece']:.2f} %"}
+
+
+def _pool_cells(row: Row, bench: Bench) -> dict[str, str]:
+    primary = shown_primary(bench.task)
+    entered = [f"{member['round']} ({member['coefficient']:g})" for member in row["members"]]
+    cells = {"round": str(row["round"]), "sparsity": percent(row["sparsity"]), "entered": ", ".join(entered) or "none"}
+    for split in ("validation", "test"):
+        before = number(row["before"][split][primary], primary)
+        cells[split] = f"{before} -> {number(row['after'][split][primary], primary)}"
+    return cells
 
 
 def _masks_cells(row: Row, bench: Bench) -> dict[str, str]:

@@ -44,7 +44,7 @@ from swamp_ray.run.costs import dense_cost, round_cost
 from swamp_ray.run.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
 from swamp_ray.run.journal import Journal
 from swamp_ray.run.lease_watch import LeaseWatch
-from swamp_ray.run.lookup import find_named
+from swamp_ray.run.lookup import find_named, is_whole
 from swamp_ray.run.messages import (
     AveragerLostReport,
     AverageSpec,
@@ -477,17 +477,11 @@ class Driver:
 
     def _damaged_members(self, soup: Job) -> list[Job]:
         """The particles of a soup whose stored states are not what was written."""
+        members = self._given[soup].members
         damaged: list[Job] = []
         for job, outcome in self._outcomes.items():
-            if soup.kind != "soup" or outcome.name not in self._given[soup].members or job.round != soup.round:
-                continue
-            try:
-                manifest = self._store.find(outcome.name)
-                if manifest is None:
-                    damaged.append(job)
-                for file in () if manifest is None else manifest.files:
-                    self._store.read(manifest, file)
-            except CorruptArtifactError:
+            is_member = job.round == soup.round and outcome.name in members
+            if is_member and not is_whole(self._store, outcome.name):
                 damaged.append(job)
         return damaged
 

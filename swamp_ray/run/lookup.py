@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from swamp_ray.errors import CorruptArtifactError
 from swamp_ray.run.messages import JobSpec, Outcome
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest
 from swamp_ray.storage.recipes import Named
@@ -36,6 +37,19 @@ def discard_named(store: ArtifactStore, named: Named, slot: str) -> None:
     """Remove a slot under all names of a result."""
     for name in named.names:
         store.discard(name, slot)
+
+
+def is_whole(store: ArtifactStore, name: str) -> bool:
+    """Whether a stored result is there, and all of it is what was written."""
+    try:
+        manifest = store.find(name)
+        if manifest is None:
+            return False
+        for file in manifest.files:
+            store.read(manifest, file)
+    except CorruptArtifactError:
+        return False
+    return True
 
 
 def outcome_of(manifest: Manifest, trained_epochs: int = 0, num_pieces: int = 0) -> Outcome:

@@ -88,6 +88,10 @@ class RunDir(NamedFolder):
         """What one of the analyses has measured so far: one line a piece of work, under the name of what decides it."""
         return self.spot(f"analysis/{what}-items.jsonl")
 
+    def analysis_ticket(self, what: str, folder: str) -> Spot:
+        """A ticket that one of the analyses has made, in a folder of the name of the ticket that it is made from."""
+        return self.spot(f"analysis/{what}/{folder}/model.safetensors")
+
     @property
     def tensorboard(self) -> Spot:
         """Folder of TensorBoard event files."""
