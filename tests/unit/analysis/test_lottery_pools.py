@@ -31,7 +31,8 @@ def bench_of(storage: Path, **values: Any) -> Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return bench_of(tmp_path_factory.mktemp("pools"), pruning__rate=0.5, pruning__target=0.875, data__validation=0.3,
-                    averaging__within="none", particles__count=2)
+                    averaging__within="none", particles__count=2, training__lr=0.01, round__length="4 steps",
+                    dense__length="2 steps", training__schedule__warmup="1 step", dense__warmup="1 step")
 
 
 def obvious_prune(point: np.ndarray, num: int, k: int) -> np.ndarray:

@@ -581,7 +581,7 @@ def test_channels_last_leaves_five_dimensions_alone() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("model", ["resnet8", "lenet_300_100"])
-@pytest.mark.parametrize("training", [{}, {"clip_norm": 1.0, "micro_batch": 5}])
+@pytest.mark.parametrize("training", [{}, {"clip_norm": 1.0, "micro_batch": 5}, {"sam_rho": 0.1}])
 def test_no_step_of_an_epoch_waits_for_the_gpu(model: str, training: dict[str, Any]) -> None:
     config = build_config({
         "data": {"name": "synthetic", "augment": "crop_flip", "options": {"num_train": 112, "shape": [3, 16, 16]}},
@@ -597,7 +597,7 @@ def test_no_step_of_an_epoch_waits_for_the_gpu(model: str, training: dict[str, A
         pending = next(steps)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for _ in range(trainer.steps_per_epoch - 1):
+            for _ in range(config.training.gradients_per_step * trainer.steps_per_epoch - 1):
                 pending = steps.send(trainer.backward(pending.batch))
         finally:
             torch.cuda.set_sync_debug_mode("default")
