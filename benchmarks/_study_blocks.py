@@ -16,7 +16,9 @@ RATE = 0.4
 SHORT_RATE = 0.784
 """Two prunings of this rate are six of 0.4: what short chains reach in three rounds."""
 LIKE_IMP = ("imp", "pilot", "dense_2t", "swamp_without_swa", "imp_best_of_4", "lr_rewinding")
-LIKE_SWAMP = ("swamp",)
+FORKS = {"late_fork_50": 0.5, "late_fork_75": 0.75}
+"""Share of a round that is trained once, before four particles part, by arm."""
+LIKE_SWAMP = ("swamp", *FORKS)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Settings:
         further_rates: Rates that are tried with each warm-up, once a decay has been chosen.
         warmups: Epochs.
         swa_rates, swa_starts: For IMP + SWA, and again for SWAMP.
+        distances: Epochs between snapshots after a late fork, with each of the rates of SWA.
         chain: Options of the runs with which settings are compared.
         at: Sparsities at which they are compared.
     """
@@ -38,6 +41,7 @@ class Settings:
     warmups: tuple[float, ...]
     swa_rates: tuple[float, ...]
     swa_starts: tuple[float, ...]
+    distances: tuple[float, ...]
     chain: Mapping[str, Any]
     at: tuple[float, ...]
 
@@ -51,14 +55,16 @@ EVERY_ROUND = {"pruning.target": left_after(9)}
 THREE_ROUNDS = {"pruning.rate": SHORT_RATE, "pruning.target": left_after(6)}
 IMAGES = Settings(
     rates=(0.02, 0.05, 0.1, 0.2), decays=(1e-4, 5e-4), further_rates=(0.035, 0.07, 0.14, 0.28), warmups=(0.0, 6.0),
-    swa_rates=(0.01, 0.02, 0.05, 0.1), swa_starts=(0.5, 0.75), chain=THREE_ROUNDS, at=(SHORT_RATE, left_after(6)))
+    swa_rates=(0.01, 0.02, 0.05, 0.1), swa_starts=(0.5, 0.75), distances=(1.0, 0.5), chain=THREE_ROUNDS,
+    at=(SHORT_RATE, left_after(6)))
 MLP = Settings(
     rates=IMAGES.rates, decays=IMAGES.decays, further_rates=IMAGES.further_rates, warmups=(0.0, 4.0),
-    swa_rates=IMAGES.swa_rates, swa_starts=IMAGES.swa_starts, chain=EVERY_ROUND, at=(left_after(5), left_after(9)))
+    swa_rates=IMAGES.swa_rates, swa_starts=IMAGES.swa_starts, distances=IMAGES.distances, chain=EVERY_ROUND,
+    at=(left_after(5), left_after(9)))
 TEXT = Settings(
     rates=(5e-4, 1e-3, 2e-3, 4e-3), decays=(0.01, 0.1), further_rates=(7e-4, 1.4e-3, 2.8e-3, 5.6e-3),
-    warmups=(0.0, 2.0), swa_rates=(1e-4, 2e-4, 5e-4, 1e-3), swa_starts=(0.5, 0.75), chain=THREE_ROUNDS,
-    at=(SHORT_RATE, left_after(6)))
+    warmups=(0.0, 2.0), swa_rates=(1e-4, 2e-4, 5e-4, 1e-3), swa_starts=(0.5, 0.75), distances=(0.25, 0.125),
+    chain=THREE_ROUNDS, at=(SHORT_RATE, left_after(6)))
 
 
 def _rates_and_decays(settings: Settings, arm: str, takers: tuple[str, ...]) -> Iterator[Part]:
@@ -80,13 +86,29 @@ def _swa(settings: Settings, arm: str, takers: tuple[str, ...]) -> Iterator[Part
                      {"averaging.lr": lr, "averaging.start": start}, takers, settings.chain, 2, CHOICE_SEEDS)
 
 
+def _swa_after_fork(settings: Settings) -> Iterator[Part]:
+    """Snapshots begin at the fork, so that their distance is tried in place of their start."""
+    for arm in FORKS:
+        for lr, every in product(settings.swa_rates, settings.distances):
+            yield Choice(f"choose {arm} swa {lr:g} every {every:g}", f"SWA of {arm}", arm,
+                         {"averaging.lr": lr, "averaging.every": f"{every:g} epochs"}, (arm,), settings.chain, 2,
+                         CHOICE_SEEDS)
+
+
+def late_fork(epochs: float, share: float) -> dict[str, Any]:
+    """A late fork whose trunk and four particles train 4 T together."""
+    length = 4 * epochs / (share + 4 * (1 - share))
+    return {"particles.fork_at": share, "averaging.start": share, "round.length": f"{length:g} epochs"}
+
+
 def choices(settings: Settings) -> list[Part]:
     """What is chosen on validation: sixteen settings for IMP, and as many for each arm that it is compared with."""
     return [
         *_rates_and_decays(settings, "imp", (*LIKE_IMP, "imp_swa", *LIKE_SWAMP)),
         *_rates_and_warmups(settings, "imp", LIKE_IMP),
         *_swa(settings, "imp_swa", ("imp_swa",)),
-        *_swa(settings, "swamp", LIKE_SWAMP),
+        *_swa(settings, "swamp", ("swamp",)),
+        *_swa_after_fork(settings),
         *_rates_and_decays(settings, "imp_4t", ("imp_4t",)),
         *_rates_and_warmups(settings, "imp_4t", ("imp_4t",)),
     ]
@@ -109,6 +131,7 @@ def arms(epochs: float, seeds: Sequence[int] | None = None) -> list[Part]:
         Arm("imp_swa", SINGLE, second=True, stage=4, seeds=own),
         Arm("swamp", lines=True, stage=4, seeds=own),
         Arm("imp_4t", four_times, stage=5, seeds=own),
+        *(Arm(name, late_fork(epochs, share), stage=5, seeds=own) for name, share in FORKS.items()),
         Arm("swamp_without_swa", NO_SWA, stage=5, seeds=own),
         Arm("imp_best_of_4", {**NO_SWA, "particles.combine": "best"}, stage=6, seeds=own),
         Arm("lr_rewinding", {**IMP, "rewind.weights": "none"}, stage=6, seeds=own),
