@@ -99,6 +99,6 @@ def _without_neutral(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-NEUTRAL_KEYS = ("pruning.when", "pruning.before", "pruning.structure", "training.sam_rho")
+NEUTRAL_KEYS = ("pruning.when", "pruning.before", "pruning.structure", "training.sam_rho", "particles.fork_at")
 """Options that recipes did not have at first: they are named only where they are not the default."""
 FAILURE_KEYS = ("on_failure", "max_reseeds", "min_count", "quorum", "deadline_s")

@@ -16,6 +16,7 @@ from swamp_ray.config.reading import build_config, differences, dump_config, loa
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import ParticlesConfig
 from swamp_ray.errors import UserError
+from swamp_ray.storage.names import canonical_json, digest_bytes
 
 
 def refused(*overrides: str, text: str = "") -> str:
@@ -351,3 +352,9 @@ def test_an_error_in_an_override_does_not_blame_the_file() -> None:
 def test_broken_yaml_is_named_by_line_and_column() -> None:
     with pytest.raises(UserError, match=r"not valid YAML: expected ',' or '\]', but got ':' \(line 2, column 2\)"):
         parse_config("seed: [1\nb: 2", source="file.yaml")
+
+
+def test_an_option_that_is_new_leaves_the_recipes_of_runs_that_do_not_use_it_as_they_were() -> None:
+    """The digest that run.json has had since recipes are compared: who adds an option names it in NEUTRAL_KEYS."""
+    assert digest_bytes(canonical_json(SwampConfig().recipe())) == (
+        "48dfd82b5bb70aefef726d35c94c41a3e73f56ccfdc1cf6250ca0dc4c91b4e55")
