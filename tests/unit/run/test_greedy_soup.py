@@ -17,7 +17,7 @@ from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.cleanup import survey
 from swamp_ray.storage.run_folder import RunDir
-from tests.helpers import ticket_digests, tiny
+from tests.helpers import artifacts_of, ticket_digests, tiny
 
 VARIED = {"particles__combine": "greedy", "particles__count": 4, "averaging__within": "none",
           "particles__vary": {"lr": [0.05, 0.3, 0.02, 0.1], "length": ["2", "1", "3", "2"]}, "data__validation": 0.3}
@@ -116,7 +116,7 @@ def _break(storage: Path, name: str) -> None:
     found = store.find(name)
     assert found is not None
     entry = found.files["state.safetensors"]
-    (store.root / name[:2] / name / f"{entry.sha256}.safetensors").write_bytes(b"damaged")
+    (artifacts_of(store) / name[:2] / name / f"{entry.sha256}.safetensors").write_bytes(b"damaged")
 
 
 def test_a_damaged_particle_of_a_soup_is_trained_again(tmp_path: Path) -> None:
