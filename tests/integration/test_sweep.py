@@ -35,8 +35,6 @@ from swamp_ray.sweep.reporter import SweepReporter
 from swamp_ray.sweep.run import SweepOutcome, run_sweep
 from tests.helpers import TINY, command_line, descendants, ticket_digests, tiny, wait_for
 
-GRID = {"pruning.target": {"grid": [0.5, 0.75, 0.9]}, "particles.count": {"grid": [1, 3]}}
-
 
 def sweep_of(storage: Path, space: dict[str, Any], executor: str = "inline", base: dict[str, Any] | None = None,
              **values: Any) -> Sweep:
@@ -81,27 +79,43 @@ def members(outcome: SweepOutcome) -> list[str]:
     return [name for record in outcome.records.values() for name in record["runs"]]
 
 
-@pytest.mark.usefixtures("cluster")
-def test_a_grid_trains_exactly_the_distinct_particles_and_each_member_is_a_run(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path / "swept", GRID, "ray", seeds=2)
-    outcome = run_sweep(sweep)
+@pytest.fixture(scope="module", params=[
+    pytest.param([3], id="targets"), pytest.param([1, 3], id="targets and counts", marks=pytest.mark.nightly)])
+def grid(cluster: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+         ) -> tuple[Sweep, SweepOutcome]:
+    """A sweep on Ray's workers that is finished; it is only read."""
+    space = {"pruning.target": {"grid": [0.5, 0.75]}, "particles.count": {"grid": request.param}}
+    sweep = sweep_of(tmp_path_factory.mktemp("grid"), space, "ray", seeds=2)
+    return sweep, run_sweep(sweep)
+
+
+def test_a_grid_trains_exactly_the_distinct_particles_and_each_member_is_a_run(
+    grid: tuple[Sweep, SweepOutcome], tmp_path: Path
+) -> None:
+    sweep, outcome = grid
+    swept = Path(sweep.base.storage)
     assert {record["status"] for record in outcome.records.values()} == {"complete"}
     plan = outcome.plan
-    assert plan.named("particle") > 2 * plan.num_distinct("particle")
-    trained = logged(tmp_path / "swept")
+    counts = {int(setting["particles.count"]) for setting in sweep.settings()}
+    # Of each seed two and three rounds. Round 0 is the same three particles for all settings, and round 1 of one count
+    # the same for both targets.
+    later = sum(counts)
+    assert (plan.named("particle"), plan.num_distinct("particle")) == (2 * 5 * later, 2 * (3 + later + later))
+    trained = logged(swept)
     assert set(trained.values()) == {1}
     assert len(trained) == outcome.trained == plan.num_distinct("particle") + plan.num_distinct("dense")
-    for setting in ({"pruning.target": 0.9, "particles.count": 3}, {"pruning.target": 0.5, "particles.count": 1}):
+    for target, count in ((0.75, max(counts)), (0.5, min(counts))):
+        setting = {"pruning.target": target, "particles.count": count}
         member = sweep.member(setting, 1)
-        stored = tmp_path / "swept" / "runs" / str(member.name) / "config.yaml"
+        stored = swept / "runs" / str(member.name) / "config.yaml"
         alone = load_config(stored, [f"storage={tmp_path / 'alone'}", "execution.executor=inline"])
         run(alone)
         digests = ticket_digests(tmp_path / "alone", str(alone.name))
-        assert digests == ticket_digests(tmp_path / "swept", str(member.name))
+        assert digests == ticket_digests(swept, str(member.name))
         assert len(digests) == len(RunDir(tmp_path / "alone", str(alone.name)).read_rounds())
     write_all(outcome.sweepdir)
-    frame = pd.read_parquet(tmp_path / "swept/sweeps/s/results.parquet")
-    assert len(frame) == sum(len(RunDir(tmp_path / "swept", name).read_rounds()) for name in members(outcome))
+    frame = pd.read_parquet(swept / "sweeps/s/results.parquet")
+    assert len(frame) == sum(len(RunDir(swept, name).read_rounds()) for name in members(outcome))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -205,6 +219,7 @@ def test_a_setting_without_any_worker_fails_after_the_deadline_and_can_be_resume
     assert len(list(Team([tiny(tmp_path)], "cpu").milestones())) == 3
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("cluster")
 def test_a_finished_setting_whose_records_were_lost_is_made_whole(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, {"particles.count": {"grid": [1]}}, seeds=2)
@@ -223,13 +238,13 @@ def test_a_finished_setting_whose_records_were_lost_is_made_whole(tmp_path: Path
     assert again.trained == first.trained
 
 
-@pytest.mark.usefixtures("cluster")
-def test_another_space_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
-    run_sweep(sweep_of(tmp_path, {"particles.count": {"grid": [1]}}))
-    before = (tmp_path / "sweeps/s/sweep.yaml").read_bytes()
-    with pytest.raises(UserError, match=r"space\.particles\.count\.grid: \[1\] -> \[1, 2\]"):
-        run_sweep(sweep_of(tmp_path, {"particles.count": {"grid": [1, 2]}}))
-    assert (tmp_path / "sweeps/s/sweep.yaml").read_bytes() == before
+def test_another_space_under_the_same_name_is_refused_with_the_difference(grid: tuple[Sweep, SweepOutcome]) -> None:
+    storage = Path(grid[0].base.storage)
+    space = {"particles.count": grid[0].resolved()["space"]["particles.count"]}
+    before = (storage / "sweeps/s/sweep.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"space\.pruning\.target\.grid: \[0\.5, 0\.75\] -> \[0\.5, 0\.9\]"):
+        run_sweep(sweep_of(storage, {**space, "pruning.target": {"grid": [0.5, 0.9]}}, "ray", seeds=2))
+    assert (storage / "sweeps/s/sweep.yaml").read_bytes() == before
 
 
 @pytest.mark.usefixtures("cluster")
@@ -253,7 +268,7 @@ def test_a_tuner_of_the_users_own(tmp_path: Path) -> None:
 # As its user sees it: in a process of its own
 
 SLOW: dict[str, Any] = {**TINY, "round": {"length": 6}}
-SLOW_GRID = {"pruning.target": {"grid": [0.75, 0.9]}, "training.lr": {"grid": [0.05, 0.1]}}
+SLOW_GRID = {"training.lr": {"grid": [0.05, 0.1]}}
 
 
 def command(folder: Path) -> list[str]:
@@ -316,7 +331,7 @@ def test_stopped_or_killed_it_goes_on_to_the_same_bytes(
     assert f"trained: {len(trained)} particles and dense phases" in output, "what was trained before counts as well"
     assert set(trained.values()) == {1}, "nothing that was finished is trained again"
     assert {name: ticket_digests(tmp_path / "results", name) for name in undisturbed} == undisturbed
-    assert "4 of 4 settings" in output
+    assert "2 of 2 settings" in output
 
 
 @pytest.mark.slow
