@@ -386,7 +386,8 @@ def swap(first: str, second: str, rounds: tuple[int, ...], storage: str | None, 
 def report(runs: tuple[str, ...], storage: str | None, output: str | None, no_measure: bool, page_only: bool) -> None:
     """Write one HTML page about all RUNs: accuracy, cost, comparison of arms, figures. Nothing is trained.
 
-    RUN is a name, a pattern of names in quotes, or the path of a run's folder.
+    RUN is a name, a pattern of names in quotes, or the path of a run's folder. A sweep has a page of its own, with its
+    arms beside each other at each sparsity: name it alone.
 
     Runs that differ in their seed alone are one arm; the arm that is named first is the baseline of comparisons.
 
@@ -394,6 +395,7 @@ def report(runs: tuple[str, ...], storage: str | None, output: str | None, no_me
     Examples:
       swamp report quickstart
       swamp report 'imp-*' 'swamp-*' --output imp_and_swamp.html
+      swamp report method_comparison
     """
     from swamp_ray.report.page.writing import report as write
 

@@ -21,6 +21,7 @@ from swamp_ray.storage.liveness import life_of
 from swamp_ray.storage.older_job_logs import last_epoch
 from swamp_ray.storage.records import JobEpoch, JobStarted
 from swamp_ray.storage.run_folder import RunDir, check_run_record
+from swamp_ray.text.costs import cost_text
 from swamp_ray.text.metric_names import Metric
 from swamp_ray.text.output import Output, is_live
 from swamp_ray.text.tables import display_path, duration, percent, results_table
@@ -76,6 +77,8 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
         lines += [Text(line) for line in _OpenWork(rundir, record, life.running).lines(missing)]
         lines += [Text(line) for line in _logs(rundir)]
     if rounds:
+        if rounds[-1].get("cost_so_far"):
+            lines.append(Text(f"cost up to round {rounds[-1]['round']}: {cost_text(rounds[-1]['cost_so_far'])}"))
         if thin := thin_of_record(rounds[-1], record.get("layers", [])):
             lines.append(Text(f"warning: round {rounds[-1]['round']} keeps only {thin_text(thin)}", style="yellow"))
         lines.append(_results(rundir, rounds, Metric(record.get("primary", "accuracy"), record.get("shown_as"))))

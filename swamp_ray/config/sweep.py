@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
+from swamp_ray.config.budget import Budget
 from swamp_ray.config.fields import Options, Section, Sparsity
 from swamp_ray.config.option_errors import unknown_key
 
@@ -123,6 +124,7 @@ class SweepConfig(Section):
                                        "one, or its sections.")
     space: dict[str, Domain] = Field(description="Option paths such as pruning.target, and the values of each; an "
                                      "entry with named groups may have any name.")
+    budget: Budget | None = Field(default=None, description="What every setting costs; default: as its lengths say.")
     seeds: tuple[int, ...] = Field(default=(0,), description="Seeds of each setting: a list, or how many from 0 on.")
     metric: str = Field(default="average/validation/accuracy", description="What is compared: NETWORK/SPLIT/METRIC, "
                         "a mean over seeds; NETWORK is average, particles_mean or particles_std.")

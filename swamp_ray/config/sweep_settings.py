@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from swamp_ray.config.budget import with_budget
 from swamp_ray.config.paths import below
 from swamp_ray.config.reading import with_values
 from swamp_ray.config.schema import SwampConfig
@@ -113,7 +114,8 @@ class Sweep:
         if self.folder:
             options = below(self.folder, options)
         values = {**options, "seed": seed, "name": self.member_name(setting, seed)}
-        return with_values(self.base, values)
+        member = with_values(self.base, values)
+        return member if self.config.budget is None else with_budget(member, self.config.budget)
 
     def member_name(self, setting: Setting, seed: int) -> str:
         """The name of the run of a setting and a seed."""
@@ -133,7 +135,9 @@ class Sweep:
         keys = ["space", "seeds", "metric", "mode", "at_sparsity", "search", "scheduler",
                 *([] if self.config.is_adaptive else ["num_samples"])]
         return {"base": self.base.recipe() | {"seed": None}, "entries": list(self.config.space),
-                **{key: plain[key] for key in keys}}
+                **{key: plain[key] for key in keys},
+                # Sweeps of before had none.
+                **{key: plain[key] for key in ("budget",) if key in plain}}
 
 
 def setting_key(setting: Setting) -> str:

@@ -27,10 +27,10 @@ def short_flops(flops: float | None) -> str:
 
 
 def epochs_text(epochs: float | None) -> str:
-    """``1,234`` or ``12.5``; ``-`` where they are not known."""
+    """``1,234`` or ``12.5``, with three digits; ``-`` where they are not known."""
     if epochs is None or math.isnan(epochs):
         return UNKNOWN
-    return f"{epochs:,.0f}" if epochs >= 1000 else f"{epochs:.4g}"
+    return f"{epochs:,.0f}" if epochs >= 99.95 else f"{epochs:.3g}"
 
 
 def cost_text(cost: Mapping[str, float | None]) -> str:

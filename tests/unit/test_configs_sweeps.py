@@ -21,8 +21,13 @@ from swamp_ray.sweep.search import check_search
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted((CONFIGS / "sweeps").glob("*.yaml"))
 ARMS = {"IMP": "imp", "IMP+SWA": "imp_swa", "SWAMP-SGD": "swamp_without_swa", "SWAMP": "swamp",
-        "SWAMP+": "swamp_plus", "SMS": "sparse_model_soups"}
+        "SWAMP+": "swamp_plus", "SMS": "sparse_model_soups", "late fork": "swamp_late_fork",
+        "IMP-best-of-4": "imp_best_of_4", "IMP+EMA": "imp_ema", "LR rewinding": "lr_rewinding",
+        "IMP-init": "imp_rewind_init", "IMP-ERK": "imp_erk", "IMP-uniform": "imp_uniform",
+        "random": "random_pruning", "one-shot": "one_shot"}
 """The file in configs/arms of each method that is compared."""
+FORMS = {"total": 514.0, "critical": 130.0}
+"""What the comparison's two forms spend on each run, by what is equal."""
 NODE = {"CPU": 2.0, "GPU": 0.0}
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -99,30 +104,48 @@ class TestRateByRounds:
 
 
 class TestMethodComparison:
-    def test_all_methods_train_equally_long(self) -> None:
-        found = epochs("method_comparison")
-        assert len(found) == len(ARMS)
-        assert list(found.values()) == pytest.approx([512] * len(found), rel=0.01)
+    @pytest.mark.parametrize("of", FORMS)
+    def test_all_methods_cost_the_same(self, of: str) -> None:
+        """By the account of programs in whole steps, which knows nothing of the budget's arithmetic."""
+        overrides = [f"budget.of={of}", f"budget.epochs={FORMS[of]:g}", "seeds=1"]
+        sweep = load_sweep(CONFIGS / "sweeps" / "method_comparison.yaml", overrides)
+        plan = plan_sweep(sweep, "cpu", [NODE])
+        assert len(plan.costs) == len(ARMS)
+        found = {key: getattr(cost, f"{of}_epochs") for key, cost in plan.costs.items()}
+        assert found == pytest.approx(dict.fromkeys(found, FORMS[of]), rel=0.002)
 
-    def test_all_methods_have_the_same_rounds_and_dense_phase(self) -> None:
+    def test_lengths_that_meet_the_budget_already_stay_to_the_bit(self) -> None:
+        """So that results of before are found."""
         sweep = sweep_of("method_comparison")
-        assert sweep.config.varied == []
-        assert planned("method_comparison").num_distinct("dense") == len(sweep.config.seeds)
+        lengths = {method: sweep.member({"method": method}, 0).round.length.amount for method in list(ARMS)[:6]}
+        assert lengths == {"IMP": 64, "IMP+SWA": 64, "SWAMP-SGD": 16, "SWAMP": 16, "SWAMP+": 25.6, "SMS": 64}
+        assert str(sweep.member({"method": "SMS"}, 0).round.retrain_length) == "16 epochs"
 
     @pytest.mark.parametrize("method", ARMS)
     def test_a_method_is_its_arm_but_for_lengths(self, method: str) -> None:
         member = sweep_of("method_comparison").member({"method": method}, 0).model_dump(mode="json")
         arm = load_config(CONFIGS / "arms" / f"{ARMS[method]}.yaml").model_dump(mode="json")
-        assert {key: without_lengths(member[key]) for key in ("averaging", "particles", "rewind", "round")} == {
-            key: without_lengths(arm[key]) for key in ("averaging", "particles", "rewind", "round")}
+        sections = ("averaging", "particles", "rewind", "round", "pruning")
+        assert {key: without_lengths(member[key]) for key in sections} == {
+            key: without_lengths(arm[key]) for key in sections}
 
     def test_every_arm_of_the_comparison_is_there(self) -> None:
         assert sweep_of("method_comparison").config.space["method"].values == tuple(ARMS)
 
+    def test_every_arm_that_can_be_compared_is_in_it(self) -> None:
+        """Without those that go on from a file, and IMP-4T, which is IMP at equal cost."""
+        files = {path.stem for path in (CONFIGS / "arms").glob("*.yaml")}
+        assert files - set(ARMS.values()) == {"continue_ticket", "fine_tune_checkpoint", "imp_4t"}
+
 
 def without_lengths(section: dict[str, Any]) -> dict[str, Any]:
-    """A section without lengths; the SWA rate of the arms is the default, half of their base rate."""
-    plain = {key: value for key, value in section.items() if key not in ("length", "retrain_length")}
+    """A section without lengths; the SWA rate of the arms is the default, half of their base rate.
+
+    How much a round prunes is the base's, but where it prunes all at once.
+    """
+    plain = {key: value for key, value in section.items() if key not in ("length", "retrain_length", "rate")}
+    if "rate" in section:
+        plain["at_once"] = section["rate"] == section["target"]
     return plain | ({"lr": None} if plain.get("within") == "swa" and plain["lr"] == 0.05 else {})
 
 

@@ -72,7 +72,9 @@ def curves(frame: pd.DataFrame, metric: str = "average/test/accuracy", *, higher
     few = len(found) <= len(COLOURS)
     for number, curve in enumerate(rest):
         label = f"{len(rest)} others (grey)" if number == 0 else None
-        axes.plot(curve.density, scale * curve.mean, color="#c8c8c8", linewidth=0.9, zorder=1, label=label)
+        marker = "." if len(curve.density) == 1 else ""
+        axes.plot(curve.density, scale * curve.mean, color="#c8c8c8", linewidth=0.9, marker=marker, zorder=1,
+                  label=label)
     for curve, style in zip(named, _styles(named), strict=True):
         band = (scale * (curve.mean - curve.error), scale * (curve.mean + curve.error))
         line_with_band(axes, curve.density, scale * curve.mean, band if curve.has_band else None, label=curve.label,

@@ -15,6 +15,7 @@ from swamp_ray.report.load.missing import DENSE_ROUND, TRAINED, particles_of, un
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.records import job_of
+from swamp_ray.text.costs import cost_text
 from swamp_ray.training.arithmetic import form_and_width
 
 
@@ -62,6 +63,18 @@ def epochs_so_far(run: ReportRun) -> dict[int, int]:
         total += known[record["round"]]
         found[record["round"]] = total
     return found
+
+
+def account_text(run: ReportRun) -> str:
+    """What the run's trainings cost, all faces in a sentence; empty of a run of an older version.
+
+    In contrast to :func:`epochs_by_round` a cut epoch counts in part, and a step of two gradients twice.
+    """
+    found = run.records[-1].get("cost_so_far")
+    if not found:
+        return ""
+    reason = run.about.get("flops", {}).get("reason", "")
+    return cost_text(found) + (f": {reason}" if reason and found.get("dense_flops") is None else "")
 
 
 def device_time(run: ReportRun) -> DeviceTime | None:

@@ -67,7 +67,7 @@ def _part(section: Section, runs: Sequence[ReportRun], folder: str | None) -> Pa
     for draw in section.draw:
         try:
             for chart in _charts(draw, runs, notes):
-                charts.append(_drawn(chart, folder, [drawn.chart.name for drawn in charts]))
+                charts.append(drawn(chart, folder, [one.chart.name for one in charts]))
         except SwampError as error:
             notes.append(str(error))
         except DAMAGED as error:
@@ -112,7 +112,7 @@ def _reason(draw: Draw, run: ReportRun) -> str:
     return ""
 
 
-def _drawn(chart: Chart, folder: str | None, taken: Sequence[str]) -> Drawn:
+def drawn(chart: Chart, folder: str | None, taken: Sequence[str]) -> Drawn:
     """The chart under a name that can stand in a tag and as a file."""
     chart = replace(chart, name=file_stem(chart.name, taken))
     files = {} if folder is None else {kind.upper(): f"{folder}/{chart.name}.{kind}" for kind in KINDS}

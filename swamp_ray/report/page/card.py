@@ -10,7 +10,7 @@ from typing import Any
 
 from swamp_ray.credentials import concealed_tree
 from swamp_ray.report.load.broken_off import broken_off
-from swamp_ray.report.load.costs import DeviceTime, broken_off_time, device_time, epochs_by_round
+from swamp_ray.report.load.costs import DeviceTime, account_text, broken_off_time, device_time, epochs_by_round
 from swamp_ray.report.load.missing import missing_rounds, unknown_trainings
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.report.page.method import method_words
@@ -196,6 +196,7 @@ def _cost(run: ReportRun, attempts: Sequence[Mapping[str, Any]]) -> Iterator[tup
     if found:
         own += f"; {found} result{'s were' if found != 1 else ' was'} found in the storage"
     yield "Epochs", "; ".join(filter(None, [text, own]))
+    yield "Cost", account_text(run)
     if (time := device_time(run)) is not None:
         text = _hours(time, broken_off_time(run, broken), broken.num_killed)
         yield "GPU-hours" if time.unit == "GPU" else "Core-hours", text

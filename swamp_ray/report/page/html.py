@@ -26,10 +26,12 @@ SHOWN_ROWS = 200
 
 @dataclass(frozen=True)
 class Cell:
-    """What is read in a table, and the number behind it."""
+    """What is read in a table, the number behind it, smaller lines below it, and how it stands out: best or tied."""
 
     text: str
     value: float | int | None = None
+    notes: tuple[str, ...] = ()
+    mark: str = ""
 
 
 @dataclass(frozen=True)

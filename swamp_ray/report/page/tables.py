@@ -13,6 +13,7 @@ from swamp_ray.report.charts.series import AVERAGE, Mean, arms_of_runs, means, p
 from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.report.page.html import Cell, PageTable
 from swamp_ray.report.page.method import method_words
+from swamp_ray.text.costs import epochs_text, short_flops
 from swamp_ray.text.metric_names import is_percent, short, style_of, unit_words
 from swamp_ray.text.tables import percent
 
@@ -54,7 +55,11 @@ def rounds_table(run: ReportRun, folded: bool = False) -> PageTable:
     headings = ["round", "sparsity", "weights left", f"{network}, test", f"{network}, validation"]
     headings += [f"{network}, test loss"] if losses else []
     headings += ["particles, test", "best particle, test", "worst particle, test", "spread"] if several else []
-    rows = [_round_cells(run, record, several, losses) for record in run.records]
+    has_costs = all(record.get("cost_so_far") for record in run.records)
+    headings += ["epochs so far", "one after the other", "training FLOPs", "with the masks"] if has_costs else []
+    rows = []
+    for record in run.records:
+        rows.append((*_round_cells(run, record, several, losses), *(_cost_cells(record) if has_costs else ())))
     return PageTable(run.name, tuple(headings), tuple(rows), _caption(run, several, losses), folded=folded)
 
 
@@ -66,6 +71,12 @@ def _round_cells(run: ReportRun, record: Mapping[str, Any], several: bool, losse
     if losses:
         cells.append(_metric(average["test"][LOSS], run.metric(LOSS)))
     return (*cells, *(_particles(run, record) if several else []))
+
+
+def _cost_cells(record: Mapping[str, Any]) -> Iterator[Cell]:
+    """What the run has cost up to the end of a round."""
+    for face, value in record["cost_so_far"].items():
+        yield Cell(short_flops(value) if face.endswith("flops") else epochs_text(value), value)
 
 
 def _particles(run: ReportRun, record: Mapping[str, Any]) -> list[Cell]:

@@ -16,6 +16,7 @@ from swamp_ray.storage.local import TEMPORARY_SUFFIX, link_error, opened_folder,
 from swamp_ray.storage.place import Place
 from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.run_folder import RunDir
+from swamp_ray.storage.sweep_folder import SweepDir
 
 DEFAULT_OUTPUT = "report.html"
 ENDINGS = (".html", ".htm")
@@ -117,7 +118,21 @@ def target_of(found: Sequence[RunDir], output: str | Path | None) -> Target:
     if output is None and len(found) == 1:
         folder, _, page = found[0].report.key.rpartition("/")
         return Target(found[0].place, folder, page)
-    text = DEFAULT_OUTPUT if output is None else expanded(str(output), "--output")
+    return _named_target(DEFAULT_OUTPUT if output is None else expanded(str(output), "--output"))
+
+
+def target_of_sweep(sweepdir: SweepDir, output: str | Path | None) -> Target:
+    """Where the report of a sweep goes: by default beside its own tables.
+
+    Raises:
+        UserError: The output is not the name of an HTML file.
+    """
+    if output is None:
+        return Target(sweepdir.place, sweepdir.spot().key, DEFAULT_OUTPUT)
+    return _named_target(expanded(str(output), "--output"))
+
+
+def _named_target(text: str) -> Target:
     _check_name(text)
     if is_url(text):
         folder, _, page = text.rpartition("/")

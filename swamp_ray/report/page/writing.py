@@ -17,7 +17,8 @@ from swamp_ray.report.load.runs import read_runs
 from swamp_ray.report.page.building import DAMAGED, build
 from swamp_ray.report.page.html import Drawn, Page, csv_of, render
 from swamp_ray.report.page.measuring import measured, without_calibration
-from swamp_ray.report.page.target import Target, target_of
+from swamp_ray.report.page.sweep_page import build_sweep
+from swamp_ray.report.page.target import Target, target_of, target_of_sweep
 from swamp_ray.storage.find import DEFAULT_STORAGE, find_either, find_run
 from swamp_ray.storage.places import is_url, open_place
 from swamp_ray.storage.run_folder import RunDir
@@ -45,11 +46,12 @@ class Written:
 def write_report(names: Sequence[str], storage: str | None = None, output: str | Path | None = None, *,
                  measure: bool = True, page_only: bool = False,
                  say: Callable[[str], None] = lambda _: None) -> Written:
-    """Write the report of one or several runs. Nothing is trained; what is measured is kept beside the runs.
+    """Write the report of one or several runs, or of a sweep. Nothing is trained; what is measured is kept with runs.
 
     Args:
         names: Names of runs in the storage, patterns of names such as ``imp-*``, or paths or URLs of their folders. The
-            first one's arm is the baseline that others are compared with.
+            first one's arm is the baseline that others are compared with. Or one sweep, whose page has its arms beside
+            each other at each sparsity.
         storage: Storage root; default ``./results``.
         output: The HTML file. Default: of one run ``report.html`` in its folder, of several ``./report.html``. Figures
             and their data go into a folder of the same name beside it.
@@ -63,7 +65,10 @@ def write_report(names: Sequence[str], storage: str | None = None, output: str |
         CorruptArtifactError: A file of a run is not what was written.
     """
     names = list(_expanded(names, storage, say))
-    found = [_find(name, storage) for name in names]
+    sweepdir = _sweep_among(names, storage)
+    if sweepdir is not None:
+        return _write_sweep(sweepdir, _command(names, storage, output, measure, page_only), output, page_only, say)
+    found = [find_run(name, storage) for name in names]
     target = target_of(found, output)
     runs = read_runs(names, storage)
     target.check_writable()
@@ -94,7 +99,7 @@ def report(names: Sequence[str], storage: str | None, output: str | None, measur
     console.print(f"report: {display_path(written.page)}", style="bold", soft_wrap=True)
     if page_only:
         return
-    figures = len(written.files) // 3
+    figures = sum(str(file).endswith(".svg") for file in written.files)
     folder = str(display_path(written.files[0])).rpartition("/")[0]
     console.print(f"{figures} figures as SVG and PNG, with their data as CSV: {folder}/", soft_wrap=True)
 
@@ -125,21 +130,47 @@ def _expanded(names: Sequence[str], storage: str | None, say: Callable[[str], No
         yield from begun
 
 
-def _find(name: str, storage: str | None) -> RunDir:
-    found = find_either(name, storage)
-    if isinstance(found, SweepDir):
-        raise UserError("this is a sweep, and a report is about runs", got=name, where="RUN...",
-                        do=f"Its own figures and tables are in {display_path(str(found.spot()))}; to see some of its "
-                        f"runs in full, name these: swamp status {name} lists its settings.")
-    return find_run(name, storage)
+def _sweep_among(names: Sequence[str], storage: str | None) -> SweepDir | None:
+    """The sweep that is named; None where all names are those of runs.
+
+    Raises:
+        UserError: There are other names beside a sweep's.
+    """
+    for name in names:
+        found = find_either(name, storage)
+        if not isinstance(found, SweepDir):
+            continue
+        if len(names) > 1:
+            raise UserError("the report of a sweep is about that sweep alone", got=" ".join(names), where="RUN...",
+                            do=f"Write it with: swamp report {name}. To see some of its runs in full, name these: "
+                            f"swamp status {name} lists its settings.")
+        return found
+    return None
+
+
+def _write_sweep(sweepdir: SweepDir, command: str, output: str | Path | None, page_only: bool,
+                 say: Callable[[str], None]) -> Written:
+    """The page of a sweep, beside its own tables by default."""
+    target = target_of_sweep(sweepdir, output)
+    target.check_writable()
+    say(f"drawing the figures of the sweep {sweepdir.name} ...")
+    made = build_sweep(sweepdir, command, None if page_only else target.folder)
+    *files, page = target.write_all(chain(made.files.items(), _files_of(made.page), [(target.page, render(made.page))]))
+    return Written(page, tuple(files))
 
 
 def _write(page: Page, target: Target) -> tuple[Path | str, list[Path | str]]:
     """The page and the figures beside it: both, or nothing of either."""
-    files = ((drawn.files[kind], data) for part in page.parts for drawn in part.charts
-             if drawn.files for kind, data in _payloads(drawn).items())
-    *figures, last = target.write_all(chain(files, [(target.page, render(page))]))
+    *figures, last = target.write_all(chain(_files_of(page), [(target.page, render(page))]))
     return last, figures
+
+
+def _files_of(page: Page) -> Iterator[tuple[str, bytes]]:
+    """The figures beside a page, with their data."""
+    for part in page.parts:
+        for drawn in part.charts:
+            if drawn.files:
+                yield from ((drawn.files[kind], data) for kind, data in _payloads(drawn).items())
 
 
 def _payloads(drawn: Drawn) -> dict[str, bytes]:

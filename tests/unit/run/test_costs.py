@@ -114,7 +114,7 @@ def test_flops_in_words(flops: float | None, text: str) -> None:
 
 
 def test_costs_in_words() -> None:
-    whole = {"total_epochs": 1386.0, "critical_epochs": 130.5, "dense_flops": 1.17e12, "sparse_flops": 3.28e11}
-    assert cost_text(whole) == ("1,386 epochs of all particles, 130.5 one after the other, 1.17 TFLOPs (328 GFLOPs at "
+    whole = {"total_epochs": 1386.0, "critical_epochs": 30.25, "dense_flops": 1.17e12, "sparse_flops": 3.28e11}
+    assert cost_text(whole) == ("1,386 epochs of all particles, 30.2 one after the other, 1.17 TFLOPs (328 GFLOPs at "
                                 "the masks' density)")
     assert epochs_text(None) == "-"

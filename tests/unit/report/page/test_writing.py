@@ -106,11 +106,11 @@ def test_wrong_use_is_told(study: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt"]
 
 
-def test_a_sweep_is_pointed_elsewhere(copy: Path) -> None:
+def test_a_sweep_is_reported_alone(copy: Path) -> None:
     (copy / "sweeps" / "grid").mkdir(parents=True)
     (copy / "sweeps" / "grid" / "sweep.yaml").write_text("{}")
-    with pytest.raises(UserError, match="this is a sweep"):
-        write_report(["grid"], str(copy))
+    with pytest.raises(UserError, match="the report of a sweep is about that sweep alone"):
+        write_report(["grid", "imp-seed0"], str(copy))
 
 
 def test_runs_that_are_judged_by_other_metrics_are_not_mixed(copy: Path) -> None:
