@@ -132,11 +132,6 @@ class TestMethodComparison:
     def test_every_arm_of_the_comparison_is_there(self) -> None:
         assert sweep_of("method_comparison").config.space["method"].values == tuple(ARMS)
 
-    def test_every_arm_that_can_be_compared_is_in_it(self) -> None:
-        """Without those that go on from a file, and IMP-4T, which is IMP at equal cost."""
-        files = {path.stem for path in (CONFIGS / "arms").glob("*.yaml")}
-        assert files - set(ARMS.values()) == {"continue_ticket", "fine_tune_checkpoint", "imp_4t"}
-
 
 def without_lengths(section: dict[str, Any]) -> dict[str, Any]:
     """A section without lengths; the SWA rate of the arms is the default, half of their base rate.

@@ -47,7 +47,7 @@ class ArmLevel:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
-def arm_names(frame: pd.DataFrame) -> pd.Series:
+def arm_names(frame: Any) -> Any:
     """The arm of each row: the values of the entries that vary, without the target.
 
     Settings that differ in nothing but ``pruning.target`` are one arm, seen at further sparsities.
@@ -74,7 +74,7 @@ def _options(frame: pd.DataFrame) -> set[str]:
     return names | {name.removesuffix("_epochs").removesuffix("_steps") for name in names}
 
 
-def arm_levels(frame: pd.DataFrame, metric: str, higher_is_better: bool) -> list[ArmLevel]:
+def arm_levels(frame: Any, metric: str, higher_is_better: bool) -> list[ArmLevel]:
     """Every arm at every sparsity that it has, in the order of arms, then of sparsities.
 
     Of several runs of an arm and a seed with a network of the same sparsity, the one that ends there counts: its last
@@ -85,7 +85,7 @@ def arm_levels(frame: pd.DataFrame, metric: str, higher_is_better: bool) -> list
         metric: A column of it.
         higher_is_better: Whether a larger value is the better one.
     """
-    rows = frame.assign(arm=arm_names(frame), level=frame["sparsity"].round(SAME))
+    rows: Any = frame.assign(arm=arm_names(frame), level=frame["sparsity"].round(SAME))
     last = rows.groupby("run")["round"].transform("max")
     rows = rows.assign(ends=(rows["round"] == last).astype(int))
     rows = rows.sort_values("ends", ascending=False, kind="stable").drop_duplicates(["arm", "level", "seed"])

@@ -165,7 +165,7 @@ def _findings(levels: Sequence[ArmLevel], sparsities: Sequence[float], metric: M
     return tuple(found[:3])
 
 
-def _subject(frame: pd.DataFrame) -> str:
+def _subject(frame: Any) -> str:
     """Network and data, where all settings share them."""
     parts = []
     for option in ("config/model.name", "config/data.name"):
