@@ -62,7 +62,7 @@ def test_searches_schedulers_and_their_defaults_are_those_of_the_code() -> None:
     for name in scheduling.SCHEDULERS:
         options = dict(re.findall(r"`(\w+)` \((\w+)\)", schedulers[name][2]))
         assert {key: yaml.safe_load(value) for key, value in options.items()} == scheduling._OPTIONS[name]
-    assert set(re.findall(r"^  (\w+): \{", "\n".join(blocks("yaml")[2:]), re.M)) == set(tracking.TRACKERS)
+    assert set(re.findall(r"^  (\w+): \{", "\n".join(blocks("yaml")[3:]), re.M)) == set(tracking.TRACKERS)
 
 
 def test_columns_of_the_results_are_on_the_page() -> None:
