@@ -89,7 +89,7 @@ def _epochs(config: SwampConfig, factor: float, of: str) -> float:
         else:
             shared = config.particles.fork_at * lengths[0]
             epochs += shared + sum(length - shared for length in lengths)
-    return epochs * getattr(config.training, "gradients_per_step", 1)
+    return epochs * config.training.gradients_per_step
 
 
 def _length(config: SwampConfig, index: int, particle: int) -> float:
@@ -118,7 +118,7 @@ def _sparsities(config: SwampConfig) -> list[float]:
 def _whole_trunk(config: SwampConfig, budget: Budget, factor: float) -> float:
     """The factor near another one with which the budget is met by a trunk of whole epochs."""
     counts = [config.particles.at(sparsity, 1e-9) for sparsity in _sparsities(config)]
-    share, gradients = config.particles.fork_at, getattr(config.training, "gradients_per_step", 1)
+    share, gradients = config.particles.fork_at, config.training.gradients_per_step
     dense = config.dense.length.amount if config.rewind.weights != "init" else 0.0
     rest = budget.epochs / gradients - dense
     near = round(share * factor * config.round.length.amount)

@@ -184,5 +184,5 @@ def training_of(config: SwampConfig, program: Program, density: float | None = N
         program: Of one training.
         density: Of every prunable layer, where it is not the mask's of the round.
     """
-    gradients = getattr(config.training, "gradients_per_step", 1)
+    gradients = config.training.gradients_per_step
     return (Stretch(program.num_steps, gradients, density),)

@@ -21,8 +21,9 @@ from swamp_ray.sweep.search import check_search
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted((CONFIGS / "sweeps").glob("*.yaml"))
 ARMS = {"IMP": "imp", "IMP+SWA": "imp_swa", "SWAMP-SGD": "swamp_without_swa", "SWAMP": "swamp",
-        "SWAMP+": "swamp_plus", "SMS": "sparse_model_soups", "late fork": "swamp_late_fork",
-        "IMP-best-of-4": "imp_best_of_4", "IMP+EMA": "imp_ema", "LR rewinding": "lr_rewinding",
+        "SWAMP+": "swamp_plus", "SMS": "sparse_model_soups",
+        "greedy soup": "soup_greedy", "late fork": "swamp_late_fork",
+        "IMP-best-of-4": "imp_best_of_4", "IMP+EMA": "imp_ema", "IMP+SAM": "imp_sam", "LR rewinding": "lr_rewinding",
         "IMP-init": "imp_rewind_init", "IMP-ERK": "imp_erk", "IMP-uniform": "imp_uniform",
         "random": "random_pruning", "one-shot": "one_shot"}
 """The file in configs/arms of each method that is compared."""
@@ -106,13 +107,16 @@ class TestRateByRounds:
 class TestMethodComparison:
     @pytest.mark.parametrize("of", FORMS)
     def test_all_methods_cost_the_same(self, of: str) -> None:
-        """By the account of programs in whole steps, which knows nothing of the budget's arithmetic."""
+        """By the account of programs in whole steps, which knows nothing of the budget's arithmetic.
+
+        Half a step of each of up to 32 trainings, of two gradients with SAM, is half an epoch of 20 steps.
+        """
         overrides = [f"budget.of={of}", f"budget.epochs={FORMS[of]:g}", "seeds=1"]
         sweep = load_sweep(CONFIGS / "sweeps" / "method_comparison.yaml", overrides)
         plan = plan_sweep(sweep, "cpu", [NODE])
         assert len(plan.costs) == len(ARMS)
         found = {key: getattr(cost, f"{of}_epochs") for key, cost in plan.costs.items()}
-        assert found == pytest.approx(dict.fromkeys(found, FORMS[of]), rel=0.002)
+        assert found == pytest.approx(dict.fromkeys(found, FORMS[of]), abs=0.5)
 
     def test_lengths_that_meet_the_budget_already_stay_to_the_bit(self) -> None:
         """So that results of before are found."""
