@@ -11,6 +11,7 @@ from pydantic import Field
 from swamp_ray.config.fields import Length, Section, exact
 from swamp_ray.config.reading import with_values
 from swamp_ray.config.schema import SwampConfig
+from swamp_ray.config.sections import PruningConfig
 from swamp_ray.errors import UserError
 
 MAX_ROUNDS = 10_000
@@ -57,6 +58,10 @@ def _check(config: SwampConfig) -> None:
         if length is not None and length.unit == "steps" and length.amount:
             raise UserError("a sweep's budget needs lengths in epochs", got=str(length), where=option,
                             do="Give it in epochs, or leave budget out.")
+    if config.pruning.structure != PruningConfig().structure:
+        raise UserError("a sweep's budget cannot be met where pruning.structure decides how many rounds there are",
+                        got=config.pruning.structure, where="pruning.structure",
+                        do="Leave budget out, and give lengths.")
     if config.start_from is not None:
         raise UserError("a sweep's budget cannot be met from a given start, whose mask decides how many rounds there "
                         "are", where="start_from", do="Leave budget out, and give lengths.")

@@ -90,6 +90,11 @@ TREE: dict[str, Any] = {"base": {"dense": {"length": 2}, "round": {"length": 10}
                         "space": {"particles.count": {"grid": [1, 4]}}}
 
 
+def test_rounds_that_a_structure_decides_are_refused() -> None:
+    with pytest.raises(UserError, match="pruning.structure: a sweep's budget cannot be met where"):
+        with_budget(config_of(pruning={"structure": "2:4", "target": 0.5}), Budget(epochs=100))
+
+
 class TestSweeps:
     def test_members_have_the_lengths(self) -> None:
         sweep = build_sweep({**TREE, "budget": {"epochs": 50}})
