@@ -91,7 +91,7 @@ TREE: dict[str, Any] = {"base": {"dense": {"length": 2}, "round": {"length": 10}
 
 
 def test_rounds_that_a_structure_decides_are_refused() -> None:
-    with pytest.raises(UserError, match="pruning.structure: a sweep's budget cannot be met where"):
+    with pytest.raises(UserError, match=r"pruning.structure: a sweep's budget cannot be met where"):
         with_budget(config_of(pruning={"structure": "2:4", "target": 0.5}), Budget(epochs=100))
 
 
