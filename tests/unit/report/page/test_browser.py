@@ -10,6 +10,7 @@ import pytest
 
 from swamp_ray.report.page.writing import write_report
 from tests.browser import Browser, find_browser
+from tests.sweep_storage import trained_sweep
 from tests.unit.report.conftest import IMP, SWAMP
 
 pytestmark = pytest.mark.nightly
@@ -99,3 +100,16 @@ def test_complaints_would_be_seen(browser: Browser, tmp_path: Path) -> None:
     assert look["fetched"] == ["http://swamp.invalid/a.png"]
     assert look["scroll"] > PHONE
     assert len(look["wide"]) == 1
+
+
+def test_the_page_of_a_sweep_is_seen_whole_on_a_phone_and_in_print(browser: Browser, tmp_path: Path) -> None:
+    trained_sweep(tmp_path, seeds=2, space={"particles.count": {"grid": [1, 2]}})
+    page = Path(write_report(["grid"], str(tmp_path)).page)
+    for look in browser.look(page, [PHONE, DESKTOP]):
+        assert set(look["figures"]) == {f"figure-{path.stem}" for path in page.with_suffix("").glob("*.png")}
+        assert (look["wide"], look["fetched"]) == ([], [])
+        assert look["scroll"] <= look["width"]
+        assert min(height for _, _, height in look["texts"]) >= READABLE_PX
+    (paper,) = browser.look(page, [A4], printed=True)
+    assert (paper["cut"], paper["scrolled"]) == ([], [])
+    assert browser.complaints(page) == []
