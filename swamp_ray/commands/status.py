@@ -16,10 +16,11 @@ from swamp_ray.method.events import DENSE, Job, trunk_of
 from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.find import edit_in_words, find_run
+from swamp_ray.storage.json_lines import salvage_bytes
 from swamp_ray.storage.leases import Watch, artifact_lease
 from swamp_ray.storage.liveness import life_of
 from swamp_ray.storage.older_job_logs import last_epoch
-from swamp_ray.storage.records import JobEpoch, JobStarted
+from swamp_ray.storage.records import JobEpoch, JobStarted, is_job_line, parse_job_lines
 from swamp_ray.storage.run_folder import RunDir, check_run_record
 from swamp_ray.text.costs import cost_text
 from swamp_ray.text.metric_names import Metric
@@ -42,21 +43,22 @@ def show_status(run: str, storage: str | None = None, watch: bool = False) -> No
         for part in describe(rundir):
             console.print(part, soft_wrap=isinstance(part, Text))
         return
-    watcher = Watch()
+    watcher, epochs = Watch(), EpochsSoFar(rundir)
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(Group(*describe(rundir, watcher)), refresh=True)
+            live.update(Group(*describe(rundir, watcher, epochs)), refresh=True)
             if not life_of(rundir, _record(rundir), watcher).running:
                 return
             time.sleep(REFRESH_S)
 
 
-def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
+def describe(rundir: RunDir, watch: Watch | None = None, epochs: EpochsSoFar | None = None) -> list[Text | Table]:
     """Status, what is missing, failures that were met, and the table of finished rounds.
 
     Args:
         rundir: The run.
         watch: Kept from call to call it sees whether a process on another machine still works.
+        epochs: Kept from call to call it reads only what is new.
     """
     record = _record(rundir)
     life = life_of(rundir, record, watch)
@@ -74,7 +76,8 @@ def describe(rundir: RunDir, watch: Watch | None = None) -> list[Text | Table]:
     if missing:
         shown = ", ".join(f"{plan['index']} ({percent(plan['sparsity'])})" for plan in missing[:SHOWN_ROUNDS])
         lines.append(Text(f"missing: rounds {shown}{' ...' if len(missing) > SHOWN_ROUNDS else ''}"))
-        lines += [Text(line) for line in _OpenWork(rundir, record, life.running).lines(missing)]
+        open_work = _OpenWork(rundir, record, life.running, epochs or EpochsSoFar(rundir))
+        lines += [Text(line) for line in open_work.lines(missing)]
         lines += [Text(line) for line in _logs(rundir)]
     if rounds:
         if rounds[-1].get("cost_so_far"):
@@ -107,14 +110,14 @@ def _record(rundir: RunDir) -> dict[str, Any]:
 class _OpenWork:
     """What has become of the jobs of the rounds that are not finished."""
 
-    def __init__(self, rundir: RunDir, record: dict[str, Any], running: bool) -> None:
+    def __init__(self, rundir: RunDir, record: dict[str, Any], running: bool, epochs: EpochsSoFar) -> None:
         self._rundir, self._running = rundir, running
         self._store, self._leases = ArtifactStore(rundir.place), rundir.leases()
         # A job that had to be named anew, as after a loss of its start, was noted later.
         self._names = {Job(line["kind"], line["round"], line["particle"]): str(line["name"])
                        for line in rundir.read_results()}
-        self._attempt = max(1, len(record.get("attempts", [])))
-        self._epochs = _EpochsSoFar(rundir, self._attempt)
+        self._epochs = epochs
+        epochs.read_on(max(1, len(record.get("attempts", []))))
 
     def lines(self, missing: list[dict[str, Any]]) -> list[str]:
         """One for the dense phase if it is not done, one for each round that was begun."""
@@ -164,26 +167,36 @@ class _OpenWork:
         return ""
 
 
-class _EpochsSoFar:
-    """How far trainings have come in one attempt at a run."""
+class EpochsSoFar:
+    """How far trainings have come in one attempt at a run. What was read of ``jobs.jsonl`` is not read again.
 
-    def __init__(self, rundir: RunDir, attempt: int) -> None:
-        self._rundir, self._attempt = rundir, attempt
-        self._last: dict[Job, JobEpoch] = {}
-        self._is_recorded = False
-        for line in rundir.salvage_jobs():
-            if line.attempt != attempt:
-                continue
+    Args:
+        rundir: The run.
+    """
+
+    def __init__(self, rundir: RunDir) -> None:
+        self._rundir, self._attempt = rundir, 1
+        self._num_read = 0
+        self._last: dict[tuple[int, Job], JobEpoch] = {}
+        self._recorded: set[int] = set()
+
+    def read_on(self, attempt: int) -> None:
+        """Take in what was written since the last call; from now on `of` is about this attempt."""
+        self._attempt = attempt
+        data = self._rundir.jobs.read_appended(self._num_read)
+        whole_lines = data[:data.rfind(b"\n") + 1]
+        self._num_read += len(whole_lines)
+        for line in parse_job_lines(salvage_bytes(whole_lines, is_job_line).records):
             if isinstance(line, JobStarted):
-                self._is_recorded = True
-                self._last.pop(line.job(), None)  # tried again
+                self._recorded.add(line.attempt)
+                self._last.pop((line.attempt, line.job()), None)  # tried again
             elif isinstance(line, JobEpoch):
-                self._last[line.job()] = line
+                self._last[line.attempt, line.job()] = line
 
     def of(self, work: Job) -> str:
         """The last epoch, or nothing where none is finished."""
-        if self._is_recorded:
-            line = self._last.get(work)
+        if self._attempt in self._recorded:
+            line = self._last.get((self._attempt, work))
             return "" if line is None else f", epoch {line.epoch}/{line.num_epochs}"
         log = self._rundir.log(self._attempt, str(work).replace(", ", "-").replace(" ", "-"))
         epoch = last_epoch(log.read_appended().decode(errors="replace"))

@@ -149,9 +149,3 @@ class Section(BaseModel):
 def exact(value: float) -> Fraction:
     """The rational number that was written, e.g. 1/5 for 0.2."""
     return Fraction(repr(float(value)))
-
-
-def steps_and_epochs(length: Length, steps_per_epoch: int) -> tuple[int, int]:
-    """Steps of a length, and the number of (possibly cut) epochs they span."""
-    steps = length.steps(steps_per_epoch)
-    return steps, math.ceil(steps / steps_per_epoch)

@@ -10,7 +10,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -400,8 +400,3 @@ def _epoch_line(progress: Progress) -> str:
 def _metrics_text(metrics: dict[str, dict[str, float]]) -> str:
     return "; ".join(f"{split} " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
                      for split, values in metrics.items())
-
-
-def describe(spec: JobSpec) -> dict[str, Any]:
-    """Plain values of a job, for records."""
-    return asdict(spec.job) | {"attempt": spec.attempt, "name": spec.named.name}

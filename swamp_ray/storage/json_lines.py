@@ -84,7 +84,11 @@ def salvage_lines(where: Path | Spot, fits: Callable[[dict[str, Any]], bool] = l
         where: The file.
         fits: Whether an object is what was written; one that is not counts as damaged.
     """
-    data = as_spot(where).read_appended()
+    return salvage_bytes(as_spot(where).read_appended(), fits)
+
+
+def salvage_bytes(data: bytes, fits: Callable[[dict[str, Any]], bool] = lambda _: True) -> Salvaged:
+    """What `salvage_lines` says of a file that holds these bytes, which may begin at any of its lines."""
     end = data.rfind(b"\n") + 1
     records, damaged, changed, intact = [], [], [], []
     unverified = 0

@@ -22,6 +22,7 @@ from swamp_ray.storage.json_lines import (
     sealed,
 )
 from swamp_ray.storage.places import Spot, as_spot
+from swamp_ray.storage.records import ScalarsRecord, fits
 
 _LEADING: dict[str, pa.DataType] = {
     "time": pa.float64(), "kind": pa.string(), "round": pa.int64(), "particle": pa.int64(), "epoch": pa.int64(),
@@ -114,8 +115,7 @@ def salvage_jsonl(where: str | Path | Spot) -> Salvaged:
 
 
 def _is_scalars(line: Mapping[str, Any]) -> bool:
-    numbers = [line.get(key) for key in ("round", "particle", "epoch", "step")]
-    return isinstance(line.get("kind", ""), str) and all(value is None or type(value) is int for value in numbers)
+    return fits(ScalarsRecord, line)
 
 
 def mend_jsonl(where: str | Path | Spot) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from swamp_ray.method.events import DENSE, Job
 
@@ -28,6 +29,108 @@ class Record(BaseModel):
     def line(self) -> dict[str, Any]:
         """The keys and values that are written."""
         return dict(self)
+
+
+class IncidentRecord(Record):
+    """A failure in an attempt at a run, overcome or not."""
+
+    time: str
+    who: str
+    reason: str
+
+
+class AttemptRecord(Record):
+    """An attempt at a run, as far as others rely on what stands there."""
+
+    started: str
+    host: str
+    executor: str
+    trained: int
+    found: int
+    incidents: list[IncidentRecord]
+
+
+class PlannedRoundRecord(Record):
+    """A round as planned."""
+
+    index: int
+    sparsity: float
+
+
+class RunRecord(Record):
+    """What ``run.json`` holds, as far as others rely on it; earlier versions wrote less of it."""
+
+    status: str = ""
+    primary: str = ""
+    start: str = ""
+    arithmetic: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    rounds: list[PlannedRoundRecord] = []
+    attempts: list[AttemptRecord] = []
+    num_prunable: int = 0
+    higher_is_better: bool = False
+    shown_as: dict[str, Any] = {}
+
+
+class SweepPlanRecord(Record):
+    """What a sweep was expected to train."""
+
+    distinct: int = 0
+    dense_distinct: int = 0
+    distinct_epochs: float = 0.0
+    exact: bool = False
+
+
+class SweepAttemptRecord(Record):
+    """An attempt at a sweep."""
+
+    started: str = ""
+    seconds: float = 0.0
+    trained: int = 0
+    trained_epochs: float = 0.0
+
+
+class SweepRecord(Record):
+    """What ``sweep.json`` holds, as far as others rely on it."""
+
+    status: str = ""
+    primary: str = ""
+    higher_is_better: bool = False
+    planned: list[Any] = []
+    num_settings: int = 0
+    attempts: list[SweepAttemptRecord] = []
+    shown_as: dict[str, Any] = {}
+    plan: SweepPlanRecord | None = None
+
+
+class TrialRecord(Record):
+    """A line of ``trials.jsonl``: what has become of a setting of a sweep."""
+
+    label: str
+    setting: dict[str, Any]
+    status: str = "running"
+    seeds: list[Any] = []
+    runs: list[Any] = []
+    reason: str | None = None
+
+
+class ResultRecord(Record):
+    """A line of ``results.jsonl``: an artifact that the run uses or works on."""
+
+    kind: str
+    name: str
+    round: int | None = None
+    particle: int | None = None
+
+
+class ScalarsRecord(Record):
+    """A line of ``metrics.jsonl``, apart from the scalars: what they are about."""
+
+    kind: str = ""
+    round: int | None = None
+    particle: int | None = None
+    epoch: int | None = None
+    step: int | None = None
 
 
 class JobRecord(Record):
@@ -112,6 +215,27 @@ JobLine = JobStarted | JobEpoch | JobEnded
 _JOB_LINES: dict[object, type[JobStarted | JobEpoch | JobEnded]] = {
     None: JobEnded, "started": JobStarted, "epoch": JobEpoch,
 }
+
+
+def fits(model: type[Record], line: Mapping[str, Any]) -> bool:
+    """Whether a line is a record of this kind."""
+    return not wrong_fields(model, line)
+
+
+def wrong_fields(model: type[Record], record: object) -> list[str]:
+    """What is missing in a record, or has another type than it was written with: ``rounds: sparsity``."""
+    try:
+        model.model_validate(record)
+    except ValidationError as error:
+        return [_in_words(one) for one in error.errors(include_url=False, include_context=False, include_input=False)]
+    return []
+
+
+def _in_words(error: ErrorDetails) -> str:
+    names = [part for part in error["loc"] if isinstance(part, str)][-2:]
+    if error["type"] == "model_type":
+        names.append("no object")
+    return ": ".join(names)
 
 
 def parse_job_line(line: Mapping[str, Any]) -> JobLine | None:

@@ -23,7 +23,7 @@ from swamp_ray.storage.json_lines import (
 from swamp_ray.storage.named_folder import NamedFolder
 from swamp_ray.storage.place import check_key
 from swamp_ray.storage.places import Spot
-from swamp_ray.storage.records import JobLine, is_job_line, parse_job_lines
+from swamp_ray.storage.records import RunRecord, wrong_fields
 
 
 class RunDir(NamedFolder):
@@ -224,10 +224,6 @@ class RunDir(NamedFolder):
         """The artifacts that the run has noted, in order. Raises CorruptArtifactError if a line has changed."""
         return read_lines(self.results)
 
-    def salvage_jobs(self) -> list[JobLine]:
-        """What can be read of ``jobs.jsonl``, in order."""
-        return parse_job_lines(salvage_lines(self.jobs, is_job_line).records)
-
     def logs(self, attempt: int) -> dict[str, Spot]:
         """The log files of an attempt, by what `log` calls them."""
         folder = f"{self.spot().key}/logs/attempt-{attempt}"
@@ -245,40 +241,16 @@ class RunDir(NamedFolder):
         return [(spot, lines[-1]) for spot, lines in texts if lines]
 
 
-_RUN_TYPES: dict[str, type | tuple[type, ...]] = {
-    "status": str, "primary": str, "start": str, "arithmetic": dict, "data": dict, "rounds": list, "attempts": list,
-    "num_prunable": int, "higher_is_better": bool, "shown_as": dict,
-}
-_ROUND_TYPES: dict[str, type | tuple[type, ...]] = {"index": int, "sparsity": (int, float)}
-_ATTEMPT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "started": str, "host": str, "executor": str, "trained": int, "found": int, "incidents": list,
-}
-_INCIDENT_TYPES: dict[str, type | tuple[type, ...]] = {"time": str, "who": str, "reason": str}
-
-
 def check_run_record(record: Mapping[str, Any], path: Path | Spot) -> None:
     """Refuse a ``run.json`` that is JSON but not what a run writes.
 
     Raises:
         CorruptArtifactError: An entry is missing, or of another type.
     """
-    wrong = _wrong_types(record, _RUN_TYPES, needed=False)
-    for key, types in (("rounds", _ROUND_TYPES), ("attempts", _ATTEMPT_TYPES)):
-        for entry in [] if key in wrong else record.get(key, []):
-            wrong += [f"{key}: {name}" for name in _wrong_types(entry, types)]
-    if not wrong:
-        incidents = [incident for attempt in record.get("attempts", []) for incident in attempt["incidents"]]
-        wrong = [f"incidents: {name}" for incident in incidents for name in _wrong_types(incident, _INCIDENT_TYPES)]
+    wrong = wrong_fields(RunRecord, record)
     if wrong:
         raise CorruptArtifactError(f"{path}: this is not what was written ({', '.join(wrong[:5])}). Restore the file "
                                    "or delete it; it only describes the run.")
-
-
-def _wrong_types(record: Any, types: Mapping[str, type | tuple[type, ...]], needed: bool = True) -> list[str]:
-    if not isinstance(record, Mapping):
-        return ["no object"]
-    looked_at = types if needed else types.keys() & record.keys()
-    return [name for name in types if name in looked_at and not isinstance(record.get(name), types[name])]
 
 
 def _last_of_each(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from swamp_ray.config.sweep_settings import Setting, Sweep, label, setting_key
 from swamp_ray.errors import CorruptArtifactError, UserError
+from swamp_ray.storage.records import SweepRecord, TrialRecord, wrong_fields
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
 
@@ -16,20 +17,6 @@ FINAL = ("complete", "stopped", "failed")
 STATES = ("running", *FINAL, "interrupted", "waiting")
 NETWORKS = {"average": "average", "particles_mean": "mean", "particles_std": "std"}
 """What metrics are of, as named by a sweep and in ``rounds.jsonl``."""
-
-_RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
-    "status": str, "primary": str, "higher_is_better": bool, "planned": list, "num_settings": int, "attempts": list,
-    "shown_as": dict, "plan": (dict, type(None)),
-}
-_ATTEMPT_TYPES: dict[str, type | tuple[type, ...]] = {
-    "started": str, "seconds": (int, float), "trained": int, "trained_epochs": (int, float),
-}
-_PLAN_TYPES: dict[str, type | tuple[type, ...]] = {
-    "distinct": int, "dense_distinct": int, "distinct_epochs": (int, float), "exact": bool,
-}
-_TRIAL_TYPES: dict[str, type | tuple[type, ...]] = {
-    "status": str, "seeds": list, "runs": list, "reason": (str, type(None)),
-}
 
 
 @dataclass(frozen=True)
@@ -79,12 +66,9 @@ def read_record(sweepdir: SweepDir) -> dict[str, Any]:
         CorruptArtifactError: It is not what a sweep writes.
     """
     record = sweepdir.read_record()
-    wrong = _wrong_types(record, _RECORD_TYPES)
+    wrong = wrong_fields(SweepRecord, record)
     if not wrong:
         wrong += [f"planned: {one!r}" for one in record.get("planned", []) if not isinstance(one, str)]
-        wrong += [f"plan: {name}" for name in _wrong_types(record.get("plan") or {}, _PLAN_TYPES)]
-        wrong += [f"attempts: {name}" for attempt in record.get("attempts", [])
-                  for name in _wrong_types(attempt, _ATTEMPT_TYPES)]
     if wrong:
         raise CorruptArtifactError(f"{sweepdir.record}: this is not what was written ({', '.join(wrong[:5])}). Restore "
                                    "the file or delete it; it only describes the sweep.")
@@ -153,7 +137,7 @@ class Settings:
                                        "or delete that line.") from error
 
     def _check(self, name: str, record: Mapping[str, Any]) -> None:
-        wrong = _wrong_types(record, _TRIAL_TYPES)
+        wrong = wrong_fields(TrialRecord, record)
         if not wrong:
             space, seeds = self._sweep.config.space, record.get("seeds", self._sweep.config.seeds)
             runs = record.get("runs", [])
@@ -169,10 +153,3 @@ class Settings:
 def _waits(record: Mapping[str, Any] | None) -> bool:
     """Whether a setting was not begun, or waits to be trained anew with other code."""
     return record is None or record.get("status") == "waiting"
-
-
-def _wrong_types(record: Any, types: Mapping[str, type | tuple[type, ...]]) -> list[str]:
-    """Keys that are there and of another type."""
-    if not isinstance(record, Mapping):
-        return ["no object"]
-    return [key for key, kind in types.items() if key in record and not isinstance(record[key], kind)]

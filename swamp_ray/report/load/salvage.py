@@ -10,7 +10,7 @@ from swamp_ray.errors import SwampError, first_line
 from swamp_ray.storage.json_lines import Salvaged, salvage_lines
 from swamp_ray.storage.metrics import since_afresh
 from swamp_ray.storage.places import Spot
-from swamp_ray.storage.records import JobLine, is_job_line, parse_job_lines
+from swamp_ray.storage.records import JobLine, ResultRecord, ScalarsRecord, fits, is_job_line, parse_job_lines
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.text.tables import ranges
 
@@ -80,8 +80,8 @@ def jobs_of_workers(rundir: RunDir, losses: Losses) -> list[JobLine]:
 
 def results_of(rundir: RunDir, losses: Losses) -> list[dict[str, Any]]:
     """The artifacts that the run has noted."""
-    found = _attempted(lambda: salvage_lines(rundir.results, _is_result),
-                       rundir.results, losses)
+    found = _attempted(lambda: salvage_lines(rundir.results, lambda line: fits(ResultRecord, line)), rundir.results,
+                       losses)
     return list(_told(found, rundir.results, losses, "costs do without"))
 
 
@@ -144,15 +144,7 @@ def _about(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _is_scalars(line: Mapping[str, Any]) -> bool:
-    return isinstance(line.get("kind"), str) and _are_whole(line, "round", "particle", "epoch", "step")
-
-
-def _is_result(line: Mapping[str, Any]) -> bool:
-    return all(isinstance(line.get(key), str) for key in ("kind", "name")) and _are_whole(line, "round", "particle")
-
-
-def _are_whole(line: Mapping[str, Any], *keys: str) -> bool:
-    return all(line.get(key) is None or type(line[key]) is int for key in keys)
+    return "kind" in line and fits(ScalarsRecord, line)
 
 
 def _is_analysis(value: Any) -> bool:

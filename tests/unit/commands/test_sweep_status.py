@@ -180,6 +180,10 @@ class Counting:
         self.read_keys.append(key)
         return self._place.read(key)
 
+    def read_appended(self, key: str, start: int = 0) -> bytes:
+        self.read_keys.append(key)
+        return self._place.read_appended(key, start)
+
     def locate(self, key: str) -> Path | str:
         self.read_keys.append(key)
         return self._place.locate(key)

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp_ray.config.fields import Length, exact, parse_length, steps_and_epochs
+from swamp_ray.config.fields import Length, exact, parse_length
 from swamp_ray.config.reading import build_config, differences, dump_config, load_config, parse_config, with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import ParticlesConfig
@@ -305,9 +305,6 @@ class TestLength:
         assert Length(1.5).steps(10) == 15
         assert Length(0.25).steps(10) == 2
         assert Length(7, "steps").steps(10) == 7
-        assert steps_and_epochs(Length(7, "steps"), 5) == (7, 2)
-        assert steps_and_epochs(Length(2), 5) == (10, 2)
-        assert steps_and_epochs(Length(0), 5) == (0, 0)
 
     def test_text(self) -> None:
         lengths = [Length(1), Length(2), Length(0.5), Length(1, "steps"), Length(1e6, "steps")]
