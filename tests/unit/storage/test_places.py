@@ -11,7 +11,7 @@ import pytest
 from swamp_ray.errors import RunError, UserError
 from swamp_ray.storage.local_place import LocalPlace
 from swamp_ray.storage.place import Place
-from swamp_ray.storage.places import as_spot, open_place
+from swamp_ray.storage.places import Spot, as_spot, open_place, working_folder
 from tests.unit.storage.processes import REPOSITORY, run_python
 
 
@@ -37,6 +37,56 @@ def test_what_is_not_there(place: Place) -> None:
     assert place.entries("a") == []
     assert place.folders("a") == []
     place.remove("a/b")
+
+
+def test_what_grows_is_read_from_any_byte_on(place: Place) -> None:
+    assert place.read_appended("r/a.log") == b""
+    for text in (b"one\n", b"two\n"):
+        lines = place.appender("r/a.log")
+        lines.append(text)
+        lines.close()
+    for start in range(10):
+        assert place.read_appended("r/a.log", start) == b"one\ntwo\n"[start:]
+    assert [name for name, _ in place.appended("r")] == ["a.log"]
+    is_rewritten = place.rewrite_appended("r/a.log", b"three\n")
+    assert is_rewritten == place.has_locks, "several objects cannot be replaced at once"
+    assert place.read_appended("r/a.log") == (b"three\n" if is_rewritten else b"one\ntwo\n")
+    place.remove_appended("r/a.log")
+    assert place.appended("r") == []
+
+
+def test_lines_wait_for_others_where_each_write_is_an_object(place: Place) -> None:
+    lines = place.appender("r/a.log")
+    waits = not place.has_locks
+    lines.append(b"one\n")
+    lines.flush_if_due()
+    lines.append(b"two\n")
+    lines.flush_if_due(3600)
+    assert place.read_appended("r/a.log") == (b"one\n" if waits else b"one\ntwo\n")
+    lines.append(b"three\n")
+    lines.flush_if_due(0)
+    assert place.read_appended("r/a.log") == b"one\ntwo\nthree\n"
+
+
+def test_files_of_another_library_come_to_where_they_belong(place: Place) -> None:
+    with working_folder(Spot(place, "runs/r/events"), keep=True) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_bytes(b"events")
+    assert place.read("runs/r/events/sub/file") == b"events"
+
+
+def test_a_place_on_trial_leaves_nothing_of_itself_behind(tmp_path: Path) -> None:
+    place = open_place(tmp_path / "new")
+    with place.on_trial():
+        place.write("a/probe", b"")
+        place.remove("a/probe")
+    assert not (tmp_path / "new").exists()
+    with place.on_trial():
+        place.write("a/stays", b"")
+    assert place.read("a/stays") == b""
+    with place.on_trial():
+        place.remove("a/stays")
+    assert (tmp_path / "new").exists(), "it was there before"
 
 
 def test_an_existing_object_is_kept_where_that_is_asked_for(place: Place) -> None:
