@@ -7,6 +7,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
@@ -143,3 +144,8 @@ class Section(BaseModel):
         if isinstance(value, str) and kinds <= {int, float, type(None)} and not EXPONENT.fullmatch(value):
             raise ValueError("must be a number, not a text")
         return value
+
+
+def exact(value: float) -> Fraction:
+    """The rational number that was written, e.g. 1/5 for 0.2."""
+    return Fraction(repr(float(value)))

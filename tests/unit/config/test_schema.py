@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swamp_ray.config.fields import Length, parse_length
+from swamp_ray.config.fields import Length, exact, parse_length
 from swamp_ray.config.reading import build_config, differences, dump_config, load_config, parse_config, with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import ParticlesConfig
@@ -315,6 +316,11 @@ def test_particles_by_sparsity() -> None:
         {"count": 1, "schedule": [{"sparsity": 0.5, "count": 2}, {"sparsity": 0.9, "count": 4}]})
     assert [particles.at(sparsity) for sparsity in (0.0, 0.49, 0.5, 0.89, 0.9, 0.99)] == [1, 1, 2, 2, 4, 4]
     assert ParticlesConfig(count=3).at(0.9) == 3
+
+
+def test_exact_is_what_was_written() -> None:
+    assert exact(0.2) == Fraction(1, 5)
+    assert exact(1e-7) == Fraction(1, 10**7)
 
 
 @pytest.mark.parametrize(("tree", "text"), [
