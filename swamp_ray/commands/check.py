@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swamp_ray.commands.run_progress import header
+from swamp_ray.config.rules import SEES_NO_DATA
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sweep_settings import Sweep, describe, label, shown_value
 from swamp_ray.errors import SwampError
@@ -59,7 +60,7 @@ def print_plan(config: SwampConfig) -> None:
     console.print(_data_line(prepared), soft_wrap=True)
     console.print(layers_table(prepared))
     console.print(rounds_table(prepared))
-    for line in [*cost_lines(prepared), *checkpoint_lines(prepared)]:
+    for line in [*cost_lines(prepared), *mask_lines(prepared), *checkpoint_lines(prepared)]:
         console.print(line, soft_wrap=True)
     for line in [memory_line(prepared), *traffic_lines(prepared), *space_lines(prepared), *warnings(prepared)]:
         console.print(line, soft_wrap=True)
@@ -231,6 +232,22 @@ def cost_lines(prepared: Prepared) -> list[str]:
     if prepared.flops.network is None:
         return [escape(f"{text}: {prepared.flops.reason}")]
     return [text if costs.has_layer_densities else f"{text}; for the masks every layer is taken to be equally dense"]
+
+
+def mask_lines(prepared: Prepared) -> list[str]:
+    """How the mask before training is chosen; nothing where each round's mask follows from the one before it."""
+    program = prepared.mask
+    if program is None:
+        return []
+    where = "the initialisation" if prepared.dense is None else "the end of the dense phase"
+    if prepared.config.brings_weights:
+        where = "the weights of start_from"
+    steps = "at once" if program.steps == 1 else f"in {program.steps} steps"
+    seen = "no data"
+    if program.score not in SEES_NO_DATA:
+        batches = "1 batch" if program.num_batches == 1 else f"{program.num_batches} batches"
+        seen = f"{batches} of {prepared.config.training.batch_size}"
+    return [f"mask before training: {escape(program.score)} of {where}, {steps}, sees {seen}"]
 
 
 def checkpoint_lines(prepared: Prepared) -> list[str]:

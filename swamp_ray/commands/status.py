@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from swamp_ray.errors import CorruptArtifactError, UserError
-from swamp_ray.method.events import DENSE, Job, trunk_of
+from swamp_ray.method.events import DENSE, MASK, Job, trunk_of
 from swamp_ray.sparsity.thin_layers import thin_of_record, thin_text
 from swamp_ray.storage.artifacts import CHECKPOINT, ArtifactStore
 from swamp_ray.storage.find import edit_in_words, find_run
@@ -124,6 +124,8 @@ class _OpenWork:
         found = []
         if DENSE in self._names and (state := self._state(DENSE)) != "done":
             found.append(f"dense phase: {state}")
+        if MASK in self._names and (state := self._state(MASK)) != "done":
+            found.append(f"mask before training: {state}")
         for plan in missing:
             works = [Job("particle", plan["index"], particle) for particle in range(plan["num_particles"])]
             trunk = trunk_of(plan["index"])

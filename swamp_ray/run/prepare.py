@@ -43,7 +43,7 @@ from swamp_ray.training.arithmetic import (
 )
 from swamp_ray.training.flops import CountedFlops
 from swamp_ray.training.mask_before import MaskProgram, check_network_score, mask_program
-from swamp_ray.training.network_scores import make_network_score
+from swamp_ray.training.network_scores import ONLY_BEFORE, make_network_score
 from swamp_ray.training.normalisation import batch_statistics_warning, forward_batch
 from swamp_ray.training.normalisation_checks import (
     small_batch,
@@ -242,10 +242,7 @@ def prepare(
 def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_members: int) -> Prepared:
     code = take_up_code(config, data)
     task = build_task(config.task)
-    if config.pruning.when == "before":
-        make_network_score(config.pruning.score, seed=0)
-    else:
-        make_score(config.pruning.score, seed=0)
+    check_score_name(config)
     data = data or load_data(config.data, config.task)
     steps = steps_per_epoch(config, data)
     model = initial_model(config, data)
@@ -279,6 +276,22 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     _check_programs(prepared)
     code.check_unchanged()
     return prepared
+
+
+def check_score_name(config: SwampConfig) -> None:
+    """Refuse a score that does not exist, or not at the time when the run prunes.
+
+    Raises:
+        UserError: There is none, or it cannot be imported.
+    """
+    name = config.pruning.score
+    if config.pruning.when == "before":
+        make_network_score(name, seed=0)
+    elif name in ONLY_BEFORE:
+        raise UserError(f"{name} scores a network before it is trained", got="pruning.when: rounds",
+                        where="pruning.score", do="Set pruning.when: before.")
+    else:
+        make_score(name, seed=0)
 
 
 def _plan(config: SwampConfig, layout: Layout, mask: np.ndarray) -> list[RoundPlan]:

@@ -21,9 +21,8 @@ from swamp_ray.data.datasets import DATASETS, load_data
 from swamp_ray.errors import UserError
 from swamp_ray.on_ray.sending import sendable
 from swamp_ray.run.name_check import CodeChanged
-from swamp_ray.run.prepare import prepare
+from swamp_ray.run.prepare import check_score_name, prepare
 from swamp_ray.run.shared_code import adopt_path, named_import_paths
-from swamp_ray.sparsity.scores import make_score
 from swamp_ray.storage.places import is_url
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.sweep_folder import SweepDir
@@ -178,7 +177,7 @@ def check_here(submission: Submission, folder: Path) -> list[str]:
         check_callbacks(submission.sweep)
     run = submission.run
     build_task(run.task)
-    make_score(run.pruning.score, seed=0)
+    check_score_name(run)
     data = run.data.model_copy(update={"download": False})
     if is_import_path(run.data.name):
         load_object(run.data.name, "data.name")

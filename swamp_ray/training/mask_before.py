@@ -150,6 +150,8 @@ def choose_mask(
         if stop():
             return None
         present = from_bits(bits, layout.num_prunable)
+        if int(np.count_nonzero(present)) == count:
+            continue  # a small step, or a ticket's mask that is sparse enough: there is nothing to choose
         _load_(model, trainer, start, buffers, present)
         with trainer.randomness(derive_seed(program.seed, "score")):
             scores = _scores(score, model, trainer.task, batches, layout, present)

@@ -34,6 +34,7 @@ from tests.helpers import root_of
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")
 ARMS = sorted(path.stem for path in (CONFIGS / "arms").glob("*.yaml"))
+BEFORE = ("before_random", "before_erk", "before_magnitude", "snip", "grasp", "synflow")
 # Training samples, classes and shape of each dataset that a config names.
 DATASETS = {
     "digits": (1438, 10, (1, 8, 8)),
@@ -86,6 +87,8 @@ def planned(path: Path) -> Planned:
         check_structure(layout, structure)
         whole = np.ones(layout.num_prunable, dtype=bool)
         survivors = plan_units(layout, structure, pruning.scope, pruning.rate, pruning.target, whole)
+    if pruning.when == "before":
+        survivors = survivors[-1:]
     counts = [config.particles.at(1 - kept / layout.num_prunable) for kept in survivors]
     rounds = plan_rounds(layout.num_prunable, survivors, counts)
     programs = [[round_program(config, steps, plan.index, n) for n in range(plan.num_particles)] for plan in rounds]
@@ -166,7 +169,8 @@ class TestArms:
     def test_most_share_their_sparsities(self) -> None:
         survivors = {name: [plan.survivors for plan in arm(name).rounds] for name in ARMS}
         assert {name for name in ARMS if survivors[name] != survivors["imp"]} == {
-            "continue_ticket", "one_shot", "imp_2_4", "imp_blocks", "imp_channels"}
+            "continue_ticket", "one_shot", "imp_2_4", "imp_blocks", "imp_channels", *BEFORE}
+        assert all(survivors[name] == survivors["imp"][-1:] for name in BEFORE)
 
     def test_the_greedy_soup_is_the_soup_but_for_what_is_averaged(self) -> None:
         greedy, soup = arm("soup_greedy").config, arm("sparse_model_soups").config
@@ -181,7 +185,7 @@ class TestArms:
         ("imp_4t", 1, "none"), ("imp_ema", 1, "ema"), ("one_shot", 1, "none"), ("random_pruning", 1, "none"),
         ("imp_erk", 1, "none"), ("imp_uniform", 1, "none"), ("imp_sam", 1, "none"), ("imp_2_4", 1, "none"),
         ("imp_blocks", 1, "none"), ("imp_channels", 1, "none"), ("continue_ticket", 4, "swa"),
-        ("fine_tune_checkpoint", 4, "swa"),
+        ("fine_tune_checkpoint", 4, "swa"), *((name, 1, "none") for name in BEFORE),
     ])
     def test_particles_and_averaging(self, name: str, count: int, within: str) -> None:
         plan = arm(name)
@@ -190,7 +194,8 @@ class TestArms:
         assert plan.config.particles.combine == ("best" if name == "imp_best_of_4" else "average")
 
     @pytest.mark.parametrize("name", ["imp", "swamp_without_swa", "imp_rewind_init", "lr_rewinding", "imp_best_of_4",
-                                      "imp_4t", "imp_ema", "one_shot", "random_pruning", "imp_erk", "imp_uniform"])
+                                      "imp_4t", "imp_ema", "one_shot", "random_pruning", "imp_erk", "imp_uniform",
+                                      *BEFORE])
     def test_without_swa_warms_up_and_falls_to_zero_in_every_round(self, name: str) -> None:
         plan = arm(name)
         for index in (0, len(plan.rounds) - 1):

@@ -43,7 +43,7 @@ def jobs_of(run: ReportRun) -> pd.DataFrame:
     """The jobs of a run, one row each, in the order in which they began.
 
     Columns: run, row (whose bar it is), lane (where a worker does several at a time, from 0), lanes (how many it has),
-    attempt, kind, round (-1 for the dense phase), particle, how, retry, reseed, began_s and ended_s: seconds since the
+    attempt, kind, round (-1 before the rounds), particle, how, retry, reseed, began_s and ended_s: seconds since the
     first job began, without the time between attempts.
     """
     if not run.jobs:
@@ -205,7 +205,7 @@ def _box(job: Any, places: dict[str, int]) -> tuple[float, float]:
 
 def _draw_job(axes: Any, job: Any, places: dict[str, int], colours: ListedColormap, norm: BoundaryNorm) -> None:
     bottom, height = _box(job, places)
-    face = DENSE_COLOUR if job.kind == "dense" else colours(norm(job.round))
+    face = DENSE_COLOUR if job.kind in ("dense", "mask") else colours(norm(job.round))
     bad = job.how != "done"
     edge = face if bad or job.kind not in TRAINED else PAPER  # what is short would vanish behind a light one
     axes.add_patch(Rectangle((job.left, bottom), job.right - job.left, height, facecolor=PAPER if bad else face,
@@ -266,6 +266,8 @@ def _legend(figure: Figure, jobs: Any, colours: ListedColormap) -> None:
     handles: list[Any] = []
     if (jobs["kind"] == "dense").any():
         handles.append(Patch(facecolor=DENSE_COLOUR, label="dense phase"))
+    if (jobs["kind"] == "mask").any():
+        handles.append(Line2D([], [], color=DENSE_COLOUR, linewidth=3, label="mask before training"))
     trunk = ", trunk (T)" if (jobs["kind"] == "trunk").any() else ""
     handles.append(Patch(facecolor=colours(0.0), label=f"particle (its index){trunk}"))
     handles.append(Line2D([], [], color=colours(0.0), linewidth=3, label="average, evaluation"))

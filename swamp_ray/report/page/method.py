@@ -18,6 +18,8 @@ def method_name(config: SwampConfig) -> str | None:
 def _name_without_sam(config: SwampConfig) -> str | None:
     particles, within = config.particles, config.averaging.within
     vary = particles.vary
+    if config.pruning.when == "before":
+        return _before(config)
     if config.start_from is not None or config.pruning.score != "magnitude" or config.pruning.scope != "global":
         return None
     if config.particles.fork_at and (config.particles.count == 1 or config.rewind.weights == "none"):
@@ -32,6 +34,23 @@ def _name_without_sam(config: SwampConfig) -> str | None:
     if config.pruning.rate >= config.pruning.target > 0:
         return None
     return _rewinding(config, within)
+
+
+def _before(config: SwampConfig) -> str | None:
+    """The arm's name where it has the score and the scope of its paper, at the initialisation, with one particle."""
+    pruning = config.pruning
+    alone = config.particles.count == 1 and config.averaging.within == "none" and config.start_from is None
+    if not alone or config.rewind.weights != "init":
+        return None
+    if pruning.scope == "erk":
+        return "random pruning with ERK densities, before training" if pruning.score == "random" else None
+    if pruning.scope != "global":
+        return None
+    return BEFORE.get(pruning.score)
+
+
+BEFORE = {"snip": "SNIP", "grasp": "GraSP", "synflow": "SynFlow", "random": "random pruning before training",
+          "magnitude": "magnitude pruning before training"}
 
 
 def _without_rewinding(config: SwampConfig) -> str | None:
@@ -69,6 +88,10 @@ def method_words(config: SwampConfig) -> str:
 def _start(config: SwampConfig) -> str:
     if config.start_from is not None:
         return "It starts from weights that were given."
+    if config.pruning.when == "before":
+        after = "initialisation" if config.rewind.weights == "init" else \
+            f"weights after {config.dense.length} of dense training (T0)"
+        return f"The only round starts from the {after}, under the mask that is chosen there."
     if config.rewind.weights == "init":
         return "Every round starts from the initialisation, under its mask."
     dense = f"{config.dense.length} of dense training (T0)"
@@ -146,11 +169,17 @@ def _pruning(config: SwampConfig) -> str:
         return "Nothing is pruned."
     what = {"magnitude": "of smallest magnitude", "movement": "that moved towards zero",
             "random": "chosen at random"}.get(pruning.score, f"of lowest score ({pruning.score})")
+    if pruning.when == "before":
+        what = {"magnitude": "of largest magnitude", "random": "chosen at random"}.get(
+            pruning.score, f"of highest score ({pruning.score})")
     where = {"global": "over all layers at once", "uniform": "with one density for all layers",
              "erk": "with densities by layer (ERK)"}[pruning.scope]
     structure = parse_structure(pruning.structure)
     if structure is not None:
         where = _structured(structure, where)
+    if pruning.when == "before":
+        steps = f", in {pruning.before.steps} steps" if pruning.before.steps else ""
+        return (f"Before training the weights {what} are kept, {where}{steps}: {pruning.target * 100:g} % sparsity.")
     return (f"Each round prunes {pruning.rate * 100:g} % of the weights that are left, those {what}, {where}, down to "
             f"{pruning.target * 100:g} % sparsity.")
 
