@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +94,7 @@ def test_every_score_trains_one_round_of_exactly_the_target(tmp_path: Path, scor
         counts = [layer.size for layer in layout.layers]
         budgets = layer_budgets(layout, counts, record.survivors, "erk")
         assert [int(mask[layer.span].sum()) for layer in layout.layers] == budgets
-    assert {line["kind"] for line in map(json.loads, done.rundir.path.joinpath("results.jsonl").read_text().split("\n")
-                                         [:-1])} == {"mask", "particle", "average", "evaluation"}
+    assert {line["kind"] for line in done.rundir.read_results()} == {"mask", "particle", "average", "evaluation"}
 
 
 def test_the_mask_keeps_the_weights_of_the_largest_scores(tmp_path: Path) -> None:
