@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from swamp_ray.config.reading import load_config
+from swamp_ray.config.reading import load_config, with_values
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.run.prepare import prepare
 
@@ -42,7 +42,7 @@ def tiny(project: Path) -> SwampConfig:
 def test_every_snippet_names_its_file(project: Path) -> None:
     num_snippets = len(re.findall(r"^```(?:python|yaml)$", PAGE.read_text(), re.M))
     files = sorted(path.relative_to(project).as_posix() for path in project.rglob("*.*"))
-    assert len(files) == num_snippets == 7
+    assert len(files) == num_snippets == 8
 
 
 def test_config_of_the_page_can_be_planned_as_it_stands(project: Path) -> None:
@@ -73,3 +73,12 @@ def test_score_of_the_page_decides(project: Path) -> None:
     theirs = run(config.model_copy(update={"name": "theirs", "pruning": pruning}))
     assert mine.records[0].artifacts["particles"] == theirs.records[0].artifacts["particles"]
     assert mine.records[1].artifacts["particles"] != theirs.records[1].artifacts["particles"]
+
+
+@pytest.mark.usefixtures("project")
+def test_the_score_before_training_can_be_run(project: Path) -> None:
+    given = {"pruning.when": "before", "pruning.score": "my_project.early_scores:squared_gradient",
+             "pruning.before.num_batches": 2}
+    program = prepare(with_values(tiny(project), given)).mask
+    assert program is not None
+    assert (program.num_batches, program.steps) == (2, 1)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from swamp_ray.method.events import (
     DENSE,
+    MASK,
     AddState,
     AveragerLostEvent,
     CancelJob,
@@ -810,3 +811,23 @@ def test_plan_rounds() -> None:
 def test_a_failure_says_which_job() -> None:
     assert [str(job) for job in (DENSE, particle(2, 1), evaluation(3))] == [
         "dense phase", "round 2, particle 1", "round 3, evaluation"]
+
+
+class TestMaskBeforeTraining:
+    def test_comes_after_the_dense_phase_and_is_tried_again(self) -> None:
+        machine = Rounds(plan_of(2), dense=True, mask=True, max_retries=1)
+        assert machine.start() == [SubmitJob(DENSE)]
+        assert machine.handle(JobFinishedEvent(MASK)) == [], "it was not given out yet"
+        assert machine.handle(JobFinishedEvent(DENSE)) == [SubmitJob(MASK)]
+        assert machine.handle(JobFinishedEvent(DENSE)) == []
+        assert machine.handle(JobFailedEvent(MASK, "lost")) == [SubmitJob(MASK, 1, urgent=True)]
+        assert machine.handle(JobFinishedEvent(MASK)) == [SubmitJob(particle(0, n)) for n in range(2)]
+        assert machine.handle(JobFinishedEvent(MASK)) == []
+
+    def test_that_fails_for_good_ends_the_run(self) -> None:
+        machine = Rounds(plan_of(2), dense=False, mask=True)
+        assert machine.start() == [SubmitJob(MASK)]
+        [stop] = machine.handle(JobFailedEvent(MASK, "the score is NaN", "error"))
+        assert isinstance(stop, StopRun)
+        assert stop.reason == "mask before training failed: the score is NaN"
+        assert machine.finished
