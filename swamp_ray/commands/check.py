@@ -205,14 +205,15 @@ def rounds_table(prepared: Prepared) -> Table:
         table.add_row("dense", "0.0 %", "0.0 %", f"{prepared.layout.num_prunable:,}", "1", f"{steps:,}",
                       *_cost_cells(costs.dense))
     for plan, cost in zip(prepared.plan, costs.rounds, strict=True):
-        steps = [prepared.program(plan.index, particle).num_steps for particle in range(plan.num_particles)]
+        programs = [prepared.program(plan.index, particle) for particle in range(plan.num_particles)]
+        steps = [program.num_steps for program in programs for _ in range(program.num_replicas)]
         each = f"{steps[0]:,}" if len(set(steps)) == 1 else f"{min(steps):,} to {max(steps):,}"
         of_all = percent(prepared.layout.sparsity_of_all(plan.survivors))
         trunk = prepared.trunk(plan.index)
         shared = 0 if trunk is None else trunk.num_steps
         if trunk is not None:
             each = f"{shared:,} + {each}"
-        table.add_row(str(plan.index), percent(plan.sparsity), of_all, f"{plan.survivors:,}", str(plan.num_particles),
+        table.add_row(str(plan.index), percent(plan.sparsity), of_all, f"{plan.survivors:,}", str(len(steps)),
                       each, *_cost_cells(cost))
     if prepared.plan[0].has_trunk:
         table.caption = "steps each: of the round's trunk, then of each particle that parts from it"
@@ -285,7 +286,7 @@ def _table(title: str) -> Table:
 
 def memory_line(prepared: Prepared) -> str:
     """What a particle, or a pack of them, takes up on its device."""
-    masked = len(prepared.plan) > 1 or not bool(prepared.first_mask.all())
+    masked = len(prepared.plan) > 1 or not bool(prepared.first_mask.all()) or prepared.config.changes_mask
     width = prepared.arithmetic.width
     who = "device memory of a particle" if width == 1 else f"device memory of {width} packed particles"
     try:

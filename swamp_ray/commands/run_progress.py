@@ -240,7 +240,8 @@ class _Budget:
             if trunk is not None:
                 self._epochs[trunk_of(plan.index)] = trunk.num_steps / prepared.steps_per_epoch
             for particle in range(plan.num_particles):
-                steps = prepared.program(plan.index, particle).num_steps
+                program = prepared.program(plan.index, particle)
+                steps = program.num_replicas * program.num_steps
                 self._epochs[Job("particle", plan.index, particle)] = steps / prepared.steps_per_epoch
         self.total = sum(self._epochs.values())
         self._num_rounds = len(prepared.plan)

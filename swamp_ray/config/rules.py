@@ -15,7 +15,9 @@ from swamp_ray.config.sections import (
     PruningConfig,
     RewindConfig,
     RoundConfig,
+    StartFrom,
     TrainingConfig,
+    UpdatesConfig,
 )
 from swamp_ray.structure import parse_structure
 from swamp_ray.user_code.importing import is_import_path
@@ -32,12 +34,14 @@ class Sections(Protocol):
     particle: ParticleConfig
     particles: ParticlesConfig
     pruning: PruningConfig
+    start_from: StartFrom | None
     execution: ExecutionConfig
 
 
 def contradictions(config: Sections) -> Iterator[str]:
     """What only shows when several sections are read together."""
     yield from _wrong_before(config)
+    yield from _wrong_updates(config)
     yield from _wrong_schedules(config)
     yield from _wrong_averages(config)
     yield from _wrong_forks(config)
@@ -77,6 +81,77 @@ def _wrong_before(config: Sections) -> Iterator[str]:
         yield (
             "particles.schedule has no meaning with pruning.when: before, which has one round. Use particles.count"
         )
+
+
+def _wrong_updates(config: Sections) -> Iterator[str]:
+    """What has no meaning where the mask changes within the one training, and what only has one there."""
+    pruning, when = config.pruning, config.pruning.when
+    if when not in ("gradual", "dynamic"):
+        if pruning.updates != UpdatesConfig():
+            yield "pruning.updates needs pruning.when: gradual or dynamic"
+        return
+    if pruning.score != "magnitude":
+        yield f"pruning.score must be magnitude with pruning.when: {when}, but got {pruning.score}"
+    if pruning.updates.begin > pruning.updates.until:
+        yield (
+            f"pruning.updates.begin must not lie after pruning.updates.until, but got {pruning.updates.begin:g} and "
+            f"{pruning.updates.until:g}"
+        )
+    if config.rewind.weights == "none":
+        yield f"rewind.weights must be init or t0 with pruning.when: {when}, which trains once"
+    if config.round.schedule == "retrain":
+        yield f"round.schedule must be full with pruning.when: {when}, whose only round has nothing to retrain"
+    if config.particles.schedule:
+        yield f"particles.schedule has no meaning with pruning.when: {when}, which has one round. Use particles.count"
+    if parse_structure(pruning.structure) is not None:
+        yield f"pruning.structure must be none with pruning.when: {when}, which chooses weights one by one"
+    if config.particles.fork_at > 0:
+        yield f"particles.fork_at must be 0 with pruning.when: {when}, whose particles part at each change of the mask"
+    yield from _wrong_gradual(config) if when == "gradual" else _wrong_dynamic(config)
+    if config.particles.count > 1:
+        yield from _wrong_replicas(config)
+
+
+def _wrong_gradual(config: Sections) -> Iterator[str]:
+    default = UpdatesConfig()
+    for option in ("grow", "drop_share"):
+        if getattr(config.pruning.updates, option) != getattr(default, option):
+            yield f"pruning.updates.{option} needs pruning.when: dynamic: a mask that only loses weights grows none"
+
+
+def _wrong_dynamic(config: Sections) -> Iterator[str]:
+    if config.pruning.scope == "global":
+        yield (
+            "pruning.scope must be erk or uniform with pruning.when: dynamic, which keeps the number of weights of "
+            "each layer. Evci et al. (2020) use erk"
+        )
+    brings_weights = config.start_from is not None and config.start_from.take == "all"
+    if config.rewind.weights == "t0" and not brings_weights and config.dense.length.amount > 0:
+        yield (
+            "rewind.weights must be init, or dense.length 0, with pruning.when: dynamic, which is sparse from the "
+            f"start, but got {config.rewind.weights} and {config.dense.length}"
+        )
+
+
+def _wrong_replicas(config: Sections) -> Iterator[str]:
+    """N particles that are averaged at each change of the mask are one job of one worker."""
+    why = (f"with pruning.when: {config.pruning.when} and particles.count: {config.particles.count}, whose particles "
+           "are averaged at each change of the mask")
+    particles, execution = config.particles, config.execution
+    if particles.combine != "average":
+        yield f"particles.combine must be average {why}"
+    if particles.vary.lr or particles.vary.length or particles.vary.weight_decay:
+        yield f"particles.vary must be empty {why}"
+    if particles.on_failure == "drop" or particles.quorum is not None:
+        option = "quorum" if particles.quorum is not None else "on_failure: drop"
+        yield f"particles.{option} has no meaning {why}: none of them can be left out. Use on_failure: stop or retry"
+    if execution.particles_per_worker != 1:
+        yield (
+            f"execution.particles_per_worker must be 1 {why}: one worker trains them in turn. Use particles.count: 1 "
+            "to pack the runs of a sweep"
+        )
+    if config.particle.num_workers > 1:
+        yield f"particle.num_workers must be 1 {why}: one worker trains them in turn"
 
 
 def _wrong_schedules(config: Sections) -> Iterator[str]:

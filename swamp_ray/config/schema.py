@@ -70,6 +70,16 @@ class SwampConfig(Section):
         """What the first round's seeds and schedule take it for."""
         return 0 if self.start_from is None else self.start_from.round
 
+    @property
+    def changes_mask(self) -> bool:
+        """Whether the mask changes within the one training."""
+        return self.pruning.when in ("gradual", "dynamic")
+
+    @property
+    def num_replicas(self) -> int:
+        """How many particles such a training averages at each change of its mask; elsewhere 1."""
+        return self.particles.count if self.changes_mask else 1
+
     def recipe(self) -> dict[str, Any]:
         """What decides the weights: the config without names, places, execution, and how networks are measured.
 
@@ -99,6 +109,7 @@ def _without_neutral(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-NEUTRAL_KEYS = ("pruning.when", "pruning.before", "pruning.structure", "training.sam_rho", "particles.fork_at")
+NEUTRAL_KEYS = ("pruning.when", "pruning.before", "pruning.updates", "pruning.structure", "training.sam_rho",
+                "particles.fork_at")
 """Options that recipes did not have at first: they are named only where they are not the default."""
 FAILURE_KEYS = ("on_failure", "max_reseeds", "min_count", "quorum", "deadline_s")

@@ -300,12 +300,34 @@ class BeforeConfig(Section):
     )
 
 
+class UpdatesConfig(Section):
+    """pruning.when: gradual or dynamic: at which steps of the only training the mask changes, and how."""
+
+    every: LengthField = Field(default=Length(100, "steps"), description="From one change of the mask to the next.")
+    begin: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="No change before this share of the training. gradual: where the "
+        "schedule of densities begins; the same as until: everything at once there."
+    )
+    until: Share = Field(
+        default=0.75, description="Share of the training after which the mask stays; gradual: the target is reached "
+        "there."
+    )
+    grow: Literal["gradient", "random"] = Field(
+        default="gradient", description="dynamic: grow where the dense gradient is largest (RigL), or at random (SET)."
+    )
+    drop_share: Share = Field(
+        default=0.3, description="dynamic: share of each layer's weights that is exchanged, which falls from here to 0 "
+        "along a cosine."
+    )
+
+
 class PruningConfig(Section):
     """Which weights go, and how many a round."""
 
-    when: Literal["rounds", "before"] = Field(
-        default="rounds", description="rounds: after each round; before: all at once before the first training, which "
-        "is the only round (rate is not read)."
+    when: Literal["rounds", "before", "gradual", "dynamic"] = Field(
+        default="rounds", description="rounds: after each round; before: all at once before the first training; "
+        "gradual: within one training, more and more; dynamic: sparse all the way, the mask moves. All but rounds have "
+        "one round, and do not read rate."
     )
     target: Sparsity = Field(default=0.95, description="Sparsity of the last round.")
     rate: Share = Field(default=0.2, description="Share of the surviving weights that each round prunes.")
@@ -314,6 +336,7 @@ class PruningConfig(Section):
         "before: snip, grasp, synflow too."
     )
     before: BeforeConfig = BeforeConfig()
+    updates: UpdatesConfig = UpdatesConfig()
     scope: Literal["global", "uniform", "erk"] = Field(
         default="global", description="uniform, erk: every layer gets its own density."
     )

@@ -16,6 +16,7 @@ from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.result_names import NamedResult, ResultNames
 from swamp_ray.sparsity.masks import from_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
+from swamp_ray.storage.own_masks import read_own_mask
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.run_folder import RunDir
 from swamp_ray.storage.states import lacks_state, state_digest, state_files
@@ -115,7 +116,9 @@ def checkpoint_bytes(prepared: Prepared, program: Program) -> int:
     moments = 2 if training.optimizer == "adamw" else int(training.momentum > 0)
     means = 0 if program.averaging == "none" else 2
     tensors = len(arrays) * (1 + moments + bool(means) + (training.optimizer == "adamw"))
-    return prepared.initial.num_bytes + parameters * (moments + means) + tensors * TENSOR_BYTES + ARTIFACT_BYTES
+    mask = 0 if program.mask_updates is None else math.ceil(prepared.layout.num_prunable / 8)
+    each = prepared.initial.num_bytes + parameters * (moments + means) + tensors * TENSOR_BYTES + mask
+    return program.num_replicas * each + ARTIFACT_BYTES
 
 
 def _kept_and_peak(prepared: Prepared) -> tuple[int, int]:
@@ -151,7 +154,8 @@ def round_bytes(prepared: Prepared, plan: RoundPlan) -> int:
     trunk = prepared.trunk(plan.index)
     if trunk is not None:
         epochs += _epochs(trunk)
-    next_mask = mask if plan.next_survivors is not None else 0
+    changes = prepared.program(plan.index, 0).mask_updates is not None
+    next_mask = mask if plan.next_survivors is not None or changes else 0
     return state_bytes(prepared, plan.survivors) + next_mask + buffers + ticket + epochs + 2 * ARTIFACT_BYTES
 
 
@@ -237,6 +241,12 @@ class _Stored:
     def soup(self, states: Sequence[str]) -> str | None:
         """Not known."""
         return None
+
+    def own_mask(self, particle: NamedResult) -> str | None:
+        """Digest of the stored mask that a training has ended with."""
+        manifest = self.find(particle)
+        mask = None if manifest is None else read_own_mask(self._store, manifest, self._prepared.layout.num_prunable)
+        return None if mask is None else self._prepared.recipes.mask_digest(mask)
 
     def next_mask(self, result: NamedResult) -> str | None:
         """Digest of a stored mask; None after the last round."""

@@ -500,10 +500,12 @@ class Driver:
         self._given.pop(job, None)
         if job == DENSE:
             self._inputs.rewind_to(outcome)
-        if job.kind == "trunk":
+        elif job.kind == "trunk":
             self._inputs.of(job).trunk = outcome
-        if job == MASK:
+        elif job == MASK:
             self._begin_with(outcome)
+        elif job.kind == "particle":
+            self._inputs.end_with(job, outcome)
         if "evaluation" in outcome.info:
             self._journal.uses(replace(job, kind="evaluation"), outcome.info["evaluation"])
         self._journal.finished(job, outcome)

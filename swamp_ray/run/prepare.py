@@ -20,6 +20,7 @@ from swamp_ray.errors import RunError, UserError
 from swamp_ray.method.events import RoundPlan
 from swamp_ray.method.rounds import plan_rounds
 from swamp_ray.process_state import computing, threads_of
+from swamp_ray.run.first_mask import dynamic_first_mask, refuse_idle_updates
 from swamp_ray.run.run_recipes import recipes_of
 from swamp_ray.run.shared_code import NO_CODE, Code, import_paths, take_up
 from swamp_ray.run.starting_weights import take_start_
@@ -254,6 +255,8 @@ def _prepare(config: SwampConfig, device: str | None, data: Data | None, num_mem
     if config.pruning.when == "before":
         check_network_score(config, data, layout, task, kept)
     first_mask, start_notes = take_start_(config, model, layout)
+    if config.pruning.when == "dynamic":
+        first_mask = dynamic_first_mask(config, layout, first_mask)
     initial = state_of(model)
     plan = _plan(config, layout, first_mask)
     device = device or device_kind(config)
@@ -303,6 +306,9 @@ def _plan(config: SwampConfig, layout: Layout, mask: np.ndarray) -> list[RoundPl
         check_structure(layout, structure)
     if pruning.when == "before":
         survivors = [survivors_at(layout.num_prunable, pruning.target, start)]
+    elif config.changes_mask:
+        # The particles of a mask that changes are replicas in one training.
+        return plan_rounds(layout.num_prunable, [survivors_at(layout.num_prunable, pruning.target, start)], [1])
     elif structure is not None:
         survivors = plan_units(layout, structure, pruning.scope, pruning.rate, pruning.target, mask)
     else:
@@ -348,7 +354,8 @@ def _check_programs(prepared: Prepared) -> None:
     """Every program of the run is built once, so that an impossible one is refused now and not in round 7."""
     for plan in prepared.plan:
         for particle in range(plan.num_particles):
-            prepared.program(plan.index, particle)
+            program = prepared.program(plan.index, particle)
+            refuse_idle_updates(prepared.layout, prepared.first_mask, program)
 
 
 def _check_score(config: SwampConfig, model: nn.Module, layout: Layout) -> None:

@@ -59,6 +59,10 @@ class KnownResults(Protocol):
         """Digest of what stands for the states that enter a greedy soup; None if it is not known which these are."""
         ...
 
+    def own_mask(self, particle: NamedResult) -> str | None:
+        """Digest of the mask that a training has ended with, where its mask changes; None if it is not known."""
+        ...
+
     def next_mask(self, result: NamedResult) -> str | None:
         """Digest of the mask that was chosen from an average, or before training; None if it is not known."""
         ...
@@ -168,6 +172,11 @@ class ResultNames:
             entering = [state for state in states if state is not None]
             if len(entering) < len(states):
                 return
+            if any(particle.program is not None and particle.program.mask_updates for particle in particles):
+                own_mask = known.own_mask(particles[0])
+                if own_mask is None:
+                    return
+                origin = replace(origin, mask=own_mask)
             average = self.average(plan.index, entering, origin)
             yield average
             state = known.state(average)

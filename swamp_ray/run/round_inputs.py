@@ -17,6 +17,7 @@ from swamp_ray.sparsity.compact import CompactState, compact_state, full_state
 from swamp_ray.sparsity.masks import from_bits, to_bits
 from swamp_ray.storage.artifacts import ArtifactStore, Manifest
 from swamp_ray.storage.forks import read_fork
+from swamp_ray.storage.own_masks import read_own_mask
 from swamp_ray.storage.states import read_state, state_digest
 
 
@@ -87,6 +88,7 @@ class Inputs:
         self._start_handle: Handle | None = None
         self._rounds = {0: self._of(prepared.first_mask)}
         self._first = self._rounds[0]
+        self._ended: dict[int, RoundInputs] = {}
         self._whole: RoundInputs | None = None
         if prepared.dense is not None:
             self._whole = self._rounds[0] if prepared.first_mask.all() else self._of(prepared.whole_mask)
@@ -99,7 +101,24 @@ class Inputs:
             return self._whole
         if job == MASK:
             return self._first
+        if job.kind != "particle" and job.round in self._ended:
+            return self._ended[job.round]
         return self._rounds[job.round]
+
+    def end_with(self, job: Job, outcome: Outcome) -> None:
+        """A particle is finished: where its mask has changed, average and evaluation are of the one that it has now.
+
+        Raises:
+            CorruptArtifactError: Its mask cannot be read.
+        """
+        if "mask" not in outcome.info:
+            return
+        manifest = self._store.find(outcome.name)
+        if manifest is None:
+            raise CorruptArtifactError(f"the result of {job} has vanished from the storage")
+        mask = read_own_mask(self._store, manifest, self._prepared.layout.num_prunable)
+        if mask is not None:
+            self._ended[job.round] = self._of(mask)
 
     def origin(self, job: Job) -> Origin:
         """What a job's result is made from, as digests."""
@@ -149,6 +168,7 @@ class Inputs:
     def release(self, index: int) -> None:
         """A round is recorded: its mask and values are not needed any more, here and in the object store."""
         del self._rounds[index]
+        self._ended.pop(index, None)
 
     def start_handle(self, executor: Executor, job: Job | None = None) -> Handle:
         """The rewind weights, where the workers can read them; for the dense phase the initialisation."""

@@ -11,6 +11,7 @@ from swamp_ray.run.lookup import evaluation_of, is_measured_alike, measured_anew
 from swamp_ray.run.messages import JobSpec, Outcome
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.storage.artifacts import RESULT, ArtifactStore, Manifest, without_advice
+from swamp_ray.storage.own_masks import own_mask_files
 from swamp_ray.storage.recipes import Named
 from swamp_ray.storage.states import lacks_state
 
@@ -60,7 +61,7 @@ class StoredResults:
                     continue
                 if name != named.name:
                     self._journal.uses(job, name)
-                for file in manifest.files if verify else ():
+                for file in manifest.files if verify else own_mask_files(manifest):
                     self._store.read(manifest, file)
                 return manifest
             except CorruptArtifactError as error:

@@ -36,6 +36,7 @@ from swamp_ray.storage.forks import put_fork
 from swamp_ray.storage.holders import this_process
 from swamp_ray.storage.job_log import JobLog
 from swamp_ray.storage.leases import HeldLease, Lease, Leases, artifact_lease, is_free
+from swamp_ray.storage.own_masks import own_mask_payload, read_own_mask
 from swamp_ray.storage.place import Place
 from swamp_ray.storage.places import open_place
 from swamp_ray.storage.states import put_state, read_state
@@ -43,11 +44,12 @@ from swamp_ray.training.arithmetic import Arithmetic, applied
 from swamp_ray.training.fork import ForkPoint
 from swamp_ray.training.mask_before import choose_mask
 from swamp_ray.training.peak_memory import PeakMemory
-from swamp_ray.training.program import TrainingSpec
+from swamp_ray.training.program import Program, TrainingSpec
 from swamp_ray.training.ranks import Ranks
+from swamp_ray.training.replicas import AnyRun, ReplicatedRun, begin_run
 from swamp_ray.training.results import Progress, TrainedParticle
 from swamp_ray.training.trainer import ParticleTrainer
-from swamp_ray.training.training_run import GradientRequest, TrainingRun, begin_training, never
+from swamp_ray.training.training_run import GradientRequest, TrainingRun, never
 
 BUFFERS_FILE = "buffers.safetensors"
 RUN_FILE = "run.pt"
@@ -159,6 +161,7 @@ class Worker:
         for manifest in every_named(self.store, spec.named):
             try:
                 compact = read_state(self.store, manifest)
+                own_mask = read_own_mask(self.store, manifest, mask.size)
             except MissingPayloadError:
                 continue  # deleted to save space, and needed once more
             log(f"{spec.job}: found {manifest.name[:12]} in storage")
@@ -166,7 +169,7 @@ class Worker:
             if spec.job.kind == "trunk":
                 return [outcome]
             if not is_measured_alike(spec, manifest.name, manifest.info):
-                outcome = self._measure(spec, outcome, compact, mask, start, log)
+                outcome = self._measure(spec, outcome, compact, mask if own_mask is None else own_mask, start, log)
             return self._with_pieces(outcome, compact)
         return None
 
@@ -218,7 +221,10 @@ class Worker:
         every, written = int(self.config.execution.checkpoint_every.amount), time.monotonic()
         while not run.done:
             try:
-                progress = run.epoch(stop) if training.seat is None else (yield from run.epoch_steps(stop))
+                if training.seat is None or isinstance(run, ReplicatedRun):  # which is never packed
+                    progress = run.epoch(stop)
+                else:
+                    progress = yield from run.epoch_steps(stop)
                 if progress is not None:
                     log(_epoch_line(progress))
                     yield progress
@@ -243,7 +249,8 @@ class Worker:
         manifest = self._keep(spec, result, time.perf_counter() - began, memory.read_bytes())
         discard_named(self.store, spec.named, CHECKPOINT)
         log(f"{spec.job}: finished, {_metrics_text(result.evaluation.metrics)}")
-        return self._with_pieces(outcome_of(manifest, len(run.history) - first_epoch), result.compact)
+        epochs = (len(run.history) - first_epoch) * run.job.program.num_replicas
+        return self._with_pieces(outcome_of(manifest, epochs), result.compact)
 
     def _note_divergence(self, spec: JobSpec, error: DivergedError, log: Any) -> None:
         """Its checkpoint leads nowhere. A storage that takes no files must not hide what happened."""
@@ -253,7 +260,7 @@ class Worker:
         except RunError as failure:
             log(f"{spec.job}: {failure}")
 
-    def _begin(self, training: _Training, log: Any) -> TrainingRun:
+    def _begin(self, training: _Training, log: Any) -> AnyRun:
         spec, start, mask, values = training.spec, training.start, training.mask, training.values
         assert spec.program is not None
         trainer = training.seat or self.trainer
@@ -265,23 +272,24 @@ class Worker:
         order = TrainingSpec(str(spec.job), spec.seed, spec.program)
         checkpoint = self._find_checkpoint(spec, log)
         try:
-            run = begin_training(trainer, order, values, mask, start.buffers, checkpoint, fork)
+            run = begin_run(trainer, order, values, mask, start.buffers, checkpoint, fork)
         except CorruptArtifactError as error:
             log(f"{spec.job}: {error}; starting afresh")
             discard_named(self.store, spec.named, CHECKPOINT)
-            run = begin_training(trainer, order, values, mask, start.buffers, fork=fork)
+            run = begin_run(trainer, order, values, mask, start.buffers, fork=fork)
         origin = f"step {run.step}" if run.step else "the start" if fork is None else "the trunk"
         seed = f", seed {spec.reseed}" if spec.reseed else ""
         form = f"{spec.packing}, " if spec.is_packed else ""
+        form += _replicas_text(spec.program)
         log(f"{spec.job}: attempt {spec.attempt}{seed}, from {origin}, {spec.program.num_steps} steps, {form}"
             f"density {mask.mean():.4f}, result {spec.named.name[:12]}")
         return run
 
-    def _stopped(self, spec: JobSpec, run: TrainingRun, log: Any) -> None:
+    def _stopped(self, spec: JobSpec, run: AnyRun, log: Any) -> None:
         self._checkpoint(spec, run)
         log(f"{spec.job}: asked to stop; a checkpoint was written after step {run.step}")
 
-    def _checkpoint(self, spec: JobSpec, run: TrainingRun) -> None:
+    def _checkpoint(self, spec: JobSpec, run: AnyRun) -> None:
         info = {"step": run.step, "epoch": len(run.history)}
         self.store.put(spec.named.name, {RUN_FILE: run.checkpoint()}, info, CHECKPOINT)
 
@@ -297,8 +305,9 @@ class Worker:
                 self.store.discard(name, CHECKPOINT)
         return None
 
-    def _keep_fork(self, spec: JobSpec, run: TrainingRun, seconds: float, peak_bytes: int | None) -> Manifest:
+    def _keep_fork(self, spec: JobSpec, run: AnyRun, seconds: float, peak_bytes: int | None) -> Manifest:
         """Store where particles part. A trunk is no result of the method, and is not evaluated."""
+        assert isinstance(run, TrainingRun)
         info: dict[str, Any] = {"history": run.history, "seconds": seconds, "work": str(spec.job),
                                 "run": self.config.name}
         if peak_bytes is not None:
@@ -314,9 +323,12 @@ class Worker:
             info["peak_bytes"] = peak_bytes
         if spec.measurement is not None:
             info["measured"] = spec.measurement.measured
+        others: dict[str, bytes] = {}
+        if result.mask is not None:
+            others, info["mask"] = own_mask_payload(result.mask)
         # Who reads the file need not know the tokens of the options.
         recipe = concealed_tree(spec.named.recipe)
-        return put_state(self.store, spec.named.name, result.compact, recipe, info)
+        return put_state(self.store, spec.named.name, result.compact, recipe, info, others)
 
     def _choose_mask(self, spec: JobSpec, start: State, mask: np.ndarray, log: JobLog, stop: Callable[[], bool]
                      ) -> Iterator[Outcome]:
@@ -389,6 +401,10 @@ def _log(spec: JobSpec, place: Place, conceal: Concealer) -> Iterator[JobLog]:
         raise
     finally:
         log.close()
+
+
+def _replicas_text(program: Program) -> str:
+    return "" if program.num_replicas == 1 else f"{program.num_replicas} replicas in turn, "
 
 
 def _epoch_line(progress: Progress) -> str:

@@ -223,6 +223,19 @@ class ExponentialMean:
         self.count += 1
 
     @torch.no_grad()
+    def restrict_(self, params: Sequence[Tensor], some: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        """Forget what was averaged of weights that do not continue when a mask changes.
+
+        Args:
+            params: The trained tensors, as they were given first.
+            some: Those of them that have a mask.
+            masks: Of each a 0/1 tensor.
+        """
+        places = {id(parameter): place for place, parameter in enumerate(params)}
+        for parameter, mask in zip(some, masks, strict=True):
+            self._means[places[id(parameter)]] *= mask
+
+    @torch.no_grad()
     def mean_into_(self, params: Sequence[Tensor]) -> None:
         """Write the mean into tensors.
 

@@ -226,6 +226,10 @@ class _Symbols:
         """A name of all that may enter."""
         return name_of("greedy", {"of": list(states)})
 
+    def own_mask(self, particle: NamedResult) -> str | None:
+        """A name of its own, made from the training's."""
+        return name_of("own mask", {"of": particle.named.name})
+
     def next_mask(self, result: NamedResult) -> str | None:
         """The name of what it is chosen from, or chosen by."""
         return result.named.name
@@ -244,7 +248,7 @@ def trainings(example: Prepared, seed: int, member: int = 0) -> Iterator[Trainin
             continue
         dense = result.job == DENSE
         survivors = prepared.layout.num_prunable if dense else prepared.plan[result.job.round].survivors
-        epochs = result.program.num_steps / prepared.steps_per_epoch
+        epochs = result.program.num_replicas * result.program.num_steps / prepared.steps_per_epoch
         num_bytes = state_bytes(prepared, survivors)
         if result.job.kind == "trunk":
             num_bytes = trunk_bytes(prepared, prepared.plan[result.job.round])

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from swamp_ray.config.schema import SwampConfig
+from swamp_ray.training.mask_updates import MaskUpdates
 from swamp_ray.training.program import Program, dense_phase, round_program, trunk_program
 
 PASSES = 3
@@ -177,7 +178,7 @@ def round_phases(config: SwampConfig, steps_per_epoch: int, round_index: int, pa
 
 
 def training_of(config: SwampConfig, program: Program, density: float | None = None) -> Training:
-    """What a program trains: all of its steps cost the same.
+    """What a program trains: all of its steps cost the same, unless its mask changes.
 
     Args:
         config: The run.
@@ -185,4 +186,28 @@ def training_of(config: SwampConfig, program: Program, density: float | None = N
         density: Of every prunable layer, where it is not the mask's of the round.
     """
     gradients = config.training.gradients_per_step
-    return (Stretch(program.num_steps, gradients, density),)
+    updates = program.mask_updates
+    if updates is None:
+        return (Stretch(program.num_steps, gradients, density),)
+    if updates.method == "prune":
+        stretches = _falling(program.num_steps, gradients, updates)
+    else:
+        # A change by the gradient takes a step's place, and one gradient whatever the optimiser takes.
+        num = len(updates.steps) if updates.needs_gradient else 0
+        stretches: Training = (Stretch(program.num_steps - num, gradients, density),)
+        if num:
+            stretches += (Stretch(num, 1, density, num),)
+    # One worker trains the replicas in turn.
+    return stretches * program.num_replicas
+
+
+def _falling(num_steps: int, gradients: int, updates: MaskUpdates) -> Training:
+    """A training that is pruned on its way; on the way every layer is taken to have the density of the whole."""
+    stretches = []
+    begin = 0
+    density: float | None = 1.0
+    for step in updates.steps:
+        stretches.append(Stretch(step - begin, gradients, density))
+        begin = step
+        density = None if step == updates.last else updates.density_at(step)
+    return (*stretches, Stretch(num_steps - begin, gradients, density))

@@ -124,7 +124,9 @@ def _weight_bytes(config: SwampConfig, model: nn.Module, masked: bool) -> int:
     prunable = find_prunable(model, config.pruning.include, config.pruning.exclude).num_prunable
     state = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     returns = 0 if training.sam_rho is None else trained  # what SAM's steps go back to
-    return state + (moments + means) * trained + returns + (4 * prunable if masked else 0)
+    each = state + (moments + means) * trained + returns + (4 * prunable if masked else 0)
+    # Replicas hold their own while another one is in the network.
+    return each if config.num_replicas == 1 else config.num_replicas * each + state
 
 
 def _data_bytes(config: SwampConfig, data: Data, arithmetic: Arithmetic) -> int:

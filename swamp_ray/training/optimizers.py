@@ -100,6 +100,30 @@ class MaskedStep:
         self.optimizer.step()
         self.clear_gradients()
 
+    def change_masks(self, masks: Sequence[Tensor], continuing: Sequence[Tensor]) -> None:
+        """Hold other masks from now on.
+
+        A weight that does not continue is set to 0, and so is what the optimiser remembers of it: a new weight starts
+        like one of a fresh network, and nothing moves one that was dropped.
+
+        Args:
+            masks: One 0/1 tensor a prunable tensor.
+            continuing: Likewise, 1 where a weight keeps its value.
+        """
+        self.hold(masks)
+        apply_mask_(self._weights, continuing)
+        for weight, part in zip(self._weights, continuing, strict=True):
+            remembered = self.optimizer.state.get(weight, {})
+            states = [value for value in remembered.values() if isinstance(value, Tensor)]
+            states = [value for value in states if value.shape == weight.shape and value.is_floating_point()]
+            apply_mask_(states, [part] * len(states))
+
+    @torch.no_grad()
+    def hold(self, masks: Sequence[Tensor]) -> None:
+        """Hold other masks from now on, with weights that they fit already."""
+        for own, mask in zip(self._masks, masks, strict=True):
+            own.copy_(mask)
+
     def clear_gradients(self) -> None:
         """Remove the parameters' gradients."""
         # Like the optimiser's zero_grad, whose grouping by device and kind takes longer than a small network's step.

@@ -13,6 +13,7 @@ from swamp_ray.config.fields import Length
 from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import AveragingConfig
 from swamp_ray.errors import UserError
+from swamp_ray.training.mask_updates import MaskUpdates, mask_updates_of
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Program:
             ``snapshot_every`` after the rate has become constant, so that snapshots fall on the ends of epochs.
         snapshot_every: swa: steps between snapshots.
         ema_decay: ema: decay per step.
+        mask_updates: When the mask changes; None: the same mask from start to end.
     """
 
     num_steps: int
@@ -82,11 +84,17 @@ class Program:
     first_snapshot: int = 0
     snapshot_every: int = 0
     ema_decay: float = 0.0
+    mask_updates: MaskUpdates | None = None
 
     @property
     def num_epochs(self) -> int:
         """Passes over the training split, the last one possibly cut."""
         return math.ceil(self.num_steps / self.steps_per_epoch)
+
+    @property
+    def num_replicas(self) -> int:
+        """How many replicas a training has that are averaged at each change of the mask; mostly 1."""
+        return 1 if self.mask_updates is None else self.mask_updates.replicas
 
     def snapshot_after(self, done: int) -> bool:
         """Whether a snapshot enters the running mean once ``done`` steps are finished."""
@@ -97,6 +105,10 @@ class Program:
         """Plain nested values, for the recipe."""
         fields = asdict(self)
         fields["rate"]["milestones"] = list(self.rate.milestones)
+        # Programs did not have this at first, and the names of those without it must not change.
+        del fields["mask_updates"]
+        if self.mask_updates is not None:
+            fields["mask_updates"] = self.mask_updates.as_dict()
         return fields
 
 
@@ -197,7 +209,22 @@ def _whole_program(
         program = _full_program(config, steps_per_epoch, length.steps(steps_per_epoch), lr, decay, sparsity)
     if program.num_steps < 1:
         raise UserError("a round must train at least one step", got=program.num_steps, where="round.length")
+    updates = mask_updates_of(config, program.num_steps, steps_per_epoch)
+    if updates is not None:
+        program = replace(program, mask_updates=updates)
+        _refuse_mixed_masks(config, program, updates)
     return program
+
+
+def _refuse_mixed_masks(config: SwampConfig, program: Program, updates: MaskUpdates) -> None:
+    """A mean of snapshots of two masks would be denser than either."""
+    if program.averaging == "swa" and program.first_snapshot <= updates.last:
+        raise UserError(
+            "SWA must take its first snapshot after the last change of the mask, because a mean over two masks is "
+            "denser than either",
+            got=f"averaging.start: {config.averaging.start:g} with a snapshot after step {program.first_snapshot}, and "
+            f"pruning.updates.until: {config.pruning.updates.until:g} with a change after step {updates.last}",
+            where="averaging.start", do="Raise averaging.start, or lower pruning.updates.until.")
 
 
 def _full_program(

@@ -56,9 +56,11 @@ class TrainedParticle:
         evaluation: The network with re-estimated normalisation statistics.
         as_trained: Metrics with the statistics that training left; None where weights were averaged.
         history: One record an epoch.
+        mask: The mask that training ended with, bool ``[P]``; None: the one that it began with.
     """
 
     compact: CompactState
     evaluation: Evaluation
     as_trained: dict[str, dict[str, float]] | None
     history: list[dict[str, Any]]
+    mask: np.ndarray | None = None

@@ -25,7 +25,9 @@ from swamp_ray.random_state import random_state, restore_random_state
 from swamp_ray.seeding import derive_seed
 from swamp_ray.sparsity.averaging import ExponentialMean, SnapshotMean
 from swamp_ray.sparsity.compact import CompactState, compact_model
-from swamp_ray.sparsity.masks import mask_tensors
+from swamp_ray.sparsity.dynamic import Exchange
+from swamp_ray.sparsity.masks import from_bits, mask_tensors, to_bits
+from swamp_ray.training.changing_mask import ChangingMask, NotFiniteError
 from swamp_ray.training.epoch_totals import EpochTotals
 from swamp_ray.training.fork import ForkPoint, fork_point, part_from_
 from swamp_ray.training.normalisation import has_batchnorm, norm_modules
@@ -85,12 +87,16 @@ class TrainingRun:
         self.optimizer = build_optimizer(trainer.model, config, job.program.weight_decay, trainer.arithmetic.fused)
         weights = trainer.weights
         masks = None
-        if not bool(mask.all()):
+        updates = job.program.mask_updates
+        if updates is not None or not bool(mask.all()):
             masks = mask_tensors(trainer.layout, mask, device=trainer.device, like=weights)
         self.take_step = MaskedStep(self.optimizer, weights, masks, config.clip_norm)
         self._ascent: Ascent | None = None
         if config.sam_rho is not None:
             self._ascent = Ascent(self.take_step, config.sam_rho, norm_modules(trainer.model, trainer.kept))
+        self.changing: ChangingMask | None = None
+        if updates is not None:
+            self.changing = ChangingMask(updates, trainer.layout, weights, mask, job.seed, self.take_step)
         self.mean: SnapshotMean | ExponentialMean | None = None
         if job.program.averaging == "swa":
             self.mean = SnapshotMean(self.parameters)
@@ -120,11 +126,25 @@ class TrainingRun:
             as_trained = trainer.metrics(("validation", "test"))
         if self.mean is not None:
             self.mean.mean_into_(self.parameters)
+        return self.result(as_trained)
+
+    def result(self, as_trained: dict[str, dict[str, float]] | None = None) -> TrainedParticle:
+        """The network in place, evaluated.
+
+        Args:
+            as_trained: Its metrics with the statistics that training left.
+
+        Raises:
+            DivergedError: Its weights are not finite.
+        """
+        trainer = self.trainer
         refuse_stateful_buffers(trainer.model, self._buffers, trainer.kept)
         refuse_moving_extra_state(trainer.model, trainer.extra_state)
         self._refuse_infinite()
-        compact = compact_model(trainer.model, trainer.layout, self._mask)
-        return TrainedParticle(compact, trainer.evaluate_in_place(), as_trained, self.history)
+        mask = self._mask if self.changing is None else self.changing.mask
+        compact = compact_model(trainer.model, trainer.layout, mask)
+        own_mask = None if self.changing is None else mask
+        return TrainedParticle(compact, trainer.evaluate_in_place(), as_trained, self.history, own_mask)
 
     def fork(self) -> ForkPoint:
         """Where particles part from this run, the trunk of their round, which is done.
@@ -241,9 +261,18 @@ class TrainingRun:
             self.config.batch_size, seed=derive_seed(self.job.seed, "shuffle", index), drop_last=True,
             first=self.step - first, share=(self._ranks.rank, self._ranks.count))
         for batch in itertools.islice(batches, first + num - self.step):
-            loss, metrics = yield from self._gradients(batch)
+            changes_by_gradient = self._change_mask()
+            if changes_by_gradient:
+                loss, metrics = yield GradientRequest(batch)
+            else:
+                loss, metrics = yield from self._gradients(batch)
             totals.add(loss, metrics)
-            self.take_step(program.rate.at(self.step))
+            if changes_by_gradient:
+                # As in Evci et al. (2020) the update takes the place of the optimiser's step.
+                self.grow_by_gradient()
+                self.take_step.clear_gradients()
+            else:
+                self.take_step(program.rate.at(self.step))
             self.step += 1
             takes_snapshot = isinstance(self.mean, ExponentialMean) or program.snapshot_after(self.step)
             if self.mean is not None and takes_snapshot:
@@ -267,6 +296,41 @@ class TrainingRun:
             raise
         ascent.descend()
         return found
+
+    def _change_mask(self) -> bool:
+        """Change the mask if it is due; or say True where that needs the gradient of the next batch."""
+        if self.changing is None or not self.changing.is_due(self.step):
+            return False
+        if self.changing.updates.needs_gradient:
+            return True
+        self.apply_mask(self.step, self.next_mask(self.step))
+        return False
+
+    def grow_by_gradient(self) -> None:
+        """Change the mask with the dense gradients that lie in the parameters."""
+        assert self.changing is not None
+        self.apply_mask(self.step, self.next_mask(self.step, self.changing.gradients()))
+
+    def next_mask(self, done: int, gradients: np.ndarray | None = None) -> Exchange:
+        """The mask that follows from the weights in place after ``done`` steps.
+
+        Args:
+            done: Finished steps.
+            gradients: Dense gradients ``[P]``, where growth needs them.
+
+        Raises:
+            DivergedError: Weights or gradients are not finite.
+        """
+        assert self.changing is not None
+        try:
+            return self.changing.choose(done, gradients)
+        except NotFiniteError as error:
+            raise self._diverged(done, math.nan) from error
+
+    def apply_mask(self, done: int, following: Exchange) -> None:
+        """Hold another mask from now on, that was chosen after ``done`` steps."""
+        assert self.changing is not None
+        self.changing.apply(done, following, self.parameters, self.mean)
 
     def _mean_losses(self, losses: Tensor, first: int) -> np.ndarray:
         """An epoch's losses by step, averaged over all ranks; the first that is not finite ends the run."""
@@ -304,7 +368,7 @@ class TrainingRun:
         """
         buffer = io.BytesIO()
         interim = None if self._interim is None else self._ranks.gather(self._interim.as_dict())
-        torch.save({
+        state = {
             "job": self._identity,
             "step": self.step,
             "history": self.history,
@@ -313,7 +377,11 @@ class TrainingRun:
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean.state_dict() if self.mean is not None else None,
             "interim": interim,
-        }, buffer)
+        }
+        if self.changing is not None:
+            bits = torch.from_numpy(to_bits(self.changing.mask))
+            state["mask"] = {"bits": bits, "updated_at": self.changing.updated_at}
+        torch.save(state, buffer)
         return buffer.getvalue()
 
     def restore(self, checkpoint: bytes) -> None:
@@ -345,6 +413,10 @@ class TrainingRun:
             self.mean.load_state_dict(state["mean"])
         self.step = int(state["step"])
         self.history = list(state["history"])
+        if self.changing is not None:
+            bits = state["mask"]["bits"].cpu().numpy()
+            mask = from_bits(bits, self.trainer.layout.num_prunable)
+            self.changing.resume(mask, int(state["mask"]["updated_at"]))
         interim = state["interim"]
         self._interim = None if interim is None else _Interim(**interim[self._ranks.rank])
 

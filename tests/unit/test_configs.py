@@ -20,14 +20,14 @@ from swamp_ray.run.prepare import Prepared
 from swamp_ray.run.reporter import Reporter
 from swamp_ray.sparsity.compact import CompactState, compact_state, full_state
 from swamp_ray.sparsity.masks import Layout, find_prunable
-from swamp_ray.sparsity.schedule import plan_survivors
+from swamp_ray.sparsity.schedule import plan_survivors, survivors_at
 from swamp_ray.sparsity.structure import check_structure
 from swamp_ray.sparsity.unit_selection import plan_units
 from swamp_ray.storage.artifacts import ArtifactStore
 from swamp_ray.storage.states import read_state
 from swamp_ray.structure import parse_structure
 from swamp_ray.training.models import build_model
-from swamp_ray.training.program import Program, TrainingSpec, dense_program, round_program
+from swamp_ray.training.program import Program, TrainingSpec, dense_phase, dense_program, round_program
 from swamp_ray.training.trainer import ParticleTrainer
 from tests.helpers import root_of
 
@@ -82,14 +82,15 @@ def planned(path: Path) -> Planned:
     is_ticket = config.start_from is not None and "/tickets/" in config.start_from.path
     start = round(0.1074 * layout.num_prunable) if is_ticket else None
     pruning = config.pruning
-    survivors = plan_survivors(layout.num_prunable, pruning.rate, pruning.target, start)
+    if pruning.when == "rounds":
+        survivors = plan_survivors(layout.num_prunable, pruning.rate, pruning.target, start)
+    else:
+        survivors = [survivors_at(layout.num_prunable, pruning.target, start)]
     if (structure := parse_structure(pruning.structure)) is not None:
         check_structure(layout, structure)
         whole = np.ones(layout.num_prunable, dtype=bool)
         survivors = plan_units(layout, structure, pruning.scope, pruning.rate, pruning.target, whole)
-    if pruning.when == "before":
-        survivors = survivors[-1:]
-    counts = [config.particles.at(1 - kept / layout.num_prunable) for kept in survivors]
+    counts = [config.particles.at(1 - kept / layout.num_prunable) // config.num_replicas for kept in survivors]
     rounds = plan_rounds(layout.num_prunable, survivors, counts)
     programs = [[round_program(config, steps, plan.index, n) for n in range(plan.num_particles)] for plan in rounds]
     return Planned(config, steps, layout, rounds, dense_program(config, steps), programs)
@@ -116,7 +117,7 @@ class TestEveryFile:
         plan = planned(path)
         near = 0.02 if plan.config.pruning.structure == "channels" else 1e-4
         assert plan.rounds[-1].sparsity == pytest.approx(plan.config.pruning.target, abs=near)
-        assert all(plan.config.particles.count <= count for count in plan.particles)
+        assert all(plan.config.particles.count <= count * plan.config.num_replicas for count in plan.particles)
         assert all(program.num_steps > 0 for programs in plan.programs for program in programs)
 
     def test_no_two_runs_have_one_name(self) -> None:
@@ -167,10 +168,11 @@ class TestArms:
         assert {name for name in ARMS if arm(name).epochs(0) != 60} == {"imp_4t", "swamp_late_fork"}
 
     def test_most_share_their_sparsities(self) -> None:
-        survivors = {name: [plan.survivors for plan in arm(name).rounds] for name in ARMS}
-        assert {name for name in ARMS if survivors[name] != survivors["imp"]} == {
-            "continue_ticket", "one_shot", "imp_2_4", "imp_blocks", "imp_channels", *BEFORE}
-        assert all(survivors[name] == survivors["imp"][-1:] for name in BEFORE)
+        in_rounds = [name for name in ARMS if arm(name).config.pruning.when == "rounds"]
+        survivors = {name: [plan.survivors for plan in arm(name).rounds] for name in in_rounds}
+        assert {name for name in in_rounds if survivors[name] != survivors["imp"]} == {
+            "continue_ticket", "one_shot", "imp_2_4", "imp_blocks", "imp_channels"}
+        assert all(arm(name).rounds[-1].survivors == survivors["imp"][-1] for name in BEFORE)
 
     def test_the_greedy_soup_is_the_soup_but_for_what_is_averaged(self) -> None:
         greedy, soup = arm("soup_greedy").config, arm("sparse_model_soups").config
@@ -242,6 +244,41 @@ class TestArms:
         assert (pruning.score, pruning.scope) == (score, scope)
 
 
+class TestMasksThatChange:
+    """Arms of one training within which the mask changes; 351 steps an epoch, so 21,060 in all."""
+
+    @pytest.mark.parametrize(("name", "method", "replicas"), [
+        ("set", "random", 1), ("rigl", "gradient", 1), ("rigl_averaged", "gradient", 4)])
+    def test_dynamic_ones_have_the_schedule_of_evci_and_others(self, name: str, method: str, replicas: int) -> None:
+        plan = arm(name)
+        [[program]] = plan.programs
+        updates = program.mask_updates
+        assert updates is not None
+        assert (updates.method, program.num_replicas) == (method, replicas)
+        assert plan.config.pruning.scope == "erk"
+        assert updates.steps == tuple(range(100, 15_795, 100))
+        assert updates.share_at(0) == pytest.approx(0.3)
+        assert updates.share_at(updates.last) < 1e-4
+        assert dense_phase(plan.config, plan.steps_per_epoch) is None
+
+    def test_gradual_pruning_ends_at_three_quarters(self) -> None:
+        [[program]] = arm("gradual_magnitude_pruning").programs
+        assert program.mask_updates is not None
+        assert program.mask_updates.last == 15_795
+        assert len(program.mask_updates.steps) == 158
+
+    def test_one_shot_with_fine_tuning_prunes_once_in_the_middle(self) -> None:
+        [[program]] = arm("one_shot_fine_tuning").programs
+        assert program.mask_updates is not None
+        assert program.mask_updates.steps == (10_530,)
+
+    @pytest.mark.parametrize("name", ["set", "rigl", "rigl_averaged", "gradual_magnitude_pruning",
+                                      "one_shot_fine_tuning"])
+    def test_each_has_the_target_of_imp(self, name: str) -> None:
+        assert arm(name).rounds[-1].survivors == arm("imp").rounds[-1].survivors
+        assert arm(name).rates(0, 1.0) == pytest.approx([0.0], abs=1e-6)
+
+
 class _Watch(Reporter):
     def __init__(self) -> None:
         self.prepared: Prepared | None = None
@@ -265,14 +302,14 @@ class TestStartingWeights:
     @pytest.fixture
     def begun(self, monkeypatch: pytest.MonkeyPatch) -> list[_Begun]:
         begun: list[_Begun] = []
-        begin = worker.begin_training
+        begin = worker.begin_run
 
         def watched(trainer: ParticleTrainer, job: TrainingSpec, start: CompactState, mask: np.ndarray,
                     *rest: Any) -> Any:
             begun.append(_Begun(job.label, start, mask))
             return begin(trainer, job, start, mask, *rest)
 
-        monkeypatch.setattr(worker, "begin_training", watched)
+        monkeypatch.setattr(worker, "begin_run", watched)
         return begun
 
     @pytest.mark.parametrize(("name", "origin"), [

@@ -45,7 +45,12 @@ def epochs_by_round(run: ReportRun) -> dict[int, int]:
         return {}
     epochs: pd.DataFrame = run.metrics.loc[run.metrics["kind"].isin(["dense_epoch", "trunk_epoch", "particle_epoch"])]
     rounds = epochs["round"].fillna(DENSE_ROUND) if "round" in epochs else [DENSE_ROUND] * len(epochs)
-    return dict(sorted(Counter(int(index) for index in rounds).items()))
+    # One line stands for all replicas of a training whose mask changes.
+    replicas = epochs["replicas"].fillna(1) if "replicas" in epochs else [1] * len(epochs)
+    found: Counter[int] = Counter()
+    for index, number in zip(rounds, replicas, strict=True):
+        found[int(index)] += int(number)
+    return dict(sorted(found.items()))
 
 
 def epochs_so_far(run: ReportRun) -> dict[int, int]:

@@ -20,6 +20,8 @@ def _name_without_sam(config: SwampConfig) -> str | None:
     vary = particles.vary
     if config.pruning.when == "before":
         return _before(config)
+    if config.changes_mask:
+        return _changing(config)
     if config.start_from is not None or config.pruning.score != "magnitude" or config.pruning.scope != "global":
         return None
     if config.particles.fork_at and (config.particles.count == 1 or config.rewind.weights == "none"):
@@ -51,6 +53,18 @@ def _before(config: SwampConfig) -> str | None:
 
 BEFORE = {"snip": "SNIP", "grasp": "GraSP", "synflow": "SynFlow", "random": "random pruning before training",
           "magnitude": "magnitude pruning before training"}
+
+
+def _changing(config: SwampConfig) -> str | None:
+    """A method whose mask changes within its one training."""
+    updates = config.pruning.updates
+    if config.start_from is not None or config.averaging.within != "none":
+        return None
+    if config.pruning.when == "dynamic":
+        name = "RigL" if updates.grow == "gradient" else "SET"
+    else:
+        name = "one-shot pruning with fine-tuning" if updates.begin == updates.until else "gradual magnitude pruning"
+    return name if config.num_replicas == 1 else f"{name}, averaged over {config.num_replicas} replicas"
 
 
 def _without_rewinding(config: SwampConfig) -> str | None:
@@ -92,9 +106,14 @@ def _start(config: SwampConfig) -> str:
         after = "initialisation" if config.rewind.weights == "init" else \
             f"weights after {config.dense.length} of dense training (T0)"
         return f"The only round starts from the {after}, under the mask that is chosen there."
+    if config.changes_mask and config.rewind.weights == "init":
+        return "It starts from the initialisation."
     if config.rewind.weights == "init":
         return "Every round starts from the initialisation, under its mask."
     dense = f"{config.dense.length} of dense training (T0)"
+    if config.changes_mask:
+        return f"It starts from the weights after {dense}." if config.dense.length.amount else \
+            "It starts from the initialisation."
     if config.rewind.weights == "none":
         return f"The first round starts after {dense}; each later one goes on from the average before it, pruned."
     return f"Every round starts, under its mask, from the weights after {dense}."
@@ -102,6 +121,12 @@ def _start(config: SwampConfig) -> str:
 
 def _training(config: SwampConfig) -> str:
     particles, round_ = config.particles, config.round
+    if config.changes_mask:
+        text = f"There is one training, of {round_.length} (T)."
+        if config.num_replicas > 1:
+            text = (f"There is one training, of {round_.length} (T), of {config.num_replicas} replicas, whose weights "
+                    "are averaged at each change of the mask and at the end.")
+        return " ".join([text, _within(config)]).strip()
     count = "1 particle" if particles.count == 1 else f"{particles.count} particles"
     stages = "".join(f", {stage.count} from {percent(stage.sparsity)} sparsity on" for stage in particles.schedule)
     length = f"{round_.length} (T)"
@@ -147,7 +172,7 @@ def _swa_rate(config: SwampConfig) -> str:
 
 
 def _combination(config: SwampConfig) -> str:
-    if config.particles.count == 1 and not config.particles.schedule:
+    if config.changes_mask or (config.particles.count == 1 and not config.particles.schedule):
         return ""
     if config.particles.combine == "best":
         return "The best particle on validation is the round's network."
@@ -167,13 +192,14 @@ def _pruning(config: SwampConfig) -> str:
     pruning = config.pruning
     if not pruning.target:
         return "Nothing is pruned."
+    if config.changes_mask:
+        return _updates(config)
     what = {"magnitude": "of smallest magnitude", "movement": "that moved towards zero",
             "random": "chosen at random"}.get(pruning.score, f"of lowest score ({pruning.score})")
     if pruning.when == "before":
         what = {"magnitude": "of largest magnitude", "random": "chosen at random"}.get(
             pruning.score, f"of highest score ({pruning.score})")
-    where = {"global": "over all layers at once", "uniform": "with one density for all layers",
-             "erk": "with densities by layer (ERK)"}[pruning.scope]
+    where = _WHERE[pruning.scope]
     structure = parse_structure(pruning.structure)
     if structure is not None:
         where = _structured(structure, where)
@@ -193,3 +219,23 @@ def _structured(structure: Structure, where: str) -> str:
     if structure.kind != CHANNELS:
         units = f"blocks of {structure.first} outputs x {structure.second} inputs"
     return f"in {units} by the sum of their scores, {where}"
+
+
+_WHERE = {"global": "over all layers at once", "uniform": "with one density for all layers",
+          "erk": "with densities by layer (ERK)"}
+
+
+def _updates(config: SwampConfig) -> str:
+    """How the mask changes within the training."""
+    pruning, updates = config.pruning, config.pruning.updates
+    where, target = _WHERE[pruning.scope], f"{pruning.target * 100:g} %"
+    if pruning.when == "dynamic":
+        how = "where the gradient is largest" if updates.grow == "gradient" else "at random"
+        return (f"The mask is of {target} sparsity from the first step on, {where}. Every {updates.every} until "
+                f"{updates.until * 100:g} % of the training each layer drops its smallest weights and grows as many, "
+                f"{how}: {updates.drop_share * 100:g} % of its weights at first, ever fewer along a cosine.")
+    if updates.begin == updates.until:
+        return (f"After {updates.begin * 100:g} % of the training the weights of smallest magnitude are pruned at "
+                f"once, {where}, to {target} sparsity.")
+    return (f"The weights of smallest magnitude are pruned within the training, {where}: every {updates.every} from "
+            f"{updates.begin * 100:g} to {updates.until * 100:g} % of it, along a cubic, down to {target} sparsity.")

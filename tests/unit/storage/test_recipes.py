@@ -25,7 +25,9 @@ from swamp_ray.config.schema import SwampConfig
 from swamp_ray.config.sections import TrainingConfig
 from swamp_ray.errors import UserError
 from swamp_ray.launch import run
+from swamp_ray.method.events import Job
 from swamp_ray.run.prepare import Prepared, prepare
+from swamp_ray.run.result_names import ResultNames
 from swamp_ray.run.run_recipes import recipes_of
 from swamp_ray.storage.recipes import average_recipe
 from swamp_ray.training.trainer import initial_model
@@ -140,6 +142,7 @@ ELSEWHERE = {
     "data.image_size", "data.resize", "start_from.path", "start_from.prefix", "start_from.take", "start_from.round",
     "start_from.skip", "start_from.zeros",
     "execution.device", "execution.deterministic", "particle.num_workers", "execution.packing",
+    "pruning.when", *(f"pruning.updates.{option}" for option in ("every", "begin", "until", "grow", "drop_share")),
 }
 
 
@@ -191,6 +194,25 @@ def test_what_decides_the_numbers_is_in_the_names_it_decides(named: Cache, field
     given, value, changed = DECIDES[field]
     before, after = named(**given), named(**given, **{field.replace(".", "__"): value})
     assert {kind for kind in before if after[kind] != before[kind]} == changed
+
+
+DYNAMIC: dict[str, Any] = {"pruning__when": "dynamic", "pruning__scope": "erk", "dense__length": 0,
+                           "averaging__within": "none", "particles__count": 1, "pruning__updates__every": "2 steps"}
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("pruning__updates__every", "3 steps"), ("pruning__updates__begin", 0.4), ("pruning__updates__until", 0.6),
+    ("pruning__updates__grow", "random"), ("pruning__updates__drop_share", 0.2), ("particles__count", 2),
+])
+def test_how_a_mask_changes_is_in_the_name_of_its_training(tmp_path: Path, option: str, value: Any) -> None:
+    job = Job("particle", 0, 0)
+    found = []
+    for changed in ({}, {option: value}):
+        result = ResultNames(prepare(tiny(tmp_path, **{**DYNAMIC, **changed})))
+        found.append(result.training(job, result.first_origin()).named)
+    assert found[0].name != found[1].name
+    assert found[0].recipe["mask"] == found[1].recipe["mask"], "both begin alike"
+    assert not found[0].former, "no earlier version did this"
 
 
 def test_a_default_and_the_same_value_spelled_out_have_the_same_names(named: Cache) -> None:

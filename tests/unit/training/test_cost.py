@@ -91,3 +91,35 @@ class TestPrograms:
         config = config_of(round={"length": 8}, particles={"count": num, "fork_at": 0.75})
         found = cost_of(round_phases(config, 10, 0, range(num), 0.0), 10, 1, None, None)
         assert (found.total_epochs, found.critical_epochs) == (total, 8)
+
+
+CHANGING: dict[str, Any] = {"dense": {"length": 0}, "particles": {"count": 1}}
+
+
+class TestMasksThatChange:
+    def test_growth_by_the_gradient_needs_it_whole_at_each_change(self) -> None:
+        pruning = {"when": "dynamic", "scope": "erk", "updates": {"every": "5 steps", "until": 0.75}}
+        [phase] = round_phases(config_of(**CHANGING, pruning=pruning), 10, 0, [0], 0.9)
+        assert phase == ((Stretch(35), Stretch(5, dense_gradients=5)),), "at steps 5 to 25 of 40, before step 30"
+
+    def test_growth_at_random_needs_no_gradient(self) -> None:
+        pruning = {"when": "dynamic", "scope": "erk", "updates": {"every": "5 steps", "grow": "random"}}
+        [phase] = round_phases(config_of(**CHANGING, pruning=pruning), 10, 0, [0], 0.9)
+        assert phase == ((Stretch(40),),)
+
+    def test_replicas_are_trained_one_after_the_other(self) -> None:
+        pruning = {"when": "dynamic", "scope": "erk", "updates": {"every": "5 steps"}}
+        config = config_of(**{**CHANGING, "particles": {"count": 4}}, pruning=pruning)
+        found = cost_of(round_phases(config, 10, 0, [0], 0.9), 10, 16, None, None)
+        assert (found.total_epochs, found.critical_epochs) == (16.0, 16.0)
+
+    def test_a_change_by_the_gradient_takes_one_gradient_under_sam_too(self) -> None:
+        pruning = {"when": "dynamic", "scope": "erk", "updates": {"every": "5 steps"}}
+        [phase] = round_phases(config_of(**CHANGING, pruning=pruning, training={"sam_rho": 0.05}), 10, 0, [0], 0.9)
+        assert phase == ((Stretch(35, gradients=2), Stretch(5, dense_gradients=5)),)
+
+    def test_gradual_pruning_is_dense_at_first_and_falls_along_a_cubic(self) -> None:
+        pruning = {"when": "gradual", "target": 0.8, "updates": {"every": "10 steps", "begin": 0.25, "until": 0.75}}
+        [[training]] = round_phases(config_of(**CHANGING, pruning=pruning), 10, 0, [0], 0.8)
+        assert [(one.steps, one.density) for one in training] == [
+            (20, 1.0), (10, pytest.approx(0.2 + 0.8 * 0.5**3)), (10, None)]

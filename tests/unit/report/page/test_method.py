@@ -23,10 +23,17 @@ NAMES = {
     "imp_sam": "IMP with SAM", "soup_greedy": "Sparse Model Soups, greedy", "imp_2_4": None, "imp_blocks": None,
     "imp_channels": None,
 }
+CHANGING = {
+    "set": ("SET", "grows as many, at random: 30 % of its weights at first"),
+    "rigl": ("RigL", "Every 100 steps until 75 % of the training"),
+    "rigl_averaged": ("RigL, averaged over 4 replicas", "averaged at each change of the mask and at the end"),
+    "gradual_magnitude_pruning": ("gradual magnitude pruning", "at once: every 100 steps from 0 to 75 %"),
+    "one_shot_fine_tuning": ("one-shot pruning with fine-tuning", "After 50 % of the training"),
+}
 
 
 def test_every_arm_is_looked_at() -> None:
-    assert {path.stem for path in ARMS.glob("*.yaml")} == set(NAMES)
+    assert {path.stem for path in ARMS.glob("*.yaml")} == {*NAMES, *CHANGING}
 
 
 @pytest.mark.parametrize("arm", NAMES)
@@ -63,3 +70,16 @@ def test_statistics_are_named_where_they_are_not_the_usual_ones() -> None:
     usual = load_config(ARMS / "imp_erk.yaml")
     assert "statistics" not in method_words(usual)
     assert "without augmentation" in method_words(with_values(usual, {"averaging.statistics": "unaugmented"}))
+
+
+@pytest.mark.parametrize("arm", CHANGING)
+def test_a_mask_that_changes_within_the_training_is_said(arm: str) -> None:
+    config = load_config(ARMS / f"{arm}.yaml")
+    name, words = CHANGING[arm]
+    assert method_name(config) == name
+    text = method_words(config)
+    assert words in text
+    assert "98 % sparsity" in text
+    assert "round" not in text, "there is one training"
+    dense = arm in ("gradual_magnitude_pruning", "one_shot_fine_tuning")
+    assert ("5 epochs of dense training" in text) == dense
