@@ -142,6 +142,7 @@ ELSEWHERE = {
     "data.image_size", "data.resize", "start_from.path", "start_from.prefix", "start_from.take", "start_from.round",
     "start_from.skip", "start_from.zeros",
     "execution.device", "execution.deterministic", "particle.num_workers", "execution.packing",
+    "pruning.before.steps", "pruning.before.num_batches", "pruning.before.temperature",
     "pruning.when", *(f"pruning.updates.{option}" for option in ("every", "begin", "until", "grow", "drop_share")),
 }
 
