@@ -89,9 +89,10 @@ def _epochs(config: SwampConfig, factor: float, of: str) -> float:
     for index, sparsity in enumerate(_sparsities(config)):
         count = config.particles.at(sparsity, 1e-9)
         lengths = [factor * _length(config, index, particle) - left_out for particle in range(count)]
-        if of == "critical":
+        if of == "critical" and not config.changes_mask:
             epochs += max(lengths)
         else:
+            # Of a mask that changes, one worker trains all particles in turn.
             shared = config.particles.fork_at * lengths[0]
             epochs += shared + sum(length - shared for length in lengths)
     return epochs * config.training.gradients_per_step

@@ -25,7 +25,18 @@ ARMS = {"IMP": "imp", "IMP+SWA": "imp_swa", "SWAMP-SGD": "swamp_without_swa", "S
         "greedy soup": "soup_greedy", "late fork": "swamp_late_fork",
         "IMP-best-of-4": "imp_best_of_4", "IMP+EMA": "imp_ema", "IMP+SAM": "imp_sam", "LR rewinding": "lr_rewinding",
         "IMP-init": "imp_rewind_init", "IMP-ERK": "imp_erk", "IMP-uniform": "imp_uniform",
-        "random": "random_pruning", "one-shot": "one_shot"}
+        "random": "random_pruning", "one-shot": "one_shot",
+        "before random": "before_random",
+        "before ERK": "before_erk",
+        "before magnitude": "before_magnitude",
+        "SNIP": "snip",
+        "GraSP": "grasp",
+        "SynFlow": "synflow",
+        "SET": "set",
+        "RigL": "rigl",
+        "RigL averaged": "rigl_averaged",
+        "GMP": "gradual_magnitude_pruning",
+        "one-shot FT": "one_shot_fine_tuning"}
 """The file in configs/arms of each method that is compared."""
 FORMS = {"total": 514.0, "critical": 130.0}
 """What the comparison's two forms spend on each run, by what is equal."""
