@@ -10,7 +10,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,16 +160,18 @@ class TimedCall:
 
 
 class TimedAverager(Averager):
-    """As soon as the next mask is known, and checked, it is only written."""
+    """As soon as the next mask is known it is only described and written."""
 
     def __init__(self, config: SwampConfig, layout: Layout, store: ArtifactStore, watch: Stopwatch) -> None:
         super().__init__(config, layout, store)
         self._watch = watch
 
-    def _emptied(self, following: np.ndarray, counts: list[int]) -> list[str]:
-        emptied = super()._emptied(following, counts)
+    def _select(
+        self, k: int, mask_bits: np.ndarray, shards: Sequence[Ask[Shard]], counts: Sequence[int]
+    ) -> np.ndarray:
+        following = super()._select(k, mask_bits, shards, counts)
         self._watch.start("write")
-        return emptied
+        return following
 
 
 class TimedStore(ArtifactStore):

@@ -55,13 +55,17 @@ def parse_structure(text: str) -> Structure | None:
         return None
     if text == CHANNELS:
         return Structure(text, CHANNELS)
-    if (found := _PATTERN.fullmatch(text)) is not None:
-        kept, of = int(found[1]), int(found[2])
+    found = _PATTERN.fullmatch(text)
+    if found is not None:
+        kept = int(found[1])
+        of = int(found[2])
         if not 0 < kept < of:
             raise ValueError(f"must keep at least 1 and fewer than all of the weights of a group, but got {text}")
         return Structure(text, PATTERN, kept, of)
-    if (found := _BLOCKS.fullmatch(text)) is not None:
-        rows, columns = int(found[1]), int(found[2])
+    found = _BLOCKS.fullmatch(text)
+    if found is not None:
+        rows = int(found[1])
+        columns = int(found[2])
         if rows * columns < 2:
             raise ValueError(f"must have blocks of at least 2 weights, but got {text}")
         return Structure(text, BLOCKS, rows, columns)

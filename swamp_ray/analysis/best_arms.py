@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from swamp_ray.analysis.statistics import holm, paired
 
 ALPHA = 0.05
-BEST, TIED, WORSE, UNTESTED = "best", "not distinguishable", "distinguishable", "not tested"
+BEST = "best"
+TIED = "not distinguishable"
+WORSE = "distinguishable"
+UNTESTED = "not tested"
 """What is found of an arm."""
 
 

@@ -55,7 +55,8 @@ def masks_of_runs(benches: Sequence[Bench]) -> list[Row]:
             raise UserError(f"{one.rundir.name} and {other.rundir.name} prune different tensors", where="RUN...")
         found = {round(other.sparsity(index), 9): index for index in other.rounds}
         for index in one.rounds:
-            if (same := found.get(round(one.sparsity(index), 9))) is not None:
+            same = found.get(round(one.sparsity(index), 9))
+            if same is not None:
                 density = 1 - one.sparsity(index)
                 rows.append({"first": one.rundir.name, "second": other.rundir.name, "sparsity": one.sparsity(index),
                              "overlap": overlap(one.mask(index), other.mask(same)),
@@ -83,7 +84,8 @@ def analyze(what: str, names: Sequence[str], storage: str | None, rounds: Sequen
     console = Output(highlight=False, stderr=as_json)
     rundirs = [find_run(name, storage) for name in names]
     for rundir in rundirs:
-        if text := changes_in_words(rundir, config_of(rundir)):
+        text = changes_in_words(rundir, config_of(rundir))
+        if text:
             print(f"warning: {text}", file=sys.stderr)
     with handled(stopping) as stopping, _workplace(rundirs[0], executor, address, stopping) as place, _alone(place):
         benches: list[Bench] = []
@@ -114,7 +116,8 @@ def _analyze(what: str, benches: Sequence[Bench], rounds: Sequence[int], as_json
         chosen = list(rounds) or bench.rounds
         for index in chosen:
             bench.sparsity(index)
-        spot, head = bench.rundir.analysis(what), {"run": bench.rundir.name, "analysis": what}
+        spot = bench.rundir.analysis(what)
+        head = {"run": bench.rundir.name, "analysis": what}
         if what in DIVIDED:
             rows = rows_of(DIVIDED[what], measure, bench, chosen, place, make_progress(console))
             keep_rows(spot, head, "rows", kept_rows(DIVIDED[what], bench), whole=True)

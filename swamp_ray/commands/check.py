@@ -115,7 +115,8 @@ def _sweep_name_lines(sweep: Sweep) -> list[str]:
 
 def sweep_header(sweep: Sweep) -> list[str]:
     """Two lines that say what is swept and where its results go."""
-    config, base = sweep.config, sweep.base
+    config = sweep.config
+    base = sweep.base
     seeds = f"{len(config.seeds)} seed{'s' * (len(config.seeds) > 1)}"
     count = (f"{config.num_samples} settings by {config.search.name}" if config.is_adaptive
              else f"{len(sweep.settings())} settings")
@@ -151,7 +152,8 @@ def sweep_lines(sweep: Sweep, plan: SweepPlan) -> list[str]:
     lines = []
     if not config.is_adaptive:
         at_most = "" if plan.is_exact else "at most "
-        named, distinct = plan.named("particle"), plan.num_distinct("particle")
+        named = plan.named("particle")
+        distinct = plan.num_distinct("particle")
         trunks = ""
         if plan.named("trunk"):
             trunks = f"{counted(plan.named('trunk'), 'trunk')}, {plan.num_distinct('trunk'):,} distinct; "
@@ -305,7 +307,8 @@ def packed_bytes(prepared: Prepared, survivors: int) -> int:
 
 def traffic_lines(prepared: Prepared) -> list[str]:
     """What travels through the object store."""
-    first, last = prepared.plan[0], prepared.plan[-1]
+    first = prepared.plan[0]
+    last = prepared.plan[-1]
     mask = math.ceil(prepared.layout.num_prunable / 8)
     return [
         f"travels: rewind weights {size(prepared.initial.num_bytes)} once; a round's mask {size(mask)}; "
@@ -319,7 +322,8 @@ def object_store_lines(prepared: Prepared) -> list[str]:
     """What the first round, the largest, keeps in the object store of a node with one worker and with all states."""
     if prepared.config.execution.executor == "inline":
         return []
-    needs, most = round_bytes(prepared, prepared.plan[0]), prepared.plan[0].num_particles
+    needs = round_bytes(prepared, prepared.plan[0])
+    most = prepared.plan[0].num_particles
     waiting = min(most, prepared.config.execution.max_waiting_states)
     return [f"object store of a node: at least {size(needs.needed(1, 0))} in round 0, "
             f"{size(needs.needed(1, waiting))} with {waiting} states that wait"]
@@ -354,7 +358,8 @@ def name_lines(prepared: Prepared, rundir: RunDir) -> list[str]:
 
 
 def _emptied(prepared: Prepared) -> list[str]:
-    config, layers = prepared.config.pruning, prepared.layout.layers
+    config = prepared.config.pruning
+    layers = prepared.layout.layers
     if config.scope == "global":
         share = prepared.plan[-1].survivors / len(layers)
         if share < 1:

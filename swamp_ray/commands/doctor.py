@@ -68,7 +68,8 @@ def _devices() -> Iterator[str]:
 
 
 def _memory() -> Iterator[str]:
-    pages, page = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    pages = os.sysconf("SC_AVPHYS_PAGES")
+    page = os.sysconf("SC_PAGE_SIZE")
     yield f"{size(pages * page)} of memory are free"
     shm = Path("/dev/shm")
     if shm.is_dir():
@@ -83,7 +84,8 @@ def _storage(storage: str) -> Iterator[str]:
     store = ArtifactStore(storage)
     with store.place.on_trial():
         store.check_writable()
-        free, inodes = store.place.free_bytes(), store.place.free_files()
+        free = store.place.free_bytes()
+        inodes = store.place.free_files()
     if free is None:
         yield f"{store.place.locate('')} can be written"
         return

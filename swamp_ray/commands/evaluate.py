@@ -137,7 +137,8 @@ class _Member:
     """
 
     def __init__(self, rundir: RunDir, config: SwampConfig, data: Data) -> None:
-        self._rundir, self.like = rundir, None
+        self._rundir = rundir
+        self.like = None
         self.like: ParticleTrainer | None
         self.arithmetic = resolve_arithmetic(config.execution, device_kind(config), initial_model(config, data),
                                              config.particle.num_workers)
@@ -251,11 +252,14 @@ def print_evaluation(names: Sequence[str], storage: str | None, as_json: bool) -
     runs = [find_run(name, storage) for name in names]
     levels, task = evaluate_runs(runs)
     for rundir in runs:
-        if text := changes_in_words(rundir, config_of(rundir)):
+        text = changes_in_words(rundir, config_of(rundir))
+        if text:
             print(f"warning: {text}", file=sys.stderr)
-        if text := edit_in_words(rundir, rundir.read_run() or {}):
+        text = edit_in_words(rundir, rundir.read_run() or {})
+        if text:
             print(f"warning: {text}", file=sys.stderr)
-        if unverified := rundir.unverified(rundir.rounds):
+        unverified = rundir.unverified(rundir.rounds)
+        if unverified:
             print(f"warning: not verified, since an older version wrote them without checksums: {rundir.name}: "
                   f"{', '.join(unverified)}", file=sys.stderr)
     for text in _left_out(runs, levels):

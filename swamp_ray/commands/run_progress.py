@@ -221,7 +221,8 @@ class _Budget:
     """Epochs to train, trained and found, and what that says about the time left."""
 
     def __init__(self) -> None:
-        self.total, self.done = 0.0, 0.0
+        self.total = 0.0
+        self.done = 0.0
         self._trained = 0.0
         self._epochs: dict[Job, float] = {}
         self._partial: dict[Job, float] = {}
@@ -296,7 +297,8 @@ class _Budget:
 
 def header(prepared: Prepared, path: str) -> list[str]:
     """Two lines that say what runs and where its results go."""
-    config, plan = prepared.config, prepared.plan
+    config = prepared.config
+    plan = prepared.plan
     particles = sorted({round_plan.num_particles for round_plan in plan})
     several = f"{particles[0]} to {particles[-1]} particles"
     counts = counted(particles[0], "particle") if len(particles) == 1 else several
@@ -312,14 +314,16 @@ def header(prepared: Prepared, path: str) -> list[str]:
 
 def _packing(prepared: Prepared) -> str:
     """How many particles a worker trains at a time, where it is not one."""
-    form, width = prepared.arithmetic.form, prepared.arithmetic.width
+    form = prepared.arithmetic.form
+    width = prepared.arithmetic.width
     return "" if form == "single" else f", {width} at a time ({form})"
 
 
 def round_line(record: RoundRecord, prepared: Prepared, budget: _Budget | None = None) -> str:
     """One line for a finished round, with the time that is left where a budget is given."""
     name = shown_primary(prepared.task)
-    mean, std = record.mean["test"][name], record.std["test"][name]
+    mean = record.mean["test"][name]
+    std = record.std["test"][name]
     entered = record.num_particles - len(record.dropped)
     spread = f" ± {number(std, name)}" if entered > 1 else ""
     of = f"{entered} of {counted(record.num_particles, 'particle')}" if record.dropped else "particles"

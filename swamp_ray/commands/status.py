@@ -43,7 +43,8 @@ def show_status(run: str, storage: str | None = None, watch: bool = False) -> No
         for part in describe(rundir):
             console.print(part, soft_wrap=isinstance(part, Text))
         return
-    watcher, epochs = Watch(), EpochsSoFar(rundir)
+    watcher = Watch()
+    epochs = EpochsSoFar(rundir)
     with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update(Group(*describe(rundir, watcher, epochs)), refresh=True)
@@ -62,13 +63,16 @@ def describe(rundir: RunDir, watch: Watch | None = None, epochs: EpochsSoFar | N
     """
     record = _record(rundir)
     life = life_of(rundir, record, watch)
-    rounds, planned = rundir.read_rounds(), record.get("rounds", [])
+    rounds = rundir.read_rounds()
+    planned = record.get("rounds", [])
     lines: list[Text | Table] = [Text(f"{rundir.name}: {life.text}, {len(rounds)} of {len(planned)} rounds",
                              style="bold")]
     lines += [Text(line) for line in [*_coverage(record), *_attempts(record, life.running)]]
-    if edited := edit_in_words(rundir, record):
+    edited = edit_in_words(rundir, record)
+    if edited:
         lines.append(Text(f"warning: {edited}", style="yellow"))
-    if unverified := rundir.unverified(rundir.rounds, rundir.results):
+    unverified = rundir.unverified(rundir.rounds, rundir.results)
+    if unverified:
         lines.append(Text("not verified, since an older version wrote them without checksums: "
                           + ", ".join(unverified)))
     done = {entry["round"] for entry in rounds}
@@ -82,7 +86,8 @@ def describe(rundir: RunDir, watch: Watch | None = None, epochs: EpochsSoFar | N
     if rounds:
         if rounds[-1].get("cost_so_far"):
             lines.append(Text(f"cost up to round {rounds[-1]['round']}: {cost_text(rounds[-1]['cost_so_far'])}"))
-        if thin := thin_of_record(rounds[-1], record.get("layers", [])):
+        thin = thin_of_record(rounds[-1], record.get("layers", []))
+        if thin:
             lines.append(Text(f"warning: round {rounds[-1]['round']} keeps only {thin_text(thin)}", style="yellow"))
         lines.append(_results(rundir, rounds, Metric(record.get("primary", "accuracy"), record.get("shown_as"))))
     return lines
@@ -90,7 +95,9 @@ def describe(rundir: RunDir, watch: Watch | None = None, epochs: EpochsSoFar | N
 
 def _coverage(record: dict[str, Any]) -> list[str]:
     """How much of the network is pruned at the end, and what is odd about it; runs of before did not record it."""
-    prunable, parameters, planned = record.get("num_prunable"), record.get("num_parameters"), record.get("rounds")
+    prunable = record.get("num_prunable")
+    parameters = record.get("num_parameters")
+    planned = record.get("rounds")
     if not prunable or not parameters or not planned:
         return []
     of_all = (prunable - planned[-1]["survivors"]) / parameters
@@ -111,8 +118,10 @@ class _OpenWork:
     """What has become of the jobs of the rounds that are not finished."""
 
     def __init__(self, rundir: RunDir, record: dict[str, Any], running: bool, epochs: EpochsSoFar) -> None:
-        self._rundir, self._running = rundir, running
-        self._store, self._leases = ArtifactStore(rundir.place), rundir.leases()
+        self._rundir = rundir
+        self._running = running
+        self._store = ArtifactStore(rundir.place)
+        self._leases = rundir.leases()
         # A job that had to be named anew, as after a loss of its start, was noted later.
         self._names = {Job(line["kind"], line["round"], line["particle"]): str(line["name"])
                        for line in rundir.read_results()}
@@ -140,7 +149,8 @@ class _OpenWork:
         """What a round lacks whose particles are all done: it is not finished before it is evaluated and recorded."""
         if set(states.values()) != {"done"}:
             return ""
-        average, evaluation = self._state(Job("average", index)), self._state(Job("evaluation", index))
+        average = self._state(Job("average", index))
+        evaluation = self._state(Job("evaluation", index))
         if average != "done":
             return "; their average is still to be made"
         if evaluation != "done":
@@ -164,7 +174,8 @@ class _OpenWork:
     def _checkpointed(self, name: str) -> str:
         """The epoch from which an unfinished training goes on."""
         with contextlib.suppress(CorruptArtifactError):
-            if (checkpoint := self._store.find(name, CHECKPOINT)) is not None:
+            checkpoint = self._store.find(name, CHECKPOINT)
+            if checkpoint is not None:
                 return f", epoch {checkpoint.info.get('epoch')}"
         return ""
 
@@ -177,7 +188,8 @@ class EpochsSoFar:
     """
 
     def __init__(self, rundir: RunDir) -> None:
-        self._rundir, self._attempt = rundir, 1
+        self._rundir = rundir
+        self._attempt = 1
         self._num_read = 0
         self._last: dict[tuple[int, Job], JobEpoch] = {}
         self._recorded: set[int] = set()
@@ -226,7 +238,8 @@ def _results(rundir: RunDir, rounds: list[dict[str, Any]], primary: str) -> Tabl
 
 
 def _attempts(record: dict[str, Any], running: bool) -> list[str]:
-    lines, attempts = [], record.get("attempts", [])
+    lines = []
+    attempts = record.get("attempts", [])
     for number, attempt in enumerate(attempts, start=1):
         unended = "running" if running and number == len(attempts) else "killed"
         spent = f", {duration(attempt['seconds'])}" if "seconds" in attempt else ""

@@ -112,7 +112,8 @@ def _again(job: Job) -> str:
 def print_jobs(address: str | None, insecure: bool) -> None:
     """A table of swamp's jobs, the newest first."""
     jobs = connect(address, insecure)
-    console, found = Output(highlight=False), jobs.all()
+    console = Output(highlight=False)
+    found = jobs.all()
     if not found:
         console.print(f"no jobs of swamp at {jobs.access.url}")
         return
@@ -160,7 +161,8 @@ def stop_job(name: str, address: str | None, insecure: bool) -> None:
         RunError: It has not ended in time.
         Interrupted: The user does not wait for it.
     """
-    jobs, console = connect(address, insecure), Output(highlight=False)
+    jobs = connect(address, insecure)
+    console = Output(highlight=False)
     job = jobs.find(name)
     if job.has_ended:
         console.print(f"{escape(job.id)} {_ended(job)} already", soft_wrap=True)

@@ -84,7 +84,9 @@ def cells_table(rows: Sequence[Row], primary: str) -> Table:
 
 def effects_table(effect: Row) -> Table:
     """What the four unshuffled cells say, and the shuffled ones."""
-    first, second, metric = effect["first"], effect["second"], effect["metric"]
+    first = effect["first"]
+    second = effect["second"]
+    metric = effect["metric"]
     unit = ", in points" if is_percent(metric) else ""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False, title=f"differences of test {metric}{unit}",
                   title_justify="left", caption_justify="left",

@@ -73,7 +73,8 @@ class PlainSweepReporter(SweepReporter):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._metric, self._num_settings = "", 0
+        self._metric = ""
+        self._num_settings = 0
         self._name = Metric("")
         self._ended: set[str] = set()
 
@@ -130,7 +131,8 @@ class LiveSweepReporter(SweepReporter):
         self._console = console
         self._live: Live | None = None
         self._view: SweepView | None = None
-        self._next, self._note = 0.0, ""
+        self._next = 0.0
+        self._note = ""
 
     def ray_starting(self) -> None:
         """Say why nothing happens for some seconds."""

@@ -122,7 +122,9 @@ class SweepView:
     """
 
     def __init__(self, sweepdir: SweepDir, watch: Watch | None = None, now: Callable[[], float] = time.time) -> None:
-        self._sweepdir, self._watch, self._now = sweepdir, watch, now
+        self._sweepdir = sweepdir
+        self._watch = watch
+        self._now = now
         self._sweep = read_sweep(sweepdir)
         self._settings = Settings(sweepdir, self._sweep)
         self._known: dict[str, Row] = {}
@@ -141,9 +143,11 @@ class SweepView:
     def refresh(self) -> None:
         """Read what may have changed; records that are damaged are said in notes, those of a member in its row."""
         try:
-            self._record, lost = read_record(self._sweepdir), ""
+            self._record = read_record(self._sweepdir)
+            lost = ""
         except CorruptArtifactError as error:
-            self._record, lost = {}, (f"{error} Left out here: how the last attempt ended, and what was trained. The "
+            self._record = {}
+            lost = (f"{error} Left out here: how the last attempt ended, and what was trained. The "
                                       "same sweep command begins it anew.")
         trials, damage = self._settings.salvage()
         self._damage = [*([lost] if lost else []), *damage]
@@ -221,12 +225,14 @@ class SweepView:
 
     def _left(self) -> str:
         """Time left: the epochs that nobody has trained yet, at the pace of the current attempt."""
-        plan, attempts = self._record.get("plan") or {}, self._record.get("attempts", [])
+        plan = self._record.get("plan") or {}
+        attempts = self._record.get("attempts", [])
         if not (self.life.running and attempts and "distinct_epochs" in plan):
             return ""
         current = attempts[-1]
         left = plan["distinct_epochs"] - sum(attempt.get("trained_epochs", 0.0) for attempt in attempts)
-        trained, since = current.get("trained_epochs", 0.0), _seconds(current.get("started"))
+        trained = current.get("trained_epochs", 0.0)
+        since = _seconds(current.get("started"))
         elapsed = 0.0 if since is None else self._now() - since
         if left <= 0 or trained <= 0 or elapsed <= 0:
             return ""
@@ -236,7 +242,8 @@ class SweepView:
         """The settings to show: all in the order of the plan, or the most interesting ones."""
         if most is None or len(self.rows) <= most:
             return self.rows
-        metric, sign = self.metrics[0], -1 if self._sweep.config.mode == "max" else 1
+        metric = self.metrics[0]
+        sign = -1 if self._sweep.config.mode == "max" else 1
 
         def interest(row: Row) -> tuple[int, float]:
             if row.status in URGENT:
@@ -292,7 +299,8 @@ class SweepView:
         lines = [Text(f"damaged: {text}", style="red") for text in self._damage[:SHOWN_REASONS]]
         if len(self._damage) > SHOWN_REASONS:
             lines.append(Text(f"and {len(self._damage) - SHOWN_REASONS} more", style="red"))
-        if (hidden := len(self.rows) - len(rows)) > 0:
+        hidden = len(self.rows) - len(rows)
+        if hidden > 0:
             shown = {row.trial.label for row in rows}
             states = Counter(row.status for row in self.rows if row.trial.label not in shown)
             lines.append(Text(f"{hidden} more settings are not shown: "
@@ -344,7 +352,8 @@ def _rounds(row: Row) -> str:
 
 
 def _metric(row: Row, metric: str, name: str) -> str:
-    mean, error = row.mean(metric), row.standard_error(metric)
+    mean = row.mean(metric)
+    error = row.standard_error(metric)
     if mean is None:
         return "-"
     return short(mean, name) + ("" if error is None else f" ± {short(error, name)}")

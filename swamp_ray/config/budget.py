@@ -100,7 +100,8 @@ def _epochs(config: SwampConfig, factor: float, of: str) -> float:
 
 def _length(config: SwampConfig, index: int, particle: int) -> float:
     """Epochs of a particle's training, as the program of a round has them."""
-    round_, varied = config.round, config.particles.vary.length
+    round_ = config.round
+    varied = config.particles.vary.length
     if varied:
         return varied[particle % len(varied)].amount
     if round_.schedule == "retrain" and config.first_round + index > 0:
@@ -113,7 +114,8 @@ def _sparsities(config: SwampConfig) -> list[float]:
     pruning = config.pruning
     if pruning.when != "rounds":
         return [pruning.target]
-    found, density = [0.0], Fraction(1)
+    found = [0.0]
+    density = Fraction(1)
     while density > 1 - exact(pruning.target) and len(found) < MAX_ROUNDS:
         density *= 1 - exact(pruning.rate)
         found.append(float(1 - density))
@@ -124,7 +126,8 @@ def _sparsities(config: SwampConfig) -> list[float]:
 def _whole_trunk(config: SwampConfig, budget: Budget, factor: float) -> float:
     """The factor near another one with which the budget is met by a trunk of whole epochs."""
     counts = [config.particles.at(sparsity, 1e-9) for sparsity in _sparsities(config)]
-    share, gradients = config.particles.fork_at, config.training.gradients_per_step
+    share = config.particles.fork_at
+    gradients = config.training.gradients_per_step
     dense = config.dense.length.amount if config.rewind.weights != "init" else 0.0
     rest = budget.epochs / gradients - dense
     near = round(share * factor * config.round.length.amount)

@@ -81,7 +81,8 @@ def import_path_of(code: Any, where: str) -> str:
     Raises:
         UserError: It has none: a lambda, a function inside another one, an object.
     """
-    module, name = getattr(code, "__module__", None), getattr(code, "__qualname__", "")
+    module = getattr(code, "__module__", None)
+    name = getattr(code, "__qualname__", "")
     found: Any = sys.modules.get(str(module))
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -152,7 +153,8 @@ def _typed(value: Any, kinds: set[Any]) -> Any:
     if is_number and str in kinds and not kinds & _NUMBERS and _can_be_spelled(value):
         return str(value)
     if isinstance(value, str) and kinds & _NUMBERS and str not in kinds and EXPONENT.fullmatch(value):
-        value, is_number = float(value), True
+        value = float(value)
+        is_number = True
     if is_number and isinstance(value, float) and int in kinds and float not in kinds and value.is_integer():
         return int(value)
     return value

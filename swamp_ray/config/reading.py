@@ -113,7 +113,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     """Lines ``key: old -> new`` for every leaf in which two nested mappings differ."""
     lines: list[str] = []
     for key in dict.fromkeys([*old, *new]):
-        left, right = old.get(key), new.get(key)
+        left = old.get(key)
+        right = new.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
             lines += differences(left, right, f"{prefix}{key}.")
         elif left != right:

@@ -85,7 +85,8 @@ def _wrong_before(config: Sections) -> Iterator[str]:
 
 def _wrong_updates(config: Sections) -> Iterator[str]:
     """What has no meaning where the mask changes within the one training, and what only has one there."""
-    pruning, when = config.pruning, config.pruning.when
+    pruning = config.pruning
+    when = config.pruning.when
     if when not in ("gradual", "dynamic"):
         if pruning.updates != UpdatesConfig():
             yield "pruning.updates needs pruning.when: gradual or dynamic"
@@ -137,7 +138,8 @@ def _wrong_replicas(config: Sections) -> Iterator[str]:
     """N particles that are averaged at each change of the mask are one job of one worker."""
     why = (f"with pruning.when: {config.pruning.when} and particles.count: {config.particles.count}, whose particles "
            "are averaged at each change of the mask")
-    particles, execution = config.particles, config.execution
+    particles = config.particles
+    execution = config.execution
     if particles.combine != "average":
         yield f"particles.combine must be average {why}"
     if particles.vary.lr or particles.vary.length or particles.vary.weight_decay:
@@ -155,7 +157,8 @@ def _wrong_replicas(config: Sections) -> Iterator[str]:
 
 
 def _wrong_schedules(config: Sections) -> Iterator[str]:
-    dense, length = config.dense.length, config.round.length
+    dense = config.dense.length
+    length = config.round.length
     if length.amount <= 0:
         yield "round.length must be greater than 0"
     if config.rewind.schedule == "continue":
@@ -179,7 +182,8 @@ def _wrong_schedules(config: Sections) -> Iterator[str]:
 
 
 def _wrong_averages(config: Sections) -> Iterator[str]:
-    every, length = config.averaging.every, config.round.length
+    every = config.averaging.every
+    length = config.round.length
     if config.averaging.within == "swa":
         if every.amount <= 0:
             yield "averaging.every must be greater than 0"
@@ -204,7 +208,8 @@ def _wrong_averages(config: Sections) -> Iterator[str]:
 
 
 def _wrong_forks(config: Sections) -> Iterator[str]:
-    share, averaging = config.particles.fork_at, config.averaging
+    share = config.particles.fork_at
+    averaging = config.averaging
     if share == 0:
         return
     vary = config.particles.vary
@@ -251,7 +256,8 @@ def _wrong_structure(config: Sections) -> Iterator[str]:
 
 
 def _wrong_ranks(config: Sections) -> Iterator[str]:
-    ranks, execution = config.particle.num_workers, config.execution
+    ranks = config.particle.num_workers
+    execution = config.execution
     if config.training.batch_size % ranks:
         yield (
             f"particle.num_workers must divide training.batch_size, but {config.training.batch_size} % {ranks} != 0"

@@ -58,7 +58,8 @@ class Sweep:
         Raises:
             UserError: There are too many.
         """
-        space, samples = self.config.space, self.config.num_samples
+        space = self.config.space
+        samples = self.config.num_samples
         grids = {entry: domain.values or () for entry, domain in space.items() if domain.grid is not None}
         drawn = len(grids) < len(space)
         count = math.prod(len(values) for values in grids.values()) * (samples if drawn else 1)

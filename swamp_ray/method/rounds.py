@@ -94,7 +94,8 @@ class Rounds:
         self._before = [job for job, wanted in ((DENSE, dense), (MASK, mask)) if wanted]
         self._combine = combine
         self._max_waiting_states = max_waiting_states
-        self._pauses, self._policy = set(pause_after), policy or Policy()
+        self._pauses = set(pause_after)
+        self._policy = policy or Policy()
         self._decisions = list(decisions)
         self._retries = Retries(max_retries, decisions)
         self._round = _Round()
@@ -208,7 +209,8 @@ class Rounds:
     def _advance(self) -> list[Instruction]:
         """Add whatever has its turn; drop what waits beyond the bound; close a complete round."""
         instructions = self._drop_stragglers()
-        state, turn = self._round, self._wanted()
+        state = self._round
+        turn = self._wanted()
         complete = len(state.finished) == len(turn)
         if self._combine == "best":
             turn = [self._best()] if complete else []
@@ -280,7 +282,8 @@ class Rounds:
             return [self._decide(decision), self._do(job, urgent=True)]
         if policy.on_failure == "drop" and job.kind == "particle":
             if len(self._wanted()) <= policy.min_count:
-                num, left = self.plan[self.current].num_particles, len(self._wanted()) - 1
+                num = self.plan[self.current].num_particles
+                left = len(self._wanted()) - 1
                 return self._fail(f"{job} diverged: {reason}. Round {job.round} has {left} of {num} particles left, "
                                   f"and needs {policy.min_count}")
             return [self._drop(job, "drop", reason), *self._advance()]
@@ -304,7 +307,8 @@ class Rounds:
 
     def _drop_stragglers(self) -> list[Instruction]:
         """Once the deadline has passed and the quorum is there, the round does not wait any longer."""
-        state, quorum = self._round, self._policy.quorum
+        state = self._round
+        quorum = self._policy.quorum
         if not state.deadline_passed or quorum is None or len(state.finished) < quorum:
             return []
         instructions: list[Instruction] = []
@@ -348,7 +352,8 @@ class Rounds:
 
     def _on_lost(self, event: StateLostEvent) -> list[Instruction]:
         """The particle is done again, and the round's average begins anew."""
-        state, job = self._round, event.job
+        state = self._round
+        job = event.job
         if job.kind == "trunk":
             return self._on_trunk_lost(event)
         if job.round != self.current or self.current in self._averaged or job.particle not in state.finished:

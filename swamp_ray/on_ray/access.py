@@ -129,7 +129,8 @@ def find_token(environment: Mapping[str, str]) -> tuple[str | None, str]:
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
         return None, ""
-    token, source = environment.get("RAY_AUTH_TOKEN", "").strip(), "RAY_AUTH_TOKEN"
+    token = environment.get("RAY_AUTH_TOKEN", "").strip()
+    source = "RAY_AUTH_TOKEN"
     if not token:
         token, source = _read_token(token_file(environment), "RAY_AUTH_TOKEN_PATH" in environment)
     if not token and mode == "token":

@@ -65,7 +65,9 @@ class ParticleActor:
         self._packs: dict[str, Pack] = {}
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        self._configs, self._arithmetic, self._storage = configs, arithmetic, storage
+        self._configs = configs
+        self._arithmetic = arithmetic
+        self._storage = storage
         self._problem: UserError | None = None
         try:
             code.take_over()
@@ -142,12 +144,14 @@ class _Cancelled:
     """Whether the driver has cancelled the running job; asked after every step, it looks only now and then."""
 
     def __init__(self) -> None:
-        self._found, self._next = False, 0.0
+        self._found = False
+        self._next = 0.0
 
     def __call__(self) -> bool:
         now = time.monotonic()
         if not self._found and now >= self._next:
-            self._found, self._next = ray.get_runtime_context().is_canceled(), now + STOP_INTERVAL_S
+            self._found = ray.get_runtime_context().is_canceled()
+            self._next = now + STOP_INTERVAL_S
         return self._found
 
 

@@ -56,7 +56,8 @@ def with_chosen_packing(
         return prepared.packed(recorded)
     key = f"{FOLDER}/{_digest(prepared)}"
     own = f"{key}/{prepared.most_jobs}.json"
-    if (choice := _read(prepared, place, own)) is None:
+    choice = _read(prepared, place, own)
+    if choice is None:
         if place.size(own) is not None:
             say(f"how particles were packed cannot be read in {place.locate(own)}; it is measured anew")
         known = _known(place, key)
@@ -106,7 +107,8 @@ def choose(known: dict[str, PackingTime], packings: Sequence[str], num_jobs: int
 
 def describe(choice: str, known: dict[str, PackingTime]) -> str:
     """A sentence on what was chosen and what was found of it."""
-    alone, chosen = known.get(SINGLE), known.get(choice)
+    alone = known.get(SINGLE)
+    chosen = known.get(choice)
     form, width = form_and_width(choice)
     if choice == SINGLE:
         return "particles train one by one: no way of packing them was clearly faster"
@@ -142,7 +144,8 @@ def measure_on_ray(prepared: Prepared, packings: Sequence[str]) -> list[PackingT
     execution = prepared.config.execution
     connection = connect(execution)
     try:
-        resources, labels = worker_resources(execution, prepared.arithmetic.device), worker_labels(execution)
+        resources = worker_resources(execution, prepared.arithmetic.device)
+        labels = worker_labels(execution)
         kind: Any = ray.remote(ParticleActor)
         actor = kind.options(
             num_cpus=resources["CPU"], num_gpus=resources["GPU"], max_restarts=0, label_selector=labels or None,
@@ -169,7 +172,8 @@ def workers_for(prepared: Prepared, num_jobs: int) -> int:
     Raises:
         UserError: Not one fits, or fewer than were asked for.
     """
-    execution, arithmetic = prepared.config.execution, prepared.arithmetic
+    execution = prepared.config.execution
+    arithmetic = prepared.arithmetic
     if execution.executor == "inline":
         return 1
     import ray

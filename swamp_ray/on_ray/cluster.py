@@ -40,7 +40,9 @@ class _Session:
     """
 
     def __init__(self, address: str | None, token: OwnToken | None) -> None:
-        self.address, self.token, self.num_users = address, token, 0
+        self.address = address
+        self.token = token
+        self.num_users = 0
         self.node = ray_worker._global_node
         self.lifeline = Lifeline(address)
         self._silence = contextlib.ExitStack()
@@ -67,7 +69,8 @@ class Connection:
 
     def close(self) -> None:
         """Give the share back; a second call does nothing. A Ray that the caller had started goes on."""
-        session, self._session = self._session, None
+        session = self._session
+        self._session = None
         if session is None:
             return
         with _lock:

@@ -110,12 +110,14 @@ class RayExecutor:
         """Reports since the last call; blocks for the pool's next message, which may concern another run."""
         if not self._reports:
             self._pool.pump(timeout_s)
-        reports, self._reports = self._reports, []
+        reports = self._reports
+        self._reports = []
         return reports
 
     def worked(self) -> list[JobTimes]:
         """Timings of jobs that ended since the last call."""
-        worked, self._worked = self._worked, []
+        worked = self._worked
+        self._worked = []
         return worked
 
     def note(self, worked: JobTimes) -> None:
@@ -142,7 +144,8 @@ class RayExecutor:
 
     def read_average(self, found: ObjectRef[Any]) -> None:
         """Take in an answer of an averaging actor."""
-        begun, job = self._averaging.pop(found, None), self._additions.pop(found, None)
+        begun = self._averaging.pop(found, None)
+        job = self._additions.pop(found, None)
         try:
             result = ray.get(found)
         except RayTaskError as error:

@@ -76,7 +76,8 @@ class Lifeline:
         atexit.unregister(self.close)
         self._release()
         with self._lock:
-            handles, self._handles = self._handles, {}
+            handles = self._handles
+            self._handles = {}
         for handle in handles:
             os.close(handle)
 
@@ -89,7 +90,8 @@ class Lifeline:
 
     def _release(self) -> None:
         """The small process has nothing to say any more."""
-        process, self._survivor = self._survivor, None
+        process = self._survivor
+        self._survivor = None
         if process is not None and process.stdin is not None:
             with contextlib.suppress(OSError):
                 process.stdin.write(survivor.OVER)
@@ -104,7 +106,8 @@ class Lifeline:
                 silent_since = None if _answers(self._gcs) else silent_since or now
                 if silent_since is not None and time.monotonic() - silent_since > GCS_PATIENCE_S:
                     self._lost = self._silent
-            if (text := self.lost()) is not None:
+            text = self.lost()
+            if text is not None:
                 if self._over.wait(LEAVE_S):
                     return
                 if was_stopped():  # by a signal to all processes, it may be, that has ended Ray's as well

@@ -104,7 +104,8 @@ def _is_answered(channel: grpc.Channel, question: str) -> bool:
 
 def _listening_sockets() -> dict[str, tuple[str, int]] | None:
     """Addresses of all listening TCP sockets by inode."""
-    found, has_proc = {}, False
+    found = {}
+    has_proc = False
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             lines = (_PROC / "net" / table).read_text().splitlines()[1:]
@@ -139,7 +140,8 @@ def command_of(pid: int) -> str:
 
 def _below(pid: int) -> list[int]:
     parents = _parents()
-    found, to_visit = [], [pid]
+    found = []
+    to_visit = [pid]
     while to_visit:
         below = parents.get(to_visit.pop(), [])
         found += below

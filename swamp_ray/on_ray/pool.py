@@ -69,7 +69,9 @@ class Pool:
 
     def __init__(self, members: Sequence[Prepared], storage: str, num_workers: int | None = None,
                  deadline_s: float | None = None, spares: Spares | None = None) -> None:
-        self._members, self._storage, self._deadline_s = members, storage, deadline_s
+        self._members = members
+        self._storage = storage
+        self._deadline_s = deadline_s
         self._spares = spares
         self._prepared = prepared = members[0]
         execution = prepared.config.execution
@@ -189,7 +191,8 @@ class Pool:
 
         Members of a pool share the nodes' object stores.
         """
-        room, text = asked, None
+        room = asked
+        text = None
         for node in eligible(living_nodes(), self._prepared.config.execution):
             workers = min(self.num_workers, capacity([node], self._resources)) * self._prepared.arithmetic.width
             store_bytes = node.get("object_store_memory", 0.0)
@@ -200,7 +203,8 @@ class Pool:
         return room, text
 
     def _fitting(self, nodes: list[Resources]) -> int:
-        execution, arithmetic = self._prepared.config.execution, self._prepared.arithmetic
+        execution = self._prepared.config.execution
+        arithmetic = self._prepared.arithmetic
         return pool_size(execution, arithmetic.device, self._most, nodes, arithmetic.ranks)
 
     def _places(self) -> int:

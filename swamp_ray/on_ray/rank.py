@@ -135,7 +135,8 @@ def _tidy() -> Iterator[None]:
     try:
         yield
     except RayActorError:
-        if (placement := get_current_placement_group()) is not None:
+        placement = get_current_placement_group()
+        if placement is not None:
             remove_placement_group(placement)
         raise
 
@@ -164,7 +165,8 @@ class _Stopping:
 
     def __init__(self, given: Given) -> None:
         self._given = given
-        self._found, self._next = False, 0.0
+        self._found = False
+        self._next = 0.0
         self._question: Any = None
 
     def __call__(self) -> bool:
@@ -176,7 +178,8 @@ class _Stopping:
                 self._found = bool(ray.get(self._question, timeout=0))
             except GetTimeoutError:
                 return self._found
-            self._question, self._next = None, now + LOOK_S
+            self._question = None
+            self._next = now + LOOK_S
         return self._found
 
 

@@ -90,7 +90,8 @@ class RankedActor:
             spec: What to do.
             given: References to start, mask and values.
         """
-        last, group = 0.0, self._living()
+        last = 0.0
+        group = self._living()
         messages = group.run(RankedJob(member, spec, given), ray.get_runtime_context().is_canceled)
         with contextlib.closing(messages), self._noted(spec, group):
             for message in messages:
@@ -160,7 +161,8 @@ class _Group:
 
     def __init__(self, configs: Sequence[SwampConfig], data: list[ObjectRef[Data]], arithmetic: Arithmetic,
                  storage: str, code: Code, generation: int) -> None:
-        self.generation, self.stopping = generation, False
+        self.generation = generation
+        self.stopping = False
         self.ranked_jobs: queue.Queue[RankedJob | None] = queue.Queue()
         self.messages: queue.Queue[Any] = queue.Queue()
         self.ended = threading.Event()
@@ -235,7 +237,8 @@ class _Group:
         try:
             _trainer(given, self._folder).fit()
         except BaseException as error:
-            self._error, self.report = cause_of(error, given.arithmetic.ranks), str(error)
+            self._error = cause_of(error, given.arithmetic.ranks)
+            self.report = str(error)
         finally:
             self.ranked_jobs.put(None)
             self.ended.set()

@@ -58,7 +58,8 @@ def refuse_unsendable(data: Data, where: str) -> None:
             if part is None or id(part) in seen:
                 continue
             seen.add(id(part))
-            if (reason := _why_not(part)) is not None:
+            reason = _why_not(part)
+            if reason is not None:
                 raise UserError(f"the {what} of {name}, a {type(part).__name__}, cannot be sent to Ray's workers: "
                                 f"{_culprit(part)}{reason}", where=where, do=_ADVICE)
 

@@ -47,7 +47,9 @@ class FarmActor:
     """Builds what the pieces share, and does one piece after the other."""
 
     def __init__(self, build: Callable[..., Any], do: Do, *given: Any) -> None:
-        self._build, self._do, self._given = build, do, given
+        self._build = build
+        self._do = do
+        self._given = given
         self._built: list[Any] = []
 
     def ready(self) -> None:
@@ -77,7 +79,10 @@ class Farm:
 
     def __init__(self, execution: ExecutionConfig, device: str, place: Place, shared: Shared, most: int,
                  say: Callable[[str], None] = lambda _: None) -> None:
-        self._execution, self._shared, self._most, self._say = execution, shared, most, say
+        self._execution = execution
+        self._shared = shared
+        self._most = most
+        self._say = say
         nodes = living_nodes()
         check_labels(nodes, execution)
         self._resources = worker_resources(execution, device)
@@ -120,7 +125,8 @@ class Farm:
                     self._hear(reference)
                     continue
                 index = self._running[reference][1]
-                if (found := self._take(reference)) is None:
+                found = self._take(reference)
+                if found is None:
                     queue.appendleft(index)
                 else:
                     yield index, found[0]

@@ -82,7 +82,8 @@ def scaling_values(scaling_config: ScalingConfig) -> dict[str, Any]:
 
 
 def _placement_values(scaling_config: ScalingConfig) -> dict[str, Any]:
-    strategy, labels = str(scaling_config.placement_strategy), scaling_config.label_selector
+    strategy = str(scaling_config.placement_strategy)
+    labels = scaling_config.label_selector
     if strategy not in ("PACK", "SPREAD"):
         raise UserError("the placement strategy must be PACK or SPREAD", got=strategy,
                         where="scaling_config.placement_strategy", do="Nodes may join and leave while a run works.")

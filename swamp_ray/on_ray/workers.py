@@ -44,7 +44,11 @@ class Workers:
 
     def __init__(self, start: Callable[[], Any], most: int, places: Callable[[], int], need: str,
                  end: Callable[[Any], None] = ray.kill) -> None:
-        self._start, self.most, self._places, self._need, self._end = start, most, places, need, end
+        self._start = start
+        self.most = most
+        self._places = places
+        self._need = need
+        self._end = end
         self._idle: list[Any] = []
         self._busy: list[Any] = []
         self._starting: dict[ObjectRef[Any], Any] = {}
@@ -93,7 +97,8 @@ class Workers:
 
     def leave_idle(self) -> list[Any]:
         """Let go of the idle workers, and say which they are; whoever takes them ends them."""
-        idle, self._idle = self._idle, []
+        idle = self._idle
+        self._idle = []
         return idle
 
     def evict(self, worker: Any) -> None:
@@ -101,7 +106,8 @@ class Workers:
         self._busy.remove(worker)
         del self._known[worker]
         self._end(worker)
-        idle, self._idle = self._idle, []
+        idle = self._idle
+        self._idle = []
         for other in idle:
             self._ask(other)
 
@@ -118,7 +124,8 @@ class Workers:
             return error
         self._known.setdefault(worker, Known(self._free_number(), answer))
         self._idle.append(worker)
-        self._silent_since, self._told = None, False
+        self._silent_since = None
+        self._told = False
         return None
 
     def silence(self) -> str | None:
@@ -128,7 +135,8 @@ class Workers:
         now = time.monotonic()
         if self._silent_since is None:
             self._silent_since = now
-        for_s, places = now - self._silent_since, self._places()
+        for_s = now - self._silent_since
+        places = self._places()
         if for_s < (NO_ANSWER_S if places else NO_PLACE_S):
             return None
         self._told = True

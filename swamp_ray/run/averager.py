@@ -38,7 +38,9 @@ class Averager:
     """
 
     def __init__(self, config: SwampConfig, layout: Layout, store: ArtifactStore) -> None:
-        self.config, self.layout, self.store = config, layout, store
+        self.config = config
+        self.layout = layout
+        self.store = store
 
     def finish(self, spec: AverageSpec, start: State, mask_bits: np.ndarray, shards: Sequence[Ask[Shard]]) -> str:
         """Store the round's average and, unless it is the last round, the next mask; returns the artifact's name.

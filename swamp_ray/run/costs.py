@@ -59,7 +59,8 @@ def round_cost(prepared: Prepared, plan: RoundPlan, particles: Sequence[int], de
         particles: Those that entered it.
         densities: Share of the weights that its mask keeps, by prunable layer.
     """
-    config, steps = prepared.config, prepared.steps_per_epoch
+    config = prepared.config
+    steps = prepared.steps_per_epoch
     phases = round_phases(config, steps, plan.index, particles, plan.sparsity)
     return cost_of(phases, steps, config.training.batch_size, prepared.flops.network, densities)
 

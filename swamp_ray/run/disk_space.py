@@ -27,7 +27,9 @@ ARTIFACT_BYTES = 1_600
 EPOCH_BYTES = 500
 """What an epoch leaves in manifest, metrics, table, TensorBoard and log."""
 RUN_BYTES = 16_000
-RUN_FILES, FILES_OF_A_ROUND, FILES_OF_A_TRAINING = 24, 16, 8
+RUN_FILES = 24
+FILES_OF_A_ROUND = 16
+FILES_OF_A_TRAINING = 8
 """Files and folders at most: records and logs of a run; average, evaluation and ticket; result, checkpoint and log."""
 TENSOR_BYTES = 300
 """Name, shape and padding of one tensor in a file of tensors."""
@@ -126,7 +128,8 @@ def _kept_and_peak(prepared: Prepared) -> tuple[int, int]:
     policy = prepared.config.keep.particles
     states = [plan.num_particles * state_bytes(prepared, plan.survivors) + trunk_bytes(prepared, plan)
               for plan in prepared.plan]
-    permanent, peak = RUN_BYTES, 0
+    permanent = RUN_BYTES
+    peak = 0
     if prepared.dense is not None:
         permanent += state_bytes(prepared, prepared.layout.num_prunable) + _epochs(prepared.dense)
         peak = RUN_BYTES + _particle_bytes(prepared, prepared.dense, prepared.layout.num_prunable)
@@ -161,7 +164,8 @@ def round_bytes(prepared: Prepared, plan: RoundPlan) -> int:
 
 def _working_bytes(prepared: Prepared, plan: RoundPlan) -> int:
     """The most that a round's particles take up while they train."""
-    state, most = state_bytes(prepared, plan.survivors), plan.num_particles
+    state = state_bytes(prepared, plan.survivors)
+    most = plan.num_particles
     busy = min(most, _side_by_side(prepared, most))
     programs = [prepared.program(plan.index, particle) for particle in range(most)]
     largest = max(_particle_bytes(prepared, one, plan.survivors) for one in programs)
@@ -180,7 +184,8 @@ def _particle_bytes(prepared: Prepared, program: Program, survivors: int) -> int
     """The most that one training run takes up: the old and the new checkpoint coexist for a moment."""
     every = int(prepared.config.execution.checkpoint_every.amount)
     count = (program.num_epochs - 1) // every if every else 0
-    checkpoint, state = checkpoint_bytes(prepared, program), state_bytes(prepared, survivors)
+    checkpoint = checkpoint_bytes(prepared, program)
+    state = state_bytes(prepared, survivors)
     return max(min(2, count) * checkpoint, min(1, count) * checkpoint + state)
 
 
@@ -189,7 +194,8 @@ def _epochs(program: Program) -> int:
 
 
 def _side_by_side(prepared: Prepared, most: int) -> int:
-    execution, width = prepared.config.execution, prepared.arithmetic.width
+    execution = prepared.config.execution
+    width = prepared.arithmetic.width
     if execution.executor == "inline":
         return width
     if execution.address is not None:
@@ -207,7 +213,8 @@ def _present_bytes(prepared: Prepared) -> int:
     config = prepared.config
     total = 0
     try:
-        store, rundir = ArtifactStore(config.storage), RunDir(config.storage, config.name or "run")
+        store = ArtifactStore(config.storage)
+        rundir = RunDir(config.storage, config.name or "run")
         for manifest in _stored(prepared, store):
             gone = state_files(manifest.files) if lacks_state(store, manifest.name) else []
             total += manifest.num_bytes - sum(manifest.files[file].size for file in gone)

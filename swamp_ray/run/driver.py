@@ -105,8 +105,12 @@ class Driver:
         stopping: Stopping | None = None,
         pause_after: Collection[int] = (),
     ) -> None:
-        self._prepared, self._store, self._journal, self._reporter = prepared, store, journal, reporter
-        self._make_executor, self._stopping = make_executor, stopping or Stopping()
+        self._prepared = prepared
+        self._store = store
+        self._journal = journal
+        self._reporter = reporter
+        self._make_executor = make_executor
+        self._stopping = stopping or Stopping()
         self._executor: Executor | None = None
         self._inputs = Inputs(prepared, store)
         self._names = ResultNames(prepared)
@@ -125,7 +129,8 @@ class Driver:
         self._given: dict[Job, JobSpec] = {}
         self._deadlines: dict[int, float] = {}
         self._pending: deque[Instruction] = deque()
-        execution, particles = prepared.config.execution, prepared.config.particles
+        execution = prepared.config.execution
+        particles = prepared.config.particles
         self._leases = Leases(store.place, execution.lease_expiry_s)
         self._lease_watch = LeaseWatch(execution.lease_expiry_s)
         self._machine = Rounds(
@@ -280,7 +285,8 @@ class Driver:
                 self._from_storage.append(Job("particle", index, particle))
             case AddState(round=index, particle=particle):
                 job = Job("particle", index, particle)
-                if lost := self._flush_from_storage():
+                lost = self._flush_from_storage()
+                if lost:
                     self._executor_now().release(job)
                     return lost
                 self._executor_now().add(job, self._outcomes[job], self._size(index), from_storage=False)
@@ -309,14 +315,16 @@ class Driver:
         if outcome is not None:
             self._reporter.job_submitted(spec)
             return self._finished(spec.job, outcome, in_memory=False, found=True)
-        if lost := self._gone_members(spec):
+        lost = self._gone_members(spec)
+        if lost:
             return lost
         if spec.program is not None and (error := recall_divergence(self._store, spec)) is not None:
             self._reporter.job_submitted(spec)
             return [self._failed(spec.job, error, "diverged")]
         executor = self._executor_now()
         self._look_at_memory(executor, spec.job)
-        inputs, start = self._inputs.of(spec.job), self._inputs.start_handle(executor, spec.job)
+        inputs = self._inputs.of(spec.job)
+        start = self._inputs.start_handle(executor, spec.job)
         try:
             values = self._inputs.values_handle(executor, spec.job)
         except CorruptArtifactError as error:
@@ -394,7 +402,8 @@ class Driver:
         if found is not None:
             self._from_storage.clear()
             return self._averaged(index, found.name)
-        if lost := self._flush_from_storage():
+        lost = self._flush_from_storage()
+        if lost:
             return lost
         executor = self._executor_now()
         spec = AverageSpec(index, named, instruction.particles, plan.survivors, plan.next_survivors, result.seed)
@@ -407,7 +416,8 @@ class Driver:
         Returns:
             The losses of those whose states were deleted; nothing is added then, and the round's average begins anew.
         """
-        additions, self._from_storage = self._from_storage, []
+        additions = self._from_storage
+        self._from_storage = []
         gone = [job for job in additions if lacks_state(self._store, self._outcomes[job].name)]
         if gone:
             return self._train_again(gone)
@@ -521,7 +531,8 @@ class Driver:
         elif not isinstance(error, SwampError):
             reason = f"{type(error).__name__}: {reason}"
         spec = self._given[job]
-        self._error, self._error_spec = error, spec
+        self._error = error
+        self._error_spec = spec
         self._journal.incident(job, reason, kind, spec.attempt, spec.reseed)
         if kind == "machine":
             self._reporter.job_failed(job, reason.splitlines()[0], retry=True)
@@ -562,7 +573,8 @@ class Driver:
             raise CorruptArtifactError("the mask before training has vanished from the storage")
         self._inputs.train_with(bits)
         pruning = self._prepared.config.pruning
-        kept, of = self._prepared.plan[0].survivors, self._prepared.layout.num_prunable
+        kept = self._prepared.plan[0].survivors
+        of = self._prepared.layout.num_prunable
         self._reporter.notice(f"the mask before training keeps {kept:,} of {of:,} weights, by {pruning.score}")
         self._warn_of_layers(0, outcome.info)
 
@@ -570,7 +582,8 @@ class Driver:
         """Tell of layers that a round's mask empties, or nearly."""
         for emptied in info.get("emptied_layers", []):
             self._reporter.warning(f"round {index} leaves no weight in {emptied}")
-        if thin := info.get("thin_layers"):
+        thin = info.get("thin_layers")
+        if thin:
             self._reporter.warning(f"round {index} keeps only {thin_text(thin)}; pruning.exclude keeps a layer "
                                    "whole, and pruning.scope: erk or uniform divides the weights by layer")
 
@@ -630,7 +643,8 @@ class Driver:
 
     def _write_round(self, index: int) -> None:
         record = self.record(index)
-        average, evaluation = self._averages[index], self._outcomes[Job("evaluation", index)]
+        average = self._averages[index]
+        evaluation = self._outcomes[Job("evaluation", index)]
         record.ticket_sha256 = self._ticket_digests[index] = self._journal.write_ticket(
             self._prepared, record, average, evaluation.name, self._inputs.of(Job("average", index)).mask)
         self._journal.write_round(record)
@@ -647,7 +661,8 @@ class Driver:
 
     def record(self, index: int) -> RoundRecord:
         """The record of a round that is averaged and evaluated."""
-        plan, dropped = self._prepared.plan[index], self._machine.dropped(index)
+        plan = self._prepared.plan[index]
+        dropped = self._machine.dropped(index)
         jobs = [Job("particle", index, particle) for particle in self._entered(index)]
         so_far = dense_cost(self._prepared)
         for earlier in range(index):

@@ -50,7 +50,8 @@ def remember_divergence(store: ArtifactStore, spec: JobSpec, error: DivergedErro
 def recall_divergence(store: ArtifactStore, spec: JobSpec) -> DivergedError | None:
     """How a training run of this name diverged before, in this run or in another."""
     for name in spec.named.names:
-        if (error := _recall(store, name, spec)) is not None:
+        error = _recall(store, name, spec)
+        if error is not None:
             return error
     return None
 

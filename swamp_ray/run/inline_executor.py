@@ -131,12 +131,14 @@ class InlineExecutor:
             self._step()
         if not self._reports:
             time.sleep(timeout_s)
-        reports, self._reports = self._reports, []
+        reports = self._reports
+        self._reports = []
         return reports
 
     def worked(self) -> list[JobTimes]:
         """What was done since the last call."""
-        worked, self._worked = self._worked, []
+        worked = self._worked
+        self._worked = []
         return worked
 
     def stop(self, grace_s: float, hurry: Callable[[], bool]) -> None:
@@ -227,5 +229,7 @@ class _Running:
     """Jobs that are being done: one, or several that are packed; ``open``: those that somebody waits for."""
 
     def __init__(self, shift: Shift, specs: list[JobSpec], steps: Iterator[Said]) -> None:
-        self.shift, self.specs, self.steps = shift, specs, steps
+        self.shift = shift
+        self.specs = specs
+        self.steps = steps
         self.open = {spec.job: spec for spec in specs}

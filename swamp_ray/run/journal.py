@@ -58,7 +58,8 @@ class Journal:
 
     def __init__(self, rundir: RunDir, store: ArtifactStore) -> None:
         self._unheld = rundir
-        self._rundir, self._store = rundir, store
+        self._rundir = rundir
+        self._store = store
         self._metrics: MetricsLog | None = None
         self._jobs: Lines | None = None
         self._logged: set[tuple[Any, ...]] = set()
@@ -110,13 +111,15 @@ class Journal:
         self._conceal = Concealer(plain)
         config_text = dump_config(prepared.config)
         self._rundir.write_config(config_text, private=bool(credentials_in(plain)))
-        if unverified := self._unheld.unverified(*self._records_of_lines()):
+        unverified = self._unheld.unverified(*self._records_of_lines())
+        if unverified:
             say(f"not verified, since an older version wrote them without checksums: {', '.join(unverified)}")
         attempt = attempt_record(prepared)
         run = run_record(earlier, self._rundir.name, prepared, config_text, attempt)
         self._run, self._attempt, self._saved = run, attempt, self._rundir.run_json.read()
         self._save()
-        if mended := mend_jsonl(self._rundir.metrics):
+        mended = mend_jsonl(self._rundir.metrics)
+        if mended:
             say(mended)
         known = since_afresh(salvage_jsonl(self._rundir.metrics).records)
         anew = bool(known) and (has_other_code or was_measured != prepared.recipes.measured)

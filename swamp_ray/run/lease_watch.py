@@ -22,7 +22,8 @@ class LeaseWatch:
     """
 
     def __init__(self, expiry_s: float, look_s: float = LOOK_S, clock: Callable[[], float] = time.monotonic) -> None:
-        self._look_s, self._clock = look_s, clock
+        self._look_s = look_s
+        self._clock = clock
         self._watch = Watch(expiry_s, clock)
         self._items: dict[Job, JobSpec] = {}
         self._keys: dict[Job, str] = {}

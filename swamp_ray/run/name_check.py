@@ -38,7 +38,8 @@ class _NameCheck:
         self._rundir = rundir
 
     def check(self, prepared: Prepared, code_changed: CodeChanged) -> None:
-        text, run = self._rundir.read_config(), self._rundir.read_run()
+        text = self._rundir.read_config()
+        run = self._rundir.read_run()
         if run:
             check_run_record(run, self._rundir.run_json)
         if text is not None:
@@ -67,7 +68,8 @@ class _NameCheck:
     def _check_data(self, prepared: Prepared, then: dict[str, Any]) -> None:
         """Refuse other training samples; how networks are tested may change, and they are measured anew."""
         recipes = prepared.recipes
-        old, new = then.get("training_digest"), recipes.training_data
+        old = then.get("training_digest")
+        new = recipes.training_data
         if old is None:  # of an earlier version, which had one digest for all splits
             old = then.get("digest")
             new = old if old in recipes.before.data else prepared.data.digest

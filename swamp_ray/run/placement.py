@@ -91,7 +91,8 @@ def next_node(
     Returns:
         Its id; None if no node has room at the moment: Ray then waits for one.
     """
-    selector, candidates = worker_labels(execution), []
+    selector = worker_labels(execution)
+    candidates = []
     sign = 1 if execution.placement == "spread" else -1
     for order, node in enumerate(nodes):
         room = capacity([node.free], asked) - starting.get(node.id, 0)

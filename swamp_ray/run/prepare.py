@@ -380,7 +380,8 @@ def _packings(
     """
     asked = packings(config.execution, device, num_jobs)
     data, model, task = parts
-    possible, reasons = [], {}
+    possible = []
+    reasons = {}
     for form in dict.fromkeys(form_and_width(packing)[0] for packing in asked):
         batch = small_batch(config, data) if form != "single" else None
         if form != "single" and (reason := why_unpackable(model, task, batch, form)) is not None:

@@ -27,7 +27,8 @@ class QueuedJob(Generic[Owner]):
 
     def joins(self, first: QueuedJob[Owner]) -> bool:
         """Whether both can be packed together: they train equally long, in the same form."""
-        mine, other = self.spec.program, first.spec.program
+        mine = self.spec.program
+        other = first.spec.program
         return (self.spec.packing == first.spec.packing and mine is not None and other is not None
                 and mine.num_steps == other.num_steps)
 

@@ -70,7 +70,8 @@ class RoundInputs:
 
     def forget_trunk(self) -> None:
         """The trunk has to be trained again."""
-        self.trunk, self._fork_handle = None, None
+        self.trunk = None
+        self._fork_handle = None
 
 
 class Inputs:
@@ -82,7 +83,8 @@ class Inputs:
     """
 
     def __init__(self, prepared: Prepared, store: ArtifactStore) -> None:
-        self._prepared, self._store = prepared, store
+        self._prepared = prepared
+        self._store = store
         self._start: State | None = prepared.initial
         self._dense: str | None = None
         self._start_handle: Handle | None = None
@@ -145,7 +147,10 @@ class Inputs:
 
     def rewind_to(self, dense: Outcome) -> None:
         """The dense phase is finished: its weights are the rewind point."""
-        self._dense, self._start, self._start_handle, self._whole = dense.name, None, None, None
+        self._dense = dense.name
+        self._start = None
+        self._start_handle = None
+        self._whole = None
         self.start_digest = dense.digest
 
     def train_with(self, bits: np.ndarray) -> None:

@@ -85,7 +85,8 @@ def was_measured_with(prepared: Prepared, run: dict[str, Any], config: SwampConf
 
 def recipe_digests(prepared: Prepared) -> list[str]:
     """Digest of the recipe, and those of earlier versions, in whose recipes the way of measuring stood too."""
-    recipe, config = prepared.config.recipe(), prepared.config
+    recipe = prepared.config.recipe()
+    config = prepared.config
     found = [recipe]
     for setting in ("unaugmented", "augmented"):
         found.append({**recipe, "averaging": {**recipe["averaging"], "statistics": setting},

@@ -66,14 +66,17 @@ class Shard(ScoredSlice):
 
     def __init__(self, config: SwampConfig, layout: Layout, storage: str, index: int = 0) -> None:
         super().__init__()
-        self.config, self.layout, self.index = config, layout, index
+        self.config = config
+        self.layout = layout
+        self.index = index
         self.num_shards = num_shards(config, layout)
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
         self.store.place.pin()
         self._round: int | None = None
         self._mean = OrderedMean()
         self._added: list[int] = []
-        self._span, self._size = (0, 0), 0
+        self._span = (0, 0)
+        self._size = 0
         self._average = CompactState(np.zeros(0, np.float32), np.zeros(0, np.float32))
 
     def add(self, round_index: int, particle: int, name: str, digest: str, size: int,
@@ -90,8 +93,10 @@ class Shard(ScoredSlice):
         """
         if self._round != round_index or (self._added and particle <= self._added[-1]):
             self._mean.clear()
-            self._round, self._added = round_index, []
-            self._span, self._size = spans(size, self.num_shards)[self.index], size
+            self._round = round_index
+            self._added = []
+            self._span = spans(size, self.num_shards)[self.index]
+            self._size = size
         self._mean.add(self._read(name, digest) if compact is None else compact)
         self._added.append(particle)
 

@@ -113,7 +113,8 @@ class Code:
             UserError: It names the first module, or package, that does.
         """
         for name in sorted(self.modules.keys() | here.modules.keys()):
-            expected, found = self.modules.get(name), here.modules.get(name)
+            expected = self.modules.get(name)
+            found = here.modules.get(name)
             if expected is None or found is None or expected.digest != found.digest:
                 if expected and found and (expected.file, self.host) == (found.file, here.host):
                     raise UserError(f"the module {name!r} has changed since the run was started", where=found.file,
@@ -124,7 +125,8 @@ class Code:
                     do="Let all nodes see the same files, or submit the run with 'swamp submit', which takes the code "
                        "along. If the file was changed meanwhile, start the run again.")
         for name in sorted(self.packages.keys() | here.packages.keys()):
-            expected, found = self.packages.get(name, "none"), here.packages.get(name, "none")
+            expected = self.packages.get(name, "none")
+            found = here.packages.get(name, "none")
             if expected != found:
                 raise UserError(f"the package {name} is not the same on the worker as where the run was started: "
                                 f"{expected} on {self.host}, {found} on {here.host}",

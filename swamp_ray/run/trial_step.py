@@ -113,7 +113,9 @@ def _trial_step(
 ) -> tuple[Tensor, dict[str, Any], frozenset[str]]:
     """Loss, metrics and the modules that keep their statistics; refuses what training cannot handle by name."""
     batch = small_batch(config, data)
-    before, kept, extra = state_of(model).buffers, frozenset[str](), extra_state(model)
+    before = state_of(model).buffers
+    kept = frozenset[str]()
+    extra = extra_state(model)
 
     def step() -> Tensor:
         with seeded(0):

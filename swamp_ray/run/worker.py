@@ -86,7 +86,8 @@ class Worker:
 
     def __init__(self, config: SwampConfig, data: Data, arithmetic: Arithmetic, storage: str,
                  batches: dict[str, Batches] | None = None, ranks: Ranks | None = None, member: int = 0) -> None:
-        self.config, self.arithmetic = config, arithmetic
+        self.config = config
+        self.arithmetic = arithmetic
         self.store = ArtifactStore(open_place(storage, config.execution.storage_patience_s))
         self.store.place.pin()
         self.leases = Leases(self.store.place, config.execution.lease_expiry_s)
@@ -137,7 +138,8 @@ class Worker:
         """
         mask = self._mask(mask_bits)
         with _log(spec, self.store.place, self._conceal) as log:
-            if (found := self._stored(spec, mask, start, log)) is not None:
+            found = self._stored(spec, mask, start, log)
+            if found is not None:
                 yield from found
                 return
             lease = self._lease(spec, log)
@@ -204,7 +206,8 @@ class Worker:
         self, training: _Training, log: Any, stop: Callable[[], bool]
     ) -> Generator[Progress | GradientRequest, Any, list[Outcome | CompactState] | None]:
         """Train, unless it is known that this diverges; what diverges is noted."""
-        if (error := recall_divergence(self.store, training.spec)) is not None:
+        error = recall_divergence(self.store, training.spec)
+        if error is not None:
             raise error
         try:
             return (yield from self._train(training, log, stop))
@@ -215,10 +218,13 @@ class Worker:
     def _train(
         self, training: _Training, log: Any, stop: Callable[[], bool]
     ) -> Generator[Progress | GradientRequest, Any, list[Outcome | CompactState] | None]:
-        began, spec, memory = time.perf_counter(), training.spec, PeakMemory(self.trainer.device)
+        began = time.perf_counter()
+        spec = training.spec
+        memory = PeakMemory(self.trainer.device)
         run = self._begin(training, log)
         first_epoch = len(run.history)
-        every, written = int(self.config.execution.checkpoint_every.amount), time.monotonic()
+        every = int(self.config.execution.checkpoint_every.amount)
+        written = time.monotonic()
         while not run.done:
             try:
                 if training.seat is None or isinstance(run, ReplicatedRun):  # which is never packed
@@ -261,7 +267,10 @@ class Worker:
             log(f"{spec.job}: {failure}")
 
     def _begin(self, training: _Training, log: Any) -> AnyRun:
-        spec, start, mask, values = training.spec, training.start, training.mask, training.values
+        spec = training.spec
+        start = training.start
+        mask = training.mask
+        values = training.values
         assert spec.program is not None
         trainer = training.seat or self.trainer
         fork = values if isinstance(values, ForkPoint) else None
@@ -334,7 +343,8 @@ class Worker:
                      ) -> Iterator[Outcome]:
         """Choose the mask before training, and store it; nothing follows if the job was stopped."""
         assert spec.mask is not None
-        began, layout = time.perf_counter(), self.trainer.layout
+        began = time.perf_counter()
+        layout = self.trainer.layout
         log(f"{spec.job}: attempt {spec.attempt}, score {spec.mask.score}, {spec.mask.steps} steps, result "
             f"{spec.named.name[:12]}")
         bits = choose_mask(self.trainer, spec.mask, start.parameters, start.buffers, mask, stop, log)

@@ -54,7 +54,8 @@ class OrderedMean:
         if not (is_finite(compact.values) and is_finite(compact.rest)):
             raise RunError("a particle's weights are not finite and cannot be averaged")
         if self._values is None or self._rest is None:
-            self._values, self._rest = self._empty(compact.values.size), np.empty(compact.rest.size)
+            self._values = self._empty(compact.values.size)
+            self._rest = np.empty(compact.rest.size)
             self.squares = [0.0] * len(chunks(compact.values.size))
         elif compact.values.shape != self._values.shape or compact.rest.shape != self._rest.shape:
             raise RunError(f"particles of a round must share their mask, but one has {compact.values.size} surviving "
@@ -120,7 +121,8 @@ def _square_sum(before: float, block: np.ndarray) -> float:
 
 def _accumulate(total: np.ndarray, array: np.ndarray, first: bool) -> float:
     """Add (or, as the first, write) float32 to float64, a block at a time; returns the sum of squares."""
-    wide, squares = np.empty(min(_BLOCK, array.size)), 0.0
+    wide = np.empty(min(_BLOCK, array.size))
+    squares = 0.0
     for begin in range(0, array.size, _BLOCK):
         block = array[begin:begin + _BLOCK]
         target = total[begin:begin + _BLOCK]
@@ -209,7 +211,8 @@ class ExponentialMean:
     """
 
     def __init__(self, params: Sequence[Tensor], decay: float) -> None:
-        self.count, self._decay = 0, decay
+        self.count = 0
+        self._decay = decay
         self._means = [torch.zeros_like(p, dtype=_wide(p), requires_grad=False) for p in params]
 
     @torch.no_grad()

@@ -87,7 +87,8 @@ def _deposit(bits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     out = np.empty_like(bits)
     done = end = 0
     while done < chosen.size and end < bits.size:
-        begin, end = end, min(bits.size, end + _BLOCK)
+        begin = end
+        end = min(bits.size, end + _BLOCK)
         num = _num_ones(bits[begin:end])
         out[begin:end] = _deposit_block(bits[begin:end], num, chosen[done:done + num])
         done += num

@@ -49,7 +49,8 @@ class CompactState:
 
     def part(self, first: int, last: int) -> CompactState:
         """Elements ``first`` to ``last - 1``, as views."""
-        values, rest = self.values[first:last], self.rest[max(0, first - self.values.size):]
+        values = self.values[first:last]
+        rest = self.rest[max(0, first - self.values.size):]
         return CompactState(values, rest[:max(0, last - max(first, self.values.size))])
 
 

@@ -74,7 +74,8 @@ def unit_indices(layer: Layer, structure: Structure) -> np.ndarray:
     elif structure.kind == CHANNELS:
         units = by_position.reshape(outputs, inputs * positions)
     else:
-        rows, columns = structure.first, structure.second
+        rows = structure.first
+        columns = structure.second
         blocks = by_position.reshape(outputs // rows, rows, inputs // columns, columns, positions)
         units = blocks.transpose(0, 2, 4, 1, 3).reshape(-1, rows * columns)
     units = np.sort(units, axis=1)

@@ -34,8 +34,11 @@ class FileAppender:
 
     def __init__(self, path: Path, open_file: Callable[[], int], through: Through, *, durable: bool = False,
                  is_line: IsLine | None = None) -> None:
-        self._path, self._open_file, self._through = path, open_file, through
-        self._durable, self._is_line = durable, is_line
+        self._path = path
+        self._open_file = open_file
+        self._through = through
+        self._durable = durable
+        self._is_line = is_line
         self._descriptor = -1
         through(self._open)
 
@@ -114,7 +117,10 @@ class PartAppender:
     """
 
     def __init__(self, place: Place, key: str, through: Through, *, durable: bool = False) -> None:
-        self._place, self._key, self._through, self._durable = place, key, through, durable
+        self._place = place
+        self._key = key
+        self._through = through
+        self._durable = durable
         self._buffer: list[bytes] = []
         self._next: int | None = None
         self._may_be_written = False

@@ -264,7 +264,8 @@ class ArtifactStore:
                 self.place.write(key, files[file])
 
     def _corrupt(self, key: str, what: str) -> CorruptArtifactError:
-        location, folder = self.place.locate(key), self.place.locate(key.rpartition("/")[0])
+        location = self.place.locate(key)
+        folder = self.place.locate(key.rpartition("/")[0])
         return CorruptArtifactError(f"{location}: {what}.{_ADVICE} {folder} and run the same command again: what is "
                                     "missing is computed anew.")
 

@@ -106,7 +106,8 @@ class EventFiles:
 
     def flush(self) -> None:
         """Write what was added. After a failure, such as a full disk, nothing more is written: no run fails of it."""
-        buffered, self._buffered = self._buffered, {}
+        buffered = self._buffered
+        self._buffered = {}
         if self._gave_up:
             return
         try:

@@ -99,7 +99,8 @@ def find_either(name: str, storage: str | None = None) -> RunDir | SweepDir:
     if is_url(name) or os.sep in name:
         path = name.rstrip("/") if is_url(name) else str(Path(expanded(name, "NAME")).absolute())
         return (find_sweep if path.split("/")[-2] == "sweeps" else find_run)(name, storage)
-    run, sweep = _if_there(_named, name, storage), _if_there(_named_sweep, name, storage)
+    run = _if_there(_named, name, storage)
+    sweep = _if_there(_named_sweep, name, storage)
     if run is not None and sweep is not None:
         raise UserError("there is a run and a sweep of this name", got=name, where="NAME",
                         do=f"Give the path: {run.spot()} or {sweep.spot()}.")

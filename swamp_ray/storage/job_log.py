@@ -23,7 +23,8 @@ class JobLog:
 
     def __init__(self, place: Place, key: str | None, conceal: Callable[[str], str] | None = None) -> None:
         # Nobody waits for a log.
-        self._place, self._key = impatient(place), key
+        self._place = impatient(place)
+        self._key = key
         self._conceal = conceal or Concealer()
         self._lines: Appender | None = None
 

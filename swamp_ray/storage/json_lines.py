@@ -45,7 +45,8 @@ def read_lines(where: Path | Spot) -> list[dict[str, Any]]:
     if found.changed:
         raise CorruptArtifactError(f"{spot}: a line has changed since it was written (line {found.changed[0]}). "
                                    "Restore the file, or delete that line.")
-    if wrong := [number for number in found.damaged if number < found.num_lines]:
+    wrong = [number for number in found.damaged if number < found.num_lines]
+    if wrong:
         raise CorruptArtifactError(f"{spot}: line {wrong[0]} is not a JSON object. The file was changed or damaged "
                                    "after it was written; restore it, or delete that line.")
     return list(found.records)
@@ -90,7 +91,10 @@ def salvage_lines(where: Path | Spot, fits: Callable[[dict[str, Any]], bool] = l
 def salvage_bytes(data: bytes, fits: Callable[[dict[str, Any]], bool] = lambda _: True) -> Salvaged:
     """What `salvage_lines` says of a file that holds these bytes, which may begin at any of its lines."""
     end = data.rfind(b"\n") + 1
-    records, damaged, changed, intact = [], [], [], []
+    records = []
+    damaged = []
+    changed = []
+    intact = []
     unverified = 0
     lines = data[:end].splitlines()
     for number, line in enumerate(lines, start=1):

@@ -26,7 +26,9 @@ class StateKeeper:
     """
 
     def __init__(self, policy: str, store: ArtifactStore, rundir: RunDir) -> None:
-        self._policy, self._store, self._rundir = policy, store, rundir
+        self._policy = policy
+        self._store = store
+        self._rundir = rundir
         self._last = -1
         self._kept: dict[int, list[str]] = {}
 
@@ -55,7 +57,8 @@ class StateKeeper:
 
 def _kept_by(rundir: RunDir) -> set[str]:
     """States that a run still needs, or keeps by a policy of its own."""
-    usage, text = read_usage(rundir), rundir.read_config()
+    usage = read_usage(rundir)
+    text = rundir.read_config()
     policy = "all" if text is None else parse_stored_config(text, source=str(rundir.config)).keep.particles
     last = max(usage.recorded, default=-1)
     return {use.name for use in usage.uses if use.kind in ("trunk", "particle") and (

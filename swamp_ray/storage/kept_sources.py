@@ -127,7 +127,8 @@ def code_changes(rundir: RunDir, config: SwampConfig,
         lines += _module_changes(name, old.get(name), now["modules"].get(name))
     packages: Mapping[str, str] = then.get("packages", {})
     for name in sorted(packages.keys() | now["packages"].keys()):
-        one, other = packages.get(name, "none"), now["packages"].get(name, "none")
+        one = packages.get(name, "none")
+        other = now["packages"].get(name, "none")
         if one != other:
             lines.append(f"package {name}: {one} -> {other}")
     return lines
@@ -150,7 +151,8 @@ def _module_changes(name: str, old: Mapping[str, Any] | None, new: Mapping[str, 
         return [f"module {name}: {'not used before' if old is None else 'not used any more'}"]
     if old["digest"] == new["digest"]:
         return []
-    before, after = old["definitions"], new["definitions"]
+    before = old["definitions"]
+    after = new["definitions"]
     differing = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
     # A class differs wherever one of its methods does: the method says more.
     named = [key for key in differing if not any(other.startswith(f"{key}.") for other in differing)]

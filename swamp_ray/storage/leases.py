@@ -79,7 +79,8 @@ class Watch:
     """
 
     def __init__(self, expiry_s: float = EXPIRY_S, clock: Callable[[], float] = time.monotonic) -> None:
-        self._expiry_s, self._clock = expiry_s, clock
+        self._expiry_s = expiry_s
+        self._clock = clock
         self._seen: dict[str, tuple[bytes, float]] = {}
 
     def stale(self, key: str, held: HeldLease) -> bool:
@@ -101,7 +102,8 @@ class Leases:
     """
 
     def __init__(self, place: Place, expiry_s: float = EXPIRY_S) -> None:
-        self.place, self.expiry_s = place, expiry_s
+        self.place = place
+        self.expiry_s = expiry_s
         self.interval_s = expiry_s / BEATS
 
     def acquire(self, key: str, holder: Holder, stale: bytes = b"") -> Lease | HeldLease:
@@ -184,8 +186,11 @@ class Lease:
     """
 
     def __init__(self, leases: Leases, key: str, holder: Holder) -> None:
-        self._leases, self._key, self._holder = leases, key, holder
-        self.token, self._counter = uuid.uuid4().hex, 0
+        self._leases = leases
+        self._key = key
+        self._holder = holder
+        self.token = uuid.uuid4().hex
+        self._counter = 0
         self.content = self._dump()
         self.loss = ""
         self._stop = threading.Event()
@@ -387,6 +392,7 @@ def _parse(content: bytes) -> HeldLease:
         body = None
     if not isinstance(body, dict):
         return HeldLease(content)
-    token, expiry_s = body.get("token"), body.get("expiry_s")
+    token = body.get("token")
+    expiry_s = body.get("expiry_s")
     seconds = min(expiry_s, LONGEST_EXPIRY_S) if isinstance(expiry_s, int | float) and expiry_s >= 0 else 0.0
     return HeldLease(content, parse_holder(body.get("holder")), token if isinstance(token, str) else "", seconds)

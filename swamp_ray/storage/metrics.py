@@ -88,7 +88,8 @@ class MetricsLog:
             self._lines.close()
         finally:
             if self._events is not None:
-                events, self._events = self._events, None
+                events = self._events
+                self._events = None
                 events.close()
 
     def __enter__(self) -> MetricsLog:

@@ -69,7 +69,8 @@ def name_of(kind: str, content: Mapping[str, object], version: int | None = None
         content: JSON values; the keys ``kind`` and ``format`` are taken.
         version: An earlier format of this kind; default: the present one.
     """
-    if taken := {"kind", "format"} & content.keys():
+    taken = {"kind", "format"} & content.keys()
+    if taken:
         raise ValueError(f"the content of a name must not have the keys {sorted(taken)}")
     return digest_bytes(canonical_json({**content, "kind": kind,
                                         "format": format_of(kind) if version is None else version}))

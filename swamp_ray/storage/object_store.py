@@ -211,7 +211,8 @@ class ObjectPlace:
                 if _status(error) != _NO_SUCH_RANGE:
                     raise
                 first = obstore.get(self._store, path)  # empty
-            meta, pieces = first.meta, [bytes(first.bytes())]
+            meta = first.meta
+            pieces = [bytes(first.bytes())]
             version = {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
             for start in range(PIECE_BYTES, meta["size"], PIECE_BYTES):
                 options: Any = {"range": (start, min(start + PIECE_BYTES, meta["size"])), "if_match": meta["e_tag"]}
@@ -243,7 +244,8 @@ class ObjectPlace:
             raise self._error(f"{self.locate(key)}: could not be {done}", error) from error
 
     def _error(self, what: str, error: Exception) -> RunError:
-        text, reason = _answer(error), _first_line(error)
+        text = _answer(error)
+        reason = _first_line(error)
         if any(server in text for server in _METADATA_SERVERS):
             return RunError(f"{what}: no credentials were found ({reason}). Set {_CREDENTIALS[self._scheme]} in the "
                             "environment, on every node.")

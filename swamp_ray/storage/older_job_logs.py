@@ -35,7 +35,8 @@ def last_epoch(log: str) -> tuple[int, int] | None:
 
 def unfinished(log: str) -> tuple[float, int]:
     """Seconds and epochs of the trainings in a job's log that did not get to their end."""
-    seconds, epochs = 0.0, 0
+    seconds = 0.0
+    epochs = 0
     began: datetime | None = None
     last = datetime.min
     num_since = 0

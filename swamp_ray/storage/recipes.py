@@ -116,7 +116,9 @@ class Recipes:
         before: Before,
         normalisation: Recipe | None = None,
     ) -> None:
-        self.config, self._data, self.before = config, data, before
+        self.config = config
+        self._data = data
+        self.before = before
         self._layout_digest = digest_bytes(canonical_json({
             "layers": [[layer.name, list(layer.shape)] for layer in layout.layers],
             "rest": [[name, list(shape)] for name, shape in layout.rest],

@@ -65,7 +65,8 @@ class Patience:
     def __init__(self, seconds: float = DEFAULT_PATIENCE_S, clock: Callable[[], float] = time.monotonic,
                  sleep: Callable[[float], None] = time.sleep) -> None:
         self.seconds = seconds
-        self._clock, self._sleep = clock, sleep
+        self._clock = clock
+        self._sleep = sleep
         # Its own: the process's generator decides how particles are trained.
         self._random = random.Random()
         self._exhausted = False
@@ -76,7 +77,8 @@ class Patience:
         Raises:
             RunError: It failed until the time was over, or in a way that does not pass.
         """
-        began, tries = self._clock(), 0
+        began = self._clock()
+        tries = 0
         while True:
             tries += 1
             try:

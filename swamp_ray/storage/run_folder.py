@@ -190,7 +190,8 @@ class RunDir(NamedFolder):
     def read_rounds(self) -> list[dict[str, Any]]:
         """The finished rounds in the order of rounds, each as last recorded; a run may record them in another."""
         records = read_lines(self.rounds)
-        if wrong := [record["round"] for record in records if not isinstance(record.get("round", 0), int)]:
+        wrong = [record["round"] for record in records if not isinstance(record.get("round", 0), int)]
+        if wrong:
             raise CorruptArtifactError(f"{self.rounds}: {wrong[0]!r} is no round. The file was changed after it "
                                        "was written; restore it, or delete that line.")
         return _last_of_each(records)

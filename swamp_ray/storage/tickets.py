@@ -161,12 +161,15 @@ class Ticket:
         if not isinstance(model, nn.Module):
             raise UserError("a ticket is loaded into a torch.nn.Module", got=repr(model), where="load_into",
                             do="Build the network first, and give it.")
-        own, state, extra = own_names(model), model.state_dict(), extra_names(model)
+        own = own_names(model)
+        state = model.state_dict()
+        extra = extra_names(model)
         # Older tickets hold buffers that are not persistent, and no extra state.
         outside = transient_names(model)
         given = {name: tensor for name, tensor in self.state.items() if name not in outside}
         targets = {clean: state[name] for clean, name in own.items() if clean in given or not is_extra(clean)}
-        if problems := differences(given, targets, strict):
+        problems = differences(given, targets, strict)
+        if problems:
             raise UserError("the ticket does not fit the model:\n" + listed(problems), where="load_into",
                             do="Build the model with the settings that the ticket was made with.")
         plain = self.meta.get("extra_state") or {}
@@ -218,12 +221,14 @@ def ticket_bytes(state: Mapping[str, Tensor], masks: Mapping[str, Tensor], meta:
     """
     tensors = _cleaned({name: _storable(name, tensor) for name, tensor in state.items()})
     bits = _cleaned({name: mask.detach().cpu() for name, mask in masks.items()})
-    if taken := sorted(_RESERVED & meta.keys()) + [name for name in tensors if name.startswith(MASK_PREFIX)]:
+    taken = sorted(_RESERVED & meta.keys()) + [name for name in tensors if name.startswith(MASK_PREFIX)]
+    if taken:
         raise ValueError(f"these names are taken by the file format: {taken}")
     for name, mask in bits.items():
         if mask.dtype != torch.bool or name not in tensors or mask.shape != tensors[name].shape:
             raise ValueError(f"the mask of {name!r} must be a bool tensor of the shape of a parameter of that name")
-        if outside := _num_outside(tensors[name], mask):
+        outside = _num_outside(tensors[name], mask)
+        if outside:
             raise RunError(f"{name}: {outside} weights outside the mask are not zero, so this is not a ticket.")
     header = {"format": TICKET_FORMAT, "mask_shapes": {name: list(mask.shape) for name, mask in bits.items()}, **meta}
     mask_bits = {MASK_PREFIX + name: torch.from_numpy(sparsity_masks.to_bits(mask.numpy().reshape(-1)))
@@ -261,7 +266,8 @@ def load_ticket(path: str | Path, *, sha256: str | None = None) -> Ticket:
         RunError: The object store did not answer.
     """
     path = expanded(os.fspath(path), "load_ticket")
-    data, where = _read_bytes(path), str(path)
+    data = _read_bytes(path)
+    where = str(path)
     recorded = recorded_digest(path) if sha256 is None else sha256
     if recorded and hashlib.sha256(data).hexdigest() != recorded:
         raise UserError("this is not the ticket that its run recorded: the file was changed, exchanged or damaged "
@@ -371,7 +377,8 @@ def _unpack_mask(name: str, bits: Tensor, shape: object, tensors: Mapping[str, T
         mask = torch.from_numpy(sparsity_masks.from_bits(bits.numpy(), num)).reshape(tensors[name].shape)
     except (SwampError, ValueError) as error:
         raise _NotATicketError(f"the mask of {name!r} is damaged ({error})") from error
-    if outside := _num_outside(tensors[name], mask):
+    outside = _num_outside(tensors[name], mask)
+    if outside:
         raise _NotATicketError(f"{outside} weights of {name!r} outside its mask are not zero")
     return mask
 

@@ -123,7 +123,9 @@ class Team:
     ) -> None:
         self._spares = spares
         self._code_changed: CodeChanged = code_changed
-        self._configs, self._num_workers, self._deadline_s = configs, num_workers, worker_deadline_s
+        self._configs = configs
+        self._num_workers = num_workers
+        self._deadline_s = worker_deadline_s
         self._stopping = stopping or Stopping()
         self._members = _prepare_all(configs, device, data)
         self._milestones = milestone_rounds(self._members[0].plan, at_sparsity)
@@ -257,7 +259,9 @@ class Team:
                 error = failure
         for log in self._logs:
             log.close()
-        self._drivers, self._journals, self._logs = [], [], []
+        self._drivers = []
+        self._journals = []
+        self._logs = []
         if error is not None and status == "complete":
             raise error
 

@@ -261,7 +261,8 @@ def check_metric(config: SweepConfig, prepared: Prepared) -> None:
     Raises:
         UserError: With the metrics that there are, or the mode that fits.
     """
-    metric, task = config.metric, prepared.task
+    metric = config.metric
+    task = prepared.task
     known = [f"{network}/{split}/{name}" for network in NETWORKS for split in SPLITS for name in prepared.metrics]
     if metric not in known:
         word = f"average/validation/{metric}" if metric in prepared.metrics else metric

@@ -120,7 +120,8 @@ class Settings:
         if record is None:
             setting = self._planned[key]
             return Trial(label(setting), setting, "waiting", self._members(setting, {}))
-        name, setting = record["label"], record["setting"]
+        name = record["label"]
+        setting = record["setting"]
         self._check(name, record)
         return Trial(name, setting, record.get("status", "running"), self._members(setting, record),
                      record.get("reason") or "")
@@ -139,7 +140,8 @@ class Settings:
     def _check(self, name: str, record: Mapping[str, Any]) -> None:
         wrong = wrong_fields(TrialRecord, record)
         if not wrong:
-            space, seeds = self._sweep.config.space, record.get("seeds", self._sweep.config.seeds)
+            space = self._sweep.config.space
+            seeds = record.get("seeds", self._sweep.config.seeds)
             runs = record.get("runs", [])
             wrong += ["status"] * (record.get("status", "running") not in STATES)
             wrong += ["setting"] * (set(record["setting"]) != set(space))

@@ -228,7 +228,8 @@ def flat_config(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]
     """A config's options by dotted name; a length as a number, with its unit in its name."""
     plain = section.model_dump(mode="json")
     for name in type(section).model_fields:
-        value, path = getattr(section, name), f"{prefix}{name}"
+        value = getattr(section, name)
+        path = f"{prefix}{name}"
         if isinstance(value, Section):
             yield from flat_config(value, f"{path}.")
         elif isinstance(value, Length):
@@ -256,7 +257,8 @@ def _column_names(rows: Sequence[Mapping[str, Any]], sweep: Sweep) -> list[str]:
     """All columns: the leading ones, metrics by network, split and name, and options in the order of the config."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     leading = list(LEADING)
-    where, counts = leading[:leading.index("round")], leading[leading.index("round"):]
+    where = leading[:leading.index("round")]
+    counts = leading[leading.index("round"):]
     metrics = [name for network in NETWORKS for name in sorted(names) if name.startswith(f"{network}/")]
     options = [name for name in names if name.startswith(CONFIG)]
     # Options that only some members have, as those of another model, stand beside their like.

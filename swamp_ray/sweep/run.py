@@ -118,7 +118,8 @@ def run_sweep(sweep: Sweep, reporter: SweepReporter | None = None, stopping: Sto
     codes = codes_of(paths)  # imported, so that the import path is the one that they are found on
     outdated = check_code(sweep, sweepdir, code_changed)
     ArtifactStore(place).check_writable()
-    if (held := sweepdir.held()) is not None and held.life == "alive":
+    held = sweepdir.held()
+    if held is not None and held.life == "alive":
         sweepdir.hold().release()  # says who it is
     embedded = sweep.base.execution.address is None and not ray.is_initialized()
     plan = plan_sweep(sweep, device_kind(sweep.base), [this_machine()]) if embedded else None
@@ -174,10 +175,15 @@ class _Sweep:
                  stopping: Stopping, device: str, embedded: bool = False, codes: Mapping[str, Code] | None = None,
                  code_changed: CodeChanged = "refuse", outdated: frozenset[str] = frozenset()) -> None:
         self.is_alone = embedded
-        self.sweep, self.plan, self.dir, self.reporter, self.stopping = sweep, plan, sweepdir, reporter, stopping
+        self.sweep = sweep
+        self.plan = plan
+        self.dir = sweepdir
+        self.reporter = reporter
+        self.stopping = stopping
         self.running: dict[str, float] = {}
         self.lost: list[Setting] = []
-        self._place, self._device = place, device
+        self._place = place
+        self._device = device
         self._records: dict[str, dict[str, Any]] = {}
         self._record: dict[str, Any] = {}
         self._attempt: dict[str, Any] = {}
@@ -351,20 +357,23 @@ class _Sweep:
 
     def trained(self) -> int:
         """Training runs whose results this sweep's members have made: a killed process may have lost its own count."""
-        store, runs = ArtifactStore(self._place), {name for record in self._records.values() for name in record["runs"]}
+        store = ArtifactStore(self._place)
+        runs = {name for record in self._records.values() for name in record["runs"]}
         names = {line["name"] for name in runs for line in RunDir(self._place, name).read_results()
                  if line["kind"] in ("dense", "trunk", "particle")}
         return sum(manifest.info.get("run") in runs for name in names if (manifest := store.find(name)) is not None)
 
     def _count(self) -> None:
         """What the members' attempts since the beginning of this one have trained."""
-        trained, epochs = 0, 0.0
+        trained = 0
+        epochs = 0.0
         for record in self._records.values():
             for name in record["runs"]:
                 with contextlib.suppress(SwampError):
                     for attempt in (RunDir(self._place, name).read_run() or {}).get("attempts", []):
                         if attempt["started"] >= self._attempt["started"]:
-                            trained, epochs = trained + attempt["trained"], epochs + attempt["trained_epochs"]
+                            trained = trained + attempt["trained"]
+                            epochs = epochs + attempt["trained_epochs"]
         self._attempt |= {"trained": trained, "trained_epochs": epochs}
 
     # Trials
@@ -384,7 +393,8 @@ class _Sweep:
         for _ in range(self.sweep.config.execution.max_failures):
             if not self.lost or self.stopping.asked():
                 return
-            lost, self.lost = self.lost, []
+            lost = self.lost
+            self.lost = []
             self._finished = self._all_there()
             self._pass_listed(lost)
         for setting in self.lost:
@@ -404,7 +414,8 @@ class _Sweep:
         self._pass(ListedSettings([*again, *settings]), len(again) + len(settings))
 
     def _pass(self, search: Any, count: int) -> None:
-        config, nodes = self.sweep.config, eligible(living_nodes(), self.sweep.base.execution)
+        config = self.sweep.config
+        nodes = eligible(living_nodes(), self.sweep.base.execution)
         self._nodes = nodes
         signal: Any = ray.remote(StopSignal).options(num_cpus=0).remote()
         trials = Trials(

@@ -117,7 +117,8 @@ def make_scheduler(sweep: Sweep, num_milestones: int) -> TrialScheduler:
         UserError: There is no such scheduler, or its options do not fit.
     """
     check_scheduler(sweep, num_milestones)
-    config, name = sweep.config, sweep.config.scheduler.name
+    config = sweep.config
+    name = sweep.config.scheduler.name
     options: dict[str, Any] = {**config.scheduler.options}
     if is_import_path(name):
         return call(load_object(name, _WHERE), _WHERE, TrialScheduler, num_milestones=num_milestones,
@@ -135,7 +136,8 @@ def check_scheduler(sweep: Sweep, num_milestones: int | None) -> None:
     Raises:
         UserError: There is no such scheduler, or its options do not fit.
     """
-    config, name = sweep.config, sweep.config.scheduler.name
+    config = sweep.config
+    name = sweep.config.scheduler.name
     options = dict(config.scheduler.options)
     if is_import_path(name):
         keywords = {"num_milestones": num_milestones, "metric": config.metric, "mode": config.mode} | options

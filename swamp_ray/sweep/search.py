@@ -123,7 +123,9 @@ class InSpace(Searcher):
 
     def __init__(self, inner: Searcher, space: SpaceForTune, metric: str, mode: str, knows_stopped: bool) -> None:
         super().__init__(metric=metric, mode=mode)
-        self._inner, self._space, self._knows_stopped = inner, space, knows_stopped
+        self._inner = inner
+        self._space = space
+        self._knows_stopped = knows_stopped
         self._told: dict[str, int] = {}
         self._worst: float | None = None
 
@@ -180,7 +182,8 @@ def make_search(sweep: Sweep, recorded: Sequence[Setting]) -> Searcher:
         UserError: There is no such searcher, a package is missing, or its options do not fit.
     """
     check_search(sweep)
-    config, name = sweep.config, sweep.config.search.name
+    config = sweep.config
+    name = sweep.config.search.name
     if name == "random":
         known = {setting_key(setting) for setting in recorded}
         return ListedSettings([*recorded, *(new for new in sweep.settings() if setting_key(new) not in known)])
@@ -213,7 +216,8 @@ def check_search(sweep: Sweep, num_milestones: int | None = None) -> None:
     Raises:
         UserError: There is no such search or scheduler, a package is missing, or options do not fit.
     """
-    config, search = sweep.config, sweep.config.search
+    config = sweep.config
+    search = sweep.config.search
     check_scheduler(sweep, num_milestones or len(config.at_sparsity) or None)
     if is_import_path(search.name):
         keywords = {"metric": config.metric, "mode": config.mode, "seed": 0, "points_to_evaluate": []} | search.options

@@ -112,7 +112,8 @@ def _wandb(sweep: Sweep, options: dict[str, Any]) -> Callback:
     options.setdefault("project", os.environ.get("WANDB_PROJECT_NAME") or os.environ.get("WANDB_PROJECT") or sweep.name)
     options.setdefault("group", os.environ.get("WANDB_GROUP_NAME") or sweep.name)
     # The runs are written by actors, which may stand in another environment.
-    if mode := options.get("mode") or os.environ.get("WANDB_MODE"):
+    mode = options.get("mode") or os.environ.get("WANDB_MODE")
+    if mode:
         options["mode"] = mode
     for option in ("api_key_file", "dir"):
         if options.get(option):

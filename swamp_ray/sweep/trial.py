@@ -70,7 +70,9 @@ class RemoteStopping(Stopping):
 
     def __init__(self, signal: Any) -> None:
         super().__init__()
-        self._signal, self._found, self._next = signal, False, 0.0
+        self._signal = signal
+        self._found = False
+        self._next = 0.0
 
     def asked(self) -> bool:
         """Whether the sweep was asked to stop."""
@@ -121,7 +123,8 @@ class Trials:
 
         Whoever does not go on closes the generator: workers end, and what is finished stays.
         """
-        if (record := self.recorded.get(label(setting))) is not None and (found := self._again(setting, record)):
+        record = self.recorded.get(label(setting))
+        if record is not None and (found := self._again(setting, record)):
             yield from found
             return
         configs = [self.member(setting, seed) for seed in self.seeds]
@@ -209,7 +212,8 @@ class Trials:
 
     def _again(self, setting: Setting, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The reports of a finished setting from its records; none if they are not all there any more."""
-        milestones, complete = self._recorded(setting, record), record["status"] == "complete"
+        milestones = self._recorded(setting, record)
+        complete = record["status"] == "complete"
         if not milestones:
             return []
         found = [{**report_of(milestone), COMPLETE: complete} for milestone in milestones]
@@ -269,9 +273,11 @@ class FreeSettings:
             UserError: There is no such option, or the values contradict each other.
         """
         for key in setting:
-            if (problem := unknown_key(key)) is not None:
+            problem = unknown_key(key)
+            if problem is not None:
                 raise UserError(problem, where=f"param_space[{key!r}]")
-            if (advice := reserved(key)) is not None:
+            advice = reserved(key)
+            if advice is not None:
                 raise UserError("this option cannot be swept", where=f"param_space[{key!r}]", do=advice)
         name = f"{self.base.name}-{label(setting)}-seed{seed}"
         return with_values(self.base, {**setting, "seed": seed, "name": name})

@@ -84,7 +84,8 @@ class Stop(Stopper):
     """Lets running trials write their checkpoints when the sweep is asked to stop, and then ends it."""
 
     def __init__(self, attempt: Attempt, signal: Any) -> None:
-        self._attempt, self._signal = attempt, signal
+        self._attempt = attempt
+        self._signal = signal
         self._until: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -130,11 +131,13 @@ class Watch(tune.Callback):
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._idle_since, self._told = time.monotonic(), False
+        self._idle_since = time.monotonic()
+        self._told = False
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A setting begins."""
-        setting, key = plain_setting(trial.config), label(plain_setting(trial.config))
+        setting = plain_setting(trial.config)
+        key = label(plain_setting(trial.config))
         self._attempt.running[key] = time.monotonic()
         if self._attempt.finished_before(key):
             return
@@ -148,8 +151,10 @@ class Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A setting has reached its target, or the scheduler has stopped it, or the user has."""
-        setting, last = plain_setting(trial.config), trial.last_result or {}
-        key, reached = label(setting), int(last.get("milestone", 0))
+        setting = plain_setting(trial.config)
+        last = trial.last_result or {}
+        key = label(setting)
+        reached = int(last.get("milestone", 0))
         if self._attempt.finished_before(key):
             self._attempt.running.pop(key, None)
         elif last.get(COMPLETE):
@@ -162,7 +167,8 @@ class Watch(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A setting has failed."""
-        setting, error = plain_setting(trial.config), _error_of(trial)
+        setting = plain_setting(trial.config)
+        error = _error_of(trial)
         reached = int((trial.last_result or {}).get("milestone", 0))
         if isinstance(error, RayActorError):
             self._attempt.lost.append(setting)
@@ -174,7 +180,8 @@ class Watch(tune.Callback):
         """Displays move. A cluster that has no room is not waited for in silence."""
         self._attempt.reporter.tick()
         if self._attempt.running:
-            self._idle_since, self._told = time.monotonic(), False
+            self._idle_since = time.monotonic()
+            self._told = False
             return
         idle_s = time.monotonic() - self._idle_since
         if idle_s > self._attempt.sweep.config.execution.worker_deadline_s and not self._attempt.has_room():

@@ -39,7 +39,8 @@ def cost_text(cost: Mapping[str, float | None]) -> str:
     Args:
         cost: With the values of :class:`swamp_ray.training.cost.Cost` by name.
     """
-    dense, sparse = cost.get("dense_flops"), cost.get("sparse_flops")
+    dense = cost.get("dense_flops")
+    sparse = cost.get("sparse_flops")
     text = (f"{epochs_text(cost.get('total_epochs'))} epochs of all particles, "
             f"{epochs_text(cost.get('critical_epochs'))} one after the other")
     if dense is None:

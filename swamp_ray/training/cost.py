@@ -123,7 +123,8 @@ def cost_of(phases: Sequence[Phase], steps_per_epoch: int, batch_size: int, flop
         densities: Share of the weights that the mask keeps, by prunable layer; None: it is not known.
     """
     total = critical = 0
-    dense, sparse = 0.0, 0.0
+    dense = 0.0
+    sparse = 0.0
     for phase in phases:
         lengths = []
         for training in phase:

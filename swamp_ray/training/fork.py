@@ -15,7 +15,9 @@ from swamp_ray.sparsity.averaging import ExponentialMean
 from swamp_ray.sparsity.compact import CompactState, compact_model
 from swamp_ray.sparsity.masks import Layout, clean_name
 
-BUFFER, OPTIMIZER, MEAN = "buffer", "optimizer", "mean"
+BUFFER = "buffer"
+OPTIMIZER = "optimizer"
+MEAN = "mean"
 MEAN_COUNT = "mean_count"
 
 

@@ -140,7 +140,8 @@ def choose_mask(
     Raises:
         UserError: The score fails, or returns what it must not.
     """
-    config, layout = trainer.config, trainer.layout
+    config = trainer.config
+    layout = trainer.layout
     score = make_network_score(program.score, seed=program.seed, temperature=program.temperature)
     model = initial_model(config, trainer.data).to(trainer.device)
     batches = _Shuffled(trainer, program)
@@ -178,7 +179,8 @@ class _Shuffled:
     """Training batches in the order and with the augmentation of one seed, in parts of a forward pass's size."""
 
     def __init__(self, trainer: ParticleTrainer, program: MaskProgram) -> None:
-        self._trainer, self._program = trainer, program
+        self._trainer = trainer
+        self._program = program
         self._size = trainer.config.training.batch_size
 
     def __len__(self) -> int:

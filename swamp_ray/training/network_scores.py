@@ -100,7 +100,8 @@ class _Cooled(nn.Module):
 
     def __init__(self, model: nn.Module, temperature: float) -> None:
         super().__init__()
-        self._model, self._temperature = model, temperature
+        self._model = model
+        self._temperature = temperature
 
     def forward(self, *inputs: Any) -> Tensor:
         """The outputs, divided."""

@@ -23,7 +23,8 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device, process: Path = Path("/proc/self")) -> None:
-        self._device, self._process = device, process
+        self._device = device
+        self._process = process
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self._watches = True

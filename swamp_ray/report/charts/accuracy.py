@@ -53,7 +53,9 @@ def accuracy_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Char
 
 def accuracy_against_sparsity(runs: Sequence[ReportRun], split: str = "test") -> Chart:
     """Average, mean and ensemble of the particles, and the dense network, against the share of weights left."""
-    metric, found, dense = runs[0].primary, points(runs, split), dense_value(runs, split)
+    metric = runs[0].primary
+    found = points(runs, split)
+    dense = dense_value(runs, split)
     figure, axes = new_figure()
     if dense is not None:
         axes.axhline(scale_of(metric) * dense, color=MUTED, linestyle=DASHES[DENSE], linewidth=1, zorder=1)
@@ -123,7 +125,8 @@ def _epochs_axis(axes: Any, low: float, high: float) -> None:
 
 def _draw(axes: Any, runs: Sequence[ReportRun], found: Sequence[Point], where: Where) -> None:
     """Every arm and network: lines through the means, bands around them, and single seeds."""
-    scale, counts = scale_of(runs[0].primary), arms_of_runs(runs)
+    scale = scale_of(runs[0].primary)
+    counts = arms_of_runs(runs)
     for arm, style in arm_styles(run.arm for run in runs).items():
         own = [one for one in means(found) if one.arm == arm]
         for network in (PARTICLES, ENSEMBLE):

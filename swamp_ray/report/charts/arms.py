@@ -85,7 +85,8 @@ def runs_of_data(data: Any) -> dict[str, int]:
 
 def each_arm(counts: Mapping[str, int], noun: str = "run") -> str:
     """``one run``, ``2 runs of each arm``, ``runs (a 5, b 4)``, or of many arms ``1 to 4 runs of each arm``."""
-    low, high = min(counts.values()), max(counts.values())
+    low = min(counts.values())
+    high = max(counts.values())
     each = " of each arm" if len(counts) > 1 else ""
     if high == 1:
         return f"one {noun}{each}"

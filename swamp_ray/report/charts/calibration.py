@@ -91,7 +91,8 @@ def _curves(runs: Sequence[ReportRun], data: Any, metric: str, label: str) -> Fi
 
 def _legend(data: Any, styles: Mapping[str, ArmStyle]) -> list[Any]:
     """The arms, and what kinds of lines there are; of one arm with several kinds these alone, in its colour."""
-    arms, networks = list(dict.fromkeys(data["arm"])), [name for name in NETWORKS if name in set(data["network"])]
+    arms = list(dict.fromkeys(data["arm"]))
+    networks = [name for name in NETWORKS if name in set(data["network"])]
     short = short_names(arms, 30)
     of_arms = [legend_line(short[arm], line_of(styles[arm]) | {"linestyle": "-"}) for arm in arms]
     if len(networks) == 1:

@@ -93,9 +93,11 @@ def _levels(first: BySparsity, second: BySparsity) -> tuple[Level, ...]:
     """One entry for each sparsity that both have."""
     levels = []
     for sparsity in sorted(first.keys() & second.keys()):
-        one, other = first[sparsity], second[sparsity]
+        one = first[sparsity]
+        other = second[sparsity]
         seeds = tuple(sorted(one.keys() & other.keys()))
-        a, b = [other[seed] for seed in seeds], [one[seed] for seed in seeds]
+        a = [other[seed] for seed in seeds]
+        b = [one[seed] for seed in seeds]
         difference = statistics.fmean(x - y for x, y in zip(a, b, strict=True)) if seeds else None
         levels.append(Level(sparsity, one, other, seeds, difference, paired(a, b) if _scatter(a, b) else None))
     return tuple(levels)
@@ -111,12 +113,15 @@ def difference_charts(runs: Sequence[ReportRun], split: str = "test") -> list[Ch
     found = [one for one in comparisons(runs, split) if one.is_paired]
     if not found:
         return []
-    metric, styles = runs[0].primary, arm_styles(run.arm for run in runs)
-    scale, unit = scale_of(metric), " (points)" if is_percent(metric) else ""
+    metric = runs[0].primary
+    styles = arm_styles(run.arm for run in runs)
+    scale = scale_of(metric)
+    unit = " (points)" if is_percent(metric) else ""
     figure, axes = new_figure()
     axes.axhline(0, color=MUTED, linewidth=1)
     baseline = found[0].first if len({one.first for one in found}) == 1 else ""
-    lowest, handles = 1.0, []
+    lowest = 1.0
+    handles = []
     for number, one in enumerate(found):
         levels = [level for level in one.levels if level.difference is not None]
         shift = 1.0 + min(0.035, 0.12 / len(found)) * (number - (len(found) - 1) / 2)

@@ -43,7 +43,8 @@ def heat_map(frame: pd.DataFrame, x_entry: str, y_entry: str, metric: str = "ave
     """
     _check_entries(frame, (x_entry, y_entry))
     table = by_setting(frame, metric, at_sparsity)
-    columns, rows = _axis_values(frame, x_entry), _axis_values(frame, y_entry)
+    columns = _axis_values(frame, x_entry)
+    rows = _axis_values(frame, y_entry)
     # Numbers grow upwards; names are read from the top.
     rows = rows if is_numeric(frame, SPACE + y_entry) else rows[::-1]
     cells = {(setting[SPACE + x_entry], setting[SPACE + y_entry]): setting for _, setting in table.iterrows()}
@@ -92,7 +93,8 @@ def _limits(means: np.ndarray) -> tuple[float, float]:
     finite = means[np.isfinite(means)]
     if finite.size == 0:
         return 0.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
+    low = float(finite.min())
+    high = float(finite.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 

@@ -21,7 +21,8 @@ from swamp_ray.report.load.runs import ReportRun
 from swamp_ray.text.tables import told_apart
 from swamp_ray.user_code.importing import is_import_path
 
-WIDTH_IN, TALLEST_IN = 5.4, 9.0
+WIDTH_IN = 5.4
+TALLEST_IN = 9.0
 LONGEST_NAME = 28
 BESIDE_IN = 1.2
 """Of its width what is neither cells nor names of layers: the bar of colours, and margins."""

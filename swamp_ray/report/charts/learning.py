@@ -27,7 +27,8 @@ from swamp_ray.report.charts.panels import (
 from swamp_ray.report.charts.style import MUTED, axis_label, scale_of
 from swamp_ray.report.load.runs import ReportRun
 
-TRAINING, TEST = "training", "test, at the end"
+TRAINING = "training"
+TEST = "test, at the end"
 MOST_ROUNDS = 6
 MOST_THIN_LINES = 80
 """So many particles are drawn one by one in a panel; of more the range between the lowest and the highest is shown."""

@@ -21,7 +21,8 @@ from swamp_ray.text.tables import told_apart
 
 WIDTH_IN = 5.4
 FONT = 8.0
-OTHER_SEED, OTHER_ARM = "same arm, other seed", "other arm, same seed"
+OTHER_SEED = "same arm, other seed"
+OTHER_ARM = "other arm, same seed"
 OTHER_ARM_LINE: dict[str, Any] = {"color": INK, "marker": "x", "linestyle": (0, (5, 2))}
 MOST_WITH_NUMBERS = 14
 MOST_WITH_LABELS = 40
@@ -58,7 +59,8 @@ def mask_overlaps(runs: Sequence[ReportRun]) -> list[Chart]:
 
 def masks_of(run: ReportRun, wanted: set[int]) -> Masks:
     """A run's masks with so many survivors; a ticket that is gone is left out."""
-    found, before = Masks(), None
+    found = Masks()
+    before = None
     for record in run.records:
         ticket = run.ticket(record)
         if ticket is None:
@@ -94,7 +96,8 @@ def _pairs(runs: Sequence[ReportRun], masks: Mapping[str, Masks]) -> Any:
 
 
 def _pair(one: ReportRun, other: ReportRun, masks: Mapping[str, Masks]) -> Iterator[dict[str, Any]]:
-    mine, theirs = masks[one.name], masks[other.name]
+    mine = masks[one.name]
+    theirs = masks[other.name]
     if mine.shapes != theirs.shapes:
         return
     for survivors, bits in mine.bits.items():
@@ -113,7 +116,8 @@ def _kind(one: ReportRun, other: ReportRun) -> str:
 
 def _nested(masks: Sequence[Masks]) -> str:
     """A sentence on each run's own masks."""
-    if not (back := max((count for one in masks for count in one.came_back.values()), default=0)):
+    back = max((count for one in masks for count in one.came_back.values()), default=0)
+    if not back:
         return "Within a run each round's mask lies in the one before, and their overlap is the ratio of densities."
     return f"Within runs masks are not nested: up to {back:,} weights of a round were not in the one before's mask."
 

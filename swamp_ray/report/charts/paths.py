@@ -64,7 +64,8 @@ def _line_charts(run: ReportRun) -> list[Chart]:
         {"run": run.name, "kind": row["kind"], "round": row["round"], "density": 1 - row["sparsity"],
          "first": row["first"], "second": row["second"], "position": position, name: value}
         for row in rows for position, value in zip(row["positions"], row["values"]["test"][name], strict=True)])
-    pairs, places = len(rows), [(row["round"], row["kind"]) for row in rows]
+    pairs = len(rows)
+    places = [(row["round"], row["kind"]) for row in rows]
     several = len(set(places)) < pairs
     caption = (f"Test {name} at equally spaced points of the straight line between two networks, {pairs} pair"
                f"{'s' * (pairs > 1)} of {len(kept)} round{'s' * (len(kept) > 1)} of one run; normalisation statistics "
@@ -77,7 +78,8 @@ def _lines(data: Any, name: str, label: str) -> Figure:
     kinds = [kind for kind in KINDS if kind in set(data["kind"])]
     figure, panels = panels_for(len(kinds), columns=2)
     lowest = float(data["density"].min())
-    colours, scale = sparsity_colours(lowest), 100.0 if name == "error" else 1.0
+    colours = sparsity_colours(lowest)
+    scale = 100.0 if name == "error" else 1.0
     for axes, kind in zip(panels.flat, kinds, strict=True):
         for density, one in data[data["kind"] == kind].groupby("density"):
             curves = scale * one.pivot_table(index="position", columns=["first", "second"], values=name)
@@ -100,7 +102,8 @@ def _barrier_chart(runs: Sequence[ReportRun]) -> list[Chart]:
         return []
     data: Any = pd.DataFrame(rows)
     data = data[data["metric"] == data["metric"].iloc[0]].reset_index(drop=True)
-    name, counts = str(data["metric"].iloc[0]), runs_of_data(data)
+    name = str(data["metric"].iloc[0])
+    counts = runs_of_data(data)
     over = "pairs and runs of an arm" if max(counts.values()) > 1 else "pairs"
     caption = (f"Barrier: the largest excess of the test {name} over the straight line between its values at both "
                f"ends, at least 0 (Entezari et al., 2022); mean and range over the {over}, between "
@@ -112,7 +115,8 @@ def _barrier_chart(runs: Sequence[ReportRun]) -> list[Chart]:
 
 def _barriers(runs: Sequence[ReportRun], data: Any, name: str) -> Figure:
     figure, axes = new_figure()
-    styles, scale = arm_styles(run.arm for run in runs), 100.0 if name == "error" else 1.0
+    styles = arm_styles(run.arm for run in runs)
+    scale = 100.0 if name == "error" else 1.0
     short = short_names(data["arm"], 24)
     for (arm, kind), one in data.groupby(["arm", "kind"], sort=False):
         found = scale * one.groupby("density")["barrier"].agg(["mean", "min", "max"]).sort_index(ascending=False)

@@ -25,11 +25,13 @@ FEWEST = 10
 """A share of right predictions among fewer samples says nothing: neighbouring bins are drawn as one."""
 Z = 1.959964
 """Standard deviations of the 95 % interval."""
-SIDE_IN, BELOW_IN = 1.42, 0.7
+SIDE_IN = 1.42
+BELOW_IN = 0.7
 """Of a panel; of what lies below the lowest row: ticks, the axis's name, the legend."""
 MOST_ARMS = 12
 """So many arms are drawn; a page with more is not read."""
-POINT, BIN = "point", "bin"
+POINT = "point"
+BIN = "bin"
 
 
 def reliability_charts(runs: Sequence[ReportRun]) -> list[Chart]:
@@ -125,7 +127,8 @@ def _figure(runs: Sequence[ReportRun], data: Any) -> Figure:
     arms = list(dict.fromkeys(data["arm"]))
     most = max(one["round"].nunique() for _, one in data.groupby("arm"))
     figure, panels = _panels(len(arms), max(most, 2))
-    styles, short = arm_styles(run.arm for run in runs), short_names(arms, 20)
+    styles = arm_styles(run.arm for run in runs)
+    short = short_names(arms, 20)
     for row, arm in zip(panels, arms, strict=True):
         rounds = list(data[data["arm"] == arm].groupby("round"))
         for axes, (_, one) in zip(row, rounds, strict=False):

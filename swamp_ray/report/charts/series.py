@@ -10,7 +10,9 @@ from swamp_ray.report.charts.arms import rows_of
 from swamp_ray.report.load.costs import epochs_so_far
 from swamp_ray.report.load.runs import ReportRun
 
-AVERAGE, PARTICLES, ENSEMBLE = "average", "mean of the particles", "ensemble of the particles"
+AVERAGE = "average"
+PARTICLES = "mean of the particles"
+ENSEMBLE = "ensemble of the particles"
 """Networks of a round. The average is that of a single particle too."""
 SAME = 9
 """Sparsities that agree to so many decimals are one."""
@@ -57,9 +59,11 @@ def points(runs: Sequence[ReportRun], split: str = "test") -> list[Point]:
 
 
 def _of_run(run: ReportRun, split: str) -> Iterator[Point]:
-    epochs, ensembles = epochs_so_far(run), ensembles_of(run, split)
+    epochs = epochs_so_far(run)
+    ensembles = ensembles_of(run, split)
     for record in run.records:
-        index, sparsity = record["round"], round(float(record["sparsity"]), SAME)
+        index = record["round"]
+        sparsity = round(float(record["sparsity"]), SAME)
         found = {AVERAGE: record["average"][split][run.primary]}
         if len(record["particles"]) > 1:
             found[PARTICLES] = record["mean"][split][run.primary]

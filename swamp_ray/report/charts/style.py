@@ -24,7 +24,9 @@ the colours of arms, by its own, so that figures can be read on a dark ground to
 FONT_PT = 9.0
 FIGURE_INCHES = (4.8, 3.3)
 """So wide that its text can be read on a phone, where it is shrunk to the width of the screen."""
-MOST_INSIDE, LONGEST_LABEL, LEGEND_ROW_IN = 5, 27, 0.18
+MOST_INSIDE = 5
+LONGEST_LABEL = 27
+LEGEND_ROW_IN = 0.18
 """Of legends: entries that find room in the axes, letters of one, inches of a row below them."""
 COLOUR_MAP = "viridis"
 """Perceptually uniform: equal steps of the value look equally large."""

@@ -112,7 +112,8 @@ def write_figures(sweepdir: SweepDir, frame: pd.DataFrame) -> list[Spot]:
     """
     if frame.empty:
         return []
-    config, shown_as = read_sweep(sweepdir).config, _shown_as(sweepdir)
+    config = read_sweep(sweepdir).config
+    shown_as = _shown_as(sweepdir)
     metric = config.metric.replace("/validation/", "/test/")
     figures = {"curves": curves(frame, metric, higher_is_better=config.mode == "max", title=sweepdir.name,
                                 notes=_left_out(sweepdir, frame), shown_as=shown_as)}
@@ -195,7 +196,8 @@ def _label(frame: pd.DataFrame, names: Sequence[str], values: Sequence[Any]) -> 
     """What tells a curve from the others: the values that vary; the name alone where it is a group's."""
     parts = []
     for name, value in zip(names, values, strict=True):
-        text, is_group = value_text(name, value), f"{CONFIG}{name}" not in _option_names(frame)
+        text = value_text(name, value)
+        is_group = f"{CONFIG}{name}" not in _option_names(frame)
         word = WORDS.get(name, name.rpartition(".")[2]).replace("number of ", "")
         parts.append(text if is_group or len(names) == 1 else f"{word} {text}")
     return ", ".join(parts) or "all settings"

@@ -74,7 +74,8 @@ def utilisation(jobs: Any) -> float:
 
 def _covered(jobs: Any) -> float:
     """How long at least one job was at work."""
-    total, until = 0.0, -np.inf
+    total = 0.0
+    until = -np.inf
     for began, ended in sorted(zip(jobs["began_s"], jobs["ended_s"], strict=True)):
         total += max(0.0, ended - max(began, until))
         until = max(until, ended)
@@ -114,7 +115,8 @@ def _chart(run: ReportRun, jobs: Any) -> Chart:
 def _caption(jobs: Any) -> str:
     workers = jobs.loc[jobs["row"] != AVERAGING, "row"].nunique()
     busy = "Workers were" if workers != 1 else "The worker was"
-    attempts, failed = jobs["attempt"].nunique(), int(jobs["how"].isin(FAILED).sum())
+    attempts = jobs["attempt"].nunique()
+    failed = int(jobs["how"].isin(FAILED).sum())
     parts = [f"Each bar is a job that a worker was given, from then until it had ended; {len(jobs):,} "
              f"job{'s' * (len(jobs) != 1)} of {workers} worker{'s' * (workers != 1)} in one run. {busy} busy for "
              f"{100 * utilisation(jobs):.0f} % of the time between the first and the last job."]
@@ -158,7 +160,8 @@ def _figure(jobs: Any) -> Figure:
 def _areas(height: float, longest: int) -> tuple[Figure, Any, Any]:
     """The figure, the strip of colours and the area of bars; their places are known, whatever the number of rows."""
     figure = Figure(figsize=(WIDTH_IN, height))
-    left, width = (0.2 + 0.078 * longest) / WIDTH_IN, (WIDTH_IN - 0.32 - 0.078 * longest) / WIDTH_IN
+    left = (0.2 + 0.078 * longest) / WIDTH_IN
+    width = (WIDTH_IN - 0.32 - 0.078 * longest) / WIDTH_IN
     bar = figure.add_axes((left, 1 - 0.32 / height, width, 0.1 / height))
     axes = figure.add_axes((left, 0.82 / height, width, (height - FIXED_IN) / height))
     return figure, bar, axes
@@ -240,7 +243,8 @@ def _attempt_lines(axes: Any, drawn: Any) -> None:
 
 def _mark(axes: Any, drawn: Any, places: dict[str, int]) -> None:
     """A cross where a job failed, a triangle where one is begun that has failed before."""
-    failed, again = drawn[drawn["how"].isin(FAILED)], drawn[(drawn["retry"] > 0) | (drawn["reseed"] > 0)]
+    failed = drawn[drawn["how"].isin(FAILED)]
+    again = drawn[(drawn["retry"] > 0) | (drawn["reseed"] > 0)]
     for jobs, x, marker, colour in ((failed, "right", "X", "#D55E00"), (again, "left", ">", PAPER)):
         heights = [sum(_box(job, places)) - _box(job, places)[1] / 2 for job in jobs.itertuples(index=False)]
         axes.plot(jobs[x], heights, linestyle="none", marker=marker, markersize=6, markerfacecolor=colour,

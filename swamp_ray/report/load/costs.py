@@ -61,7 +61,8 @@ def epochs_so_far(run: ReportRun) -> dict[int, int]:
     if unknown_trainings(run):
         return {}
     known = epochs_by_round(run)
-    total, found = known.get(DENSE_ROUND, 0), {}
+    total = known.get(DENSE_ROUND, 0)
+    found = {}
     for record in run.records:
         if record["round"] not in known:
             return {}
@@ -89,8 +90,11 @@ def device_time(run: ReportRun) -> DeviceTime | None:
     checkpoint that it went on from; what was broken off before is counted apart.
     """
     shares, unit = _shares(run)
-    store, own = ArtifactStore(run.rundir.place), _Own(run)
-    total, own_total, unknown = 0.0, 0.0, 0
+    store = ArtifactStore(run.rundir.place)
+    own = _Own(run)
+    total = 0.0
+    own_total = 0.0
+    unknown = 0
     recorded = {entry["name"] for record in run.records for entry in record["artifacts"]["particles"]}
     for name, work in sorted(_trainings(run).items()):
         manifest = None
@@ -140,11 +144,14 @@ class _Own:
 
 def _shares(run: ReportRun) -> tuple[dict[str, float], str]:
     """How many devices a training run takes up, by kind, and what a device is. Only particles are packed."""
-    arithmetic, execution = run.about.get("arithmetic", {}), run.config.execution
+    arithmetic = run.about.get("arithmetic", {})
+    execution = run.config.execution
     width = form_and_width(str(arithmetic.get("packing", "single:1")))[1]
     ranks = int(arithmetic.get("ranks", 1))
     if arithmetic.get("device") == "cuda":
-        each, unit = 1.0 if execution.num_gpus is None else execution.num_gpus, "GPU"
+        each = 1.0 if execution.num_gpus is None else execution.num_gpus
+        unit = "GPU"
     else:
-        each, unit = float(arithmetic.get("threads", 1)), "core"
+        each = float(arithmetic.get("threads", 1))
+        unit = "core"
     return {"dense": ranks * each, "trunk": ranks * each, "particle": ranks * each / width}, unit

@@ -79,7 +79,8 @@ def _finished_rounds(run: ReportRun) -> set[int]:
 
 
 def _rounds(run: ReportRun) -> Iterator[str]:
-    if absent := missing_rounds(run):
+    absent = missing_rounds(run)
+    if absent:
         total = len(run.records) + len(absent)
         says = "run.json says that the run is complete" if run.about.get("status") == "complete" else \
             "the run has finished more"
@@ -94,7 +95,8 @@ def _scalars(run: ReportRun) -> Iterator[str]:
         return
     of = sum(len(_trainings_of(record)) for record in run.records) + (lacking[0][0] == DENSE_ROUND)
     where = [f"the {name}" for name in ["dense phase"] if lacking[0][0] == DENSE_ROUND]
-    if rounds := {index for index, _ in lacking if index != DENSE_ROUND}:
+    rounds = {index for index, _ in lacking if index != DENSE_ROUND}
+    if rounds:
         where.append(f"round{'s' * (len(rounds) > 1)} {ranges(rounds)}")
     yield (f"metrics.jsonl lacks epochs of {len(lacking)} of {counted(of, 'training')} ({' and '.join(where)}): "
            "curves, the number of epochs and accuracy against epochs are not complete, or not there.")
@@ -120,7 +122,8 @@ def _results(run: ReportRun) -> Iterator[str]:
     noted = {line["name"] for line in run.results}
     named = {entry["name"] for record in run.records for entry in record["artifacts"]["particles"]} \
         if all("artifacts" in record for record in run.records) else set()
-    if lacking := len(named - noted):
+    lacking = len(named - noted)
+    if lacking:
         dense = "" if any(line["kind"] == "dense" for line in run.results) else \
             "; a dense phase, if there was one, is not in the costs"
         yield f"results.jsonl lacks {lacking} of {counted(len(named), 'result')} of the finished rounds{dense}."

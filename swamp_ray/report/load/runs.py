@@ -87,7 +87,8 @@ def read_runs(names: Sequence[str], storage: str | None = None) -> list[ReportRu
     """
     found = [find_run(name, storage) for name in names]
     spots = [str(rundir.spot()) for rundir in found]
-    if twice := [spot for spot in spots if spots.count(spot) > 1]:
+    twice = [spot for spot in spots if spots.count(spot) > 1]
+    if twice:
         raise UserError("a run must be named once", got=twice[0], where="RUN...")
     configs = [config_of(rundir) for rundir in found]
     arms = arms_of([rundir.name for rundir in found], configs)
@@ -99,7 +100,8 @@ def read_runs(names: Sequence[str], storage: str | None = None) -> list[ReportRu
 def _check_together(runs: Sequence[ReportRun]) -> None:
     """Refuse runs that one page cannot tell apart, or cannot measure by one metric."""
     names = [run.name for run in runs]
-    if twice := [name for name in names if names.count(name) > 1]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
         raise UserError("runs of one report must have different names", got=twice[0], where="RUN...",
                         do="Rename the folder of one of them.")
     first: dict[tuple[str, int, str], str] = {}
@@ -108,7 +110,8 @@ def _check_together(runs: Sequence[ReportRun]) -> None:
         if same != run.name:
             raise UserError("two runs of one recipe and seed are the same run, and no spread can be seen from them",
                             got=f"{same} and {run.name}", where="RUN...", do="Leave one of them out.")
-    if len(metrics := list(dict.fromkeys(run.primary for run in runs))) > 1:
+    metrics = list(dict.fromkeys(run.primary for run in runs))
+    if len(metrics) > 1:
         raise UserError("runs of one report must be judged by the same metric", got=" and ".join(metrics),
                         where="RUN...", do="Write a report of each kind.")
 
@@ -120,7 +123,8 @@ def _read(rundir: RunDir, config: SwampConfig, arm: str) -> ReportRun:
         losses.note("run.json", "run.json is not there: by which metric the run is judged, what it was trained on and "
                     "with, how it ended and what it cost are not known.")
     check_run_record(about or {}, rundir.run_json)
-    if edited := edit_in_words(rundir, about or {}):
+    edited = edit_in_words(rundir, about or {})
+    if edited:
         losses.note("config.yaml", f"{edited}.")
     losses.unverified(*rundir.unverified())
     records = rounds_of(rundir, losses)
@@ -134,7 +138,8 @@ def _read(rundir: RunDir, config: SwampConfig, arm: str) -> ReportRun:
 
 
 def _nothing_to_show(rundir: RunDir, losses: Losses) -> SwampError:
-    if lost := losses.of(rundir.rounds.key):
+    lost = losses.of(rundir.rounds.key)
+    if lost:
         return CorruptArtifactError(f"{rundir.rounds}: no round can be read ({lost.rstrip('.')}). Restore the file; or "
                                     "delete it and run the same command as before, which writes it anew from the "
                                     "stored results.")

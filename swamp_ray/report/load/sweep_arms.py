@@ -93,7 +93,8 @@ def arm_levels(frame: Any, metric: str, higher_is_better: bool) -> list[ArmLevel
     values: dict[float, dict[str, dict[int, float]]] = {}
     costs: dict[tuple[str, float], dict[str, float]] = {}
     for key, group in rows.groupby(["arm", "level"], sort=False):
-        arm, level = str(_pair(key)[0]), float(_pair(key)[1])
+        arm = str(_pair(key)[0])
+        level = float(_pair(key)[1])
         values.setdefault(level, {})[arm] = dict(zip(group["seed"].tolist(), group[metric].tolist(), strict=True))
         costs[arm, level] = {face: float(group[f"cost_so_far/{face}"].mean(skipna=False)) for face in FACES}
     for level in sorted(values):

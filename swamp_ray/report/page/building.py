@@ -44,14 +44,16 @@ def build(runs: Sequence[ReportRun], command: str, folder: str | None, notes: Se
         folder: Where the files of figures lie, relative to the page; None: they are in the page alone.
         notes: What could not be measured, and why.
     """
-    summary, folded = summary_table(runs), len(runs) > MANY_RUNS
+    summary = summary_table(runs)
+    folded = len(runs) > MANY_RUNS
     parts = [replace(_part(ACCURACY, runs, folder), tables=(summary,) if summary else ()), _differences(runs, folder),
              Part("rounds", "Rounds", tables=tuple(rounds_table(run, folded) for run in runs)),
              *(_with_workers(_part(section, runs, folder), runs) for section in SECTIONS),
              Part("unmeasured", "Not measured", notes=tuple(notes))]
     lacking = {run.name: missing(run) for run in runs}  # figures find out too what cannot be read
     files = [file for part in parts for drawn in part.charts for file in drawn.files.values()]
-    arms, cards = arms_in_words(runs), [card(run, bool(lacking[run.name])) for run in runs]
+    arms = arms_in_words(runs)
+    cards = [card(run, bool(lacking[run.name])) for run in runs]
     shared = shared_facts(cards)
     said = {label for label, _ in shared} | ({"Method"} if arms else set())
     own = [replace(one, facts=tuple(fact for fact in one.facts if fact[0] not in said)) for one in cards]

@@ -78,7 +78,8 @@ def shared_facts(cards: Sequence[Card]) -> tuple[tuple[str, str], ...]:
 
 def status(run: ReportRun) -> str:
     """How far a run is, as a sentence; empty for one that is complete, whatever can still be read of it."""
-    done, planned = len(run.records) + len(missing_rounds(run)), len(run.about.get("rounds", []))
+    done = len(run.records) + len(missing_rounds(run))
+    planned = len(run.about.get("rounds", []))
     recorded = str(run.about.get("status", ""))
     if recorded == "complete":
         return ""
@@ -92,7 +93,8 @@ def status(run: ReportRun) -> str:
 
 
 def _subject(run: ReportRun) -> Iterator[tuple[str, str]]:
-    config, data = run.config, run.about.get("data", {})
+    config = run.config
+    data = run.about.get("data", {})
     prunable = run.about.get("num_prunable")
     yield "Model", _named(config.model.name, config.model.options) + (
         f", {prunable:,} prunable weights" if prunable else "") + _of_all(run)
@@ -106,14 +108,16 @@ def _subject(run: ReportRun) -> Iterator[tuple[str, str]]:
 
 def _of_all(run: ReportRun) -> str:
     """The last sparsity as a share of all parameters; runs of before did not record their number."""
-    prunable, parameters = run.about.get("num_prunable"), run.about.get("num_parameters")
+    prunable = run.about.get("num_prunable")
+    parameters = run.about.get("num_parameters")
     if not prunable or not parameters or not run.records:
         return ""
     last = run.records[-1]
     text = (f" of {parameters:,} parameters; at {percent(last['sparsity'])} sparsity "
             f"{percent((prunable - last['survivors']) / parameters)} of all parameters are pruned")
     notes = [*run.about.get("notes", [])]
-    if thin := thin_of_record(last, run.about.get("layers", [])):
+    thin = thin_of_record(last, run.about.get("layers", []))
+    if thin:
         notes.append(f"round {last['round']} keeps only {thin_text(thin)}")
     return text + "".join(f". Warning: {note}" for note in notes)
 
@@ -185,7 +189,8 @@ def _when(attempts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _cost(run: ReportRun, attempts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    named, broken = sum(epochs_by_round(run).values()), broken_off(run)
+    named = sum(epochs_by_round(run).values())
+    broken = broken_off(run)
     trained = sum(int(attempt.get("trained_epochs", 0)) for attempt in attempts) + broken.epochs
     found = sum(attempt["found"] for attempt in attempts)
     least = "at least " if unknown_trainings(run) else ""
@@ -197,7 +202,8 @@ def _cost(run: ReportRun, attempts: Sequence[Mapping[str, Any]]) -> Iterator[tup
         own += f"; {found} result{'s were' if found != 1 else ' was'} found in the storage"
     yield "Epochs", "; ".join(filter(None, [text, own]))
     yield "Cost", account_text(run)
-    if (time := device_time(run)) is not None:
+    time = device_time(run)
+    if time is not None:
         text = _hours(time, broken_off_time(run, broken), broken.num_killed)
         yield "GPU-hours" if time.unit == "GPU" else "Core-hours", text
 
@@ -226,7 +232,8 @@ def failures(attempts: Sequence[Mapping[str, Any]]) -> str:
     if not counts and len(attempts) < 2:
         return "None." if attempts else ""
     parts = [f"{count} {INCIDENTS.get(kind, (kind, kind))[count != 1]}" for kind, count in counts.items()]
-    if killed := sum("ended" not in attempt for attempt in attempts[:-1]):
+    killed = sum("ended" not in attempt for attempt in attempts[:-1])
+    if killed:
         parts.append(f"{killed} attempt{'s were' if killed > 1 else ' was'} ended from outside")
     again = f"it was started {len(attempts)} times" if len(attempts) > 1 else ""
     return "; ".join(filter(None, [*parts, again])).capitalize() + "."

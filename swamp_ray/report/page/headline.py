@@ -53,12 +53,14 @@ def _together(runs: Sequence[ReportRun], found: Sequence[Mean]) -> str:
     else:
         low, high = (pick(found, key=lambda one: one.value) for pick in (min, max))
         text += f"{len(found)} arms from {_value(low, metric)} ({low.arm}) to {_value(high, metric)} ({high.arm})"
-    dense, of_arm = dense_value(runs), f" ({found[0].arm})" if len(found) > 1 else ""
+    dense = dense_value(runs)
+    of_arm = f" ({found[0].arm})" if len(found) > 1 else ""
     return f"{text}{f'; dense{of_arm} {number(dense, metric)}' if dense is not None else ''}."
 
 
 def _alone(runs: Sequence[ReportRun], one: Mean) -> str:
-    metric, dense = runs[0].primary, dense_value(runs)
+    metric = runs[0].primary
+    dense = dense_value(runs)
     text = f"{_label(runs, one.arm)}: test {metric} {_value(one, metric)} at {percent(one.sparsity)} sparsity"
     if dense is not None and one.sparsity > 0:
         text += f", dense {number(dense, metric)}"
@@ -83,7 +85,8 @@ def _difference(one: Comparison, metric: str) -> str:
     levels = [level for level in one.levels if level.difference is not None]
     if not levels:
         return ""
-    level, points_ = levels[-1], " points" if is_percent(metric) else ""
+    level = levels[-1]
+    points_ = " points" if is_percent(metric) else ""
     text = (f"{one.second} − {one.first} at {percent(level.sparsity)} sparsity: "  # noqa: RUF001 - a minus sign
             f"{signed(level.difference or 0.0, metric)}{points_}")
     if level.paired is None:
@@ -97,7 +100,8 @@ def _difference(one: Comparison, metric: str) -> str:
 def warnings(runs: Sequence[ReportRun]) -> Iterator[str]:
     """Runs that are not finished, and what runs that are shown together do not share."""
     for run in runs:
-        if text := status(run):
+        text = status(run)
+        if text:
             yield f"{run.name}: {text}" if len(runs) > 1 else text
     if len({run.about.get("data", {}).get("digest") for run in runs}) > 1:
         yield "These runs were not all trained on the same data and split: their values cannot be compared."

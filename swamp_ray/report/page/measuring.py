@@ -29,7 +29,8 @@ def measured(runs: Sequence[ReportRun], say: Say) -> tuple[list[ReportRun], list
     Returns:
         The runs with what was measured, and what could not be, and why.
     """
-    found, notes = [], []
+    found = []
+    notes = []
     data: dict[str, Data] = {}
     for run in runs:
         found.append(run)

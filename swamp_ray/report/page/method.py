@@ -16,7 +16,8 @@ def method_name(config: SwampConfig) -> str | None:
 
 
 def _name_without_sam(config: SwampConfig) -> str | None:
-    particles, within = config.particles, config.averaging.within
+    particles = config.particles
+    within = config.averaging.within
     vary = particles.vary
     if config.pruning.when == "before":
         return _before(config)
@@ -120,7 +121,8 @@ def _start(config: SwampConfig) -> str:
 
 
 def _training(config: SwampConfig) -> str:
-    particles, round_ = config.particles, config.round
+    particles = config.particles
+    round_ = config.round
     if config.changes_mask:
         text = f"There is one training, of {round_.length} (T)."
         if config.num_replicas > 1:
@@ -139,7 +141,8 @@ def _training(config: SwampConfig) -> str:
                  "its weights and optimiser state.")
     vary = {"weight decay": particles.vary.weight_decay, "learning rate": particles.vary.lr,
             "length": particles.vary.length}
-    if differing := [what for what, values in vary.items() if values]:
+    differing = [what for what, values in vary.items() if values]
+    if differing:
         text += f" They differ in {' and '.join(differing)}."
     if config.training.sam_rho is not None:
         text += (f" Each step takes its gradient {config.training.sam_rho:g} up the batch's own gradient (SAM), and so "
@@ -227,8 +230,10 @@ _WHERE = {"global": "over all layers at once", "uniform": "with one density for 
 
 def _updates(config: SwampConfig) -> str:
     """How the mask changes within the training."""
-    pruning, updates = config.pruning, config.pruning.updates
-    where, target = _WHERE[pruning.scope], f"{pruning.target * 100:g} %"
+    pruning = config.pruning
+    updates = config.pruning.updates
+    where = _WHERE[pruning.scope]
+    target = f"{pruning.target * 100:g} %"
     if pruning.when == "dynamic":
         how = "where the gradient is largest" if updates.grow == "gradient" else "at random"
         return (f"The mask is of {target} sparsity from the first step on, {where}. Every {updates.every} until "

@@ -26,7 +26,8 @@ def summary_table(runs: Sequence[ReportRun], split: str = "test") -> PageTable |
     """The network of each round, an arm a column, mean and standard deviation over its seeds; None for a single run."""
     if len(runs) < 2:
         return None
-    metric, arms = runs[0].primary, arms_of_runs(runs)
+    metric = runs[0].primary
+    arms = arms_of_runs(runs)
     found = {(one.sparsity, one.arm): one for one in means(points(runs, split)) if one.network == AVERAGE}
     sparsities = sorted({sparsity for sparsity, _ in found})
     rows = tuple((Cell(percent(sparsity), sparsity), *(_arm_cell(found.get((sparsity, arm)), metric) for arm in arms))
@@ -64,7 +65,8 @@ def rounds_table(run: ReportRun, folded: bool = False) -> PageTable:
 
 
 def _round_cells(run: ReportRun, record: Mapping[str, Any], several: bool, losses: bool) -> tuple[Cell, ...]:
-    metric, average = run.primary, record["average"]
+    metric = run.primary
+    average = record["average"]
     cells = [Cell(str(record["round"]), record["round"]), Cell(percent(record["sparsity"]), record["sparsity"]),
              Cell(f"{record['survivors']:,}", record["survivors"]),
              _metric(average["test"][metric], metric), _metric(average["validation"][metric], metric)]
@@ -83,7 +85,8 @@ def _particles(run: ReportRun, record: Mapping[str, Any]) -> list[Cell]:
     metric = run.primary
     values = [float(one["test"][metric]) for one in record["particles"]]
     best, worst = (max, min) if run.about.get("higher_is_better", metric != LOSS) else (min, max)
-    mean, std = record["mean"]["test"][metric], record["std"]["test"][metric]
+    mean = record["mean"]["test"][metric]
+    std = record["std"]["test"][metric]
     text = short(mean, metric) + (f" ± {short(std, metric)}" if len(values) > 1 else "")
     return [Cell(text, mean), _metric(best(values), metric), _metric(worst(values), metric),
             Cell(f"{record['spread']:.4g}", record["spread"])]
