@@ -6,11 +6,11 @@ names follow from what is known. Both ask :class:`ResultNames`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from swamp_ray.method.events import DENSE, MASK, Job, trunk_of
+from swamp_ray.method.events import DENSE, MASK, Job, RoundPlan, trunk_of
 from swamp_ray.run.prepare import Prepared
 from swamp_ray.storage.recipes import Named
 from swamp_ray.training.arithmetic import SINGLE
@@ -42,6 +42,10 @@ class NamedResult:
     named: Named
     program: Program | None = None
     seed: int = 0
+
+
+NamesUpTo = Generator[NamedResult, None, Origin | None]
+"""Names results, and gives what the next are made from; None where that is not known."""
 
 
 class KnownResults(Protocol):
@@ -139,52 +143,71 @@ class ResultNames:
             known: Asked for the digests that the next names depend on; with the first None the names end.
             first: What the first result is made from; default: the initialisation.
         """
+        origin = yield from self._before_rounds(first or self.first_origin(), known)
+        for plan in self._prepared.plan:
+            if origin is None:
+                return
+            origin = yield from self._of_round(plan, origin, known)
+
+    def _before_rounds(self, origin: Origin, known: KnownResults) -> NamesUpTo:
+        """Name the dense phase and the mask that is chosen before training, where there are such."""
         prepared = self._prepared
-        origin = first or self.first_origin()
         if prepared.dense is not None:
             dense = self.training(DENSE, origin)
             yield dense
             start = known.state(dense)
             if start is None:
-                return
+                return None
             origin = Origin(start, prepared.recipes.mask_digest(prepared.first_mask))
         if prepared.mask is not None:
             chosen = self.mask(origin)
             yield chosen
             mask = known.next_mask(chosen)
             if mask is None:
-                return
+                return None
             origin = replace(origin, mask=mask)
-        for plan in prepared.plan:
-            if plan.has_trunk:
-                trunk = self.training(trunk_of(plan.index), origin)
-                yield trunk
-                origin = replace(origin, trunk=known.state(trunk))
-                if origin.trunk is None:
-                    return
-            particles = [self.training(Job("particle", plan.index, n), origin) for n in range(plan.num_particles)]
-            yield from particles
-            states = [known.state(particle) for particle in particles]
-            combine = prepared.config.particles.combine
-            if combine != "average" and len(states) > 1 and None not in states:
-                given = [state for state in states if state is not None]
-                states = [known.best(given) if combine == "best" else known.soup(given)]
-            entering = [state for state in states if state is not None]
-            if len(entering) < len(states):
-                return
-            if any(particle.program is not None and particle.program.mask_updates for particle in particles):
-                own_mask = known.own_mask(particles[0])
-                if own_mask is None:
-                    return
-                origin = replace(origin, mask=own_mask)
-            average = self.average(plan.index, entering, origin)
-            yield average
-            state = known.state(average)
+        return origin
+
+    def _of_round(self, plan: RoundPlan, origin: Origin, known: KnownResults) -> NamesUpTo:
+        """Name trunk, particles, average and evaluation of a round."""
+        if plan.has_trunk:
+            trunk = self.training(trunk_of(plan.index), origin)
+            yield trunk
+            origin = replace(origin, trunk=known.state(trunk))
+            if origin.trunk is None:
+                return None
+        particles = [self.training(Job("particle", plan.index, n), origin) for n in range(plan.num_particles)]
+        yield from particles
+        entering = self._entering(particles, known)
+        if entering is None:
+            return None
+        if any(particle.program is not None and particle.program.mask_updates for particle in particles):
+            own_mask = known.own_mask(particles[0])
+            if own_mask is None:
+                return None
+            origin = replace(origin, mask=own_mask)
+        average = self.average(plan.index, entering, origin)
+        yield average
+        state = known.state(average)
+        if state is None:
+            return None
+        yield self.evaluation(plan.index, state, origin)
+        mask = known.next_mask(average)
+        if mask is None:
+            return None
+        rewinds = self._prepared.config.rewind.weights != "none"
+        return replace(origin, mask=mask, values=None if rewinds else state)
+
+    def _entering(self, particles: Sequence[NamedResult], known: KnownResults) -> list[str] | None:
+        """Digests of the states that enter a round's average; None if one is not known."""
+        states: list[str] = []
+        for particle in particles:
+            state = known.state(particle)
             if state is None:
-                return
-            yield self.evaluation(plan.index, state, origin)
-            mask = known.next_mask(average)
-            if mask is None:
-                return
-            rewinds = prepared.config.rewind.weights != "none"
-            origin = replace(origin, mask=mask, values=None if rewinds else state)
+                return None
+            states.append(state)
+        combine = self._prepared.config.particles.combine
+        if combine == "average" or len(states) == 1:
+            return states
+        chosen = known.best(states) if combine == "best" else known.soup(states)
+        return None if chosen is None else [chosen]

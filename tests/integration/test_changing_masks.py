@@ -108,6 +108,7 @@ def test_a_worker_on_ray_that_is_killed_changes_no_byte(tmp_path: Path, method: 
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.nightly
 def test_ranks_change_the_mask_alike(tmp_path: Path) -> None:
     done = run(tiny(tmp_path, **METHODS["rigl"], execution__executor="ray", particle__num_workers=2))
     [record] = done.records

@@ -42,6 +42,7 @@ def test_a_worker_that_dies_over_the_mask_changes_no_byte(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.nightly
 def test_with_ranks_the_first_one_chooses_the_mask(tmp_path: Path) -> None:
     values: dict[str, Any] = {**BEFORE, "pruning__score": "snip", "particle__num_workers": 2}
     done = run(tiny(tmp_path, **values, execution__executor="ray"))
