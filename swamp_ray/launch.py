@@ -111,7 +111,7 @@ def _run(
             reporter.warning(text)
         for text in prepared.data.warnings:
             reporter.warning(text)
-        for text in [*prepared.notes, *prepared.short_trainings]:
+        for text in [*prepared.notes, *prepared.short_trainings, *prepared.unreached_stages]:
             reporter.warning(text)
         if prepared.caution:
             reporter.warning(prepared.caution)

@@ -60,13 +60,13 @@ def parse_structure(text: str) -> Structure | None:
         kept = int(found[1])
         of = int(found[2])
         if not 0 < kept < of:
-            raise ValueError(f"must keep at least 1 and fewer than all of the weights of a group, but got {text}")
+            raise ValueError("must keep at least 1 and fewer than all of the weights of a group")
         return Structure(text, PATTERN, kept, of)
     found = _BLOCKS.fullmatch(text)
     if found is not None:
         rows = int(found[1])
         columns = int(found[2])
         if rows * columns < 2:
-            raise ValueError(f"must have blocks of at least 2 weights, but got {text}")
+            raise ValueError("must have blocks of at least 2 weights")
         return Structure(text, BLOCKS, rows, columns)
-    raise ValueError(f"must be {_FORMS}, but got {text!r}")
+    raise ValueError(f"must be {_FORMS}")

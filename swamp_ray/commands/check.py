@@ -341,7 +341,7 @@ def space_lines(prepared: Prepared) -> list[str]:
 
 def warnings(prepared: Prepared) -> list[str]:
     """What is odd about the data, what else metrics depend on, and layers that are sure to be emptied."""
-    odd = [*prepared.data.warnings, *prepared.notes, *prepared.short_trainings]
+    odd = [*prepared.data.warnings, *prepared.notes, *prepared.short_trainings, *prepared.unreached_stages]
     texts = [*odd, *([prepared.caution] if prepared.caution else [])]
     return [f"[yellow]warning: {escape(text)}[/yellow]" for text in texts] + _emptied(prepared)
 

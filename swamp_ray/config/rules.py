@@ -114,6 +114,8 @@ def _wrong_updates(config: Sections) -> Iterator[str]:
 
 
 def _wrong_gradual(config: Sections) -> Iterator[str]:
+    if config.pruning.target == 0:
+        yield "pruning.target must be above 0 with pruning.when: gradual, which would prune nothing"
     default = UpdatesConfig()
     for option in ("grow", "drop_share"):
         if getattr(config.pruning.updates, option) != getattr(default, option):
@@ -189,13 +191,12 @@ def _wrong_averages(config: Sections) -> Iterator[str]:
             yield "averaging.every must be greater than 0"
         # By default a training that is too short has one snapshot, of its last weights.
         by_default = config.averaging.start == 0.75 and str(every) == "1 epoch"
-        forked = config.particles.fork_at > 0
-        option = "particles.fork_at" if forked else "averaging.start"
-        start = config.particles.fork_at if forked else config.averaging.start
-        left = (1 - start) * length.amount
-        if not by_default and every.unit == length.unit and left < every.amount - 1e-9:
+        left = (1 - config.averaging.start) * length.amount
+        # A fork falls between two epochs, which only the data tell; the program of a round refuses it then.
+        is_known = not by_default and config.particles.fork_at == 0
+        if is_known and every.unit == length.unit and left < every.amount - 1e-9:
             yield (
-                f"{option} ({start:g}) leaves {left:g} "
+                f"averaging.start ({config.averaging.start:g}) leaves {left:g} "
                 f"{length.unit} of round.length for snapshots every {every}: none would be taken. "
                 "Start earlier, train longer or take snapshots more often"
             )
@@ -215,9 +216,10 @@ def _wrong_forks(config: Sections) -> Iterator[str]:
     vary = config.particles.vary
     varied = [name for name in ("weight_decay", "lr", "length") if getattr(vary, name)]
     if varied:
+        values = ", ".join(str(value) for value in getattr(vary, varied[0]))
         yield (
             f"particles.vary.{varied[0]} must be empty with particles.fork_at: particles that part from one trunk "
-            f"have trained alike until then, but got {getattr(vary, varied[0])}. Set particles.fork_at: 0"
+            f"have trained alike until then, but got {values}. Set particles.fork_at: 0"
         )
     if averaging.within == "swa" and averaging.start not in (share, AveragingConfig().start):
         yield (

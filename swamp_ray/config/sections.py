@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from swamp_ray.config.fields import Labels, Length, LengthField, Options, Section, Share, Sparsity
+from swamp_ray.config.fields import EXPONENT, Labels, Length, LengthField, Options, Section, Share, Sparsity
 from swamp_ray.structure import parse_structure
 
 
@@ -149,6 +149,20 @@ class RateStage(Section):
     lr: float = Field(gt=0.0, description="The rate in each of its rounds.")
 
 
+def _are_stages(value: Any) -> bool:
+    """Whether a value is a list of stages, given as mappings or as what they were read to, in order."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    plain = [stage.model_dump() if isinstance(stage, RateStage) else stage for stage in value]
+    if not all(isinstance(stage, dict) and set(stage) == {"sparsity", "lr"} for stage in plain):
+        return False
+    sparsities = [stage["sparsity"] for stage in plain]
+    numbers = [*sparsities, *(stage["lr"] for stage in plain)]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        return False
+    return sparsities == sorted(set(sparsities))
+
+
 class AveragingConfig(Section):
     """Averaging along one particle's training, and how the average over particles is computed."""
 
@@ -174,13 +188,16 @@ class AveragingConfig(Section):
         "number gives the same bits."
     )
 
-    @model_validator(mode="after")
-    def _increasing(self) -> AveragingConfig:
-        if isinstance(self.lr, tuple):
-            stages = [stage.sparsity for stage in self.lr]
-            if not stages or stages != sorted(set(stages)):
-                raise ValueError(f"lr must be a rate, or list stages by increasing sparsity, but got {stages}")
-        return self
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _rate_or_stages(cls, value: Any) -> Any:
+        """One sentence for the whole option, instead of one for each of its types."""
+        is_rate = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+        is_text = isinstance(value, str) and EXPONENT.fullmatch(value) is not None
+        if value is None or is_rate or is_text or _are_stages(value):
+            return value
+        raise ValueError("must be a rate above 0, or list stages by increasing sparsity, such as "
+                         "[{sparsity: 0, lr: 0.05}, {sparsity: 0.9, lr: 0.01}]")
 
     def lr_at(self, sparsity: float, tolerance: float = 1e-12) -> float | None:
         """The constant rate of SWA in a round of this sparsity; None: half of the training's own.

@@ -108,11 +108,20 @@ def described_mask(config: SwampConfig, layout: Layout, following: np.ndarray, c
     left = layer_counts(layout, following)
     both = zip(layout.layers, counts, left, strict=True)
     emptied = [layer.name for layer, before, after in both if before and not after]
-    if emptied and config.pruning.empty_layers == "refuse":
-        raise RunError(f"the next mask would leave no weight in {', '.join(emptied)}. Lower pruning.target, set "
-                       "pruning.scope to erk or uniform, or allow it with pruning.empty_layers: warn")
+    refuse_emptied(config.pruning.empty_layers, emptied)
     thin = thin_layers((layer.name, layer.size, count) for layer, count in zip(layout.layers, left, strict=True))
     return {"emptied_layers": emptied, "thin_layers": thin}
+
+
+def refuse_emptied(empty_layers: str, emptied: Sequence[str]) -> None:
+    """Refuse a mask that empties layers where ``pruning.empty_layers`` says so.
+
+    Raises:
+        RunError: It does.
+    """
+    if emptied and empty_layers == "refuse":
+        raise RunError(f"the next mask would leave no weight in {', '.join(emptied)}. Lower pruning.target, set "
+                       "pruning.scope to erk or uniform, or allow it with pruning.empty_layers: warn")
 
 
 def read_mask(store: ArtifactStore, manifest: Manifest) -> np.ndarray | None:

@@ -39,7 +39,7 @@ from swamp_ray.method.events import (
     trunk_of,
 )
 from swamp_ray.method.rounds import Rounds
-from swamp_ray.run.averager import read_mask
+from swamp_ray.run.averager import read_mask, refuse_emptied
 from swamp_ray.run.costs import dense_cost, round_cost
 from swamp_ray.run.failures import DIVERGED, FailureKind, divergence_advice, recall_divergence
 from swamp_ray.run.journal import Journal
@@ -561,7 +561,10 @@ class Driver:
         if manifest is None:
             raise CorruptArtifactError(f"the average of round {index} has vanished from the storage")
         self._averages[index] = manifest
-        self._warn_of_layers(index + 1, manifest.info)
+        self._look_at_layers(index + 1, manifest.info)
+        if self._prepared.config.changes_mask:  # the training itself has chosen the mask
+            densities = manifest.info["layer_densities"]
+            self._look_at_layers(index, {"emptied_layers": [name for name in densities if densities[name] == 0]})
         self._inputs.follow(index, manifest)
         return [RoundAveragedEvent(index)]
 
@@ -576,10 +579,15 @@ class Driver:
         kept = self._prepared.plan[0].survivors
         of = self._prepared.layout.num_prunable
         self._reporter.notice(f"the mask before training keeps {kept:,} of {of:,} weights, by {pruning.score}")
-        self._warn_of_layers(0, outcome.info)
+        self._look_at_layers(0, outcome.info)
 
-    def _warn_of_layers(self, index: int, info: Mapping[str, Any]) -> None:
-        """Tell of layers that a round's mask empties, or nearly."""
+    def _look_at_layers(self, index: int, info: Mapping[str, Any]) -> None:
+        """Tell of layers that a round's mask empties, or nearly.
+
+        Raises:
+            RunError: It empties some, and the config refuses that. Whoever chose the mask may have allowed it.
+        """
+        refuse_emptied(self._prepared.config.pruning.empty_layers, info.get("emptied_layers", []))
         for emptied in info.get("emptied_layers", []):
             self._reporter.warning(f"round {index} leaves no weight in {emptied}")
         thin = info.get("thin_layers")

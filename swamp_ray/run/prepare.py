@@ -34,6 +34,7 @@ from swamp_ray.sparsity.structure import check_structure
 from swamp_ray.sparsity.unit_selection import plan_units
 from swamp_ray.storage.recipes import Recipes
 from swamp_ray.structure import parse_structure
+from swamp_ray.text.tables import counted
 from swamp_ray.training.arithmetic import (
     SINGLE,
     Arithmetic,
@@ -124,12 +125,30 @@ class Prepared:
 
     def program(self, round_index: int, particle: int) -> Program:
         """What a particle does; what follows the trunk, where its round has one."""
-        sparsity = self.plan[round_index].sparsity
-        return round_program(self.config, self.steps_per_epoch, round_index, particle, sparsity)
+        return round_program(self.config, self.steps_per_epoch, round_index, particle, self._stage(round_index))
 
     def trunk(self, round_index: int) -> Program | None:
         """What a round's particles share: the training from whose end they part; None without a trunk."""
-        return trunk_program(self.config, self.steps_per_epoch, round_index, self.plan[round_index].sparsity)
+        return trunk_program(self.config, self.steps_per_epoch, round_index, self._stage(round_index))
+
+    def _stage(self, round_index: int) -> float:
+        """The sparsity by which a round's stage is found: half a weight is added, since a round keeps whole ones."""
+        return self.plan[round_index].sparsity + 0.5 / self.layout.num_prunable
+
+    @property
+    def unreached_stages(self) -> list[str]:
+        """What to say of stages by sparsity that no round reaches."""
+        stages = {"particles.schedule": [stage.sparsity for stage in self.config.particles.schedule]}
+        if isinstance(self.config.averaging.lr, tuple):
+            stages["averaging.lr"] = [stage.sparsity for stage in self.config.averaging.lr]
+        sparsest = self._stage(len(self.plan) - 1)
+        found = []
+        for option, sparsities in stages.items():
+            for sparsity in sparsities:
+                if sparsity > sparsest:
+                    found.append(f"no round reaches the stage of {option} that begins at {sparsity:g}: the sparsest "
+                                 f"has {self.plan[-1].sparsity:.4g}")
+        return found
 
     @property
     def short_trainings(self) -> list[str]:
@@ -143,9 +162,13 @@ class Prepared:
                     "warm-up. Train longer, or set training.schedule.warmup"]
         if not short:
             return []
-        return [f"a training of {min(short)} steps is too short for averaging.every: {self.config.averaging.every} in "
-                "its last quarter. SWA takes one snapshot there, the last weights. Train longer, or set "
-                "averaging.start and averaging.every"]
+        forked = self.config.particles.fork_at > 0
+        where = "what follows the fork" if forked else "its last quarter"
+        options = "particles.fork_at and averaging.every" if forked else "averaging.start and averaging.every"
+        every = self.config.averaging.every
+        steps = counted(min(short), "step")
+        return [f"a training of {steps} is too short for averaging.every: {every} in {where}. SWA takes one snapshot "
+                f"there, the last weights. Train longer, or set {options}"]
 
     def packing(self, round_index: int) -> str:
         """How workers train the particles of a round: a single one is not stacked with padding."""

@@ -114,7 +114,8 @@ def _remarks(members: Iterable[Prepared]) -> list[str]:
     """What is odd about the data, the networks and the trainings of the settings, each once."""
     texts: dict[str, None] = {}
     for member in members:
-        texts |= dict.fromkeys([*member.data.warnings, *member.notes, *member.short_trainings])
+        odd = [*member.data.warnings, *member.notes, *member.short_trainings, *member.unreached_stages]
+        texts |= dict.fromkeys(odd)
         if member.caution:
             texts[member.caution] = None
     return list(texts)

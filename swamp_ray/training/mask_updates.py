@@ -122,13 +122,20 @@ def mask_updates_of(config: SwampConfig, num_steps: int, steps_per_epoch: int) -
     if not 0 < end < num_steps:
         raise UserError("the training must go on after the last change of the mask, and before the first one",
                         got=f"a last change after step {end} of {num_steps}", where="pruning.updates.until",
-                        do="Train longer, with round.length.")
+                        do="Change it, or train longer with round.length.")
     if every == 1 and pruning.when == "dynamic" and options.grow == "gradient":
         raise UserError("growth by the gradient takes the place of a step, so that there must be steps in between",
                         got=str(options.every), where="pruning.updates.every", do="Set it to at least 2 steps.")
     replicas = config.num_replicas
     if pruning.when == "gradual":
-        return MaskUpdates("prune", every, begin, end, target=pruning.target, scope=pruning.scope, replicas=replicas)
+        gradual = MaskUpdates("prune", every, begin, end, target=pruning.target, scope=pruning.scope, replicas=replicas)
+        if begin < end and len(gradual.steps) < 2:
+            raise UserError("the training must be long enough for two changes of the mask, or all weights go at once",
+                            got=f"a change every {every} steps from step {begin} to step {end}",
+                            where="pruning.updates.every",
+                            do="Lower it, or train longer with round.length; or set pruning.updates.begin equal to "
+                               "until, where one change is meant.")
+        return gradual
     updates = MaskUpdates(options.grow, every, begin, end, share=options.drop_share, replicas=replicas)
     if not updates.steps:
         raise UserError("the training must be long enough for one change of the mask",

@@ -256,9 +256,10 @@ def _with_snapshots(config: SwampConfig, program: Program) -> Program:
         first = every = program.num_steps
     if not 0 < first <= program.num_steps:
         raise UserError(
-            "averaging.start and averaging.every must leave room for a snapshot",
+            f"{'particles.fork_at' if config.particles.fork_at else 'averaging.start'} and averaging.every must leave "
+            "room for a snapshot",
             got=f"a start at step {start} of {program.num_steps} and a snapshot every {every} steps",
-            do="Start earlier, train longer, or take snapshots more often.", where="averaging")
+            do="Begin earlier, train longer, or take snapshots more often.", where="averaging")
     return replace(program, averaging="swa", first_snapshot=first, snapshot_every=every)
 
 

@@ -604,3 +604,16 @@ def test_answers_that_report_nothing_cost_no_time(tmp_path: Path) -> None:
     began = time.monotonic()
     run(tiny(tmp_path), executor=Hesitant)
     assert time.monotonic() - began < 100 * WAIT_S
+
+
+@pytest.mark.parametrize("given", [
+    {"pruning__target": 0.9999, "pruning__rate": 0.9999},
+    {"pruning__when": "before", "pruning__score": "random", "pruning__target": 0.9999},
+    {"pruning__when": "gradual", "pruning__target": 0.9999, "pruning__updates__every": "1 step",
+     "averaging__within": "none"},
+])
+def test_a_mask_that_empties_layers_is_refused_whoever_has_stored_it(tmp_path: Path, given: dict[str, object]) -> None:
+    _, watcher = watched(tmp_path, **given)
+    assert any("leaves no weight in" in text for text in watcher.warnings)
+    with pytest.raises(RunError, match="would leave no weight in"):
+        watched(tmp_path, name="strict", pruning__empty_layers="refuse", **given)

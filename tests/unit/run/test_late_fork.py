@@ -175,3 +175,17 @@ def test_the_estimate_of_space_counts_trunks(tmp_path: Path) -> None:
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert planned.kept_bytes == pytest.approx(written, rel=0.25)
     assert estimate(prepare(config)).present_bytes > 0.5 * planned.kept_bytes
+
+
+def test_a_stage_begins_in_the_round_of_its_own_sparsity(tmp_path: Path) -> None:
+    """A round keeps a whole number of weights, and may be half a weight less sparse than the stage says."""
+    plain = prepare(tiny(tmp_path, pruning__target=0.9, pruning__rate=0.9))
+    stage = plain.plan[-1].sparsity + 0.4 / plain.layout.num_prunable
+    prepared = prepare(tiny(tmp_path, averaging__lr=[{"sparsity": stage, "lr": 0.01}], pruning__target=0.9,
+                            pruning__rate=0.9, particles__schedule=[{"sparsity": stage, "count": 2}]))
+    assert [prepared.program(plan.index, 0).rate.final for plan in prepared.plan] == [0.025, 0.01]
+    assert [plan.num_particles for plan in prepared.plan] == [3, 2]
+    assert prepared.unreached_stages == []
+    beyond = prepare(tiny(tmp_path, averaging__lr=[{"sparsity": 0.95, "lr": 0.01}], pruning__target=0.9))
+    assert beyond.unreached_stages == [
+        "no round reaches the stage of averaging.lr that begins at 0.95: the sparsest has 0.9"]

@@ -96,7 +96,7 @@ class TestPrograms:
         ({"round__length": "1 step", "averaging__within": "none"}, "at least two steps"),
         ({"particles__vary__lr": [0.1, 0.2]}, r"particles\.vary\.lr must be empty with particles\.fork_at"),
         ({"averaging__start": 0.6}, r"averaging\.start must be left out, or equal particles\.fork_at"),
-        ({"averaging__lr": []}, "lr must be a rate, or list stages by increasing sparsity"),
+        ({"averaging__lr": []}, "must be a rate above 0, or list stages by increasing sparsity"),
         ({"averaging__lr": [{"sparsity": 0.9, "lr": 0.1}, {"sparsity": 0.5, "lr": 0.1}]}, "by increasing sparsity"),
         ({"particles__fork_at": 1.0}, "less than 1"),
     ])
