@@ -61,6 +61,8 @@ def _wrong_before(config: Sections) -> Iterator[str]:
         if pruning.before != BeforeConfig():
             yield "pruning.before needs pruning.when: before"
         return
+    if pruning.target == 0:
+        yield "pruning.target must be above 0 with pruning.when: before, which would prune nothing"
     if pruning.before.num_batches is not None and pruning.score in SEES_NO_DATA:
         yield f"pruning.before.num_batches has no meaning with pruning.score: {pruning.score}, which sees no data"
     if pruning.before.steps not in (None, 1) and pruning.score in ("random", "magnitude"):
