@@ -92,11 +92,11 @@ def _sections(section: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
 
 def _suffix(field: FieldInfo) -> str:
     """What stands behind the name of an option that holds several sections."""
-    kinds = [field.annotation]
+    kinds: list[Any] = [field.annotation]
+    marks: dict[Any, str] = {tuple: "[]", dict: ".ENTRY"}
     if get_origin(field.annotation) in (Union, types.UnionType):  # one section's value, or a list of sections
         kinds = list(get_args(field.annotation))
-    suffixes = [{tuple: "[]", dict: ".ENTRY"}.get(get_origin(kind), "") for kind in kinds]
-    return "".join(suffixes)
+    return "".join(marks.get(get_origin(kind), "") for kind in kinds)
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
