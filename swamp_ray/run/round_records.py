@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from swamp_ray.method.events import Decision, RoundPlan
 from swamp_ray.run.messages import Outcome, RoundRecord
@@ -38,7 +39,6 @@ def round_record(
         trunk: Where its particles part, if they do.
         costs: Of the round, and of the run up to its end.
     """
-    parts_from = {} if trunk is None else {"trunk": {"name": trunk.name, "sha256": trunk.digest}}
     metrics = [outcome.info["metrics"] for outcome in outcomes]
     return RoundRecord(
         round=plan.index,
@@ -52,12 +52,7 @@ def round_record(
         layer_densities=average.info["layer_densities"],
         spread=average.info["spread"],
         combined=average.info["particles"],
-        artifacts={
-            "particles": [{"name": outcome.name, "sha256": outcome.digest} for outcome in outcomes],
-            "average": {"name": average.name, "sha256": state_digest(average.files)},
-            "evaluation": {"name": evaluation.name},
-            **parts_from,
-        },
+        artifacts=_artifacts(outcomes, average, evaluation, trunk),
         ticket=ticket,
         ticket_sha256=ticket_sha256,
         emptied_layers=average.info.get("emptied_layers", []),
@@ -67,6 +62,20 @@ def round_record(
         cost={} if costs is None else costs[0].as_dict(),
         cost_so_far={} if costs is None else costs[1].as_dict(),
     )
+
+
+def _artifacts(
+    outcomes: Sequence[Outcome], average: Manifest, evaluation: Outcome, trunk: Outcome | None
+) -> dict[str, Any]:
+    """Names and digests of what the round is made of."""
+    named: dict[str, Any] = {
+        "particles": [{"name": outcome.name, "sha256": outcome.digest} for outcome in outcomes],
+        "average": {"name": average.name, "sha256": state_digest(average.files)},
+        "evaluation": {"name": evaluation.name},
+    }
+    if trunk is not None:
+        named["trunk"] = {"name": trunk.name, "sha256": trunk.digest}
+    return named
 
 
 def _over_particles(metrics: Sequence[Metrics], statistic: Callable[[list[float]], float]) -> Metrics:
