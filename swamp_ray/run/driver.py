@@ -352,6 +352,8 @@ class Driver:
 
     def _gone_members(self, spec: JobSpec) -> list[Event]:
         """The losses of those particles of a soup that were let go: it is measured once they are trained again."""
+        if not spec.members:
+            return []
         gone: list[Job] = []
         for job, outcome in self._outcomes.items():
             if outcome.name in spec.members and job.round == spec.job.round and lacks_state(self._store, outcome.name):

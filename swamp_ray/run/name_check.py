@@ -38,6 +38,7 @@ class _NameCheck:
         self._rundir = rundir
 
     def check(self, prepared: Prepared, code_changed: CodeChanged) -> None:
+        """Compare recipe, data, code, start and arithmetic; the first that differs is refused, see `check_name`."""
         text = self._rundir.read_config()
         run = self._rundir.read_run()
         if run:
