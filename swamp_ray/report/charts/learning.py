@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,11 @@ def learning_curves(runs: Sequence[ReportRun]) -> list[Chart]:
     left_out = every["survivors"].nunique() - epochs["survivors"].nunique()
     names = [name for name in ("loss", runs[0].primary) if name in epochs.columns[epochs.notna().any()]]
     smoothed = any(run.config.task.label_smoothing for run in runs)
-    return [_chart(epochs, name, left_out > 0, smoothed and name == "loss") for name in dict.fromkeys(names)]
+    charts = [_chart(epochs, name, left_out > 0, smoothed and name == "loss") for name in dict.fromkeys(names)]
+    if any(run.config.particles.fork_at > 0 for run in runs):
+        said = "Particles that part from a trunk count their epochs from there; the trunk is not in this figure."
+        charts = [replace(chart, caption=f"{chart.caption} {said}") for chart in charts]
+    return charts
 
 
 def chosen_rounds(survivors: Sequence[Any]) -> list[Any]:
@@ -124,7 +129,7 @@ def _figure(data: Any, metric: str) -> Figure:
     if metric == "loss" and _orders(data[metric]) > WIDE:
         _log_axis(panels.flat[0])
     tested = TEST in set(data["split"])
-    label_panels(figure, panels, "epoch of the round", axis_label(metric, "" if tested else TRAINING))
+    label_panels(figure, panels, "epoch of the particle", axis_label(metric, "" if tested else TRAINING))
     sparsity_bar(figure, list(panels.flat), shade, lowest)
     if tested:
         legend_below(figure, [legend_line("training, epoch by epoch"),
